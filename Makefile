@@ -1,0 +1,43 @@
+# Two commands: `make ping` runs the experiment, `make test` runs every test. Each sets up what is missing.
+PYTHON ?= python3
+SKBLAB := .venv/bin/skblab
+TESTED_SERIES := 6.12 6.1
+PACKETS ?= 1000000
+C_SOURCES := $(wildcard kernel/init/*.c) # the agent is built with -Werror when an image is
+
+export PYTHON
+
+.PHONY: ping test check torture bench setup images clean
+.DEFAULT_GOAL := ping
+
+ping: setup ## boot a kernel, stop it at icmp_rcv, and decide when ping gets its answer
+	$(SKBLAB) image build >/dev/null
+	@if [ -t 0 ] && [ -t 1 ]; then exec $(SKBLAB) ping; else exec $(SKBLAB) ping --holds 0.5,1,2 --staircase; fi
+
+setup: ## make .venv/bin/skblab ready
+	@tools/setup
+
+images:
+	@tools/setup linux-source-6.1 gdb curl iperf3
+	@for series in $(TESTED_SERIES); do $(SKBLAB) image build --series $$series || exit 1; done
+	@$(SKBLAB) image build --variant kasan
+
+check: setup ## every tool that reads without running
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+	gcc -std=gnu11 -Wall -Wextra -Werror -fsyntax-only $(C_SOURCES)
+
+test: images check ## every test, on every kernel series
+	.venv/bin/pytest
+
+torture: images ## a million packets under rules that come and go, on a kernel that looks for its own mistakes
+	SKBLAB_TORTURE_PACKETS=$(PACKETS) .venv/bin/pytest tests/agent/test_torture.py
+
+bench: setup ## the numbers of docs/reference/numbers.md
+	$(SKBLAB) image build >/dev/null
+	.venv/bin/python bench/run.py
+
+clean: ## remove what setup made here; images stay (skblab image rm)
+	rm -rf .venv .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

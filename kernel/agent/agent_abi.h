@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The contract between the agent in the guest and skblab on the host (src/skblab/agent/abi.py mirrors it).
+ *
+ * Both map the same memory: this header, a ring of commands that the host writes, a ring of events that the agent
+ * writes. Heads and tails count bytes and only grow; a record lies at (count % size), is a multiple of 8 bytes and never
+ * wraps: where it does not fit before the end of the ring, a record of kind 0 fills the rest. A byte on the socket
+ * wakes the other side; its end (end of file) means that the host is gone, and the agent lets everything go.
+ *
+ * Times are nanoseconds. Events carry the guest's monotonic clock; clock_guest_ns and clock_host_ns were read together.
+ */
+#ifndef SKBLAB_AGENT_ABI_H
+#define SKBLAB_AGENT_ABI_H
+
+#include <linux/filter.h>
+#include <linux/types.h>
+
+#define AGENT_MAGIC 0x736b626c61623031ull /* "skblab01" */
+#define AGENT_RULES 256
+#define AGENT_NO_PACKET 0xff /* skb_argument: the function has none; it can be traced */
+
+struct agent_counts { /* of one rule */
+	__u64 arrived; /* packets its filter took, whatever the occurrence */
+	__u64 accepted; /* of those: went on untouched, not being the wanted occurrence, or for want of memory */
+	__u64 traced;
+	__u64 held;
+	__u64 released;
+	__u64 dropped;
+	__u64 duplicated; /* copies made */
+	__u64 stopped;
+};
+
+struct agent_shared {
+	__u64 magic; /* written by the agent, last: it is ready */
+	__u64 memory_bytes;
+	__u64 commands_offset, commands_bytes;
+	__u64 events_offset, events_bytes;
+	__u64 clock_guest_ns, clock_host_ns;
+	__u64 stop_address; /* of agent_stop(): where a debugger stops for the verdict "stop" */
+	__u64 commands_head __attribute__((aligned(64))); /* host */
+	__u64 commands_tail __attribute__((aligned(64))); /* agent */
+	__u64 events_head __attribute__((aligned(64))); /* agent */
+	__u64 lost; /* events that found the ring full */
+	__u64 held; /* packets set aside now */
+	__u64 probes; /* functions patched now */
+	__u64 events_tail __attribute__((aligned(64))); /* host */
+	__u64 host_waits; /* host: ring when there is an event */
+	struct agent_counts counts[AGENT_RULES] __attribute__((aligned(64)));
+};
+
+struct agent_record {
+	__u32 bytes; /* with this head and padding */
+	__u16 kind;
+	__u16 rule;
+};
+
+enum agent_verdict {
+	AGENT_ACCEPT = 0,
+	AGENT_TRACE = 1,
+	AGENT_HOLD = 2,
+	AGENT_DROP = 3,
+	AGENT_DUPLICATE = 4,
+	AGENT_STOP = 5,
+};
+
+/* Commands. Each is answered by an AGENT_DONE with its cookie. */
+enum agent_command_kind {
+	AGENT_ARM = 1, /* struct agent_arm, then its filter */
+	AGENT_DISARM = 2, /* record.rule; what it holds is released */
+	AGENT_RELEASE = 3, /* struct agent_decide */
+	AGENT_DISCARD = 4,
+	AGENT_COPY = 5, /* number: how many */
+	AGENT_WRITE = 6, /* struct agent_decide, then the packet's new bytes; number: where skb->data is to point */
+};
+
+struct agent_arm {
+	struct agent_record record;
+	__u64 cookie;
+	__u64 address; /* of the function's first NOP */
+	__u64 first, last, every; /* occurrences, from 1; last 0: no end; every 0 or 1: each */
+	__u64 delay_ns, jitter_ns; /* of a hold; delay 0: until it is told */
+	__u32 chance; /* of 2^32; 0: always */
+	__u32 seed;
+	__u32 verdict;
+	__u32 reason; /* enum skb_drop_reason */
+	__u32 copies;
+	__u32 captured_bytes; /* at most, in each event */
+	__s32 held_returns, dropped_returns; /* what the caller is told */
+	__u8 skb_argument;
+	__u8 device_arguments; /* bit n: argument n is a struct net_device * */
+	__u8 socket_arguments; /* likewise struct sock * */
+	__u8 quiet; /* no event for a packet that is only traced by the counts */
+	__u32 filter_length; /* instructions; 0: every packet */
+};
+
+struct agent_decide {
+	struct agent_record record;
+	__u64 cookie;
+	__u64 packet; /* agent_hit.packet */
+	__u64 after_ns;
+	__s32 number;
+	__u32 data_bytes;
+};
+
+enum agent_event_kind {
+	AGENT_HIT = 1, /* struct agent_hit, then the packet from its network header on */
+	AGENT_DONE = 2, /* struct agent_done */
+	AGENT_RELEASED = 3, /* struct agent_end */
+	AGENT_DROPPED = 4, /* likewise: one that was held */
+};
+
+struct agent_hit {
+	struct agent_record record;
+	__u64 at_ns;
+	__u64 packet; /* names it while it is held; 0: it is not */
+	__u64 occurrence;
+	__u64 skb, head;
+	__u64 address;
+	__u32 verdict;
+	__u32 length; /* skb->len */
+	__s32 data_offset; /* of skb->data from the network header */
+	__u32 mark;
+	__u32 device; /* index */
+	__u16 protocol; /* host order */
+	__u16 captured_bytes;
+};
+
+struct agent_done {
+	struct agent_record record;
+	__u64 cookie;
+	__s64 result; /* 0, or minus an errno */
+};
+
+struct agent_end {
+	struct agent_record record;
+	__u64 at_ns;
+	__u64 packet;
+};
+
+#endif

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* What happens when a probed function is entered. */
+#include <linux/ktime.h>
+
+#include "agent.h"
+
+/*
+ * Set while the agent itself works with interrupts off: what it calls may be probed too, and is left alone. What a
+ * verdict sets going (a free, a copy's way) comes after, and is not ours.
+ */
+static bool busy;
+
+/* gdb stops here (verdict "stop"): the frames above are the trampoline's, then the probed function at its entry. */
+noinline void agent_stop(const struct sk_buff *skb)
+{
+	asm volatile("" : : "r"(skb) : "memory");
+}
+
+void agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u64 packet)
+{
+	struct agent_hit hit = {
+		.record.kind = AGENT_HIT,
+		.record.rule = rule->number,
+		.at_ns = ktime_get_mono_fast_ns(),
+		.packet = packet,
+		.occurrence = rule->occurrence,
+		.address = rule->probe->address,
+		.verdict = rule->arm.verdict,
+	};
+	int offset = 0;
+
+	if (skb) {
+		offset = agent_network_offset(skb);
+		hit.skb = (u64)skb;
+		hit.head = (u64)skb->head;
+		hit.length = skb->len;
+		hit.data_offset = -offset;
+		hit.mark = skb->mark;
+		hit.device = skb->dev ? skb->dev->ifindex : 0;
+		hit.protocol = ntohs(skb->protocol);
+		hit.captured_bytes = min_t(u32, skb->len - offset, rule->arm.captured_bytes);
+	}
+	agent_event(&hit.record, sizeof(hit), skb, offset, hit.captured_bytes);
+}
+
+/* The function runs for each copy before it runs for the packet itself. */
+static void duplicate(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb)
+{
+	const unsigned long address = regs->ip - AGENT_ENTRY_BYTES;
+	const unsigned int argument = rule->arm.skb_argument;
+	unsigned long arguments[AGENT_ARGUMENTS];
+	u16 number = rule->number;
+
+	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
+		arguments[i] = agent_argument(regs, i);
+	for (u32 left = rule->arm.copies; left; left--) {
+		struct sk_buff *copy = skb_copy(skb, GFP_ATOMIC);
+
+		if (!copy)
+			return;
+		agent_counts(number)->duplicated++;
+		arguments[argument] = (unsigned long)copy;
+		agent_call(address, arguments);
+	}
+}
+
+/* 0: go on in the function. 1: back to its caller, with regs->rax. */
+int agent_hit(struct agent_regs *regs)
+{
+	struct agent_probe *probe;
+	struct agent_rule *rule = NULL;
+	struct agent_counts *counts;
+	struct sk_buff *skb = NULL;
+	unsigned long flags;
+	u8 fp[512] __aligned(16);
+	u32 verdict, reason;
+
+	if (busy)
+		return 0;
+	local_irq_save(flags);
+	busy = true;
+	probe = agent_probe_at(regs->ip - AGENT_ENTRY_BYTES);
+	if (probe)
+		rule = agent_match(probe, regs, &skb);
+	if (!rule) {
+		busy = false;
+		local_irq_restore(flags);
+		return 0;
+	}
+	counts = agent_counts(rule->number);
+	verdict = rule->arm.verdict;
+	reason = rule->arm.reason;
+	if (verdict == AGENT_HOLD) {
+		/* Not held for want of memory, of a route that lasts, or of room to tell: the packet goes on. */
+		if (agent_hold(rule, regs, skb)) {
+			counts->held++;
+			regs->rax = (long)rule->arm.held_returns;
+			busy = false;
+			local_irq_restore(flags);
+			return 1;
+		}
+		verdict = AGENT_ACCEPT;
+	}
+	if (verdict == AGENT_ACCEPT)
+		counts->accepted++;
+	else if (!rule->arm.quiet)
+		agent_tell_hit(rule, skb, 0);
+	if (verdict == AGENT_TRACE)
+		counts->traced++;
+	if (verdict == AGENT_STOP)
+		counts->stopped++;
+	if (verdict == AGENT_DROP) {
+		counts->dropped++;
+		regs->rax = (long)rule->arm.dropped_returns;
+	}
+	busy = false;
+	local_irq_restore(flags);
+	if (verdict <= AGENT_TRACE)
+		return 0;
+	/* Linux 6.1 is built with SSE, and the caller may keep values there across a call it knows (-fipa-ra). */
+	asm volatile("fxsave %0" : "=m"(fp));
+	if (verdict == AGENT_DROP)
+		kfree_skb_reason(skb, reason);
+	else if (verdict == AGENT_DUPLICATE)
+		duplicate(rule, regs, skb);
+	else if (verdict == AGENT_STOP)
+		agent_stop(skb);
+	asm volatile("fxrstor %0" : : "m"(fp));
+	return verdict == AGENT_DROP;
+}

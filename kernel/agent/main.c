@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The agent: verdicts on single packets at any function of this kernel, decided by skblab on the host.
+ *
+ * Commands come with an interrupt. Decisions on held packets are carried out by a tasklet, at once; arming and disarming
+ * write the kernel's text and need a process, so the tasklet leaves those to a work item and goes on after it.
+ */
+#include <irq_kern.h>
+#include <linux/init.h>
+#include <linux/interrupt.h>
+#include <linux/module.h>
+#include <linux/workqueue.h>
+
+#include "agent.h"
+
+static int memory_fd = -1, socket_fd = -1, irq = -1;
+static bool host_is_gone;
+
+module_param(memory_fd, int, 0);
+module_param(socket_fd, int, 0);
+
+static void run_commands(struct tasklet_struct *tasklet);
+static void run_slow_command(struct work_struct *work);
+static DECLARE_TASKLET(commands_tasklet, run_commands);
+static DECLARE_WORK(slow_command, run_slow_command);
+
+static bool is_slow(const struct agent_record *record)
+{
+	return record->kind == AGENT_ARM || record->kind == AGENT_DISARM;
+}
+
+static void run_commands(struct tasklet_struct *tasklet)
+{
+	struct agent_record *record;
+
+	while (!host_is_gone && (record = agent_command())) {
+		const struct agent_decide *decide = (const struct agent_decide *)record;
+		unsigned long flags;
+		u64 cookie;
+		int result;
+
+		if (is_slow(record)) {
+			schedule_work(&slow_command);
+			return;
+		}
+		local_irq_save(flags);
+		cookie = decide->cookie;
+		result = agent_decide(decide);
+		local_irq_restore(flags);
+		agent_command_done(record);
+		agent_done(cookie, result);
+	}
+	if (host_is_gone)
+		schedule_work(&slow_command);
+}
+
+static void run_slow_command(struct work_struct *work)
+{
+	struct agent_record *record = host_is_gone ? NULL : agent_command();
+
+	if (host_is_gone) {
+		agent_disarm_all();
+		pr_info("skblab agent: the host is gone; everything is released\n");
+		return;
+	}
+	if (record && is_slow(record)) {
+		const struct agent_arm *arm = (const struct agent_arm *)record;
+		u64 cookie = arm->cookie;
+		int result = record->kind == AGENT_ARM ? agent_arm(arm) : agent_disarm(record->rule);
+
+		agent_command_done(record);
+		agent_done(cookie, result);
+	}
+	tasklet_schedule(&commands_tasklet);
+}
+
+static irqreturn_t doorbell_rang(int number, void *data)
+{
+	if (!agent_socket_drained())
+		host_is_gone = true;
+	tasklet_schedule(&commands_tasklet);
+	return IRQ_HANDLED;
+}
+
+static int __init agent_init(void)
+{
+	int error = agent_channel_open(memory_fd, socket_fd);
+
+	if (error)
+		return error;
+	irq = um_request_irq(UM_IRQ_ALLOC, socket_fd, IRQ_READ, doorbell_rang, 0, "skblab", &commands_tasklet);
+	if (irq < 0) {
+		agent_channel_close();
+		return irq;
+	}
+	agent_channel_ready();
+	tasklet_schedule(&commands_tasklet); /* the host may have spoken before there was anybody to hear */
+	return 0;
+}
+
+static void __exit agent_exit(void)
+{
+	um_free_irq(irq, &commands_tasklet);
+	host_is_gone = true;
+	tasklet_kill(&commands_tasklet);
+	cancel_work_sync(&slow_command);
+	agent_disarm_all();
+	agent_channel_close();
+}
+
+module_init(agent_init);
+module_exit(agent_exit);
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("Verdicts on single packets at any function of this kernel");

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Which function has which rules, and the patching of functions. Text is written in process context only: no task ever
+ * sleeps between the NOPs of a function, but an interrupt may have come there.
+ */
+#include <linux/hashtable.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+
+#include "agent.h"
+
+#define HOST_MPROTECT 10
+#define HOST_PROT_READ_EXEC 5
+#define HOST_PROT_ALL 7
+
+static const u8 nops[AGENT_ENTRY_BYTES] = { 0x90, 0x90, 0x90, 0x90, 0x90 };
+static DEFINE_HASHTABLE(probes, 8);
+static struct agent_rule *rules[AGENT_RULES];
+
+static int write_entry(unsigned long address, const u8 *entry)
+{
+	unsigned long first = address & PAGE_MASK;
+	unsigned long bytes = ((address + AGENT_ENTRY_BYTES - 1) & PAGE_MASK) - first + PAGE_SIZE;
+	unsigned long flags;
+	long result;
+
+	result = agent_host_call(HOST_MPROTECT, first, bytes, HOST_PROT_ALL, 0, 0, 0);
+	if (result < 0)
+		return result;
+	local_irq_save(flags);
+	memcpy((void *)address, entry, AGENT_ENTRY_BYTES);
+	local_irq_restore(flags);
+	return agent_host_call(HOST_MPROTECT, first, bytes, HOST_PROT_READ_EXEC, 0, 0, 0);
+}
+
+static int patch(unsigned long address)
+{
+	s64 distance = (s64)agent_trampoline - (s64)(address + AGENT_ENTRY_BYTES);
+	u8 call[AGENT_ENTRY_BYTES] = { 0xe8 };
+
+	if (distance != (s32)distance)
+		return -ERANGE;
+	if (memcmp((void *)address, nops, sizeof(nops)))
+		return -EINVAL; /* no entry of ours: not built with the NOPs, or not a function */
+	memcpy(call + 1, &(s32){ distance }, sizeof(s32));
+	return write_entry(address, call);
+}
+
+struct agent_probe *agent_probe_at(unsigned long address)
+{
+	struct agent_probe *probe;
+
+	hash_for_each_possible(probes, probe, node, address)
+		if (probe->address == address)
+			return probe;
+	return NULL;
+}
+
+static struct agent_probe *probe_for(unsigned long address)
+{
+	struct agent_probe *probe = agent_probe_at(address);
+	unsigned long flags;
+	int error;
+
+	if (probe)
+		return probe;
+	probe = kzalloc(sizeof(*probe), GFP_KERNEL);
+	if (!probe)
+		return ERR_PTR(-ENOMEM);
+	probe->address = address;
+	INIT_LIST_HEAD(&probe->rules);
+	error = patch(address);
+	if (error) {
+		kfree(probe);
+		return ERR_PTR(error);
+	}
+	local_irq_save(flags);
+	hash_add(probes, &probe->node, address);
+	agent_shared->probes++;
+	local_irq_restore(flags);
+	return probe;
+}
+
+int agent_arm(const struct agent_arm *arm)
+{
+	struct sock_fprog_kern program = { .len = arm->filter_length, .filter = (struct sock_filter *)(arm + 1) };
+	struct agent_probe *probe;
+	struct agent_rule *rule;
+	unsigned long flags;
+	int error = 0;
+
+	if (arm->record.rule >= AGENT_RULES || rules[arm->record.rule])
+		return -EINVAL;
+	if (arm->skb_argument >= AGENT_ARGUMENTS &&
+	    (arm->skb_argument != AGENT_NO_PACKET || arm->verdict > AGENT_TRACE))
+		return -EINVAL;
+	rule = kzalloc(sizeof(*rule), GFP_KERNEL);
+	if (!rule)
+		return -ENOMEM;
+	rule->arm = *arm;
+	rule->number = arm->record.rule;
+	rule->random = arm->seed ?: 1;
+	if (program.len)
+		error = bpf_prog_create(&rule->filter, &program);
+	if (error)
+		goto free_rule;
+	probe = probe_for(arm->address);
+	if (IS_ERR(probe)) {
+		error = PTR_ERR(probe);
+		goto free_filter;
+	}
+	rule->probe = probe;
+	*agent_counts(rule->number) = (struct agent_counts){};
+	local_irq_save(flags);
+	rules[rule->number] = rule;
+	list_add_tail(&rule->list, &probe->rules);
+	local_irq_restore(flags);
+	return 0;
+
+free_filter:
+	if (rule->filter)
+		bpf_prog_destroy(rule->filter);
+free_rule:
+	kfree(rule);
+	return error;
+}
+
+int agent_disarm(u16 number)
+{
+	struct agent_rule *rule = number < AGENT_RULES ? rules[number] : NULL;
+	struct agent_probe *probe;
+	unsigned long flags;
+	bool last;
+
+	if (!rule)
+		return -ENOENT;
+	probe = rule->probe;
+	local_irq_save(flags);
+	list_del(&rule->list);
+	rules[number] = NULL;
+	last = list_empty(&probe->rules);
+	if (last) {
+		hash_del(&probe->node);
+		agent_shared->probes--;
+	}
+	local_irq_restore(flags);
+	if (last) {
+		write_entry(probe->address, nops);
+		kfree(probe);
+	}
+	if (rule->filter)
+		bpf_prog_destroy(rule->filter);
+	kfree(rule);
+	agent_release_rule(number);
+	agent_held_flush(); /* its counts are final when the host hears that it is gone */
+	return 0;
+}
+
+void agent_disarm_all(void)
+{
+	for (unsigned int number = 0; number < AGENT_RULES; number++)
+		if (rules[number])
+			agent_disarm(number);
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Does a packet match a rule: its filter, then its occurrence. Interrupts are off. */
+#include <linux/math64.h>
+
+#include "agent.h"
+
+/* Where the network header is, counted from skb->data; before it is known, skb->data is taken for it. */
+int agent_network_offset(const struct sk_buff *skb)
+{
+	if (!skb->network_header || skb->network_header > skb_tail_pointer(skb) - skb->head)
+		return 0;
+	return skb_network_offset(skb);
+}
+
+/* Run a filter on the packet from its network header on, wherever skb->data stands here. */
+static bool takes(const struct bpf_prog *filter, struct sk_buff *skb)
+{
+	int offset = agent_network_offset(skb);
+	bool taken;
+
+	skb->data += offset;
+	skb->len -= offset;
+	taken = bpf_prog_run(filter, skb);
+	skb->data -= offset;
+	skb->len += offset;
+	return taken;
+}
+
+static u32 next_random(struct agent_rule *rule)
+{
+	u32 x = rule->random; /* xorshift32: George Marsaglia, "Xorshift RNGs", 2003 */
+
+	x ^= x << 13;
+	x ^= x >> 17;
+	x ^= x << 5;
+	return rule->random = x;
+}
+
+static bool is_wanted_occurrence(struct agent_rule *rule)
+{
+	const struct agent_arm *arm = &rule->arm;
+	u64 count = ++rule->occurrence;
+
+	if (count < arm->first || (arm->last && count > arm->last))
+		return false;
+	if (arm->every > 1) {
+		u64 since = count - arm->first + 1;
+
+		if (since != div64_u64(since, arm->every) * arm->every)
+			return false;
+	}
+	return !arm->chance || next_random(rule) < arm->chance;
+}
+
+/* The first rule of a probe that wants this packet, with the packet where there is one, or NULL. */
+struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb)
+{
+	struct agent_rule *rule;
+
+	list_for_each_entry(rule, &probe->rules, list) {
+		*skb = NULL;
+		if (rule->arm.skb_argument != AGENT_NO_PACKET) {
+			*skb = (struct sk_buff *)agent_argument(regs, rule->arm.skb_argument);
+			if (!*skb || (rule->filter && !takes(rule->filter, *skb)))
+				continue;
+		}
+		agent_counts(rule->number)->arrived++;
+		if (is_wanted_occurrence(rule))
+			return rule;
+		agent_counts(rule->number)->accepted++;
+	}
+	return NULL;
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Where the NOPs of a probed function call to: save what a caller may have in registers (-fipa-ra: also what the ABI lets
+ * a callee use), ask agent_hit(), and go on in the function, or back to its caller with the value in regs->rax.
+ *
+ * The CFI makes a backtrace through here read as if the function had been stopped at its entry, arguments included.
+ */
+#include <linux/linkage.h>
+
+	.cfi_sections .debug_frame
+	.text
+	.globl agent_trampoline
+	.type agent_trampoline, @function
+agent_trampoline:
+	.cfi_startproc
+	pushq %rbp
+	.cfi_adjust_cfa_offset 8
+	.cfi_rel_offset %rbp, 0
+	movq %rsp, %rbp
+	.cfi_def_cfa_register %rbp
+	pushq %rdi
+	.cfi_offset %rdi, -24
+	pushq %rsi
+	.cfi_offset %rsi, -32
+	pushq %rdx
+	.cfi_offset %rdx, -40
+	pushq %rcx
+	.cfi_offset %rcx, -48
+	pushq %r8
+	.cfi_offset %r8, -56
+	pushq %r9
+	.cfi_offset %r9, -64
+	pushq %rax
+	.cfi_offset %rax, -72
+	pushq %r10
+	.cfi_offset %r10, -80
+	pushq %r11
+	.cfi_offset %r11, -88
+	movq %rsp, %rdi
+	andq $-16, %rsp
+	call agent_hit
+	testl %eax, %eax
+	leaq -72(%rbp), %rsp
+	popq %r11
+	popq %r10
+	popq %rax
+	popq %r9
+	popq %r8
+	popq %rcx
+	popq %rdx
+	popq %rsi
+	popq %rdi
+	popq %rbp
+	.cfi_def_cfa %rsp, 8
+	.cfi_same_value %rbp
+	jnz 1f
+	ret
+1:	leaq 8(%rsp), %rsp
+	.cfi_adjust_cfa_offset -8
+	ret
+	.cfi_endproc
+	.size agent_trampoline, . - agent_trampoline
+
+	.section .note.GNU-stack, "", @progbits

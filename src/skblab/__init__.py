@@ -1,0 +1,32 @@
+"""Stop packets inside a running Linux kernel.
+
+The public names. They are imported when they are first asked for: gdb loads a part of this package, and is not to wait
+for the rest.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skblab.debugger.session import Debugger
+    from skblab.errors import SkblabError
+    from skblab.image.image import Image
+    from skblab.lab import Lab
+    from skblab.packet import Packet
+
+__all__ = ["Debugger", "Image", "Lab", "Packet", "SkblabError"]
+
+_HOMES = {
+    "Debugger": "skblab.debugger.session",
+    "Image": "skblab.image.image",
+    "Lab": "skblab.lab",
+    "Packet": "skblab.packet",
+    "SkblabError": "skblab.errors",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

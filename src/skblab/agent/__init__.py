@@ -1,0 +1,1 @@
+"""The agent in the guest, from outside: what it is told, what it tells."""

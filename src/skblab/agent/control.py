@@ -1,0 +1,259 @@
+"""Tell the agent what to do, and hear what it tells: one thread reads, anybody may ask."""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from typing import Self
+
+from skblab.agent import abi
+from skblab.agent.channel import Channel
+from skblab.agent.held import HeldPacket, State
+from skblab.agent.soundness import check
+from skblab.errors import GuestLost, SkblabError, Timeout, UsageError
+from skblab.filter import compile_filter
+from skblab.image.image import Image
+from skblab.image.index import Function
+from skblab.image.missing import find_function
+from skblab.image.reasons import drop_reason
+from skblab.rule import Rule
+
+READY_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 10.0
+SHOWN_BYTES = 128  # of a packet that is only told of
+WHOLE_PACKET = 0xFFFF
+DEVICE_TYPE, SOCKET_TYPE = "struct net_device *", "struct sock *"
+VERDICTS = {
+    "accept": abi.Verdict.ACCEPT, "trace": abi.Verdict.TRACE, "hold": abi.Verdict.HOLD, "delay": abi.Verdict.HOLD,
+    "drop": abi.Verdict.DROP, "duplicate": abi.Verdict.DUPLICATE, "edit": abi.Verdict.HOLD, "stop": abi.Verdict.STOP,
+}  # fmt: skip
+
+Listener = Callable[[abi.Hit, HeldPacket | None], None]
+"""Called on the reading thread for each hit of a rule; with the packet, where it is held."""
+
+
+class Armed:
+    """A rule that is in force, until ``disarm()`` or the end of the ``with``."""
+
+    def __init__(self, agent: "Agent", number: int, rule: Rule) -> None:
+        self._agent = agent
+        self._last: abi.Counts | None = None
+        self.number = number
+        self.rule = rule
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.disarm()
+
+    @property
+    def counts(self) -> abi.Counts:
+        """What has become of the packets that the rule's filter took."""
+        return self._last or self._agent.channel.counts(self.number)
+
+    def disarm(self) -> None:
+        """Take the rule away; what it holds is released. Safe to call twice."""
+        if self._last is None:
+            self._agent.disarm(self.number)
+            self._last = self._agent.channel.counts(self.number)
+
+
+class Agent:
+    """The agent of a running guest."""
+
+    def __init__(self, channel: Channel, image: Image, lost: Callable[[], SkblabError]) -> None:
+        self.channel = channel
+        self._image = image
+        self._lost = lost
+        self._cookies = itertools.count(1)
+        self._answers: dict[int, int] = {}
+        self._news = threading.Condition()
+        self._gone = False
+        self._rules: dict[int, tuple[Rule, Listener]] = {}
+        self._held: dict[int, HeldPacket] = {}
+        self._when_gone: list[Callable[[], None]] = []
+        self._reader = threading.Thread(target=self._read, name="skblab-agent", daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        """Hang up; the agent releases what it holds and disarms everything."""
+        self.channel.hang_up()
+        self._reader.join()
+        self.channel.close()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the agent, or the host's end of the conversation, is gone."""
+        return self._gone
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Have something called on the reading thread when the agent is gone."""
+        self._when_gone.append(tell)
+
+    def lost(self) -> SkblabError:
+        """Return the error that tells how the agent went, for the caller to raise."""
+        return self._lost()
+
+    def wait_ready(self) -> None:
+        """Wait until the agent is there.
+
+        :raises Timeout: it is not
+        :raises GuestLost: the guest kernel is gone
+        """
+        self._wait(lambda: self.channel.ready, READY_TIMEOUT_S, "the agent to load")
+
+    def arm(self, rule: Rule, listener: Listener = lambda *_: None) -> Armed:
+        """Put a rule in force.
+
+        :raises UnknownFunction: there is no such function
+        :raises UnsupportedVerdict: the verdict is not sound there
+        :raises RuleError: libpcap does not understand the filter
+        """
+        return self._arm(rule, self._describe(rule, find_function(self._image, rule.function)), listener)
+
+    def _arm(self, rule: Rule, arm: Callable[[int], abi.Arm], listener: Listener) -> Armed:
+        with self._news:
+            number = next((one for one in range(abi.RULES) if one not in self._rules), None)
+            if number is None:
+                raise UsageError(f"there are {abi.RULES} rules already")
+            self._rules[number] = (rule, listener)
+        try:
+            self._ask(lambda cookie: arm(number).encode(cookie), f"arming {rule.function}()")
+        except BaseException:
+            self._forget(number)
+            raise
+        return Armed(self, number, rule)
+
+    def watch(self, function: str, listener: Listener) -> Armed:
+        """Be told whenever a function is entered, whether it has a packet or not.
+
+        :raises UnknownFunction: there is no such function
+        """
+        address = find_function(self._image, function).address
+        return self._arm(
+            Rule(function, "trace"),
+            lambda number: abi.Arm(number, address, abi.Verdict.TRACE, skb_argument=abi.NO_PACKET),
+            listener,
+        )
+
+    def disarm(self, number: int) -> None:
+        """Take a rule away; what it holds is released."""
+        try:
+            self._ask(lambda cookie: abi.encode_decide(abi.Command.DISARM, cookie, rule=number), "disarming")
+        except GuestLost:
+            pass  # and its rules with it
+        finally:
+            self._forget(number)
+
+    def decide(
+        self, command: abi.Command, packet: int, *, after_ns: int = 0, number: int = 0, data: bytes = b""
+    ) -> None:
+        """Tell the agent about one held packet; an answer that it has gone meanwhile is no error."""
+        self._ask(
+            lambda cookie: abi.encode_decide(
+                command, cookie, packet=packet, after_ns=after_ns, number=number, data=data
+            ),
+            command.name.lower(),
+            quick=command in {abi.Command.RELEASE, abi.Command.DISCARD},
+        )
+
+    def _describe(self, rule: Rule, function: Function) -> Callable[[int], abi.Arm]:
+        """Return what the agent has to know of a rule, for the number it will have."""
+        takeover = check(rule.verdict, function)
+        types = [parameter.type for parameter in function.parameters[:6]]
+        occurrence = rule.occurrence
+        whole = rule.verdict in {"hold", "edit"}
+        code = compile_filter(rule.filter)
+        reason = drop_reason(self._image, rule.reason)
+        return lambda number: abi.Arm(
+            rule=number,
+            address=function.address,
+            verdict=VERDICTS[rule.verdict],
+            filter=code,
+            first=occurrence.first,
+            last=occurrence.last,
+            every=occurrence.every,
+            delay_ns=max(rule.delay_ns, 1) if rule.verdict == "delay" else 0,
+            jitter_ns=rule.jitter_ns,
+            chance=0 if occurrence.percent in {0, 100} else int(occurrence.percent / 100 * (1 << 32)),
+            seed=occurrence.seed or int.from_bytes(os.urandom(4)),
+            reason=reason,
+            copies=rule.copies,
+            captured_bytes=WHOLE_PACKET if whole else SHOWN_BYTES,
+            held_returns=takeover.held if takeover else 0,
+            dropped_returns=takeover.dropped if takeover else 0,
+            skb_argument=function.skb_parameter or 0,
+            device_arguments=_bits(types, DEVICE_TYPE),
+            socket_arguments=_bits(types, SOCKET_TYPE),
+        )
+
+    def _ask(self, encode: Callable[[int], bytes], what: str, *, quick: bool = False) -> None:
+        """Send a command and wait for its answer; a *quick* one is not waited for."""
+        if self._gone:
+            raise self._lost()
+        cookie = 0 if quick else next(self._cookies)
+        try:
+            self.channel.send(encode(cookie))
+        except GuestLost:
+            raise self._lost() from None
+        if quick:
+            return
+        self._wait(lambda: cookie in self._answers, ANSWER_TIMEOUT_S, what)
+        result = self._answers.pop(cookie)
+        if result:
+            raise SkblabError(f"the agent refused: {what}", found=os.strerror(-result))
+
+    def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        with self._news:
+            if not self._news.wait_for(lambda: done() or self._gone, timeout_s):
+                raise Timeout(f"the agent did not answer within {timeout_s:g} s", found=f"waited for: {what}")
+            if not done():
+                raise self._lost()
+
+    def _forget(self, number: int) -> None:
+        with self._news:
+            self._rules.pop(number, None)
+
+    def _read(self) -> None:
+        """Read events until the agent is gone; the reading thread."""
+        try:
+            while True:
+                self.channel.wait(None)
+                for event in self.channel.events():
+                    self._take(event)
+                with self._news:
+                    self._news.notify_all()
+        except GuestLost:
+            pass
+        finally:
+            with self._news:
+                self._gone = True
+                held, self._held = self._held, {}
+                self._news.notify_all()
+            for packet in held.values():
+                packet.end(State.LOST, 0)
+            for tell in self._when_gone:
+                tell()
+
+    def _take(self, event: abi.Hit | abi.Done | abi.End) -> None:
+        match event:
+            case abi.Done():
+                if event.cookie:
+                    self._answers[event.cookie] = event.result
+            case abi.Hit():
+                rule, listener = self._rules.get(event.rule, (None, None))
+                held = HeldPacket(self, event, rule.function if rule else "?") if event.packet else None
+                if held:
+                    self._held[event.packet] = held
+                if listener:
+                    listener(event, held)
+            case abi.End():
+                held = self._held.pop(event.packet, None)
+                if held:
+                    state = State.DROPPED if event.dropped else State.RELEASED
+                    held.end(state, self.channel.host_ns(event.at_ns))
+
+
+def _bits(types: list[str], wanted: str) -> int:
+    return sum(1 << place for place, one in enumerate(types) if one == wanted)

@@ -1,0 +1,127 @@
+"""A held packet's life, and what can be decided about it."""
+
+import enum
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from skblab.agent.abi import Command, Hit
+from skblab.errors import PacketGone
+from skblab.packet import Packet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from skblab.agent.control import Agent
+
+
+class State(enum.Enum):
+    """Where a packet is: ``LEAVING`` is decided, but not yet reported by the agent."""
+
+    HELD = "held"
+    LEAVING = "leaving"
+    RELEASED = "released"
+    DROPPED = "dropped"
+    LOST = "lost"
+
+
+# The whole life of a held packet: what may follow what.
+LIFE: dict[State, frozenset[State]] = {
+    State.HELD: frozenset({State.LEAVING, State.RELEASED, State.DROPPED, State.LOST}),
+    State.LEAVING: frozenset({State.RELEASED, State.DROPPED, State.LOST}),
+    State.RELEASED: frozenset(),
+    State.DROPPED: frozenset(),
+    State.LOST: frozenset(),
+}
+
+
+class HeldPacket:
+    """One packet that is set aside inside the guest's kernel, which runs on.
+
+    ``release``, ``drop``: once. ``duplicate``, ``edit``: as often as one likes before that.
+    """
+
+    def __init__(self, agent: "Agent", hit: Hit, function: str) -> None:
+        self._agent = agent
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self.hit = hit
+        self.function = function
+        self.packet = Packet(hit.data, hit.protocol)
+        self.held_at_ns = agent.channel.host_ns(hit.at_ns)
+        self.ended_at_ns = 0
+        self.state = State.HELD
+
+    def __repr__(self) -> str:
+        return f"<HeldPacket {self.summary()}: {self.state.value}>"
+
+    @property
+    def age_s(self) -> float:
+        """For how long it has been held, or was."""
+        return ((self.ended_at_ns or time.monotonic_ns()) - self.held_at_ns) / 1e9
+
+    def summary(self) -> str:
+        """Return the packet in one line, and where it is held."""
+        return f"{self.function}: {self.packet.summary()}"
+
+    def release(self, *, after_s: float = 0.0) -> None:
+        """Let it go on from the function where it was taken, now or after a time.
+
+        :raises PacketGone: that has been decided already
+        """
+        self._decide("release")
+        self._agent.decide(Command.RELEASE, self.hit.packet, after_ns=round(after_s * 1e9))
+
+    def drop(self) -> None:
+        """Free it.
+
+        :raises PacketGone: that has been decided already
+        """
+        self._decide("drop")
+        self._agent.decide(Command.DISCARD, self.hit.packet)
+
+    def duplicate(self, copies: int = 1) -> None:
+        """Send copies of it on their way, now; it stays held itself.
+
+        :raises PacketGone: it is held no more
+        """
+        self._require_held("duplicate")
+        self._agent.decide(Command.COPY, self.hit.packet, number=copies)
+
+    def edit(self, change: "Callable[[Any], object]", *, fix: bool = True) -> str:
+        """Change it; return what was changed, as a diff. It stays held.
+
+        *change* gets the packet as scapy layers and changes them in place, or returns the packet to put in its place,
+        or bytes: the new payload. Lengths and checksums follow, unless *fix* is false.
+
+        :raises PacketGone: it is held no more
+        :raises PacketError: what came out cannot be written back; the packet is as it was
+        """
+        self._require_held("edit")
+        edited, data_offset = self.packet.edited(change, fix=fix, data_offset=self.hit.data_offset)
+        difference = self.packet.diff(edited)
+        if edited.data != self.packet.data:
+            self._agent.decide(Command.WRITE, self.hit.packet, number=data_offset, data=edited.data)
+            self.packet = edited
+        return difference
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it has gone, one way or the other; whether it has."""
+        return self._end.wait(timeout_s)
+
+    def end(self, state: State, at_ns: int) -> None:
+        """Note how it went; what the agent told."""
+        with self._lock:
+            if state in LIFE[self.state]:
+                self.state = state
+                self.ended_at_ns = at_ns
+        self._end.set()
+
+    def _require_held(self, what: str) -> None:
+        if self.state is not State.HELD:
+            raise PacketGone(f"cannot {what} this packet: it is {self.state.value}", found=self.summary())
+
+    def _decide(self, what: str) -> None:
+        with self._lock:
+            self._require_held(what)
+            self.state = State.LEAVING

@@ -1,0 +1,77 @@
+"""Which verdict is sound where: what may be done to a packet depends on who owns it and what the caller is told.
+
+A function of this table takes over the packet: whoever called it is done with it, and only wants to know how it went.
+So the packet may be set aside, freed or copied in its place, if the caller gets a value that fits. Everywhere else a
+packet can be traced and stopped at.
+"""
+
+from dataclasses import dataclass
+
+from skblab.errors import UnsupportedVerdict
+from skblab.image.index import SKB_TYPE, Function
+
+NET_RX_DROP = 1  # include/linux/netdevice.h
+NET_XMIT_DROP = 1
+OWNING = frozenset({"hold", "delay", "drop", "duplicate", "edit"})
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """A function that takes over its packet: what its caller is told where the packet is held, and where dropped."""
+
+    held: int = 0
+    dropped: int = 0
+
+
+# In the order in which a packet meets them.
+TABLE: dict[str, Takeover] = {
+    # Received, any protocol (net/core/dev.c). The packet types' functions return NET_RX_*, and nobody looks.
+    "ip_rcv": Takeover(dropped=NET_RX_DROP),
+    "ip_local_deliver": Takeover(dropped=NET_RX_DROP),
+    "ip_local_deliver_finish": Takeover(),
+    # A protocol's handler returns 0, or minus a protocol to go on with (net/ipv4/ip_input.c ip_protocol_deliver_rcu()).
+    "icmp_rcv": Takeover(),
+    "tcp_v4_rcv": Takeover(),
+    "udp_rcv": Takeover(),
+    "arp_rcv": Takeover(dropped=NET_RX_DROP),
+    "arp_process": Takeover(dropped=NET_RX_DROP),
+    "ipv6_rcv": Takeover(dropped=NET_RX_DROP),
+    "ip6_input": Takeover(),
+    # Above 0 would be a next header to go on with (net/ipv6/ip6_input.c ip6_protocol_deliver_rcu()).
+    "icmpv6_rcv": Takeover(),
+    "tcp_v6_rcv": Takeover(),
+    "udpv6_rcv": Takeover(),
+    # Sent. 0 is success, and what a sender is told of a drop is what a full queue would tell it.
+    "ip_output": Takeover(dropped=NET_XMIT_DROP),
+    "ip_finish_output2": Takeover(dropped=NET_XMIT_DROP),
+    "ip6_output": Takeover(dropped=NET_XMIT_DROP),
+    "ip6_finish_output2": Takeover(dropped=NET_XMIT_DROP),
+    "__dev_queue_xmit": Takeover(dropped=NET_XMIT_DROP),
+}
+
+# Where the agent itself would run inside itself, or the stack is not the kernel's: nothing may be probed there.
+FORBIDDEN_FILES = ("arch/um/", "arch/x86/um/", "kernel/time/", "kernel/softirq.c", "kernel/bpf/", "lib/")
+
+
+def check(verdict: str, function: Function) -> Takeover | None:
+    """Return what a function's callers are told, or None where nothing has to be told to them.
+
+    :raises UnsupportedVerdict: the verdict is not sound there
+    """
+    name = function.name
+    if function.file.startswith(FORBIDDEN_FILES):
+        raise UnsupportedVerdict(
+            f"nothing can be probed in {name}()", found=f"{function.file} is what the agent itself runs on"
+        )
+    if function.skb_parameter is None:
+        raise UnsupportedVerdict(f"{name}() takes no {SKB_TYPE.strip()}", found=function.signature)
+    if function.skb_parameter >= 6:
+        raise UnsupportedVerdict(f"{name}() takes its packet on the stack", found=function.signature)
+    takeover = TABLE.get(name)
+    if takeover is None and verdict in OWNING:
+        raise UnsupportedVerdict(
+            f"{verdict} is not sound at {name}()",
+            found="it is not known to take over its packet: its caller may go on to use it\n" + function.signature,
+            mend=f"one of: {', '.join(TABLE)}\ntrace, accept and stop work everywhere",
+        )
+    return takeover

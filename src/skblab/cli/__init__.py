@@ -1,0 +1,85 @@
+"""The command line: parse, call, print. No logic of its own."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from skblab.errors import SkblabError
+
+EXAMPLES = """\
+examples:
+  skblab ping                                  stop the kernel while a ping is inside; you say when it goes on
+  skblab ping --holds 0.5,1,2 --json           the same by itself, as one JSON object
+  skblab ping --at ip_rcv --series 6.1         another function, another kernel
+  skblab run -r 'icmp_rcv = delay 300ms @2' -- ping -c3 guest
+                                               a verdict on single packets, while the kernel runs on
+  skblab image build                           build the guest kernel (once; some minutes)
+  skblab doctor                                what this machine allows and lacks
+
+completion:  eval "$(register-python-argcomplete skblab)"
+"""
+INTERRUPTED = 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    from skblab.cli import doctor, image, ping, run  # noqa: PLC0415 - each registers itself
+
+    top = argparse.ArgumentParser(
+        prog="skblab",
+        description="Stop packets inside a running Linux kernel.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    top.add_argument("-v", "--verbose", action="store_true", help="say which programs are started")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (run, ping, image, doctor):
+        module.register(commands)
+    return top
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; or, where a shell asks for completions, print them and exit."""
+    top = parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete  # noqa: PLC0415
+
+        argcomplete.autocomplete(top)
+    return top.parse_args(argv)
+
+
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415
+
+    return version("skblab")
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """End as Ctrl-C ends it: what was started is taken down on the way out."""
+    sys.exit(128 + number)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        arguments = _parse(argv)
+        logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.WARNING, format="skblab: %(message)s")
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except SkblabError as error:
+        print(f"skblab: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("skblab: interrupted; everything it started is gone", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has enough: not an error, and nothing more to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status

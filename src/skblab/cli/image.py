@@ -1,0 +1,132 @@
+"""``skblab image``: build, list, check and remove images."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from skblab.cli.options import complete, image_names
+from skblab.image import store
+from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
+
+EXAMPLES = """\
+examples:
+  skblab image build                        Debian's linux-source-6.12
+  skblab image build --series 6.1
+  skblab image build --source ~/linux       your own tree, or a tarball
+  skblab image ls
+  skblab image check && skblab image rm 6.1-default-0123456789ab
+"""
+REPORT_EVERY_S = 10.0
+QUIET_S = 1.0  # nobody needs a log of what is done at once
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command and its verbs."""
+    parser = commands.add_parser(
+        "image",
+        help="build, list, check and remove guest kernels",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    build = verbs.add_parser("build", help="build an image, or find it built already")
+    build.add_argument("--series", default=DEFAULT_SERIES, help="of Debian's linux-source (default: %(default)s)")
+    build.add_argument("--source", type=Path, metavar="TREE-OR-TARBALL", help="a kernel source of your own")
+    build.add_argument("--variant", default="default", choices=sorted(VARIANTS), help="set of kernel options")
+    build.set_defaults(run=run_build)
+    ls = verbs.add_parser("ls", help="list images, newest first")
+    ls.add_argument("--json", action="store_true", help="print JSON")
+    ls.set_defaults(run=run_ls)
+    check = verbs.add_parser("check", help="read images whole and compare with what was recorded")
+    complete(check.add_argument("names", nargs="*", metavar="NAME", help="default: all"), image_names)
+    check.set_defaults(run=run_check)
+    rm = verbs.add_parser("rm", help="remove images")
+    complete(rm.add_argument("names", nargs="+", metavar="NAME"), image_names)
+    rm.set_defaults(run=run_rm)
+
+
+def run_build(arguments: argparse.Namespace) -> int:
+    """Build an image and print its directory."""
+    from skblab.guest import initramfs  # noqa: PLC0415
+    from skblab.image.build import Request, build_image  # noqa: PLC0415
+
+    request = Request(series=arguments.series, variant=arguments.variant, source=arguments.source)
+    progress = _Progress()
+    image = build_image(request, progress)
+    initramfs.ensure(image.path)
+    progress.done()
+    print(image.path)
+    return 0
+
+
+def run_ls(arguments: argparse.Namespace) -> int:
+    """List the images; damaged ones are named on stderr."""
+    images, damaged = store.list_images()
+    if arguments.json:
+        fields = ("name", "series", "variant", "release")
+        rows = [{name: getattr(image, name) for name in fields} | {"path": str(image.path)} for image in images]
+        print(json.dumps(rows))
+    else:
+        for image in images:
+            print(f"{image.name:32} {image.release:24} {_size_mb(image.path):5.0f} MB")
+    for error in damaged:
+        print(f"skblab: {error}", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Check images whole."""
+    images, damaged = (
+        store.list_images() if not arguments.names else ([store.open_named(name) for name in arguments.names], [])
+    )
+    if damaged:
+        raise damaged[0]
+    for image in images:
+        image.check()
+        print(f"{image.name}: good")
+    return 0
+
+
+def run_rm(arguments: argparse.Namespace) -> int:
+    """Remove images."""
+    for name in arguments.names:
+        store.remove_image(name)
+    return 0
+
+
+def _size_mb(path: Path) -> float:
+    return sum(one.stat().st_size for one in path.rglob("*") if one.is_file()) / 1e6
+
+
+class _Progress:
+    """Says how far a build is: one moving line on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._started = self._stage_started = time.monotonic()
+        self._stage = ""
+        self._last = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._stage_started, self._last = stage, now, 0.0
+        elif now - self._last < (0.1 if self._terminal else REPORT_EVERY_S):
+            return
+        if not self._terminal and now - self._started < QUIET_S:
+            return
+        self._last = now
+        text = f"{now - self._started:4.0f} s  {stage}"
+        if total:
+            text += f"  {100 * done // total:2d} %"
+            if done > total // 50:
+                text += f", about {(now - self._stage_started) / done * (total - done):.0f} s left"
+        sys.stderr.write(f"\r\x1b[K{text}" if self._terminal else f"{text}\n")
+        sys.stderr.flush()
+
+    def done(self) -> None:
+        """End the moving line."""
+        if self._terminal and self._stage:
+            sys.stderr.write("\n")

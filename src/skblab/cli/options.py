@@ -1,0 +1,75 @@
+"""Options that several commands share."""
+
+import argparse
+import glob
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
+
+if TYPE_CHECKING:
+    from skblab.lab import Lab
+
+
+def complete(action: argparse.Action, candidates: Callable[..., Iterable[str]]) -> None:
+    """Let a shell complete an option's value; *candidates* is called with the options typed so far."""
+    action.completer = candidates  # type: ignore[attr-defined] # argcomplete's convention
+
+
+def function_names(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Return the kernel's functions that begin with a prefix."""
+    from skblab.image.store import find_image  # noqa: PLC0415
+
+    return find_image(parsed_args.series, parsed_args.variant).functions.names(f"{glob.escape(prefix)}*")
+
+
+def image_names(**_: object) -> list[str]:
+    """Return the names of the images."""
+    from skblab.image.store import list_images  # noqa: PLC0415
+
+    return [image.name for image in list_images()[0]]
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which a kernel is chosen."""
+    group = parser.add_argument_group("which kernel")
+    group.add_argument("--series", default=DEFAULT_SERIES, help="kernel series: 6.12 or 6.1 (default: %(default)s)")
+    group.add_argument("--variant", default="default", choices=sorted(VARIANTS), help="set of kernel options")
+    group.add_argument("--image", type=Path, metavar="DIR", help="an image's directory, instead of series and variant")
+
+
+def add_lab_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that starts a lab."""
+    add_image_options(parser)
+    group = parser.add_argument_group("the lab")
+    group.add_argument("--name", help="the lab's name, one lab a name (default: one of its own)")
+    group.add_argument(
+        "--link", default="auto", choices=("auto", "tap", "veth"),
+        help="what connects client and guest (default: a tap where /dev/net/tun may be opened, else veth)",
+    )  # fmt: skip
+
+
+def add_guest_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what runs in the guest."""
+    group = parser.add_argument_group("in the guest")
+    group.add_argument("--root", default="", choices=("host",), help="its programs see this machine's files, read-only")
+    group.add_argument("-g", "--guest", action="append", default=[], metavar="CMD", dest="guest_commands",
+                       help="start CMD in the guest first, and wait until it listens on a TCP port")  # fmt: skip
+    group.add_argument("--memory", type=int, default=64, metavar="MIB", help="its memory (default: %(default)s)")
+
+
+def lab_from(arguments: argparse.Namespace) -> "Lab":
+    """Return the lab that the options describe, not yet started."""
+    from skblab.lab import Lab  # noqa: PLC0415
+
+    return Lab(
+        arguments.name,
+        image=arguments.image,
+        series=arguments.series,
+        variant=arguments.variant,
+        link=arguments.link,
+        root=getattr(arguments, "root", ""),
+        commands=getattr(arguments, "guest_commands", ()),
+        memory_mib=getattr(arguments, "memory", 64),
+    )

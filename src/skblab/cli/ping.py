@@ -1,0 +1,114 @@
+"""``skblab ping``: the experiment, by hand on a terminal, by itself anywhere else."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from skblab.cli.options import add_lab_options, complete, function_names, lab_from
+
+DEFAULT_HOLDS = (0.5, 1.0, 2.0)
+STAIRCASE_HOLD_S, STAIRCASE_INTERVAL_S = 3.0, 0.2
+EXAMPLES = """\
+examples:
+  skblab ping                              on a terminal: you hold the packet, Enter lets it go
+  skblab ping --holds 0.5,1,2 --staircase  by itself: three holds, then pings that pile up
+  skblab ping --at icmp_echo --holds 1 --json
+  skblab ping -c 3                         boot, ping three times, nothing else
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "ping",
+        help="stop the kernel while a ping is inside, and decide when it goes on",
+        description="Boot a guest kernel, ping it, stop the whole kernel under gdb at a function while the ping is "
+        "inside, and let it go on: the client's RTT is the time you held it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    at = parser.add_argument(
+        "--at", default="icmp_rcv", metavar="FUNCTION", help="where to stop (default: %(default)s)"
+    )
+    complete(at, function_names)
+    parser.add_argument(
+        "--holds", type=_holds, metavar="S,S,...", help="hold one ping for each of these times, in seconds"
+    )
+    parser.add_argument("-c", "--count", type=_positive, metavar="N",
+                        help="plain pings (default: 3); without --holds and --staircase, only these")  # fmt: skip
+    parser.add_argument("-i", "--interval", type=_seconds, default=STAIRCASE_INTERVAL_S, metavar="S",
+                        help="between plain pings, and the step of the staircase (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--staircase", action="store_true", help="then hold one ping so long that others pile up behind it"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_lab_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not a time between 0 and 3600 s")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of pings")
+    return value
+
+
+def _holds(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(_seconds(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of seconds like 0.5,1,2") from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the experiment and print what came of it."""
+    from skblab.experiments import ping_report, ping_run  # noqa: PLC0415
+
+    by_itself = arguments.json or arguments.holds or arguments.staircase or arguments.count
+    plain = arguments.count and not (arguments.holds or arguments.staircase)
+    if not by_itself and sys.stdin.isatty() and sys.stdout.isatty():
+        from skblab.cli import ping_walk  # noqa: PLC0415
+
+        with lab_from(arguments) as lab:
+            ping_walk.walk(lab, arguments.at, arguments.interval)
+        return 0
+    plan = ping_run.Plan(
+        function=arguments.at,
+        holds_s=() if plain else arguments.holds or DEFAULT_HOLDS,
+        count=arguments.count or 3,
+        interval_s=arguments.interval,
+        staircase_s=max(STAIRCASE_HOLD_S, 14 * arguments.interval) if arguments.staircase else None,
+    )
+    progress = _Progress(quiet=not sys.stderr.isatty())
+    with lab_from(arguments) as lab:
+        result = ping_run.run(lab, plan, progress)
+    progress.done()
+    if arguments.json:
+        print(json.dumps(asdict(result)))
+    else:
+        ping_report.print_report(result)
+    return 0
+
+
+class _Progress:
+    """One line on the terminal that says what is being waited for."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def __call__(self, text: str) -> None:
+        if not self._quiet:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+    def done(self) -> None:
+        """Wipe the line."""
+        self("")

@@ -1,0 +1,126 @@
+"""``skblab run``: put rules in force, run a command against the guest, say what became of each packet."""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TextIO
+
+from skblab.agent.abi import Hit
+from skblab.agent.holds import Running
+from skblab.cli import stops
+from skblab.cli.options import add_guest_options, add_lab_options, lab_from
+from skblab.packet import Packet
+from skblab.rule import Rule
+
+EXAMPLES = """\
+examples:
+  skblab run -r 'icmp_rcv = delay 300ms @2' -- ping -c3 -i0.4 guest
+  skblab run -r 'ip_rcv = drop if icmp[icmptype] == icmp-echo and icmp[6:2] == 3' -- ping -c5 guest
+  skblab run -r 'icmp_rcv = hold 8 release reverse' -- ping -c8 -i0.2 guest
+  skblab run -r 'tcp_v4_rcv = drop @1 if tcp[tcpflags] & tcp-syn != 0' \\
+             --root host -g 'python3 -m http.server 80' -- curl -s http://guest/
+  skblab run -r 'icmp_rcv = edit ip.ttl=3' -r 'ip_output = trace' --json -- ping -c1 guest
+
+a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]:
+  verdicts     accept, trace, hold [N] [release fifo|reverse|random], delay TIME [+-JITTER], drop [REASON],
+               duplicate [N], edit FIELD=VALUE[,FIELD=VALUE], stop
+  occurrences  @3  @2-5  @3-  @every 10  @random 10% [seed N]
+  filters      pcap-filter(7), as in tcpdump
+
+The command runs on the host side of the link, where guest and host are names; its exit status is skblab's.
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "run",
+        help="hold, delay, drop, copy, edit or trace packets at any function while a command runs",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-r", "--rule", action="append", default=[], metavar="RULE", dest="rules",
+                        help="a rule; of several at one function the first that matches wins")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print what happens as JSON lines")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the summary alone")
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run on the host side, after --")
+    add_lab_options(parser)
+    add_guest_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command under the rules; return its status."""
+    rules = [Rule.parse(text) for text in arguments.rules]
+    teller = _Teller(sys.stderr, as_json=arguments.json, quiet=arguments.quiet)
+    with lab_from(arguments) as lab, ExitStack() as stack:
+        teller.started_ns = time.monotonic_ns()
+        running = []
+        for rule in rules:
+            told = teller.for_rule(rule, lab.agent.channel.host_ns)
+            running.append(lab.rule(rule, told))
+            stack.callback(running[-1].close)
+        debugger = None
+        if any(rule.verdict == "stop" for rule in rules):
+            debugger = stack.enter_context(lab.debugger())
+            lab.stop_on_rules(debugger)
+            debugger.resume()
+        command = lab.popen(arguments.command, stdin=subprocess.DEVNULL if debugger else None)
+        status = stops.wait(command, debugger, sys.stderr) if debugger else command.wait()
+        lab.check()
+        if debugger:
+            debugger.close()
+        for one in reversed(running):
+            one.close()
+        teller.summary(running, lab.agent.channel.lost, status)
+    return status if status >= 0 else 128 - status
+
+
+class _Teller:
+    """Says what happens, one line a packet: people read it on stderr, programs as JSON."""
+
+    def __init__(self, out: TextIO, *, as_json: bool, quiet: bool) -> None:
+        self._out = out
+        self._as_json = as_json
+        self._quiet = quiet
+        self._lock = threading.Lock()
+        self.started_ns = 0
+
+    def for_rule(self, rule: Rule, host_ns: Callable[[int], int]) -> Callable[[Hit, Packet, str], None]:
+        """Return what is to be called for each packet of a rule."""
+
+        def told(hit: Hit, packet: Packet, done: str) -> None:
+            if self._quiet:
+                return
+            at_s = (host_ns(hit.at_ns) - self.started_ns) / 1e9
+            fields = {
+                "event": "hit",
+                "time_s": round(at_s, 6),
+                "function": rule.function,
+                "occurrence": hit.occurrence,
+                "packet": packet.summary(),
+                "verdict": done,
+                "skb": f"{hit.skb:#x}",
+                "len": hit.length,
+            }
+            self._say(fields, f"{at_s:10.6f}  {rule.function:16} #{hit.occurrence:<4} {done:12} {packet.summary()}")
+
+        return told
+
+    def summary(self, running: list[Running], lost: int, status: int) -> None:
+        """Say what became of all packets."""
+        for one in running:
+            counts = asdict(one.armed.counts)
+            shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
+            self._say({"event": "rule", "rule": str(one.armed.rule), **counts}, f"{one.armed.rule}: {shown}")
+        self._say({"event": "end", "lost": lost, "status": status}, f"lost: {lost}")
+
+    def _say(self, fields: dict[str, object], text: str) -> None:
+        with self._lock:
+            print(json.dumps(fields) if self._as_json else text, file=self._out, flush=True)

@@ -1,0 +1,47 @@
+"""The verdict "stop" on the command line: the kernel stands still, a person reads, Enter lets it go."""
+
+import os
+import select
+import sys
+import time
+from typing import TextIO
+
+from skblab.debugger.inside.wire import Stopped
+from skblab.debugger.session import Debugger
+from skblab.host import process
+from skblab.packet import Packet
+
+SHOWN_FRAMES = 12
+
+
+def wait(command: process.Running, debugger: Debugger, out: TextIO) -> int:
+    """Wait for a command's end, and show each stop meanwhile; off a terminal the kernel goes on at once."""
+    pidfd = os.pidfd_open(command.pid)
+    watched: list[Debugger | int] = [debugger, pidfd]
+    try:
+        while True:
+            ready, _, _ = select.select(watched, [], [])
+            if debugger in ready:
+                _show(debugger.wait_stop(1), out)
+                started = time.monotonic()
+                if sys.stdin.isatty() and out.isatty():
+                    out.write("the whole kernel stands still; Enter lets it go ")
+                    out.flush()
+                    sys.stdin.readline()
+                debugger.resume()
+                print(f"it stood still for {time.monotonic() - started:.3f} s", file=out)
+            elif pidfd in ready:
+                return command.wait()
+    finally:
+        os.close(pidfd)
+
+
+def _show(stopped: Stopped, out: TextIO) -> None:
+    """Print the packet in words and the way to the stop."""
+    frames = [frame for frame in stopped.frames if not frame.inline]
+    if stopped.packet:
+        print(Packet(bytes.fromhex(stopped.packet.linear), stopped.packet.protocol).summary(), file=out)
+    for number, frame in enumerate(frames[:SHOWN_FRAMES]):
+        print(f"  #{number:<2} {frame.function}()  {frame.file}:{frame.line}", file=out)
+    if len(frames) > SHOWN_FRAMES:
+        print(f"  ... {len(frames) - SHOWN_FRAMES} more, down to {frames[-1].function}()", file=out)

@@ -1,0 +1,1 @@
+"""gdb: attach to the guest kernel, stop it, ask it."""

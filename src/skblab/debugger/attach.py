@@ -1,0 +1,66 @@
+"""What can stand between gdb and the guest kernel, and what a gdb that was killed leaves behind."""
+
+import logging
+import os
+from pathlib import Path
+
+from skblab.errors import DebuggerError
+
+log = logging.getLogger(__name__)
+
+BREAKPOINT = b"\xcc"
+SECCOMP_FILTER = "2"
+
+
+def explain(error: DebuggerError, pid: int) -> DebuggerError:
+    """Return a better error for an attach that failed: another tracer, yama, seccomp, each by its evidence."""
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    tracer = status.get("TracerPid", "0")
+    yama = Path("/proc/sys/kernel/yama/ptrace_scope")
+    what = f"gdb may not attach to the guest kernel (pid {pid})"
+    if tracer != "0":
+        name = Path(f"/proc/{tracer}/comm").read_text().strip()
+        return DebuggerError(
+            what, found=f"{name} (pid {tracer}) traces it already", mend=f"end that one first: kill {tracer}"
+        )
+    if yama.exists() and yama.read_text().strip() == "3":
+        return DebuggerError(what, found=f"{yama} is 3: nobody may trace anything until the next boot of this machine",
+                             mend="boot with kernel.yama.ptrace_scope=2 or less")  # fmt: skip
+    own = Path("/proc/self/status").read_text()
+    if f"Seccomp:\t{SECCOMP_FILTER}" in own:
+        return DebuggerError(
+            what,
+            found=f"{error.what}\na seccomp filter is on this process, and may forbid ptrace(2)",
+            mend="in a container: docker run --security-opt seccomp=unconfined, or --cap-add SYS_PTRACE",
+        )
+    return DebuggerError(what, found=f"{error.what}\n{error.found}".strip(), mend="skblab doctor")
+
+
+def first_byte(pid: int, address: int) -> bytes:
+    """Return the byte at an address of the guest's text, where gdb is about to put its breakpoint."""
+    descriptor = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(descriptor, 1, address)
+    finally:
+        os.close(descriptor)
+
+
+def restore_text(pid: int, first_bytes: dict[int, bytes]) -> None:
+    """Put functions' first bytes back where a killed gdb left its breakpoint in them.
+
+    A gdb that waits at a stop has taken its breakpoints out; one that lets the kernel run has not, and its death would
+    make the next packet a panic ("Kernel mode signal 5", arch/um/kernel/trap.c relay_signal()).
+    """
+    try:
+        descriptor = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        log.warning("cannot look for breakpoints left in the guest: %s", error)
+        return
+    try:
+        for address, original in first_bytes.items():
+            if os.pread(descriptor, 1, address) == BREAKPOINT:
+                os.pwrite(descriptor, original, address)
+    finally:
+        os.close(descriptor)

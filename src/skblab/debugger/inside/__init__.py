@@ -1,0 +1,1 @@
+"""What gdb itself loads; the standard library and gdb alone."""

@@ -1,0 +1,118 @@
+"""Frames and packets, from gdb's values to the wire's records."""
+
+import gdb
+
+from skblab.debugger.inside.wire import AGENT_STOP, Argument, Frame, RawPacket
+
+SOURCE_PREFIX = "/skblab/"  # what the build puts in place of the source tree's own path
+UNKNOWN = "??"
+AGENT_TRAMPOLINE = "agent_trampoline"
+# Where a kernel thread's and a guest process's stack begins; what lies below was never called
+# (arch/um/kernel/process.c copy_thread()).
+BOTTOM = frozenset({"new_thread_handler", "fork_handler"})
+MAX_FRAMES = 200
+MAX_PACKET_BYTES = 1 << 16
+
+
+def read_frames() -> tuple[Frame, ...]:
+    """Return the stopped thread's frames, newest first."""
+    frames: list[Frame] = []
+    frame = _probed(gdb.newest_frame())
+    while frame is not None and len(frames) < MAX_FRAMES:
+        frames.append(_read_frame(frame))
+        if frames[-1].function in BOTTOM:
+            break
+        try:
+            frame = frame.older()
+        except gdb.error:
+            break
+    while frames and frames[-1].function == UNKNOWN:
+        frames.pop()
+    return tuple(frames)
+
+
+def _probed(newest: gdb.Frame) -> gdb.Frame | None:
+    """Return the frame of the function that the agent stopped in, selected; where it was not the agent, the newest."""
+    if newest.name() != AGENT_STOP:
+        return newest
+    frame: gdb.Frame | None = newest
+    while frame is not None:
+        was_trampoline = frame.name() == AGENT_TRAMPOLINE
+        frame = frame.older()
+        if was_trampoline and frame is not None:
+            frame.select()
+            return frame
+    return newest
+
+
+def _read_frame(frame: gdb.Frame) -> Frame:
+    sal = frame.find_sal()
+    file = sal.symtab.filename if sal.symtab else ""
+    return Frame(
+        function=frame.name() or UNKNOWN,
+        file=file.removeprefix(SOURCE_PREFIX).removeprefix("./"),
+        line=sal.line if sal.symtab else 0,
+        arguments=_read_arguments(frame),
+        inline=frame.type() == gdb.INLINE_FRAME,
+        pc=frame.pc(),
+    )
+
+
+def _read_arguments(frame: gdb.Frame) -> tuple[Argument, ...]:
+    function = frame.function()
+    if function is None:
+        return ()
+    try:
+        block: gdb.Block | None = frame.block()
+    except RuntimeError:
+        return ()
+    while block is not None and block.function is None:
+        block = block.superblock
+    arguments: list[Argument] = []
+    for symbol in () if block is None else block:
+        if not symbol.is_argument:
+            continue
+        try:
+            value = symbol.value(frame)
+            text = (
+                "<optimized out>"
+                if value.is_optimized_out
+                else value.format_string(max_elements=32, max_depth=1, styling=False)
+            )
+        except (gdb.error, gdb.MemoryError) as error:
+            text = f"<{error}>"
+        arguments.append(Argument(symbol.name, str(symbol.type), text))
+    return tuple(arguments)
+
+
+def read_packet(expression: str) -> RawPacket:
+    """Read the packet that a C expression of type ``struct sk_buff *`` names in the stopped frame.
+
+    The network header is where ``skb->network_header`` says, once it is set (include/linux/skbuff.h
+    skb_network_header()); before that, where ``skb->data`` stands.
+
+    :raises gdb.error: no such packet, or memory that cannot be read
+    """
+    value = gdb.parse_and_eval(expression)
+    if value.is_optimized_out:
+        raise gdb.error(f"{expression} is optimized out here")
+    skb = value.dereference()
+    head, data = int(skb["head"]), int(skb["data"])
+    length, data_len = int(skb["len"]), int(skb["data_len"])
+    end = data + length - data_len
+    network_header = head + int(skb["network_header"])
+    start = network_header if head < network_header <= end else data
+    size = min(max(end - start, 0), MAX_PACKET_BYTES)
+    dev = skb["dev"]
+    protocol = int(skb["protocol"])
+    return RawPacket(
+        skb=int(value),
+        head=head,
+        len=length,
+        data_len=data_len,
+        protocol=(protocol & 0xFF) << 8 | protocol >> 8,  # __be16
+        mark=int(skb["mark"]),
+        hash=int(skb["hash"]),
+        dev=dev.dereference()["name"].string() if int(dev) else "",
+        linear=bytes(gdb.selected_inferior().read_memory(start, size)).hex() if size else "",
+    )

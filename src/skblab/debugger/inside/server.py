@@ -1,0 +1,139 @@
+"""The server inside gdb: one request after another, on gdb's own thread, over a private socket.
+
+gdb's standard streams carry nothing of ours. While the kernel runs, this thread is inside ``continue``; the other side
+stops it with SIGCONT to the kernel. Nothing here calls gdb.execute() from a stop handler (sourceware 29831).
+"""
+
+import socket
+import time
+
+import gdb
+
+from skblab.debugger.inside import wire
+from skblab.debugger.inside.frames import read_frames, read_packet
+
+SET_UP = (
+    # UML's signals are its interrupts. Never "nopass" SIGIO: its descriptors are edge-triggered, so a swallowed signal
+    # strands a packet until the next one (arch/um/os-Linux/irq.c).
+    "handle SIGSEGV SIGUSR1 SIGALRM SIGIO SIGWINCH SIGCHLD SIG34 pass nostop noprint",
+    "handle SIGCONT stop print nopass",
+    # Guest processes and helpers are clones of the kernel's process: they are not to be followed.
+    "set follow-fork-mode parent",
+    "set detach-on-fork on",
+    "set print thread-events off",
+    "set auto-solib-add off",
+    "set confirm off",
+    "set pagination off",
+    "set width 0",
+)
+WAYS = frozenset({"continue", "step", "next", "stepi", "finish"})
+
+
+class Stop(gdb.Breakpoint):
+    """A stop at a function's first instruction, where the arguments are still in their registers."""
+
+    def __init__(self, order: wire.SetStop) -> None:
+        super().__init__(f"*{order.address:#x}", internal=True)
+        self.silent = True
+        self.order = order
+        if order.condition:
+            self.condition = order.condition
+
+
+class Server:
+    """What gdb does for skblab."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self.stops: dict[int, Stop] = {}
+        self.hit: gdb.Event | None = None
+        self.hit_ns = 0
+        self.exit_status: int | None = None
+        self.gone = False
+        gdb.events.stop.connect(self._on_stop)
+        gdb.events.exited.connect(self._on_exit)
+
+    def serve(self) -> None:
+        """Answer until the other side hangs up or asks to detach."""
+        for line in self.channel.makefile("rb"):
+            request = wire.decode(line)
+            try:
+                self._answer(request)
+            except gdb.error as error:
+                self._send(wire.Failed(str(error)))
+            if isinstance(request, wire.Detach):
+                return
+
+    def _answer(self, request: wire.Message) -> None:
+        match request:
+            case wire.Attach(pid=pid):
+                gdb.execute(f"attach {pid}", to_string=True)
+                self._send(self._stopped("attach"))
+            case wire.SetStop():
+                stop = Stop(request)
+                self.stops[stop.number] = stop
+                self._send(wire.StopSet(stop.number))
+            case wire.AddSymbols(path=path, text=text):
+                gdb.execute(f"add-symbol-file {path} {text:#x}", to_string=True)
+                self._send(wire.Done())
+            case wire.ClearStop(number=number):
+                self.stops.pop(number).delete()
+                self._send(wire.Done())
+            case wire.Go(how=how) if how in WAYS:
+                self._go(how)
+            case wire.Evaluate(expression=expression):
+                self._send(wire.Value(gdb.parse_and_eval(expression).format_string(styling=False)))
+            case wire.Detach():
+                for stop in self.stops.values():
+                    stop.delete()
+                gdb.execute("detach", to_string=True)
+                self._send(wire.Done())
+            case _:
+                self._send(wire.Failed(f"not a request: {request}"))
+
+    def _go(self, how: str) -> None:
+        self.hit, self.hit_ns = None, 0
+        self._send(wire.Resumed(time.monotonic_ns()))
+        gdb.execute(how, to_string=True)
+        if self.gone:
+            self._send(wire.Gone(self.exit_status))
+        else:
+            self._send(self._stopped("step"))
+
+    def _stopped(self, otherwise: str) -> wire.Stopped:
+        reason, number, detail = otherwise, 0, ""
+        packet, problem = None, ""
+        if isinstance(self.hit, gdb.BreakpointEvent):
+            reason = "stop"
+            ours = [one for one in self.hit.breakpoints if one.number in self.stops]
+            if ours:
+                order = self.stops[ours[0].number].order
+                number, detail = ours[0].number, order.function
+                if order.skb:
+                    try:
+                        packet = read_packet(order.skb)
+                    except gdb.error as error:
+                        problem = str(error)
+                else:
+                    problem = f"{order.function}() takes no struct sk_buff *"
+        elif isinstance(self.hit, gdb.SignalEvent) and otherwise != "attach":
+            reason, detail = "signal", self.hit.stop_signal
+        return wire.Stopped(reason, number, detail, self.hit_ns or time.monotonic_ns(), read_frames(), packet, problem)
+
+    def _on_stop(self, event: gdb.Event) -> None:
+        self.hit, self.hit_ns = event, time.monotonic_ns()
+
+    def _on_exit(self, event: gdb.Event) -> None:
+        self.gone = True
+        self.exit_status = getattr(event, "exit_code", None)
+
+    def _send(self, message: wire.Message) -> None:
+        self.channel.sendall(wire.encode(message))
+
+
+def main(descriptor: int) -> None:
+    """Serve on an inherited socket; what gdb is started with."""
+    for command in SET_UP:
+        gdb.execute(command, to_string=True)
+    server = Server(socket.socket(fileno=descriptor))
+    server.serve()

@@ -1,0 +1,202 @@
+"""The messages between skblab and its gdb: frozen records, one JSON object a line.
+
+Both sides load this file, gdb's in whatever Python that gdb has; the standard library alone. Times are CLOCK_MONOTONIC
+nanoseconds, which both sides share.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+AGENT_STOP = "agent_stop"  # kernel/agent/hit.c: where gdb stops for the verdict "stop"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message; its class name is its kind on the wire."""
+
+    kinds: ClassVar[dict[str, type["Message"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Message.kinds[cls.__name__] = cls
+
+
+# What skblab asks.
+
+
+@dataclass(frozen=True)
+class Attach(Message):
+    """Attach to the process; answered by Stopped."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class SetStop(Message):
+    """Stop at a function's first instruction, where ``condition``, a C expression of its arguments, holds.
+
+    ``skb`` is the C expression of the packet there, or empty. Answered by StopSet.
+    """
+
+    function: str
+    address: int
+    skb: str
+    condition: str
+
+
+@dataclass(frozen=True)
+class AddSymbols(Message):
+    """Load the symbols of a module whose code begins at the address ``text``; answered by Done."""
+
+    path: str
+    text: int
+
+
+@dataclass(frozen=True)
+class ClearStop(Message):
+    """Forget a stop; answered by Done."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Go(Message):
+    """Let the kernel go: ``how`` is continue, step, next, stepi, finish. Answered by Resumed, later Stopped or Gone."""
+
+    how: str
+
+
+@dataclass(frozen=True)
+class Evaluate(Message):
+    """Evaluate a C expression in the stopped frame; answered by Value."""
+
+    expression: str
+
+
+@dataclass(frozen=True)
+class Detach(Message):
+    """Let go of the kernel, which runs on; answered by Done, and gdb ends."""
+
+
+# What gdb answers.
+
+
+@dataclass(frozen=True)
+class Done(Message):
+    """It was done."""
+
+
+@dataclass(frozen=True)
+class Failed(Message):
+    """It was not: gdb's own words."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class StopSet(Message):
+    """A stop stands; ``number`` names it."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Value(Message):
+    """An expression's value, as gdb prints it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Resumed(Message):
+    """The kernel goes on, from this moment."""
+
+    at_ns: int
+
+
+@dataclass(frozen=True)
+class Gone(Message):
+    """The kernel's process has ended."""
+
+    status: int | None
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a frame, as gdb prints it; optimised away ones say so."""
+
+    name: str
+    type: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a backtrace. ``file`` is relative to the kernel's source; empty where there is no debug info."""
+
+    function: str
+    file: str
+    line: int
+    arguments: tuple[Argument, ...]
+    inline: bool
+    pc: int
+
+
+@dataclass(frozen=True)
+class RawPacket:
+    """A packet as it was read from its ``struct sk_buff *``: kernel field names, kernel values.
+
+    ``linear`` is hex, from the network header to the end of the linear part. ``skb`` and ``head`` are guest addresses.
+    ``protocol`` is in host order.
+    """
+
+    skb: int
+    head: int
+    len: int
+    data_len: int
+    protocol: int
+    mark: int
+    hash: int
+    dev: str
+    linear: str
+
+
+@dataclass(frozen=True)
+class Stopped(Message):
+    """The kernel stands still. ``reason`` is stop, signal, step, attach; ``number`` the stop's, or 0."""
+
+    reason: str
+    number: int
+    detail: str
+    at_ns: int
+    frames: tuple[Frame, ...]
+    packet: RawPacket | None
+    packet_problem: str
+
+
+def encode(message: Message) -> bytes:
+    """Return *message* as one line."""
+    return json.dumps({"kind": type(message).__name__, **dataclasses.asdict(message)}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """Return the message of one line.
+
+    :raises ValueError: not one of ours
+    """
+    fields: dict[str, Any] = json.loads(line)
+    kind = Message.kinds.get(fields.pop("kind", ""))
+    if kind is None:
+        raise ValueError(f"unknown message: {line[:200]!r}")
+    if kind is Stopped:
+        fields["frames"] = tuple(
+            Frame(**{**frame, "arguments": tuple(Argument(**one) for one in frame["arguments"])})
+            for frame in fields["frames"]
+        )
+        if fields["packet"]:
+            fields["packet"] = RawPacket(**fields["packet"])
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ValueError(f"malformed {kind.__name__}: {error}") from None

@@ -1,0 +1,269 @@
+"""A gdb session on the guest kernel, from outside gdb: typed requests, typed answers."""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from skblab.debugger import attach
+from skblab.debugger.inside import wire
+from skblab.errors import DebuggerError, Timeout, UsageError
+from skblab.guest.boot import Guest
+from skblab.host import process
+from skblab.host.gdb import find_gdb
+from skblab.host.namespace import Namespaces
+from skblab.image.image import Image
+from skblab.image.missing import find_function
+from skblab.image.module import offset_in_text
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 30.0
+
+Answer = TypeVar("Answer", bound=wire.Message)
+
+
+class Debugger:
+    """gdb, attached to the guest kernel. Use as a context manager: entering attaches, leaving detaches.
+
+    The kernel stands still from attaching until ``resume()``, and at every stop. Made by ``Lab.debugger()``.
+
+    :raises DebuggerError: gdb cannot attach, or is gone; the guest runs on
+    """
+
+    def __init__(self, image: Image, guest: Guest, namespaces: Namespaces) -> None:
+        self.image = image
+        self._guest = guest
+        self._namespaces = namespaces
+        self._buffer = b""
+        self._stops: dict[int, tuple[int, bytes]] = {}  # number -> address, and the byte there
+        self._interrupts = 0
+        self.running = False
+        self.attached_at: wire.Stopped
+
+    def __enter__(self) -> Self:
+        gdb = find_gdb()
+        self._channel, theirs = socket.socketpair()
+        self._errors = os.memfd_create("skblab-gdb", os.MFD_CLOEXEC)
+        with theirs:
+            argv: list[process.Argument] = [
+                *gdb.argv, "-nx", "-quiet", "-batch",
+                "-ex", f"set substitute-path /skblab {self.image.source}",
+                "-ex", f"python from skblab.debugger.inside import server; server.main({theirs.fileno()})",
+                self.image.kernel,
+            ]  # fmt: skip
+            self.process = process.start(
+                self._namespaces.command(argv),
+                env=gdb.env,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                pass_fds=[self._namespaces.pidfd, theirs.fileno()],
+                new_session=True,
+            )
+        try:
+            self.attached_at = self._attach()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _attach(self) -> wire.Stopped:
+        self._send(wire.Attach(self._guest.inner_pid))
+        try:
+            return self._receive(wire.Stopped, START_TIMEOUT_S)
+        except DebuggerError as error:
+            if not self._guest.alive:
+                raise self._guest.lost() from error
+            raise attach.explain(error, self._guest.pid) from error
+
+    def set_stop(self, function: str, *, condition: str = "") -> int:
+        """Stop the kernel whenever *function* is entered; return the stop's number.
+
+        :param condition: a C expression of the function's arguments, as in gdb: ``skb->len > 100``
+        :raises UnknownFunction: there is no such function, or it was inlined; the sentence says where it went
+        :raises DebuggerError: gdb does not understand the condition
+        """
+        found = find_function(self.image, function)
+        skb = "" if found.skb_parameter is None else found.parameters[found.skb_parameter].name
+        return self._set(wire.SetStop(function, found.address, skb, condition))
+
+    def set_agent_stop(self, address: int, module: Path) -> int:
+        """Stop the kernel wherever the agent's verdict is "stop"; return the stop's number.
+
+        The frames that are reported begin with the function where the packet is.
+
+        :param address: ``Channel.stop_address``
+        :param module: the agent, with its symbols
+        """
+        self._ask(wire.AddSymbols(str(module), address - offset_in_text(module, wire.AGENT_STOP)), wire.Done)
+        return self._set(wire.SetStop(wire.AGENT_STOP, address, "(struct sk_buff *)$rdi", ""))
+
+    def _set(self, order: wire.SetStop) -> int:
+        try:
+            first = attach.first_byte(self._guest.pid, order.address)
+        except OSError:
+            raise self._guest.lost() from None
+        number = self._ask(order, wire.StopSet).number
+        self._stops[number] = (order.address, first)
+        return number
+
+    def clear_stop(self, number: int) -> None:
+        """Forget a stop."""
+        self._ask(wire.ClearStop(number), wire.Done)
+        del self._stops[number]
+
+    def resume(self, how: str = "continue") -> int:
+        """Let the kernel go; return the moment it went, CLOCK_MONOTONIC in ns.
+
+        :param how: ``continue``, or ``step``, ``next``, ``stepi``, ``finish`` as in gdb
+        """
+        at_ns = self._ask(wire.Go(how), wire.Resumed).at_ns
+        self.running = True
+        return at_ns
+
+    def wait_stop(self, timeout_s: float) -> wire.Stopped:
+        """Wait until the kernel stops again.
+
+        :raises Timeout: it runs on
+        :raises GuestLost: it ended instead
+        """
+        if not self.running:
+            raise UsageError("the kernel is not running: nothing to wait for", mend="resume() first")
+        deadline = time.monotonic() + timeout_s
+        while True:
+            stopped = self._receive(wire.Stopped, max(deadline - time.monotonic(), 0))
+            ours = stopped.reason == "signal" and stopped.detail == "SIGCONT"
+            if ours and not self._interrupts:  # of an interrupt that came too late
+                self.resume()
+                continue
+            self._interrupts = 0
+            return stopped
+
+    def interrupt(self, *, timeout_s: float = ANSWER_TIMEOUT_S) -> wire.Stopped:
+        """Stop the running kernel wherever it is.
+
+        By a signal to the kernel's process, which gdb stops for: one to gdb itself could come when gdb is not waiting,
+        and end it. SIGCONT, for it does no harm where it comes too late, because the kernel had stopped already.
+        """
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._guest.pidfd, signal.SIGCONT)
+            self._interrupts += 1
+        return self.wait_stop(timeout_s)
+
+    def evaluate(self, expression: str) -> str:
+        """Evaluate a C expression in the stopped frame and return its value as gdb prints it.
+
+        :raises DebuggerError: gdb's own words
+        """
+        return self._ask(wire.Evaluate(expression), wire.Value).text
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when gdb has something to say, for select()."""
+        return self._channel.fileno()
+
+    def close(self) -> None:
+        """Detach, leaving a healthy guest, and end gdb; safe to call twice, and when gdb is gone."""
+        if self._errors < 0:
+            return
+        if self.process.poll() is None and self._guest.alive:
+            try:
+                if self.running:
+                    self.interrupt()
+                self._ask(wire.Detach(), wire.Done)
+            except (DebuggerError, Timeout) as error:
+                log.warning("gdb did not detach: %s", error)
+        self._end()
+
+    def _end(self) -> None:
+        """End gdb whatever state it is in, and mend what it may have left behind."""
+        self._channel.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._errors)
+        self._errors = -1
+        if self._stops and self._guest.alive:
+            attach.restore_text(self._guest.pid, dict(self._stops.values()))
+        self._stops.clear()
+
+    def _ask(self, request: wire.Message, answer: type[Answer]) -> Answer:
+        if self.running:
+            raise UsageError(
+                "the kernel is running: gdb answers when it is stopped", mend="interrupt() or wait_stop() first"
+            )
+        self._send(request)
+        return self._receive(answer, ANSWER_TIMEOUT_S)
+
+    def _send(self, request: wire.Message) -> None:
+        try:
+            self._channel.sendall(wire.encode(request))
+        except ConnectionError:
+            raise self._lost() from None
+
+    def _receive(self, answer: type[Answer], timeout_s: float) -> Answer:
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._channel], [], [], max(deadline - time.monotonic(), 0))
+            if not ready:
+                raise Timeout(f"gdb did not answer within {timeout_s:g} s", found=f"waited for: {answer.__name__}")
+            try:
+                data = self._channel.recv(1 << 20)
+            except ConnectionError:
+                data = b""
+            if not data:
+                raise self._lost()
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message = wire.decode(line)
+        if isinstance(message, (wire.Stopped, wire.Gone)):
+            self.running = False
+        if isinstance(message, wire.Gone):
+            raise self._guest.lost()
+        if isinstance(message, wire.Failed):
+            self.running = False
+            if not self._guest.alive:
+                raise self._guest.lost()
+            raise DebuggerError(f"gdb refused: {message.reason}")
+        assert isinstance(message, answer), message
+        return message
+
+    def _lost(self) -> DebuggerError:
+        """Return the error for a gdb that is gone; mend the guest at once, for its next packet may be on its way."""
+        self.running = False
+        if self._stops and self._guest.alive:
+            attach.restore_text(self._guest.pid, dict(self._stops.values()))
+        try:
+            status: int | None = self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            status = None
+        size = os.fstat(self._errors).st_size
+        said = os.pread(self._errors, size, 0).decode(errors="replace").strip()
+        if not self._guest.alive:
+            return DebuggerError("gdb ended, and the guest kernel with it", found=said)
+        return DebuggerError(f"gdb is gone (status {status}); the guest runs on", found=said)
+
+
+def source_lines(image: Image, frame: wire.Frame, *, around: int = 5) -> list[tuple[int, str]]:
+    """Return (number, text) of the source lines around a frame; nothing where the image has no such source."""
+    path = Path(image.source, frame.file)
+    if not frame.file or not path.is_file():
+        return []
+    lines = path.read_text(errors="replace").splitlines()
+    first = max(frame.line - around, 1)
+    return list(enumerate(lines[first - 1 : frame.line + around], start=first))

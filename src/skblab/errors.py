@@ -1,0 +1,103 @@
+"""What can go wrong: what failed, on what, what was found, and what to do about it.
+
+Every error carries those as data; the sentence a person reads is composed here, in one place, so that the command line,
+the Python API and the tests see the same facts.
+"""
+
+
+class SkblabError(Exception):
+    """A failure with its evidence and its remedy.
+
+    :param what: one sentence: what failed, on what
+    :param found: the evidence, possibly several lines (console tail, the compiler's own lines)
+    :param mend: what to do about it, a command where there is one
+    """
+
+    exit_status = 1
+
+    def __init__(self, what: str, *, found: str = "", mend: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.found = found
+        self.mend = mend
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.found:
+            parts += [f"  {line}" for line in self.found.splitlines()]
+        if self.mend:
+            first, *rest = self.mend.splitlines()
+            parts += [f"  to mend it: {first}", *(f"              {line}" for line in rest)]
+        return "\n".join(parts)
+
+
+class UsageError(SkblabError):
+    """The caller asked for something that makes no sense; nothing was done."""
+
+    exit_status = 2
+
+
+class MissingPrerequisite(SkblabError):
+    """This machine forbids or lacks something a lab needs."""
+
+    exit_status = 3
+
+
+class ImageMissing(SkblabError):
+    """No image answers the description; it has to be built first."""
+
+    exit_status = 3
+
+
+class ImageDamaged(SkblabError):
+    """An image's files are not what was recorded when it was built."""
+
+
+class BuildFailed(SkblabError):
+    """Building a kernel failed; nothing half-made was left behind."""
+
+
+class UnknownFunction(UsageError):
+    """No such function in the kernel, or none that can be stopped at (inlined, optimised away)."""
+
+
+class RuleError(UsageError):
+    """A rule or a filter that cannot be understood; ``found`` has the text, and a caret under the fault."""
+
+
+class UnsupportedVerdict(UsageError):
+    """A verdict that is not sound at a function: which, why, and the nearest function where it is."""
+
+
+class PacketError(UsageError):
+    """An edit came to something that is no packet; the packet is as it was."""
+
+
+class PacketGone(UsageError):
+    """A decision about a packet that is held no more."""
+
+
+class LabNameTaken(SkblabError):
+    """Another lab of this name is running."""
+
+
+class BootFailed(SkblabError):
+    """The guest kernel did not become ready."""
+
+
+class GuestCommandFailed(SkblabError):
+    """A command that was to serve in the guest has ended."""
+
+
+class GuestLost(SkblabError):
+    """The guest kernel is gone."""
+
+    exit_status = 128
+
+
+class DebuggerError(SkblabError):
+    """gdb could not be started, could not attach, refused a request, or is gone."""
+
+
+class Timeout(SkblabError, TimeoutError):
+    """A bounded wait ran out; the sentence says what it waited for."""

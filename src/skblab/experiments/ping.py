@@ -1,0 +1,249 @@
+"""The experiment of 2010 as a program: stop the kernel while a ping is inside, and decide when it goes on.
+
+The steps are methods, so that a person's hand and a table of holds can walk the same way.
+"""
+
+import errno
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Self
+
+from skblab.debugger.inside import wire
+from skblab.debugger.session import Debugger
+from skblab.errors import SkblabError, Timeout, UsageError
+from skblab.host import process
+from skblab.host.clients import PingReply, parse_ping
+from skblab.image.missing import inlined_into, tell
+from skblab.lab import Lab
+from skblab.packet import Packet, echo_request
+
+ARRIVAL_TIMEOUT_S = 5.0
+LINGER_S = 10.0  # for the last reply, once nothing is held any more
+FOREVER_S = 86400
+QUEUE_PACKETS = 8  # the tap's queue during the staircase: short, so that a person sees it overflow
+CLOCK_MONOTONIC_COARSE = 6  # clock_getres(2): its resolution is the tick of the host kernel
+IP_RECVERR = 11  # ip(7): errors of the device, ENOBUFS among them, are reported to the sender
+
+
+@dataclass(frozen=True, slots=True)
+class Arrest:
+    """A ping that stands in the stopped kernel: where, and what it carries."""
+
+    stopped: wire.Stopped
+    packet: Packet | None
+    age_ms: float | None
+    client: process.Running
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """One ping that was held: for how long the kernel stood still, and what the client measured."""
+
+    icmp_seq: int
+    held_s: float
+    rtt_ms: float | None
+    packet: dict[str, Any] | None
+    backtrace: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Staircase:
+    """Pings that piled up behind a held one. ``enobufs`` counts sends that the full queue refused."""
+
+    interval_s: float
+    held_s: float
+    rtts_ms: tuple[float, ...]
+    enobufs: int
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The whole experiment, as ``--json`` prints it. ``lost`` counts pings that were sent and never answered."""
+
+    kernel: str
+    function: str
+    baseline_ms: tuple[float, ...]
+    stops: tuple[Stop, ...]
+    staircase: Staircase | None
+    lost: int
+
+
+class PingExperiment:
+    """The steps, on a running lab. Use as a context manager: leaving lets the kernel go."""
+
+    def __init__(self, lab: Lab, function: str) -> None:
+        self.lab = lab
+        self.function = function
+        self.lost = 0
+        self._stop_number = 0
+        self.debugger: Debugger
+
+    def baseline(self, count: int, interval_s: float) -> tuple[float, ...]:
+        """Ping a guest that nobody disturbs; return the RTTs in ms."""
+        replies = self._finish(self._ping(count, interval_s), count * interval_s)
+        return tuple(reply.rtt_ms for reply in replies)
+
+    def attach(self, debugger: Debugger) -> None:
+        """Use an attached gdb: stop wherever a packet enters the function, and let the kernel run until then."""
+        self.debugger = debugger
+        self._stop_number = debugger.set_stop(self.function)
+        debugger.resume()
+
+    def arrest(self, *, count: int = 1, interval_s: float = 1.0) -> Arrest:
+        """Start a ping and wait until its first packet stands in the function.
+
+        :raises Timeout: the packet does not come this way
+        """
+        client = self._ping(count, interval_s)
+        deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
+        while True:
+            try:
+                stopped = self.debugger.wait_stop(max(deadline - time.monotonic(), 0))
+            except Timeout:
+                client.kill()
+                said = client.communicate()[0].decode(errors="replace").strip()
+                if places := inlined_into(self.lab.image, self.function):
+                    said += f"\n{self.function}() was also {tell(places)}: what goes there does not stop here"
+                raise Timeout(
+                    f"no ping has entered {self.function}() within {ARRIVAL_TIMEOUT_S:g} s", found=said,
+                    mend="choose a function on a ping's way: ip_rcv, icmp_rcv, icmp_echo, ip_output",
+                ) from None  # fmt: skip
+            raw = stopped.packet
+            packet = Packet(bytes.fromhex(raw.linear), raw.protocol) if raw else None
+            if stopped.reason == "stop" and (packet is None or packet.echo):
+                sent_s = packet.ping_sent_s if packet else None
+                behind_s = (time.monotonic_ns() - stopped.at_ns) / 1e9
+                age_ms = (time.time() - behind_s - sent_s) * 1e3 if sent_s else None
+                return Arrest(stopped, packet, age_ms, client)
+            self.debugger.resume()
+
+    def keep(self, arrest: Arrest, hold_s: float) -> None:
+        """Let time pass until the kernel has stood still for *hold_s*; the guest's or gdb's end ends the wait."""
+        left_s = hold_s - (time.monotonic_ns() - arrest.stopped.at_ns) / 1e9
+        watched: list[Debugger | int] = [self.debugger, self.lab.guest.pidfd]
+        ready, _, _ = select.select(watched, [], [], max(left_s, 0))
+        if ready:
+            self.lab.check()
+            self.debugger.evaluate("1")  # gdb said something unasked: it is gone, and this tells how
+
+    def release(self, arrest: Arrest, *, last: bool = False) -> float:
+        """Let the kernel go; return for how long it stood still, in s. The *last* release takes the stop away."""
+        if last:
+            self.debugger.clear_stop(self._stop_number)
+        return (self.debugger.resume() - arrest.stopped.at_ns) / 1e9
+
+    def outcome(self, arrest: Arrest, held_s: float) -> Stop:
+        """Wait for the ping's end and put both sides together."""
+        replies = self._finish(arrest.client, 0)
+        echo = arrest.packet.echo if arrest.packet else None
+        first = replies[0] if replies else None
+        return Stop(
+            icmp_seq=echo[2] if echo else 1,
+            held_s=round(held_s, 6),
+            rtt_ms=first.rtt_ms if first else None,
+            packet=describe(arrest),
+            backtrace=tuple(
+                {"function": frame.function, "file": frame.file, "line": frame.line} for frame in arrest.stopped.frames
+            ),
+        )
+
+    def staircase(self, hold_s: float, interval_s: float) -> Staircase:
+        """Hold one ping so long that others pile up behind it, and more than the link's queue takes."""
+        if hold_s < (QUEUE_PACKETS + 2) * interval_s:
+            raise UsageError(
+                f"{hold_s:g} s is too short for a staircase of {QUEUE_PACKETS + 1} steps of {interval_s:g} s"
+            )
+        if self.lab.namespaces.link == "tap":
+            self.lab.namespaces.shorten_queue(QUEUE_PACKETS)
+        arrest = self.arrest(count=int(hold_s / interval_s), interval_s=interval_s)
+        prober = Prober(self.lab, interval_s / 2)
+        self.keep(arrest, (QUEUE_PACKETS + 1.5) * interval_s)  # ping alone fills the queue
+        with prober:
+            self.keep(arrest, hold_s)
+        held_s = self.release(arrest, last=True)
+        replies = self._finish(arrest.client, interval_s)
+        waited = [reply.rtt_ms for reply in replies if reply.rtt_ms >= interval_s * 500]
+        return Staircase(interval_s, round(held_s, 6), tuple(waited), prober.refused, self.lab.namespaces.link)
+
+    def _ping(self, count: int, interval_s: float) -> process.Running:
+        guest = self.lab.namespaces.addresses.guest[0].split("/")[0]
+        # ping waits by SO_RCVTIMEO, and the host's kernel adds a tick to that (kernel/time/timer.c schedule_timeout()).
+        pause_s = max(interval_s - time.clock_getres(CLOCK_MONOTONIC_COARSE), interval_s / 2)
+        argv = ["ping", "-n", "-c", str(count), "-i", f"{pause_s:.3f}", "-W", str(FOREVER_S), guest]
+        return self.lab.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, new_session=True)
+
+    def _finish(self, client: process.Running, within_s: float) -> list[PingReply]:
+        """Wait for a ping's end, *within_s* and some time for its last reply; return its replies."""
+        try:
+            said = client.communicate(timeout=within_s + LINGER_S)[0].decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            client.send_signal(signal.SIGINT)  # as a person would: it says what came and goes
+            said = client.communicate()[0].decode(errors="replace")
+        replies = parse_ping(said)
+        sent = int(said.split(" packets transmitted")[0].split()[-1]) if " packets transmitted" in said else 0
+        if not sent:
+            self.lab.check()
+            raise SkblabError("ping sent nothing", found=said.strip())
+        self.lost += sent - len({reply.icmp_seq for reply in replies})
+        return replies
+
+
+class Prober:
+    """Sends echo requests of its own and counts the refused ones.
+
+    ping reports ENOBUFS only when it has gone on for seconds (iputils ping_common.c pinger()).
+    """
+
+    def __init__(self, lab: Lab, interval_s: float) -> None:
+        self.refused = 0
+        self._interval_s = interval_s
+        self._address = (lab.namespaces.addresses.guest[0].split("/")[0], 0)
+        self._socket = lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        self._socket.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._probe, name="prober", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _probe(self) -> None:
+        request = echo_request(0xFFFF, 0)
+        while not self._enough.wait(self._interval_s):
+            try:
+                self._socket.sendto(request, self._address)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.refused += 1
+
+
+def describe(arrest: Arrest) -> dict[str, Any] | None:
+    """Return the held packet in words and numbers, for JSON."""
+    packet, raw = arrest.packet, arrest.stopped.packet
+    if packet is None or raw is None:
+        return None
+    kind, identity, sequence = packet.echo or ("", None, None)
+    return {
+        "summary": packet.summary(),
+        "source": packet.source,
+        "destination": packet.destination,
+        "type": kind,
+        "id": identity,
+        "seq": sequence,
+        "age_ms": None if arrest.age_ms is None else round(arrest.age_ms, 3),
+        "len": raw.len,
+        "dev": raw.dev,
+        "skb": f"{raw.skb:#x}",
+    }

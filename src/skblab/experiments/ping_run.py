@@ -1,0 +1,55 @@
+"""The ping experiment by itself: a list of holds instead of a hand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from skblab.experiments.ping import PingExperiment, Result, Staircase, Stop
+from skblab.image.missing import find_function
+from skblab.lab import Lab
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do: plain pings, one held ping for each of ``holds_s``, perhaps a staircase of ``staircase_s``."""
+
+    function: str
+    holds_s: tuple[float, ...]
+    count: int
+    interval_s: float
+    staircase_s: float | None
+
+
+def run(lab: Lab, plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Result:
+    """Carry out a plan on a running lab.
+
+    :raises UnknownFunction: there is no such function to stop at
+    :raises DebuggerError: gdb cannot attach, or is gone
+    :raises GuestLost: the guest kernel ended
+    """
+    find_function(lab.image, plan.function)
+    experiment = PingExperiment(lab, plan.function)
+    progress(f"{plan.count} plain pings")
+    baseline = experiment.baseline(plan.count, plan.interval_s)
+    stops: list[Stop] = []
+    staircase: Staircase | None = None
+    if plan.holds_s or plan.staircase_s:
+        progress("attaching gdb")
+        with lab.debugger() as debugger:
+            experiment.attach(debugger)
+            for hold_s in plan.holds_s:
+                progress(f"waiting for a ping in {plan.function}()")
+                arrest = experiment.arrest()
+                progress(f"the kernel stands still in {plan.function}(), for {hold_s:g} s")
+                experiment.keep(arrest, hold_s)
+                stops.append(experiment.outcome(arrest, experiment.release(arrest)))
+            if plan.staircase_s:
+                progress(f"pings pile up for {plan.staircase_s:g} s")
+                staircase = experiment.staircase(plan.staircase_s, plan.interval_s)
+    return Result(
+        kernel=lab.image.release,
+        function=plan.function,
+        baseline_ms=baseline,
+        stops=tuple(stops),
+        staircase=staircase,
+        lost=experiment.lost,
+    )

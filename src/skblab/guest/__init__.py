@@ -1,0 +1,1 @@
+"""The guest: how it boots, what it says, how it ends."""

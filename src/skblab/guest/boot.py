@@ -1,0 +1,188 @@
+"""Boot the guest kernel and wait until it says that it is ready."""
+
+import contextlib
+import hashlib
+import os
+import re
+import select
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from skblab.errors import BootFailed, GuestLost, MissingPrerequisite, SkblabError, Timeout
+from skblab.guest import mconsole
+from skblab.guest.console import Console
+from skblab.host.namespace import Namespaces
+from skblab.image.store import cache_dir
+
+CALIBRATED = re.compile(r"\(lpj=(\d+)\)")
+PTRACE_FORBIDDEN = "ptrace: Operation not permitted"
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What to boot: the files and the size of the guest."""
+
+    kernel: Path
+    initramfs: Path
+    memory_mib: int = 64
+    timeout_s: float = 15.0
+    extra: tuple[str, ...] = ()
+    root: str = ""  # "host": the host's own tree, read-only
+    commands: tuple[str, ...] = ()  # to be run there, each by a shell
+    agent_fds: tuple[int, ...] = ()  # memory and socket, to be handed over
+
+
+def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
+    """Return the kernel's command line.
+
+    ``{link}`` and ``{private}`` are filled in by process 1 of the lab. ``con`` and ``ssl`` are null, for their default
+    starts an xterm. A tap takes one frame a system call (``vec=0``); a socket takes many.
+    """
+    link = "vec0:transport=fd,fd={link}" + (",vec=0" if namespaces.link == "tap" else "")
+    ip4, ip6 = namespaces.addresses.guest
+    return [
+        str(boot.kernel),
+        f"mem={boot.memory_mib}M",
+        f"initrd={boot.initramfs}",
+        "root=/dev/ram0",
+        "uml_dir={private}/uml",
+        "umid=guest",
+        "mconsole=notify:{private}/notify",
+        "con=null",
+        "con0=null,fd:1",
+        "ssl=null",
+        "noreboot",
+        link,
+        "skblab_link=vec0",
+        f"skblab_ip4={ip4}",
+        f"skblab_ip6={ip6}",
+        *(["skblab_memory={fd1}", "skblab_socket={fd2}"] if boot.agent_fds else []),
+        *([f"skblab_root={boot.root}"] if boot.root else []),
+        *(f"skblab_run{number}={command.encode().hex()}" for number, command in enumerate(boot.commands)),
+        *([f"lpj={lpj}"] if lpj else []),
+        *boot.extra,
+    ]
+
+
+class Guest:
+    """A running guest kernel: its process, its console, its end."""
+
+    def __init__(self, boot: Boot, namespaces: Namespaces, console: Console) -> None:
+        self.console = console
+        self._namespaces = namespaces
+        lpj_file = _lpj_file(boot.kernel)
+        known = lpj_file.read_text() if lpj_file.exists() else ""
+        self.spawned_s = time.perf_counter()
+        reply, (self.pidfd, notify) = namespaces.request(
+            "boot",
+            [console.writer, *boot.agent_fds],
+            argv=arguments(boot, namespaces, int(known) if known.isdigit() else None),
+        )
+        self.inner_pid: int = reply["pid"]
+        self.pid = _host_pid(self.pidfd)
+        self._notify = socket.socket(fileno=notify)
+        try:
+            self._wait_ready(boot.timeout_s)
+        except BaseException:
+            self.close()
+            raise
+        self.ready_s = time.perf_counter()
+        if not known and (calibrated := CALIBRATED.search(console.text())):
+            _keep(lpj_file, calibrated.group(1))
+
+    def _wait_ready(self, timeout_s: float) -> None:
+        """Wait for init's word through /proc/mconsole; a panic or the kernel's end comes through the same select."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            watched: list[socket.socket | int] = [self._notify, self.pidfd]
+            ready, _, _ = select.select(watched, [], [], max(left, 0))
+            if self._notify in ready:
+                said = mconsole.parse_notification(self._notify.recv(4096))
+                if said.kind is mconsole.Kind.USER and said.text == "ready":
+                    return
+                if said.kind is mconsole.Kind.PANIC:
+                    select.select([self.pidfd], [], [], 1.0)  # let it print what it has to say
+                    raise BootFailed(f"the guest kernel panicked at boot: {said.text}", found=self.console.evidence())
+            elif self.pidfd in ready:
+                raise self._never_ready()
+            elif left <= 0:
+                raise Timeout(f"the guest was not ready within {timeout_s:g} s", found=self.console.evidence())
+
+    def _never_ready(self) -> SkblabError:
+        """Return the error for a kernel that ended by itself while it was booting."""
+        evidence = self.console.evidence()
+        if PTRACE_FORBIDDEN in evidence:  # arch/um/os-Linux/start_up.c check_ptrace()
+            return MissingPrerequisite(
+                "ptrace(2) is forbidden here, and the guest kernel runs its processes by it",
+                found=evidence,
+                mend="in a container, a seccomp profile forbids it: docker run --security-opt seccomp=unconfined",
+            )
+        return BootFailed(f"the guest kernel ended before it was ready ({self.how_it_ended()})", found=evidence)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the kernel process is still there."""
+        return not select.select([self.pidfd], [], [], 0)[0]
+
+    def how_it_ended(self) -> str:
+        """Return the kernel's exit status or signal, in words."""
+        try:
+            status = self._namespaces.request("status")[0]["status"]
+        except GuestLost:
+            return "with its whole lab"
+        if status is None:
+            return "still running" if self.alive else "it ended while gdb held it"
+        return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+    def lost(self) -> GuestLost:
+        """Return the error that tells how the guest went, for the caller to raise."""
+        return GuestLost(f"the guest kernel is gone ({self.how_it_ended()})", found=self.console.evidence())
+
+    @property
+    def notifications(self) -> socket.socket:
+        """The socket of the guest's notifications: readable when there is one."""
+        return self._notify
+
+    def notification(self) -> mconsole.Notification:
+        """Return the next notification; wait for it."""
+        return mconsole.parse_notification(self._notify.recv(4096))
+
+    def mconsole(self, text: str) -> tuple[bool, str]:
+        """Send one command to the guest's management console; return whether it was done, and the answer."""
+        _, (descriptor,) = self._namespaces.request("mconsole")
+        with socket.socket(fileno=descriptor) as channel:
+            return mconsole.command(channel, text)
+
+    def close(self) -> None:
+        """Let go of the guest; it ends with its namespaces."""
+        self._notify.close()
+        os.close(self.pidfd)
+
+
+def _host_pid(pidfd: int) -> int:
+    """Return the pid, as seen by this process, of the process behind a pidfd (proc_pid_fdinfo(5))."""
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == "Pid":
+            return int(value)
+    raise AssertionError("fdinfo of a pidfd without Pid")
+
+
+def _lpj_file(kernel: Path) -> Path:
+    """Return where this machine's loops per jiffy for this kernel are kept: to find them out takes 40-90 ms a boot."""
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    key = hashlib.sha256(f"{cpu}\0{kernel}\0{kernel.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+    return cache_dir() / "lpj" / key
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write a file of the cache in one piece; a cache that cannot be written is no error."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch.write_text(text)
+        scratch.rename(path)

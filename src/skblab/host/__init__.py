@@ -1,0 +1,1 @@
+"""The machine the lab runs on: programs, namespaces, the link."""

@@ -1,0 +1,55 @@
+"""Find the gdb to use: the wheel's GDB 18 where it is installed, else the system's."""
+
+import functools
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from skblab.errors import MissingPrerequisite
+
+
+@dataclass(frozen=True, slots=True)
+class Gdb:
+    """A gdb with Python inside: how to start it.
+
+    ``argv`` is the command without any of our own options, ``env`` the whole environment it needs.
+    """
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    origin: str
+
+
+@functools.cache
+def find_gdb() -> Gdb:
+    """Return the gdb to use: the one that ``$SKBLAB_GDB`` names, else the wheel's, else the system's.
+
+    The wheel's own launcher is a Python script that costs a second interpreter start; this does what it does.
+
+    :raises MissingPrerequisite: there is neither
+    """
+    chosen = os.environ.get("SKBLAB_GDB")
+    if find_spec("gdb_for_pwndbg") and not chosen:
+        from gdb_for_pwndbg import gdb as wheel  # noqa: PLC0415 - only where it is installed
+
+        try:
+            wheel.check_lib_python()
+        except (NotImplementedError, RuntimeError, OSError):
+            pass  # no shared libpython: the wheel cannot run, the system's gdb can
+        else:
+            env = os.environ | {
+                "PYTHONNOUSERSITE": "1",
+                "PYTHONHOME": f"{sys.prefix}:{sys.exec_prefix}",
+                "PYTHONPATH": ":".join(path for path in sys.path if path),
+                "PYTHONDONTWRITEBYTECODE": "1",
+            }
+            return Gdb((str(wheel.gdb_path), "--data-directory", str(wheel.data_path)), env, "wheel")
+    system = shutil.which(chosen or "gdb")
+    if system is None:
+        what = f"SKBLAB_GDB={chosen}: no such program" if chosen else "no gdb: neither the wheel nor the system's"
+        raise MissingPrerequisite(what, mend="apt-get install gdb")
+    package_root = Path(__file__).resolve().parents[2]
+    return Gdb((system,), os.environ | {"PYTHONPATH": str(package_root)}, "system")

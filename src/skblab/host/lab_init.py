@@ -1,0 +1,376 @@
+"""The first process of a lab: makes the namespaces and the link, starts the kernel, and takes everything with it.
+
+A program of its own that imports little (no subprocess, pathlib, typing: 60 ms here), for it starts with every lab and
+stays as long. It is two processes: an *outer* one that makes the namespaces and waits, and the *inner* one that is
+process 1 of the lab's PID namespace. When process 1 ends, for whatever reason, the kernel ends every process of the
+namespace (pid_namespaces(7)), and with the last of them the network namespace, the tap and the mounts go: there is
+nothing to clean up. It ends when its controller does (end of file on the control socket) and when the outer one does.
+
+The control socket carries one JSON object a datagram, with file descriptors beside it: requests down, one reply each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing.TYPE_CHECKING without importing typing
+    from typing import Any, NoReturn
+
+    Answer = tuple[dict[str, Any], list[int]]
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
+PR_SET_PDEATHSIG = 1
+ADDR_NO_RANDOMIZE = 0x0040000
+TUNSETIFF = 0x400454CA
+SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
+SOL_PACKET, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 263, 20, 23
+ETH_P_ALL = 0x0003
+IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
+
+PRIVATE = "/dev/shm"  # noqa: S108 - a tmpfs of the lab's own is mounted there
+MESSAGE_BYTES = 1 << 16
+
+# gai.conf(5), as RFC 6724 section 2.1 has it for private addresses: "ping guest" is the ping of the textbooks.
+PREFER_IP4 = "precedence ::ffff:0:0/96 100\nprecedence ::1/128 50\nprecedence ::/0 40\n"
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+# IPv6 by itself asks whether others have its link-local address, asks for routers, and reports its multicast groups
+# again and again (Documentation/networking/ip-sysctl.rst).
+QUIET = (
+    ("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", "1"),
+    ("/proc/sys/net/ipv6/conf/{}/router_solicitations", "0"),
+    ("/proc/sys/net/ipv6/conf/{}/mldv2_unsolicited_report_interval", "1"),
+    ("/proc/sys/net/ipv6/mld_qrv", "1"),
+)
+
+
+class SetUpError(Exception):
+    """A step of the set-up was refused by this machine: which, and with what errno."""
+
+    def __init__(self, step: str, number: int, detail: str = "") -> None:
+        super().__init__(step)
+        self.reply = {"error": step, "errno": number, "detail": detail or os.strerror(number)}
+
+
+def check(step: str, result: int) -> None:
+    """Raise SetUpError unless a libc call succeeded."""
+    if result < 0:
+        raise SetUpError(step, ctypes.get_errno())
+
+
+def read_file(path: str) -> str:
+    """Return a small file's text, or nothing where there is no such file."""
+    try:
+        with open(path) as file:  # noqa: PTH123 - see the module's own words on imports
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def write_file(path: str, text: str) -> None:
+    """Write a small file in one system call."""
+    with open(path, "w") as file:  # noqa: PTH123
+        file.write(text)
+
+
+def new_namespaces() -> None:
+    """Leave the host's namespaces; the caller's user becomes root in the new user namespace."""
+    uid, gid = os.geteuid(), os.getegid()
+    flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
+    check("user namespace", libc.unshare(flags))
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        try:
+            write_file(f"/proc/self/{name}", text)
+        except OSError as error:
+            raise SetUpError(f"user namespace ({name})", error.errno or 0) from error
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """Mount a file system, or raise SetUpError naming the target."""
+    arguments = (source.encode(), target.encode(), kind.encode() or None, flags, options.encode() or None)
+    check(
+        f"mount of {target}", libc.mount(arguments[0], arguments[1], arguments[2], ctypes.c_ulong(flags), arguments[4])
+    )
+
+
+def private_mounts(hosts: str) -> None:
+    """Give the lab a /proc of its own, private files in memory, and names: guest and host, each IPv4 first.
+
+    The directory to mount over must exist on every machine. /tmp would hide files that people hand to their clients;
+    /dev/shm is where UML puts the guest's memory anyway (arch/um/os-Linux/mem.c).
+    """
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700")  # noqa: S108
+    for name, text in (("hosts", read_file("/etc/hosts").rstrip() + f"\n{hosts}\n"), ("gai.conf", PREFER_IP4)):
+        if os.access(f"/etc/{name}", os.F_OK):
+            write_file(f"{PRIVATE}/{name}", text)
+            mount(f"{PRIVATE}/{name}", f"/etc/{name}", "", MS_BIND)
+
+
+def ip(*lines: str, program: str = "ip") -> None:
+    """Carry out a batch of iproute2 commands in the lab's network namespace."""
+    batch, output = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("batch", "output"))
+    os.write(batch, "\n".join(lines).encode())
+    os.lseek(batch, 0, os.SEEK_SET)
+    actions = [(os.POSIX_SPAWN_DUP2, batch, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+    try:
+        environment = {"PATH": os.environ["PATH"]}
+        pid = os.posix_spawnp(program, [program, "-batch", "-"], environment, file_actions=actions)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said = os.pread(output, 4096, 0).decode(errors="replace").strip()
+    except FileNotFoundError as error:
+        raise SetUpError(f"{program} (iproute2)", errno.ENOENT) from error
+    finally:
+        os.close(batch)
+        os.close(output)
+    if status:
+        raise SetUpError(program, errno.EIO, said)
+
+
+def open_tap(device: str) -> int:
+    """Make a tap device and return its descriptor; the device lives as long as that."""
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TAP | IFF_NO_PI))
+    return descriptor
+
+
+def open_raw(device: str) -> int:
+    """Open a packet socket on a device that sees what comes in and not what it sends itself (packet(7))."""
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: nothing is received before bind()
+    raw.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+    raw.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+    raw.bind((device, ETH_P_ALL))
+    return raw.detach()
+
+
+def compute_checksums(device: str) -> None:
+    """Make a device send whole checksums and no segments larger than its MTU: no virtio header says otherwise."""
+    value = ctypes.create_string_buffer(struct.pack("II", ETHTOOL_STXCSUM, 0))
+    request = struct.pack("16sP16x", device.encode(), ctypes.addressof(value))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCETHTOOL, request)
+
+
+class Link:
+    """The link: a tap where /dev/net/tun can be opened, else a veth pair with a packet socket on its far end.
+
+    Either way the guest gets one descriptor, ``guest_fd``, for its vector device's fd transport: bare Ethernet frames.
+    """
+
+    def __init__(self, kind: str, device: str) -> None:
+        self.device = device
+        self.guest_fd = -1
+        self.why_not_tap = ""
+        if kind != "veth":
+            try:
+                self.guest_fd = open_tap(device)
+            except OSError as error:
+                self.why_not_tap = f"/dev/net/tun: {os.strerror(error.errno or 0)}"
+                if kind == "tap":
+                    raise SetUpError("tap", error.errno or 0, self.why_not_tap) from error
+        self.kind = "veth" if self.guest_fd < 0 else "tap"
+        if self.kind == "veth":
+            ip(f"link add {device} type veth peer name {device}-g", f"link set {device}-g up")
+            self.guest_fd = open_raw(f"{device}-g")
+            compute_checksums(device)
+
+    def bring_up(self, addresses: list[str]) -> None:
+        """Give the host side its addresses and bring it up, and lo.
+
+        It is up before the guest opens its side: a vector device that transmits into a link that is down wedges for
+        good (arch/um/drivers/vector_kern.c, ``in_error``). A neighbour once found stays: a guest that is stopped for
+        long does not answer ARP, and its clients are to wait for it, not to be told that it is unreachable. The link is
+        quiet: a packet on it is one that a client sent.
+        """
+        device = self.device
+        for path, text in QUIET:
+            if os.access(path.format(device), os.F_OK):  # not there without IPv6
+                write_file(path.format(device), text)
+        lines = ["link set lo up"]
+        lines += [f"address add {address} dev {device}" + " nodad" * (":" in address) for address in addresses]
+        lines += [f"link set {device} up"]
+        lines += [
+            f"ntable change name {table} dev {device} base_reachable 3600000" for table in ("arp_cache", "ndisc_cache")
+        ]
+        ip(*lines)
+
+
+class LabInit:
+    """Process 1: answers the controller's requests until the controller is gone."""
+
+    def __init__(self, control: socket.socket, link: Link) -> None:
+        self.control = control
+        self.link = link
+        self.kernel = 0
+        self.kernel_status: int | None = None
+
+    def serve(self) -> None:
+        """Answer requests; return when the controller is gone."""
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        while True:
+            watched: list[socket.socket | int] = [self.control, wake_read]
+            ready, _, _ = select.select(watched, [], [])
+            if wake_read in ready:
+                os.read(wake_read, 4096)
+                self.reap()
+            if self.control in ready:
+                data, fds, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 16)
+                if not data:
+                    return
+                request = json.loads(data)
+                try:
+                    reply, give = getattr(self, f"do_{request.pop('op')}")(fds, **request)
+                except OSError as error:
+                    reply, give = {"error": str(error), "errno": error.errno or 0, "detail": str(error)}, []
+                for descriptor in fds:
+                    os.close(descriptor)
+                socket.send_fds(self.control, [json.dumps(reply).encode()], give)
+
+    def reap(self) -> None:
+        """Collect every child that has ended; remember how the kernel did."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.kernel:
+                self.kernel_status = os.waitstatus_to_exitcode(status)
+
+    def do_boot(self, fds: list[int], argv: list[str]) -> Answer:
+        """Start the kernel with fds[0] as its console; give back a pidfd for it and the socket of its notifications.
+
+        The other descriptors are handed on; ``{fd1}``, ``{fd2}`` in its command line are their numbers.
+        """
+        self.given = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.given.bind(f"{PRIVATE}/notify")
+        self.kernel = os.fork()
+        if self.kernel == 0:
+            self.become_kernel(argv, fds)
+        pidfd = os.pidfd_open(self.kernel)
+        os.close(self.link.guest_fd)  # the guest has it now, and the link is to end with the guest
+        return {"pid": self.kernel}, [pidfd, self.given.fileno()]
+
+    def become_kernel(self, argv: list[str], fds: list[int]) -> NoReturn:
+        """Turn this child into the kernel: own session, no address randomisation, nothing open but what it needs."""
+        try:
+            os.setsid()
+            libc.personality(ADDR_NO_RANDOMIZE)
+            os.dup2(os.open("/dev/null", os.O_RDWR), 0)
+            os.dup2(fds[0], 1)
+            os.dup2(fds[0], 2)
+            values = {"{link}": str(self.link.guest_fd), "{private}": PRIVATE}
+            values |= {f"{{fd{number}}}": str(descriptor) for number, descriptor in enumerate(fds)}
+            for descriptor in (self.link.guest_fd, *fds[1:]):
+                os.set_inheritable(descriptor, True)  # noqa: FBT003
+            words = argv
+            for place, value in values.items():
+                words = [word.replace(place, value) for word in words]
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.execve(words[0], words, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": PRIVATE})  # noqa: S606
+        except OSError as error:
+            os.write(2, f"skblab: cannot start {argv[0]}: {error}\n".encode())
+        os._exit(127)
+
+    def do_status(self, fds: list[int]) -> Answer:
+        """Tell how the kernel ended (exit status, or minus the signal), or None."""
+        del fds
+        self.reap()
+        return {"status": self.kernel_status}, []
+
+    def do_socket(self, fds: list[int], family: int, kind: int, protocol: int) -> Answer:
+        """Open a socket on the host side of the link and give it away."""
+        del fds
+        self.given = socket.socket(
+            family, kind, protocol
+        )  # kept until the next one, so that it is open while it is sent
+        return {}, [self.given.fileno()]
+
+    def do_mconsole(self, fds: list[int]) -> Answer:
+        """Give a datagram socket connected to the guest's mconsole; it is bound, for UML answers to an address."""
+        del fds
+        self.given = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.given.bind("")  # autobind: an abstract name of the kernel's choice, unix(7)
+        self.given.connect(f"{PRIVATE}/uml/guest/mconsole")
+        return {}, [self.given.fileno()]
+
+    def do_ip(self, fds: list[int], program: str, lines: list[str]) -> Answer:
+        """Run ip(8) or tc(8) commands on the host side."""
+        del fds
+        try:
+            ip(*lines, program=program)
+        except SetUpError as error:
+            return error.reply, []
+        return {}, []
+
+
+def inner(control: socket.socket, order: dict[str, Any]) -> None:
+    """Be process 1 of the lab."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        private_mounts(order["hosts"])
+        link = Link(order["link"], order["device"])
+        link.bring_up(order["addresses"])
+    except SetUpError as error:
+        control.send(json.dumps(error.reply).encode())
+        return
+    control.send(json.dumps({"link": link.kind, "why_not_tap": link.why_not_tap}).encode())
+    LabInit(control, link).serve()
+
+
+def outer(control: socket.socket) -> None:
+    """Read the order, leave the host's namespaces, fork process 1, and wait for it.
+
+    The order comes with a descriptor that holds the lock of the lab's name; it stays open in process 1 alone, so that
+    the name is free the moment the lab is gone.
+    """
+    data, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 1)
+    if not data:
+        return
+    for descriptor in fds:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003
+    try:
+        new_namespaces()
+    except SetUpError as error:
+        control.send(json.dumps(error.reply).encode())
+        return
+    pid = os.fork()
+    if pid == 0:
+        inner(control, json.loads(data))
+        return
+    socket.send_fds(control, [json.dumps({"pid": pid}).encode()], [os.pidfd_open(pid)])
+    control.close()
+    for descriptor in fds:
+        os.close(descriptor)
+    os.waitpid(pid, 0)
+
+
+def main(control_fd: int) -> None:
+    """Run a lab for the controller at the other end of an inherited socket, to its end or ours."""
+    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # ip and tc, for ordinary users too
+    status = 0
+    try:
+        outer(socket.socket(fileno=control_fd))
+    except ConnectionError:  # the controller is gone, in the middle of a word
+        status = 1
+    os._exit(status)

@@ -1,0 +1,220 @@
+"""The controller's side of a lab's namespaces: start them, ask process 1, run programs inside, end them."""
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from skblab.errors import GuestLost, MissingPrerequisite, SkblabError, Timeout, UsageError
+from skblab.host import lab_init, process, registry
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+START_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 10.0
+DEVICE = "skb0"
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """An address pair of each family for the two ends of the link, with prefix length: 192.168.10.254/24."""
+
+    guest: tuple[str, ...] = ("192.168.10.1/24", "fd00:10::1/64")
+    host: tuple[str, ...] = ("192.168.10.254/24", "fd00:10::254/64")
+
+    def hosts_file(self) -> str:
+        """Return lines for /etc/hosts by which clients find ``guest`` and ``host``."""
+        names = ((self.guest, "guest"), (self.host, "host"))
+        return "\n".join(f"{address.split('/')[0]} {name}" for addresses, name in names for address in addresses)
+
+
+def _program(module: str, call: str) -> list[str]:
+    """Return how to run a function of a module beside this one in a Python of its own, bare, from compiled code."""
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import {module} as m; {call}",
+    ]
+
+
+class Namespaces:
+    """Private user, mount, IPC, PID and network namespaces with the host side of a link in them.
+
+    Use as a context manager; leaving it ends every process inside. *link* is ``"tap"``, ``"veth"`` or ``"auto"``: a
+    tap where this user may open /dev/net/tun.
+
+    :raises MissingPrerequisite: this machine forbids a namespace, a mount or the link
+    :raises LabNameTaken: another lab has that name
+    """
+
+    def __init__(self, name: str, *, link: str = "auto", addresses: Addresses | None = None) -> None:
+        if link not in ("auto", "tap", "veth"):
+            raise UsageError(f"no such kind of link: {link!r}", mend="auto, tap or veth")
+        self.name = name
+        self.device = DEVICE
+        self.addresses = addresses or Addresses()
+        self._wanted_link = link
+        self.link = ""
+        self.why_not_tap = ""
+        self._control: socket.socket | None = None
+        self._lock = -1
+        self.pidfd = -1
+        self.pid = 0
+
+    def __enter__(self) -> Self:
+        self._lock = registry.claim(self.name)
+        try:
+            with process.undisturbed():
+                self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.settimeout(START_TIMEOUT_S)
+        with theirs:
+            self._outer = process.start(
+                _program("lab_init", f"m.main({theirs.fileno()})"),
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                new_session=True,
+            )
+        order = {
+            "hosts": self.addresses.hosts_file(),
+            "link": self._wanted_link,
+            "device": self.device,
+            "addresses": self.addresses.host,
+        }
+        socket.send_fds(self._control, [json.dumps(order).encode()], [self._lock])
+        reply, fds = self._receive("namespaces")
+        self.pid, self.pidfd = reply["pid"], fds[0]
+        registry.record_init(self._lock, self.pid)
+        reply, _ = self._receive("link")
+        self.link, self.why_not_tap = reply["link"], reply["why_not_tap"]
+
+    def _receive(self, what: str) -> tuple[dict[str, Any], list[int]]:
+        assert self._control
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, lab_init.MESSAGE_BYTES, 4)
+        except TimeoutError:
+            raise Timeout(
+                f"lab {self.name}: its first process did not answer in time", found=f"asked for: {what}"
+            ) from None
+        except ConnectionError:
+            data, fds = b"", []
+        if not data:
+            raise GuestLost(f"lab {self.name}: its first process is gone", found=f"asked for: {what}")
+        reply: dict[str, Any] = json.loads(data)
+        if "error" in reply:
+            raise _explain(reply)
+        return reply, list(fds)
+
+    def request(self, op: str, fds: Sequence[int] = (), **arguments: object) -> tuple[dict[str, Any], list[int]]:
+        """Ask process 1 of the lab to do *op* (see ``lab_init.LabInit``); return its answer and what it gave.
+
+        :raises GuestLost: process 1 is gone
+        """
+        if self._control is None:
+            raise UsageError(f"lab {self.name} is not running")
+        try:
+            socket.send_fds(self._control, [json.dumps({"op": op, **arguments}).encode()], list(fds))
+        except ConnectionError:
+            raise GuestLost(f"lab {self.name}: its first process is gone", found=f"asked for: {op}") from None
+        return self._receive(op)
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """Open a socket that belongs to the host side of the link, for this process to use."""
+        _, fds = self.request("socket", family=int(family), kind=int(kind), protocol=int(protocol))
+        return socket.socket(fileno=fds[0])
+
+    def ip(self, *lines: str) -> None:
+        """Carry out lines of ``ip -batch`` on the host side."""
+        self.request("ip", program="ip", lines=lines)
+
+    def shorten_queue(self, packets: int) -> None:
+        """Let the tap queue no more than *packets* for a guest that does not read them; then senders get ENOBUFS.
+
+        A queueing discipline would queue more and drop silently; without one, the tap's own refusal reaches sendto(2)
+        (drivers/net/tun.c tun_net_xmit()).
+        """
+        self.request("ip", program="tc", lines=[f"qdisc replace dev {self.device} root noqueue"])
+        self.ip(f"link set {self.device} txqueuelen {packets}")
+
+    def command(self, argv: Sequence[process.Argument]) -> list[str]:
+        """Return the command that runs *argv* on the host side; start it with ``pass_fds=[self.pidfd]``."""
+        words = [str(word) for word in argv]
+        return [*_program("enter", f"m.enter({self.pidfd}, sys.argv[1:])"), *words]
+
+    def close(self) -> None:
+        """End every process of the lab and wait until they are gone; safe to call twice."""
+        with process.undisturbed():
+            self._close()
+
+    def _close(self) -> None:
+        if self._control is None:
+            if self._lock >= 0:
+                registry.forget(self.name, self._lock)
+                self._lock = -1
+            return
+        self._control.close()
+        self._control = None
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            ready, _, _ = select.select([self.pidfd], [], [], END_TIMEOUT_S)
+            if not ready:
+                log.warning("lab %s: process %d has not ended after %g s", self.name, self.pid, END_TIMEOUT_S)
+            os.close(self.pidfd)
+            self.pidfd = -1
+        try:
+            self._outer.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._outer.kill()
+            self._outer.wait()
+        registry.forget(self.name, self._lock)
+        self._lock = -1
+
+
+def _explain(reply: dict[str, Any]) -> SkblabError:
+    """Turn a refused step into a sentence with its remedy."""
+    step, detail = reply["error"], reply["detail"]
+    mend = "skblab doctor"
+    if step.startswith("user namespace"):
+        knobs = {
+            "/proc/sys/user/max_user_namespaces": ("0", "sysctl -w user.max_user_namespaces=15000"),
+            "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
+                "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+            ),
+        }  # fmt: skip
+        for path, (bad, remedy) in knobs.items():
+            if Path(path).exists() and Path(path).read_text().strip() == bad:
+                detail += f"\n{path} is {bad}"
+                mend = f"{remedy}   (as root)"
+                break
+        return MissingPrerequisite("this machine does not let you make a user namespace", found=detail, mend=mend)
+    if step == "tap":
+        return MissingPrerequisite(
+            "cannot make a tap", found=detail, mend="--link veth, or: chmod 666 /dev/net/tun   (as root)"
+        )
+    return MissingPrerequisite(f"this machine refused a part of the lab: {step}", found=detail, mend=mend)

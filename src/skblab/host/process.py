@@ -1,0 +1,116 @@
+"""Start programs: the only place that does.
+
+Every program is an argument list, never a shell line; every start is logged so that a person can paste it.
+"""
+
+import contextlib
+import logging
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from skblab.errors import MissingPrerequisite
+
+log = logging.getLogger(__name__)
+
+Argument = str | Path
+Stream = int | IO[bytes] | None
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Running = subprocess.Popen[bytes]  # noqa: TID251 - this is the place
+
+
+def start(
+    argv: Sequence[Argument],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: Stream = subprocess.DEVNULL,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    pass_fds: Sequence[int] = (),
+    new_session: bool = False,
+) -> Running:
+    """Start *argv* and return at once.
+
+    :raises MissingPrerequisite: the program is not installed
+    """
+    words = [str(word) for word in argv]
+    log.debug("$ %s", shlex.join(words))
+    try:
+        return Running(
+            words,
+            cwd=cwd,
+            env=env,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            start_new_session=new_session,
+        )
+    except FileNotFoundError:
+        raise MissingPrerequisite(f"{words[0]} is not installed", mend="skblab doctor   (names the package)") from None
+
+
+def finish(running: Running, *, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Wait for a program to end and return its status and its output as text; it is killed where that is cut short.
+
+    :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*
+    """
+    try:
+        out, err = running.communicate(timeout=timeout_s)
+    except BaseException:
+        end(running)
+        raise
+    texts = [(data or b"").decode(errors="replace") for data in (out, err)]
+    return subprocess.CompletedProcess(running.args, running.returncode, *texts)
+
+
+def run(
+    argv: Sequence[Argument], *, env: Mapping[str, str] | None = None, timeout_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run *argv* to its end; a failing status is the caller's to judge.
+
+    :raises MissingPrerequisite: the program is not installed
+    :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
+    """
+    return finish(start(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE), timeout_s=timeout_s)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put a Ctrl-C and its like off until a short piece of work, which must not be cut in two, is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python's signal handlers run in the main thread alone
+        return
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTIONS}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    came: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+def unfinished(running: Running) -> bool:
+    """Whether a program still runs, or has said what nobody has read yet."""
+    pipes = (running.stdin, running.stdout, running.stderr)
+    return running.poll() is None or any(pipe is not None and not pipe.closed for pipe in pipes)
+
+
+def end(running: Running) -> None:
+    """Kill a program that may still run, collect it, and close its pipes, for nobody will read them."""
+    if running.poll() is None:
+        running.kill()
+        running.wait()
+    for pipe in (running.stdin, running.stdout, running.stderr):
+        if pipe is not None:
+            pipe.close()

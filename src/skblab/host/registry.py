@@ -1,0 +1,123 @@
+"""Names of labs: one lab a name, held by a file lock that ends with the lab's last process."""
+
+import fcntl
+import json
+import os
+import re
+import select
+import stat
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from skblab.errors import LabNameTaken, MissingPrerequisite, UsageError
+
+VALID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who runs a lab: the controlling process, as it was when the lab started, and the lab's process 1 (0: not yet)."""
+
+    name: str
+    pid: int
+    command: str
+    started: float
+    init_pid: int
+
+
+def registry_dir() -> Path:
+    """Return the directory of lab names, mode 0700: ``$XDG_RUNTIME_DIR/skblab``, else ``/tmp/skblab-UID``.
+
+    :raises MissingPrerequisite: it is somebody else's
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    path = Path(base, "skblab") if base and Path(base).is_dir() else Path(f"/tmp/skblab-{os.geteuid()}")  # noqa: S108
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise MissingPrerequisite(
+            f"{path} is not a directory of yours alone",
+            found=f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}",
+            mend=f"rm -r {path}",
+        )
+    return path
+
+
+def claim(name: str, *, patience_s: float = 2.0) -> int:
+    """Take *name* for a lab and return the descriptor that holds it.
+
+    A lab whose controller is gone is ending: its name is waited for, *patience_s* at most.
+
+    :raises UsageError: not a name
+    :raises LabNameTaken: a running lab has it
+    """
+    if not VALID.fullmatch(name):
+        raise UsageError(
+            f"not a name for a lab: {name!r}", mend="letters, digits, dot, dash and underscore, 63 at most"
+        )
+    descriptor = os.open(registry_dir() / f"{name}.lab", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(descriptor, name, patience_s)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    _write(descriptor, Owner(name=name, pid=os.getpid(), command=_command_line(), started=time.time(), init_pid=0))
+    return descriptor
+
+
+def record_init(descriptor: int, pid: int) -> None:
+    """Note process 1 of the lab: when it has ended, the name is free."""
+    owner = _read(descriptor)
+    assert owner
+    _write(descriptor, replace(owner, init_pid=pid))
+
+
+def _command_line() -> str:
+    return Path("/proc/self/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+
+
+def _write(descriptor: int, owner: Owner) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(asdict(owner)).encode(), 0)
+
+
+def forget(name: str, descriptor: int) -> None:
+    """Remove the name's file while *descriptor* still holds its lock, and let go."""
+    (registry_dir() / f"{name}.lab").unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def _lock(descriptor: int, name: str, patience_s: float) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = _read(descriptor)
+        controller_is_gone = owner and not Path(f"/proc/{owner.pid}").exists()
+        if owner and owner.init_pid and controller_is_gone and _ended_within(owner.init_pid, patience_s):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        raise LabNameTaken(
+            f"a lab named {name!r} is running already",
+            found=f"pid {owner.pid}: {owner.command}" if owner else "its owner has not written its name yet",
+            mend=f"end it with: kill {owner.pid}\nor choose another name with --name" if owner else "try again",
+        ) from None
+
+
+def _read(descriptor: int) -> Owner | None:
+    try:
+        return Owner(**json.loads(os.pread(descriptor, 65536, 0)))
+    except (ValueError, TypeError):
+        return None
+
+
+def _ended_within(pid: int, patience_s: float) -> bool:
+    """Wait for a process that is none of our children."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], patience_s)[0])
+    finally:
+        os.close(pidfd)

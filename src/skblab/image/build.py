@@ -1,0 +1,186 @@
+"""Build an image: source, configuration, kernel, indexes; moved in whole, or nothing."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from skblab.errors import BuildFailed, MissingPrerequisite
+from skblab.host import process
+from skblab.image import corrections, debuginfo, module, prune, recipe
+from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, describe_files
+from skblab.image.source import Source, find_source, unpack
+from skblab.image.store import images_dir
+
+TOOLS = ("make", "gcc", "ld", "nm", "objcopy", "flex", "bison", "bc", "tar", "xz", "setpriv")
+OBJECTS = 900  # about; for the progress
+COMPILING = re.compile(r"^  (?:CC|AS)\s")
+TROUBLE = re.compile(r"error:|Error \d|undefined reference|No such file|fatal|\*\*\*")
+SHOWN_LINES = 20
+BUILDING = ".building-"
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much (0: unknown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to build: Debian's source of *series*, or *source*, a tree or a tarball."""
+
+    series: str = recipe.DEFAULT_SERIES
+    variant: str = "default"
+    source: Path | None = None
+
+
+def build_image(request: Request, progress: Progress = lambda *_: None) -> Image:
+    """Build the image of a request, or return the one that was built from the same content.
+
+    :raises MissingPrerequisite: a tool or the source is not installed
+    :raises BuildFailed: with the compiler's own lines
+    """
+    absent = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if absent:
+        raise MissingPrerequisite(f"building a kernel needs: {', '.join(absent)}", mend="make setup, or skblab doctor")
+    source = find_source(request.series, request.source)
+    wanted = recipe.recipe_for(request.variant)
+    progress("reading the source", 0, 0)
+    identity = f"{source.identity()} {wanted.key} {recipe.compiler()}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    target = images_dir() / f"{source.series}-{request.variant}-{key}"
+    _sweep(target.parent)
+    with _alone(target, progress):
+        if target.exists():
+            return Image.open(target)
+        scratch = target.with_name(f"{BUILDING}{target.name}")
+        scratch.mkdir()
+        try:
+            _build(source, wanted, scratch, progress)
+            (scratch / "image").rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return Image.open(target)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what builds left behind that were killed: their locks are free."""
+    for scratch in directory.glob(f"{BUILDING}*"):
+        descriptor = os.open(_lock(directory / scratch.name.removeprefix(BUILDING)), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(scratch)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def _lock(target: Path) -> Path:
+    return target.with_name(f".lock-{target.name}")
+
+
+@contextlib.contextmanager
+def _alone(target: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock of one image's build; it ends with this process, however that ends."""
+    descriptor = os.open(_lock(target), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another build of the same image", 0, 0)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _build(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progress) -> None:
+    """Do the work in *scratch*; the finished image is its directory ``image``."""
+    progress("unpacking the source", 0, 0)
+    tree = unpack(source, scratch)
+    obj, image = scratch / "obj", scratch / "image"
+    obj.mkdir()
+    image.mkdir()
+    _configure(tree, obj, wanted, progress)
+    corrections.correct(tree, obj)
+    prefixes = f"-ffile-prefix-map={tree}=/skblab -ffile-prefix-map={obj}=/skblab/obj"
+    flags = f"KCFLAGS={' '.join(recipe.FLAGS)} {prefixes}"
+    _make(tree, obj, progress, f"-j{os.cpu_count() or 1}", flags, "vmlinux")
+    _make(tree, obj, progress, flags, "modules_prepare")
+    progress("indexing functions", 0, 0)
+    kernel = image / KERNEL
+    shutil.copyfile(obj / "vmlinux", kernel)
+    kernel.chmod(0o755)
+    debuginfo.add_gdb_index(kernel)
+    debuginfo.build_index(kernel, image / INDEX)
+    progress("keeping the source that was used", 0, 0)
+    prune.copy_used(tree, obj, image / SOURCE)
+    module.keep_build_tree(tree, obj, image / SOURCE)
+    shutil.copyfile(obj / ".config", image / CONFIG)
+    manifest = {
+        "series": source.series,
+        "variant": wanted.variant,
+        "release": (obj / "include/config/kernel.release").read_text().strip(),
+        "recipe": wanted.key,
+        "files": describe_files(image),
+    }
+    (image / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress) -> None:
+    """Write .config: tinyconfig, the fragments over it, and what the kernel makes of that."""
+    progress("configuring", 0, 0)
+    _make(tree, obj, progress, "tinyconfig")
+    options = recipe.wanted_options(wanted.fragments)
+    lines = [f"# {name} is not set" if value == "n" else f"{name}={value}" for name, value in options.items()]
+    config = obj / ".config"
+    kept = [line for line in config.read_text().splitlines() if not recipe.parse_config(line).keys() & options.keys()]
+    config.write_text("\n".join([*kept, *lines, ""]))
+    _make(tree, obj, progress, "olddefconfig")
+    if missing := recipe.refused(options, recipe.parse_config(config.read_text())):
+        progress(f"this kernel does not take: {', '.join(missing)}", 0, 0)
+
+
+def _make(tree: Path, obj: Path, progress: Progress, *arguments: str) -> None:
+    """Run make to its end; with this process it ends too, however that ends.
+
+    :raises BuildFailed: with make's and the compiler's own lines
+    """
+    argv = ["setpriv", "--pdeathsig", "TERM", "make", "-C", str(tree), f"O={obj}", "ARCH=um", *arguments]
+    make = process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, new_session=True)
+    assert make.stdout is not None
+    said: list[str] = []
+    done = 0
+    try:
+        for raw in make.stdout:
+            line = raw.decode(errors="replace").rstrip()
+            said.append(line)
+            if COMPILING.match(line):
+                done += 1
+                progress("compiling the kernel", min(done, OBJECTS - 1), OBJECTS)
+        status = make.wait()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(make.pid, signal.SIGKILL)
+        make.wait()
+        raise
+    finally:
+        make.stdout.close()
+    if status:
+        raise BuildFailed(f"make {arguments[-1]} failed in {tree}", found=trouble(said))
+
+
+def trouble(said: list[str]) -> str:
+    """Return the lines of a failed build that tell why, with the line before each for context."""
+    chosen = sorted(
+        {at for index, line in enumerate(said) if TROUBLE.search(line) for at in (index, index + 1, index + 2)}
+    )
+    lines = [said[at] for at in chosen if at < len(said)] or said[-SHOWN_LINES:]
+    return "\n".join(lines[:SHOWN_LINES])

@@ -1,0 +1,112 @@
+"""Image: a directory with a kernel, its debug info, its source, its configuration, and the index of its functions."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from skblab.errors import ImageDamaged, ImageMissing
+from skblab.image.index import FunctionIndex
+
+MANIFEST = "manifest.json"
+KERNEL = "vmlinux"
+INDEX = "functions.sqlite"
+CONFIG = "config"
+SOURCE = "source"
+RECORDED = (KERNEL, INDEX, CONFIG)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image. Made by ``skblab image build``; opened by its directory.
+
+    ``release`` is what ``uname -r`` says in the guest; ``series`` its first two numbers; ``recipe`` the key of the
+    options and flags it was built with.
+    """
+
+    path: Path
+    series: str
+    variant: str
+    release: str
+    recipe: str
+    files: dict[str, dict[str, Any]]
+
+    @classmethod
+    def open(cls, path: Path) -> "Image":
+        """Open the image in a directory after a quick look at its files.
+
+        :raises ImageMissing: there is none
+        :raises ImageDamaged: its files are not what was recorded
+        """
+        path = Path(path).resolve()
+        manifest = path / MANIFEST
+        try:
+            fields = json.loads(manifest.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise ImageMissing(f"no image at {path}", mend="skblab image ls") from None
+        except ValueError as error:
+            raise ImageDamaged(
+                f"image {path.name}: {MANIFEST} cannot be read", found=str(error), mend=_again(path)
+            ) from None
+        image = cls(path=path, **fields)
+        for name, recorded in image.files.items():
+            size = (path / name).stat().st_size if (path / name).exists() else None
+            if size != recorded["size_bytes"]:
+                found = "it is missing" if size is None else f"{size} bytes instead of {recorded['size_bytes']}"
+                raise ImageDamaged(f"image {path.name} is damaged: {name}", found=found, mend=_again(path))
+        return image
+
+    @property
+    def name(self) -> str:
+        """The directory's name: series, variant, the key's first digits."""
+        return self.path.name
+
+    @property
+    def kernel(self) -> Path:
+        """The kernel: an ELF program with DWARF."""
+        return self.path / KERNEL
+
+    @property
+    def source(self) -> Path:
+        """The sources that the debug info names, as far as the kernel was built from them."""
+        return self.path / SOURCE
+
+    @property
+    def config(self) -> Path:
+        """The kernel's configuration."""
+        return self.path / CONFIG
+
+    @cached_property
+    def functions(self) -> FunctionIndex:
+        """The index of the kernel's functions."""
+        return FunctionIndex(self.path / INDEX)
+
+    def check(self) -> None:
+        """Read every recorded file whole and compare.
+
+        :raises ImageDamaged: a file is not what was recorded
+        """
+        for name, recorded in self.files.items():
+            if digest(self.path / name) != recorded["sha256"]:
+                raise ImageDamaged(
+                    f"image {self.name} is damaged: {name}", found="its content has changed", mend=_again(self.path)
+                )
+
+
+def digest(path: Path) -> str:
+    """Return a file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return what the manifest records of an image's files."""
+    return {
+        name: {"size_bytes": (directory / name).stat().st_size, "sha256": digest(directory / name)} for name in RECORDED
+    }
+
+
+def _again(path: Path) -> str:
+    return f"skblab image rm {path.name} && skblab image build"

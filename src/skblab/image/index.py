@@ -1,0 +1,103 @@
+"""The index of a kernel's functions: where each is, what it takes, which of its parameters is the packet."""
+
+import difflib
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+SKB_TYPE = "struct sk_buff *"
+COLUMNS = "name, address, size, file, line, return_type, parameters"
+SCHEMA = f"""
+CREATE TABLE functions ({COLUMNS});
+CREATE INDEX by_name ON functions (name);
+CREATE INDEX by_address ON functions (address);
+CREATE TABLE objects (name PRIMARY KEY, address);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter: its name and its C type as gdb writes it."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One function that has code of its own.
+
+    ``address`` is a guest virtual address; ``file`` is relative to the kernel's source. ``name`` is the symbol's, with
+    ``.isra.0`` and the like where the compiler has cloned it.
+    """
+
+    name: str
+    address: int
+    size_bytes: int
+    file: str
+    line: int
+    return_type: str
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def skb_parameter(self) -> int | None:
+        """The first parameter that is a ``struct sk_buff *``, or None."""
+        types = [parameter.type for parameter in self.parameters]
+        return types.index(SKB_TYPE) if SKB_TYPE in types else None
+
+    @property
+    def signature(self) -> str:
+        """The function as a C declaration."""
+        parameters = ", ".join(
+            f"{one.type}{'' if one.type.endswith('*') else ' '}{one.name}" for one in self.parameters
+        )
+        return f"{self.return_type}{'' if self.return_type.endswith('*') else ' '}{self.name}({parameters or 'void'})"
+
+
+class FunctionIndex:
+    """The functions of one kernel, in an SQLite file of its image."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+
+    def lookup(self, name: str) -> Function | None:
+        """Return the function of a name; of several static ones of one name, the one at the lowest address."""
+        return self._one("name = ? ORDER BY address", name)
+
+    def at(self, address: int) -> Function | None:
+        """Return the function whose code an address is in."""
+        return self._one("address <= ? AND ? < address + size ORDER BY address DESC", address, address)
+
+    def names(self, glob: str = "*") -> list[str]:
+        """Return the names that match a shell pattern, sorted."""
+        rows = self._connection.execute("SELECT DISTINCT name FROM functions WHERE name GLOB ? ORDER BY name", (glob,))
+        return [name for (name,) in rows]
+
+    def near(self, name: str, count: int = 5) -> list[str]:
+        """Return the names most like *name*."""
+        return difflib.get_close_matches(name, self.names(), n=count, cutoff=0.7)
+
+    def object_address(self, name: str) -> int | None:
+        """Return the address of a data object that the index records, or None."""
+        row = self._connection.execute("SELECT address FROM objects WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
+
+    def _one(self, where: str, *values: object) -> Function | None:
+        row = self._connection.execute(f"SELECT {COLUMNS} FROM functions WHERE {where} LIMIT 1", values).fetchone()  # noqa: S608
+        if row is None:
+            return None
+        name, address, size, file, line, return_type, listed = row
+        parameters = tuple(Parameter(*one) for one in json.loads(listed))
+        return Function(name, address, size, file, line, return_type, parameters)
+
+
+def write_index(path: Path, functions: Iterable[tuple[object, ...]], objects: dict[str, int]) -> None:
+    """Write an index; a function is a tuple of COLUMNS with the parameters as pairs."""
+    with sqlite3.connect(path) as connection:
+        connection.executescript(SCHEMA)
+        rows = ((*fields, json.dumps(parameters)) for *fields, parameters in functions)
+        connection.executemany("INSERT INTO functions VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT INTO objects VALUES (?, ?)", objects.items())
+    connection.close()

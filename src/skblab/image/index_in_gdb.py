@@ -1,0 +1,63 @@
+"""Run by gdb in batch mode over a kernel: describe functions for the index. gdb and the standard library alone."""
+
+import json
+import os
+import sys
+
+import gdb
+
+SOURCE_PREFIX = "/skblab/"
+
+
+def describe(name: str, address: int, size: int) -> tuple[object, ...] | None:
+    """Return a row of the index for the function at an address, or None where there is no debug info for it."""
+    block = gdb.block_for_pc(address)
+    while block is not None and not _is_function_at(block, address):
+        block = block.superblock
+    if block is None or block.function is None:
+        return None
+    symbol = block.function
+    kind = symbol.type
+    names = [one.name for one in block if one.is_argument]
+    types = [str(field.type) for field in kind.fields()]
+    parameters = list(zip(names, types, strict=False))
+    return (
+        name,
+        address,
+        size,
+        symbol.symtab.filename.removeprefix(SOURCE_PREFIX).removeprefix("./"),
+        symbol.line,
+        str(kind.target()),
+        parameters,
+    )
+
+
+def _is_function_at(block: gdb.Block, address: int) -> bool:
+    """Whether a block is a function's outermost one, and begins here; an inlined copy lies in another function's."""
+    outer = block.superblock
+    return block.function is not None and block.start == address and (outer is None or outer.function is None)
+
+
+def address_of(expression: str) -> int | None:
+    """Return an object's address, or None where this kernel has no such object."""
+    try:
+        return int(gdb.parse_and_eval(f"&{expression}"))
+    except gdb.error:
+        return None
+
+
+def main() -> None:
+    """Read {functions: [[name, address, size]], objects: [expression]}, write rows and addresses."""
+    with open(os.environ["SKBLAB_INDEX_REQUEST"]) as file:  # noqa: PTH123
+        request = json.load(file)
+    rows = [row for one in request["functions"] if (row := describe(*one))]
+    objects = {name: address for name in request["objects"] if (address := address_of(name)) is not None}
+    with open(os.environ["SKBLAB_INDEX_ANSWER"], "w") as file:  # noqa: PTH123
+        json.dump({"functions": rows, "objects": objects}, file)
+
+
+try:
+    main()
+except BaseException as error:  # noqa: BLE001 - gdb's batch mode would go on and end with status 0
+    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    gdb.execute("quit 1")

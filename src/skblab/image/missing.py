@@ -1,0 +1,62 @@
+"""Say why a function cannot be stopped at: it does not exist, or it was inlined, and where it went."""
+
+import json
+from pathlib import Path
+
+from skblab.errors import UnknownFunction
+from skblab.host import process
+from skblab.host.gdb import find_gdb
+from skblab.image.image import Image
+from skblab.image.index import Function
+
+IN_GDB = Path(__file__).with_name("missing_in_gdb.py")
+SHOWN = 4
+
+
+def find_function(image: Image, name: str) -> Function:
+    """Return the function of a name.
+
+    :raises UnknownFunction: there is none with code of its own; the sentence says where it went
+    """
+    found = image.functions.lookup(name)
+    if found is None:
+        raise explain_missing(image, name)
+    return found
+
+
+def explain_missing(image: Image, name: str) -> UnknownFunction:
+    """Return the error for a name that has no code of its own in *image*, for the caller to raise."""
+    clones = image.functions.names(f"{name}.*")
+    if clones:
+        return UnknownFunction(f"{name}() was cloned by the compiler in Linux {image.release}",
+                               found=f"its code is in: {', '.join(clones)}", mend=f"stop at {clones[0]}")  # fmt: skip
+    places = inlined_into(image, name)
+    if places:
+        return UnknownFunction(
+            f"{name}() was inlined in Linux {image.release}: it has no entry of its own",
+            found=tell(places),
+            mend=f"stop at {places[0][0]}",
+        )
+    near = image.functions.near(name)
+    return UnknownFunction(
+        f'no function "{name}" in Linux {image.release}', found=f"near: {', '.join(near)}" if near else ""
+    )
+
+
+def tell(places: list[tuple[str, str]]) -> str:
+    """Return the places where a function was inlined, in words."""
+    listed = [f"{function}() ({where})" for function, where in places[:SHOWN]]
+    more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
+    return f"inlined into {', '.join(listed)}{more}"
+
+
+def inlined_into(image: Image, name: str) -> list[tuple[str, str]]:
+    """Return the functions into which one was inlined, and where each is, "file:line"; gdb finds them on demand."""
+    if not name.isidentifier():
+        return []
+    gdb = find_gdb()
+    done = process.run(
+        [*gdb.argv, "-nx", "-batch", "-x", IN_GDB, image.kernel], env=gdb.env | {"SKBLAB_FUNCTION": name}, timeout_s=60
+    )
+    places: list[list[str]] = json.loads(done.stdout or "[]")
+    return [(function, where) for function, where in places]

@@ -1,0 +1,34 @@
+"""Run by gdb in batch mode over a kernel: print, as JSON, where a function was inlined.
+
+It needs gdb and the standard library alone.
+"""
+
+import json
+import os
+import sys
+
+import gdb
+
+SOURCE_PREFIX = "/skblab/"
+
+
+def places(name: str) -> list[tuple[str, str]]:
+    """Return each function that has an inlined copy of *name*, and where that function is, "file:line"."""
+    try:
+        _, locations = gdb.decode_line(name)
+    except gdb.error:
+        return []
+    found: dict[str, str] = {}
+    for sal in locations or ():
+        block = gdb.block_for_pc(sal.pc)
+        outermost = None
+        while block is not None and not block.is_static:
+            outermost = block.function or outermost
+            block = block.superblock
+        if outermost is not None and outermost.name != name:
+            file = outermost.symtab.filename.removeprefix(SOURCE_PREFIX).removeprefix("./")
+            found.setdefault(outermost.name, f"{file}:{outermost.line}")
+    return list(found.items())
+
+
+sys.stdout.write(json.dumps(places(os.environ["SKBLAB_FUNCTION"])))

@@ -1,0 +1,94 @@
+"""Build modules for an image's kernel: keep what kbuild needs of the tree, and run it.
+
+The agent is one; people bring their own.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from skblab.errors import BuildFailed
+from skblab.host import process
+from skblab.image.image import SOURCE
+from skblab.image.recipe import compiler, kernel_dir
+
+# What kbuild reads when it builds an external module (Documentation/kbuild/modules.rst), beside the headers.
+OF_TREE = (
+    "Makefile", "Kbuild", "scripts", "include", "arch/um",
+    "arch/x86/include", "arch/x86/um", "arch/x86/Makefile", "arch/x86/Makefile.um", "arch/x86/Makefile_32.cpu",
+)  # fmt: skip
+OF_BUILD = (".config", "scripts", "include", "arch/um/include", "arch/x86/include", "Module.symvers")
+TIMEOUT_S = 300.0
+SUFFIXES_LEFT_OUT = ("*.o", "*.a", "*.cmd", "*.tmp")
+
+
+def keep_build_tree(tree: Path, obj: Path, source: Path) -> None:
+    """Copy what external modules are built from: the tree's part to *source*, the build's to ``obj`` in it."""
+    shutil.copyfile(obj / "vmlinux.symvers", obj / "Module.symvers")
+    for origin, names, target in ((tree, OF_TREE, source), (obj, OF_BUILD, source / "obj")):
+        for name in names:
+            path = origin / name
+            if path.is_dir():
+                ignored = shutil.ignore_patterns(*SUFFIXES_LEFT_OUT)
+                shutil.copytree(path, target / name, ignore=ignored, symlinks=True, dirs_exist_ok=True)
+            elif path.exists():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target / name)
+
+
+def ensure_agent(image: Path) -> Path:
+    """Return the agent's module for the image in a directory, built first where there is none of this source.
+
+    :raises BuildFailed: the compiler refused, or the directory cannot be written
+    """
+    agent = kernel_dir() / "agent"
+    files = sorted(path for path in agent.iterdir() if path.suffix in {".c", ".h", ".S"} or path.name == "Kbuild")
+    digest = hashlib.sha256(compiler().encode())
+    for path in files:
+        digest.update(path.read_bytes() + b"\0")
+    module = image / f"agent-{digest.hexdigest()[:12]}.ko"
+    if not module.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            for path in files:
+                shutil.copyfile(path, Path(scratch, path.name))
+            build_module(image, Path(scratch))
+            keep(Path(scratch, "skblab_agent.ko").read_bytes(), module)
+    return module
+
+
+def build_module(image: Path, directory: Path) -> None:
+    """Build the external module in a directory, as ``make M=`` does.
+
+    :raises BuildFailed: with the compiler's own lines
+    """
+    source = image / SOURCE
+    argv: list[process.Argument] = ["make", "-C", source, f"O={source / 'obj'}", "ARCH=um", f"M={directory}", "modules"]
+    done = process.run(argv, timeout_s=TIMEOUT_S)
+    if done.returncode:
+        raise BuildFailed(
+            f"cannot build the module in {directory}", found=f"{done.stdout}{done.stderr}".strip()[-4000:]
+        )
+
+
+def offset_in_text(module: Path, function: str) -> int:
+    """Return where a function is in a module's code, counted from its beginning."""
+    listed = process.run(["nm", "--format=posix", module], timeout_s=30).stdout
+    return next(int(line.split()[2], 16) for line in listed.splitlines() if line.split()[0] == function)
+
+
+def keep(content: bytes, path: Path) -> None:
+    """Write a file of an image in one piece, readable for everybody.
+
+    :raises BuildFailed: the image's directory cannot be written
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(content)
+        scratch = Path(file.name)
+        scratch.chmod(0o644)
+        scratch.rename(path)
+    except OSError as error:
+        raise BuildFailed(
+            f"cannot write {path}", found=str(error), mend="skblab image build, as the image's owner"
+        ) from error

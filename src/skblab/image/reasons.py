@@ -1,0 +1,49 @@
+"""Drop reasons by name: enum skb_drop_reason as this image's source has it."""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from skblab.errors import RuleError
+from skblab.image.image import Image
+
+HEADERS = ("include/net/dropreason-core.h", "include/net/dropreason.h", "include/linux/skbuff.h")
+ENUM = re.compile(r"enum skb_drop_reason \{(.*?)\};", re.DOTALL)
+COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+ENTRY = re.compile(r"^\s*(SKB_\w+)\s*(?:=\s*(\w+))?,", re.MULTILINE)
+PREFIX = "SKB_DROP_REASON_"
+NOT_SPECIFIED = "NOT_SPECIFIED"
+
+
+@lru_cache(maxsize=8)
+def reasons(source: Path) -> dict[str, int]:
+    """Return the drop reasons of a kernel's source: name without its prefix -> number."""
+    for header in HEADERS:
+        path = source / header
+        found = ENUM.search(path.read_text()) if path.exists() else None
+        if found:
+            break
+    else:
+        return {}
+    numbers: dict[str, int] = {}
+    number = 0
+    for name, value in ENTRY.findall(COMMENT.sub("", found.group(1))):
+        number = int(value, 0) if value.isdecimal() else number
+        numbers[name.removeprefix(PREFIX)] = number
+        number += 1
+    return numbers
+
+
+def drop_reason(image: Image, name: str) -> int:
+    """Return the number of a drop reason, which may be a number already; of nothing, NOT_SPECIFIED.
+
+    :raises RuleError: this kernel has no such reason
+    """
+    if name.isdecimal():
+        return int(name)
+    known = reasons(image.source)
+    wanted = (name or NOT_SPECIFIED).upper().removeprefix(PREFIX)
+    if wanted not in known:
+        near = ", ".join(one for one in known if wanted[:4] in one)
+        raise RuleError(f"Linux {image.release} has no drop reason {name}", found=f"near: {near}" if near else "")
+    return known[wanted]

@@ -1,0 +1,85 @@
+"""What an image is made of: which options, which flags, which compiler; and the key that names the whole."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from skblab.errors import UsageError
+from skblab.host import process
+from skblab.image.corrections import CORRECTIONS
+
+DEFAULT_SERIES = "6.12"
+SERIES = ("6.12", "6.1")
+
+# Which fragments of kernel/kconfig/ make a variant, in the order in which they are merged.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "default": ("base", "net"),
+    "kasan": ("base", "net", "kasan"),
+}
+
+# The agent patches the five NOPs at a function's entry; the other two keep arguments readable and backtraces whole.
+FLAGS = ("-fpatchable-function-entry=5", "-fno-ipa-sra", "-fno-optimize-sibling-calls")
+
+# Raised when the way an image is made or laid out changes, so that older ones are not taken for new ones.
+LAYOUT = 5
+
+
+def kernel_dir() -> Path:
+    """Return the directory of what runs in the guest: in the package when installed, beside ``src`` in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "kernel"
+    return installed if installed.is_dir() else package.parents[1] / "kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How images of one variant are made, whatever the source and the compiler."""
+
+    variant: str
+    fragments: tuple[Path, ...]
+
+    @property
+    def key(self) -> str:
+        """A digest of the options, the flags, the corrections and the layout."""
+        options = sorted(wanted_options(self.fragments).items())
+        return hashlib.sha256(repr((LAYOUT, FLAGS, CORRECTIONS, options)).encode()).hexdigest()[:16]
+
+
+def recipe_for(variant: str) -> Recipe:
+    """Return the recipe of a variant.
+
+    :raises UsageError: there is no such variant
+    """
+    if variant not in VARIANTS:
+        raise UsageError(f"no such variant: {variant}", mend=f"one of: {', '.join(VARIANTS)}")
+    return Recipe(variant, tuple(kernel_dir() / "kconfig" / f"{name}.config" for name in VARIANTS[variant]))
+
+
+def compiler() -> str:
+    """Return the compiler's own first line about itself."""
+    return process.run(["gcc", "--version"], timeout_s=10).stdout.splitlines()[0]
+
+
+def wanted_options(fragments: tuple[Path, ...]) -> dict[str, str]:
+    """Return the options the fragments ask for: CONFIG_X -> y, n, or a value; later fragments win."""
+    wanted: dict[str, str] = {}
+    for fragment in fragments:
+        wanted |= parse_config(fragment.read_text())
+    return wanted
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """Return the options of a .config or a fragment; "is not set" is ``n``."""
+    options = {}
+    for line in text.splitlines():
+        if line.startswith("CONFIG_"):
+            name, _, value = line.partition("=")
+            options[name] = value
+        elif line.startswith("# CONFIG_") and line.endswith(" is not set"):
+            options[line.split()[1]] = "n"
+    return options
+
+
+def refused(wanted: dict[str, str], config: dict[str, str]) -> list[str]:
+    """Return the options that were asked for and are not there; an option this kernel does not know counts."""
+    return [name for name, value in wanted.items() if value != "n" and config.get(name, "n") != value]

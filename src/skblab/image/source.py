@@ -1,0 +1,100 @@
+"""Kernel sources: Debian's package, a tarball, or a developer's own tree."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from skblab.errors import BuildFailed, MissingPrerequisite, UsageError
+from skblab.host import process
+
+VERSION_LINE = re.compile(r"^(VERSION|PATCHLEVEL) *= *(\d+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a kernel's source is: a tarball, or a tree that is not to be written to."""
+
+    path: Path
+    series: str
+
+    @property
+    def is_tarball(self) -> bool:
+        """Whether it has to be unpacked first."""
+        return self.path.is_file()
+
+    def identity(self) -> str:
+        """Return a digest of the content: of the tarball's bytes, or of every file's path, size and time of change."""
+        digest = hashlib.sha256()
+        if self.is_tarball:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        for path in sorted(self.path.rglob("*")):
+            if ".git" not in path.relative_to(self.path).parts and path.is_file():
+                found = path.stat()
+                digest.update(f"{path.relative_to(self.path)}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def find_source(series: str, given: Path | None = None) -> Source:
+    """Return the source to build: *given*, a tree or a tarball, else Debian's package of *series*.
+
+    :raises MissingPrerequisite: Debian's package is not installed
+    :raises UsageError: *given* is not a kernel source
+    """
+    if given is None:
+        path = Path(f"/usr/src/linux-source-{series}.tar.xz")
+        if not path.exists():
+            raise MissingPrerequisite(
+                f"no source of Linux {series}",
+                found=f"there is no {path}",
+                mend=f"apt-get install linux-source-{series}   (as root)\nor give a tree or a tarball with --source",
+            )
+        return Source(path, series)
+    path = given.expanduser().resolve()
+    if path.is_dir():
+        return Source(path, series_of(path))
+    if path.is_file():
+        return Source(path, _series_of_tarball(path))
+    raise UsageError(f"no such source: {given}", mend="--source takes a kernel tree or a tarball of one")
+
+
+def series_of(tree: Path) -> str:
+    """Return a tree's series, "6.12", from its Makefile.
+
+    :raises UsageError: it has none
+    """
+    makefile = tree / "Makefile"
+    found = dict(VERSION_LINE.findall(makefile.read_text())) if makefile.is_file() else {}
+    if {"VERSION", "PATCHLEVEL"} - found.keys():
+        raise UsageError(f"{tree} is not a kernel source", found="its Makefile names no VERSION and PATCHLEVEL",
+                         mend="--source takes a kernel tree or a tarball of one")  # fmt: skip
+    return f"{found['VERSION']}.{found['PATCHLEVEL']}"
+
+
+def _series_of_tarball(path: Path) -> str:
+    done = process.run(
+        ["tar", "-xOf", path, "--wildcards", "--no-wildcards-match-slash", "*/Makefile", "--occurrence=1"]
+    )
+    found = dict(VERSION_LINE.findall(done.stdout))
+    if {"VERSION", "PATCHLEVEL"} - found.keys():
+        raise UsageError(f"{path} is not a tarball of a kernel source", found=done.stderr.strip())
+    return f"{found['VERSION']}.{found['PATCHLEVEL']}"
+
+
+def unpack(source: Source, scratch: Path) -> Path:
+    """Return the tree to build from: the source itself, or what its tarball holds, unpacked into *scratch*.
+
+    :raises BuildFailed: tar refused, or the tarball does not hold one directory
+    """
+    if not source.is_tarball:
+        return source.path
+    directory = scratch / "unpacked"
+    directory.mkdir()
+    done = process.run(["tar", "-xf", source.path, "-C", directory])
+    trees = list(directory.iterdir())
+    if done.returncode or len(trees) != 1:
+        raise BuildFailed(
+            f"cannot unpack {source.path}", found=done.stderr.strip() or f"{len(trees)} directories in it"
+        )
+    return trees[0]

@@ -1,0 +1,245 @@
+"""Lab: one running guest kernel with its private namespaces and link, and the clients on the other end."""
+
+import itertools
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from skblab.agent.abi import Hit
+from skblab.agent.channel import Channel
+from skblab.agent.control import Agent
+from skblab.agent.holds import Hold, Probe, Running
+from skblab.debugger.session import Debugger
+from skblab.errors import SkblabError, UsageError
+from skblab.guest import initramfs, receive
+from skblab.guest.boot import Boot, Guest
+from skblab.guest.console import Console
+from skblab.host import process
+from skblab.host.namespace import Addresses, Namespaces
+from skblab.image.image import Image
+from skblab.image.module import ensure_agent
+from skblab.image.store import find_image
+from skblab.packet import Packet
+from skblab.rule import Occurrence, Rule
+from skblab.serve import start_commands
+
+_numbers = itertools.count(1)
+
+
+class Lab:
+    """Boot a guest kernel on a private link; end it, and everything in it, on leaving.
+
+    ::
+
+        with Lab() as lab:
+            lab.run(["ping", "-c", "1", "guest"])
+
+    :param name: the lab's name; one lab a name. Default: one of its own
+    :param image: an image, or the directory of one. Default: the newest of *series* and *variant*
+    :param series: kernel series, ``"6.12"`` or ``"6.1"``
+    :param variant: which set of kernel options
+    :param link: ``"tap"``, ``"veth"``, or ``"auto"``: a tap where this user may open /dev/net/tun
+    :param memory_mib: the guest's memory
+    :param kernel_arguments: more words for the kernel's command line
+    :param boot_timeout_s: how long the guest may take to say that it is ready
+
+    :param root: ``"host"``: the guest's programs see the host's own tree, read-only
+    :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port
+
+    Entering raises ImageMissing, LabNameTaken, MissingPrerequisite, BootFailed.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        image: Image | Path | None = None,
+        series: str = "6.12",
+        variant: str = "default",
+        link: str = "auto",
+        memory_mib: int = 64,
+        kernel_arguments: Sequence[str] = (),
+        boot_timeout_s: float = 15.0,
+        root: str = "",
+        commands: Sequence[str] = (),
+    ) -> None:
+        if root not in {"", "host"}:
+            raise UsageError(f"no such root: {root!r}", mend="host: the host's own tree, read-only")
+        if commands and not root:
+            raise UsageError("a command in the guest needs a root file system", mend='root="host", or --root host')
+        self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
+        self._wanted_image = image
+        self._series, self._variant = series, variant
+        self._link = link
+        self._memory_mib = memory_mib
+        self._kernel_arguments = tuple(kernel_arguments)
+        self._boot_timeout_s = boot_timeout_s
+        self._root = root
+        self._commands = tuple(commands)
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        if self._stack is not None:
+            raise UsageError(f"lab {self.name} is running already")
+        with ExitStack() as stack:
+            match self._wanted_image:
+                case Image() as image:
+                    self.image = image
+                case None:
+                    self.image = find_image(self._series, self._variant)
+                case path:
+                    self.image = Image.open(path)
+            archive = initramfs.ensure(self.image.path)
+            self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_link(), addresses=Addresses()))
+            self.console = Console()
+            stack.callback(self.console.close)
+            channel = Channel()
+            self.agent = Agent(channel, self.image, self._why_lost)
+            stack.callback(self.agent.close)
+            boot = Boot(
+                agent_fds=(channel.memory_fd, channel.guest_socket.fileno()),
+                kernel=self.image.kernel,
+                initramfs=archive,
+                memory_mib=self._memory_mib,
+                timeout_s=self._boot_timeout_s,
+                extra=self._kernel_arguments,
+                root=self._root,
+                commands=self._commands,
+            )
+            self.guest = Guest(boot, self.namespaces, self.console)
+            stack.callback(self.guest.close)
+            channel.handed_over()
+            try:
+                receive.one_by_one(self.guest.pid, self.image.functions)
+            except OSError:
+                raise self.guest.lost() from None
+            # Entered last, left first: clients end before the kernel they talk to.
+            self._clients: list[process.Running] = []
+            stack.callback(self._end_clients)
+            if self._commands:
+                self.agent.wait_ready()
+                start_commands(self.guest, self.agent, self._commands)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the lab; nothing of it stays."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+
+    def popen(
+        self,
+        argv: Sequence[process.Argument],
+        *,
+        stdin: process.Stream = subprocess.DEVNULL,
+        stdout: process.Stream = None,
+        stderr: process.Stream = None,
+        new_session: bool = False,
+        pass_fds: Sequence[int] = (),
+        env: dict[str, str] | None = None,
+    ) -> process.Running:
+        """Start a program on the host side, where the names ``guest`` and ``host`` resolve; it ends with the lab.
+
+        :raises GuestLost: the guest kernel is gone
+        """
+        self.check()
+        client = process.start(
+            self.namespaces.command(argv),
+            env=env,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            new_session=new_session,
+            pass_fds=[self.namespaces.pidfd, *pass_fds],
+        )
+        self._clients = [*(one for one in self._clients if process.unfinished(one)), client]
+        return client
+
+    def run(
+        self, argv: Sequence[process.Argument], *, timeout_s: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program on the host side to its end; return its status and its output as text.
+
+        :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
+        """
+        client = self.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return process.finish(client, timeout_s=timeout_s)
+
+    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+        """Open a socket on the host side of the link for this process to use.
+
+        Addresses are numeric there: names are looked up by this process, outside the lab.
+        """
+        return self.namespaces.socket(family, kind, protocol)
+
+    def rule(self, rule: Rule | str, told: Callable[[Hit, Packet, str], None] = lambda *_: None) -> Running:
+        """Put a rule in force; close it to end it. *told* is called for each packet, with what was done to it.
+
+        :raises RuleError: it cannot be parsed
+        :raises UnknownFunction: there is no such function
+        :raises UnsupportedVerdict: the verdict is not sound there
+        """
+        return Running(self._ready_agent(), rule if isinstance(rule, Rule) else Rule.parse(rule), told)
+
+    def hold(self, function: str, filter: str = "", *, occurrence: Occurrence | None = None) -> Hold:  # noqa: A002
+        """Set packets aside where they enter a function, while the kernel runs on. Use in a ``with``.
+
+        :param filter: which ones, in pcap-filter(7)'s language
+        """
+        return Hold(self._ready_agent(), Rule(function, "hold", occurrence or Occurrence(), filter))
+
+    def probe(self, function: str, filter: str = "", *, occurrence: Occurrence | None = None) -> Probe:  # noqa: A002
+        """See packets where they enter a function. Use in a ``with``."""
+        return Probe(self._ready_agent(), Rule(function, "trace", occurrence or Occurrence(), filter))
+
+    def _sound_link(self) -> str:
+        """Return the kind of link that the image's kernel bears.
+
+        A vector device without queues, as a tap makes it, locks what is not there (arch/um/drivers/vector_kern.c
+        vector_poll(), from 6.11 on): nothing to a kernel whose locks are nothing, a panic with lockdep.
+        """
+        if "CONFIG_LOCKDEP=y" not in self.image.config.read_text():
+            return self._link
+        if self._link == "tap":
+            raise UsageError(f"{self.image.name} checks its locks, and bears no tap", mend="--link veth")
+        return "veth"
+
+    def _ready_agent(self) -> Agent:
+        self.check()
+        self.agent.wait_ready()
+        return self.agent
+
+    def _why_lost(self) -> SkblabError:
+        return self.guest.lost()
+
+    def stop_on_rules(self, debugger: Debugger) -> int:
+        """Let gdb stop the kernel wherever a rule's verdict is "stop"; return the stop's number."""
+        agent = self._ready_agent()
+        return debugger.set_agent_stop(agent.channel.stop_address, ensure_agent(self.image.path))
+
+    def debugger(self) -> Debugger:
+        """Return a gdb session on the guest kernel; entering it attaches."""
+        self.check()
+        return Debugger(self.image, self.guest, self.namespaces)
+
+    def check(self) -> None:
+        """Raise GuestLost, with the console's evidence, where the guest kernel is gone."""
+        if self._stack is None:
+            raise UsageError(f"lab {self.name} is not running", mend="with Lab() as lab: ...")
+        if not self.guest.alive:
+            raise self.guest.lost()
+
+    def _end_clients(self) -> None:
+        for client in self._clients:
+            process.end(client)

@@ -1,0 +1,191 @@
+"""A packet as bytes, as scapy layers, and in words."""
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from skblab.errors import PacketError, RuleError
+
+if TYPE_CHECKING:  # scapy takes half a second to import; whoever only counts packets need not wait for it
+    from scapy.packet import Packet as Layers
+
+ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
+ECHO_TYPES = {8: "echo request", 0: "echo reply", 128: "echo request", 129: "echo reply"}
+TIMEVAL = struct.Struct("=qq")
+LARGEST_PACKET_BYTES = 0xFFFF
+FOLLOWING_FIELDS = ("len", "plen", "ihl", "chksum", "cksum", "dataofs")
+
+
+@dataclass(frozen=True)
+class Packet:
+    """A packet's bytes from its network header on, and the protocol that they are (host order, ``ETH_P_*``)."""
+
+    data: bytes
+    protocol: int
+
+    @cached_property
+    def layers(self) -> "Layers":
+        """The packet as scapy dissects it; where its header is cut short, Raw."""
+        from scapy.layers.inet import IP  # noqa: PLC0415
+        from scapy.layers.inet6 import IPv6  # noqa: PLC0415
+        from scapy.layers.l2 import ARP  # noqa: PLC0415
+        from scapy.packet import Raw  # noqa: PLC0415
+
+        dissector, header_bytes = {ETH_P_IP: (IP, 20), ETH_P_IPV6: (IPv6, 40), ETH_P_ARP: (ARP, 28)}.get(
+            self.protocol, (Raw, 0)
+        )
+        return (dissector if len(self.data) >= header_bytes else Raw)(self.data)
+
+    def summary(self) -> str:
+        """Return one line in tcpdump's manner: ``192.168.10.254 > 192.168.10.1: ICMP echo request, id 7, seq 1``."""
+        if echo := self.echo:
+            kind, identity, sequence = echo
+            protocol = "ICMP" if self.protocol == ETH_P_IP else "ICMPv6"
+            ends = f"{self.source} > {self.destination}"
+            return f"{ends}: {protocol} {kind}, id {identity}, seq {sequence}, length {len(self.data)}"
+        return str(self.layers.summary())
+
+    @property
+    def source(self) -> str:
+        """The network layer's source address, or nothing."""
+        return str(getattr(self.layers, "src", ""))
+
+    @property
+    def destination(self) -> str:
+        """The network layer's destination address, or nothing."""
+        return str(getattr(self.layers, "dst", ""))
+
+    @cached_property
+    def echo(self) -> tuple[str, int, int] | None:
+        """Kind, identifier and sequence number of an ICMP or ICMPv6 echo message, or None (RFC 792; RFC 4443 4.1)."""
+        message = self._icmp_message
+        if message is None or len(message) < 8 or message[0] not in ECHO_TYPES:
+            return None
+        identity, sequence = struct.unpack_from("!HH", message, 4)
+        return ECHO_TYPES[message[0]], identity, sequence
+
+    @property
+    def ping_sent_s(self) -> float | None:
+        """When ping says it sent this echo request (CLOCK_REALTIME, s): it puts a struct timeval before its pattern."""
+        message = self._icmp_message
+        if self.echo is None or message is None or len(message) < 8 + TIMEVAL.size:
+            return None
+        seconds, microseconds = TIMEVAL.unpack_from(message, 8)
+        return seconds + microseconds / 1e6 if 0 <= microseconds < 1_000_000 else None
+
+    def edited(
+        self, change: Callable[["Layers"], object], *, fix: bool = True, data_offset: int = 0
+    ) -> tuple["Packet", int]:
+        """Return the packet that a change makes of this one, and where its ``skb->data`` is to point.
+
+        :param change: changes the layers in place, or returns a packet, or bytes: the new payload
+        :param fix: let lengths and checksums follow; a field that the change itself has set stays as it was set
+        :param data_offset: where ``skb->data`` points in this packet: 0, or the transport header
+        :raises PacketError: what came out is no packet
+        """
+        from scapy.packet import Packet as AnyPacket  # noqa: PLC0415
+        from scapy.packet import Raw  # noqa: PLC0415
+
+        layers = type(self.layers)(self.data)
+        result = change(layers)
+        if isinstance(result, bytes):
+            last = layers.lastlayer()
+            if isinstance(last, Raw):
+                last.load = result
+            else:
+                last.add_payload(Raw(result))
+        elif isinstance(result, AnyPacket):
+            layers = result
+        elif result is not None:
+            raise PacketError(f"a change returns nothing, a packet or bytes, and not {type(result).__name__}")
+        if fix:
+            _let_follow(layers, self.layers)
+        try:
+            data = bytes(layers)
+        except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PacketError(
+                "the changed packet cannot be written", found=f"{type(error).__name__}: {error}"
+            ) from error
+        if len(data) > LARGEST_PACKET_BYTES or len(data) < max(data_offset, 1):
+            raise PacketError(f"the changed packet has {len(data)} bytes")
+        if data_offset > 0 and self.protocol == ETH_P_IP:
+            data_offset = (data[0] & 0xF) * 4
+        return Packet(data, self.protocol), data_offset
+
+    def diff(self, other: "Packet") -> str:
+        """Return what is different in another packet, a line a field: ``ip.ttl: 64 -> 3``."""
+        lines = []
+        ours, theirs = list(_fields(self.layers)), dict(_fields(other.layers))
+        for name, value in ours:
+            if theirs.get(name) != value:
+                lines.append(f"{name}: {value} -> {theirs.get(name, 'nothing')}")
+        known = dict(ours)
+        lines += [f"{name}: nothing -> {value}" for name, value in theirs.items() if name not in known]
+        return "\n".join(lines)
+
+    @property
+    def _icmp_message(self) -> bytes | None:
+        """The bytes of the ICMP message, where there is one right behind the network header."""
+        data = self.data
+        if self.protocol == ETH_P_IP and len(data) >= 20 and data[9] == 1:
+            return data[(data[0] & 0xF) * 4 :]
+        if self.protocol == ETH_P_IPV6 and len(data) >= 40 and data[6] == 58:
+            return data[40:]
+        return None
+
+
+def echo_request(identity: int, sequence: int, payload: bytes = b"") -> bytes:
+    """Return an ICMP echo request with its checksum (RFC 792; RFC 1071)."""
+    message = struct.pack("!BBHHH", 8, 0, 0, identity, sequence & 0xFFFF) + payload
+    padded = message + bytes(len(message) % 2)
+    total = sum(word for (word,) in struct.iter_unpack("!H", padded))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return message[:2] + struct.pack("!H", ~total & 0xFFFF) + message[4:]
+
+
+def changing(changes: Sequence[tuple[str, str]]) -> Callable[["Layers"], None]:
+    """Return the change that ``ip.ttl=3``, ``icmp.seq=7`` and so on describe.
+
+    A value is a number (3, 0x10) or what scapy takes for that field: an address, TCP flags such as ``SA``.
+    """
+
+    def change(layers: "Layers") -> None:
+        for name, text in changes:
+            wanted, _, field = name.partition(".")
+            layer = next((one for one in _layers(layers) if type(one).__name__.lower() == wanted.lower()), None)
+            if layer is None or all(one.name != field for one in layer.fields_desc):
+                raise RuleError(f"no field {name} in this packet", found=str(layers.summary()))
+            try:
+                layer.setfieldval(field, int(text, 0))
+            except ValueError:
+                layer.setfieldval(field, text.encode() if field == "load" else text)
+
+    return change
+
+
+def _layers(packet: "Layers") -> Iterator["Layers"]:
+    """Yield the layers of a packet, outermost first."""
+    while packet and packet.name != "NoPayload":
+        yield packet
+        packet = packet.payload
+
+
+def _let_follow(layers: "Layers", before: "Layers") -> None:
+    """Forget the lengths and checksums that the change has not set itself: scapy computes them anew."""
+    for layer in _layers(layers):
+        if type(layer).__name__.endswith("error"):  # a part of another packet, quoted by ICMP: it stays as it came
+            return
+        was = before.getlayer(type(layer))
+        for name in FOLLOWING_FIELDS:
+            if name in layer.fields and was is not None and layer.fields[name] == was.fields.get(name):
+                layer.delfieldval(name)
+
+
+def _fields(packet: "Layers") -> Iterator[tuple[str, object]]:
+    """Yield the fields of all layers, named ip.ttl and so on."""
+    for layer in _layers(packet):
+        for name, value in layer.fields.items():
+            yield f"{type(layer).__name__.lower()}.{name}", value

@@ -1,0 +1,112 @@
+"""``skblab run``: the four commands of the book, judged by ping's and curl's own output."""
+
+import json
+import re
+
+import pytest
+
+from skblab.host.clients import parse_ping
+from skblab.image.recipe import SERIES
+from support import skblab
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_the_second_ping_takes_300_ms(series: str) -> None:
+    done = skblab("run", "--series", series, "-r", "icmp_rcv = delay 300ms @2", "--", "ping", "-c3", "-i0.4", "guest")
+    assert done.returncode == 0, done.stderr
+    rtts = [reply.rtt_ms for reply in parse_ping(done.stdout)]
+    assert len(rtts) == 3
+    assert rtts[1] == pytest.approx(300, abs=5)
+    assert rtts[0] < 5
+    assert rtts[2] < 5
+    (line,) = [line for line in done.stderr.splitlines() if "delay  " in line]
+    assert re.match(r" +\d+\.\d{6}  icmp_rcv +#2 +delay +192\.168\.10\.254 > 192\.168\.10\.1: ICMP echo request", line)
+    assert "icmp_rcv = delay 300ms @2: arrived 3, accepted 2, held 1, released 1" in done.stderr
+    assert "lost: 0" in done.stderr
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_the_third_ping_and_only_the_third_is_missing(series: str) -> None:
+    rule = "ip_rcv = drop if icmp[icmptype] == icmp-echo and icmp[6:2] == 3"
+    done = skblab("run", "--series", series, "-r", rule, "--", "ping", "-c5", "-i0.2", "guest")
+    assert [reply.icmp_seq for reply in parse_ping(done.stdout)] == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_the_replies_come_backwards(series: str) -> None:
+    rule = "icmp_rcv = hold 8 release reverse"
+    done = skblab("run", "--series", series, "-r", rule, "--", "ping", "-c8", "-i0.2", "guest")
+    assert [reply.icmp_seq for reply in parse_ping(done.stdout)] == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_curl_succeeds_after_one_retransmission_of_its_syn(series: str) -> None:
+    done = skblab(
+        "run", "--series", series, "-r", "tcp_v4_rcv = drop @1 if tcp[tcpflags] & tcp-syn != 0",
+        "--root", "host", "-g", "python3 -m http.server 80",
+        "--", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code} %{time_connect}", "http://guest/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    code, connected_s = done.stdout.split()
+    assert code == "200"
+    assert 0.9 < float(connected_s) < 1.5
+    assert "arrived 2, accepted 1, dropped 1" in done.stderr
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_a_stop_shows_the_packet_and_the_way_there(series: str) -> None:
+    done = skblab("run", "--series", series, "-r", "icmp_rcv = stop @2", "--", "ping", "-c3", "-i0.2", "guest")
+    assert done.returncode == 0, done.stderr
+    assert "ICMP echo request" in done.stderr
+    assert "  #0  icmp_rcv()  net/ipv4/icmp.c:" in done.stderr
+    assert "it stood still for 0.0" in done.stderr
+    assert "icmp_rcv = stop @2: arrived 3, accepted 2, stopped 1" in done.stderr
+
+
+def test_it_ends_as_its_command_does() -> None:
+    assert skblab("run", "--", "sh", "-c", "exit 7").returncode == 7
+    assert skblab("run", "--", "sh", "-c", "kill -TERM $$").returncode == 143
+    assert skblab("run", "--", "no-such-program").returncode == 127
+
+
+def test_json_lines() -> None:
+    done = skblab(
+        "run", "--json", "-r", "icmp_rcv = edit icmp.seq=9", "-r", "ip_output = trace", "--", "ping", "-c1", "guest"
+    )
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [event["event"] for event in events][-3:] == ["rule", "rule", "end"]
+    hits = {event["function"]: event for event in events if event["event"] == "hit"}
+    assert "icmp.seq: 1 -> 9" in hits["icmp_rcv"]["verdict"]
+    assert hits["ip_output"]["verdict"] == "trace"
+    assert "seq 9" in hits["ip_output"]["packet"]
+    assert events[-1] == {"event": "end", "lost": 0, "status": 0}
+    assert "icmp_seq=9 " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-r", "icmp_rcv = dorp"], "no such verdict: dorp"),
+        (["-r", "icmp_rcv = drop if foo 3"], "libpcap does not understand"),
+        (["-r", "icmp_rvc = drop"], 'no function "icmp_rvc"'),
+        (["-r", "icmp_echo = drop"], "drop is not sound at icmp_echo()"),
+        (["-g", "true"], "needs a root file system"),
+        (["--root", "host", "-g", "false"], "has ended (status 1) before it listened"),
+    ],
+)
+def test_bad_input_gets_one_clear_error(words: list[str], said: str) -> None:
+    done = skblab("run", *words, "--", "true")
+    assert done.returncode in {1, 2}
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_iperf3_in_the_guest() -> None:
+    done = skblab(
+        "run", "--root", "host", "-g", "iperf3 -s", "-r", "tcp_v4_rcv = drop @every 1000",
+        "--memory", "128", "--", "iperf3", "-c", "guest", "-t", "2", "-J",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    end = json.loads(done.stdout)["end"]
+    assert end["sum_received"]["bytes"] > 1_000_000
+    assert end["sum_sent"]["retransmits"] > 0

@@ -1,0 +1,139 @@
+"""The table of what may be done where, entry by entry, under real traffic: every verdict, and the guest well after."""
+
+import contextlib
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from skblab.agent.soundness import TABLE
+from skblab.errors import UnsupportedVerdict
+from skblab.host.clients import parse_ping
+from skblab.lab import Lab
+from skblab.rule import Rule
+
+GUEST4, GUEST6 = "192.168.10.1", "fd00:10::1"
+CLOSED_PORT = 9
+PATIENCE_S = 0.4
+
+
+def ping(lab: Lab, address: str, wait_s: float) -> bool:
+    done = lab.run(["ping", "-n", "-c", "1", "-W", f"{wait_s:g}", address], timeout_s=20)
+    return bool(parse_ping(done.stdout))
+
+
+def refused(lab: Lab, family: int, kind: int, address: str, wait_s: float) -> bool:
+    """Whether a closed port says that it is closed."""
+    with lab.socket(family, kind) as client:
+        client.settimeout(wait_s)
+        try:
+            client.connect((address, CLOSED_PORT))
+            client.send(b"?")
+            client.recv(1)
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+    raise AssertionError("a closed port has answered")
+
+
+def arp(lab: Lab, wait_s: float) -> bool:
+    lab.namespaces.ip(f"neigh flush dev {lab.namespaces.device}")
+    return ping(lab, GUEST4, wait_s)
+
+
+Ask = Callable[[Lab, float], bool]
+ECHO4: Ask = lambda lab, wait_s: ping(lab, GUEST4, wait_s)  # noqa: E731
+ECHO6: Ask = lambda lab, wait_s: ping(lab, GUEST6, wait_s)  # noqa: E731
+TCP4: Ask = lambda lab, wait_s: refused(lab, socket.AF_INET, socket.SOCK_STREAM, GUEST4, wait_s)  # noqa: E731
+TCP6: Ask = lambda lab, wait_s: refused(lab, socket.AF_INET6, socket.SOCK_STREAM, GUEST6, wait_s)  # noqa: E731
+UDP4: Ask = lambda lab, wait_s: refused(lab, socket.AF_INET, socket.SOCK_DGRAM, GUEST4, wait_s)  # noqa: E731
+UDP6: Ask = lambda lab, wait_s: refused(lab, socket.AF_INET6, socket.SOCK_DGRAM, GUEST6, wait_s)  # noqa: E731
+ARP: Ask = arp
+REQUEST4, REPLY4 = "icmp[icmptype] == icmp-echo", "icmp[icmptype] == icmp-echoreply"
+REQUEST6, REPLY6 = "icmp6 and ip6[40] == 128", "icmp6 and ip6[40] == 129"
+
+TRAFFIC: dict[str, tuple[Ask, str]] = {
+    "ip_rcv": (ECHO4, REQUEST4),
+    "ip_local_deliver": (ECHO4, REQUEST4),
+    "ip_local_deliver_finish": (ECHO4, REQUEST4),
+    "icmp_rcv": (ECHO4, REQUEST4),
+    "tcp_v4_rcv": (TCP4, "tcp"),
+    "udp_rcv": (UDP4, "udp"),
+    "arp_rcv": (ARP, ""),
+    "arp_process": (ARP, ""),
+    "ipv6_rcv": (ECHO6, REQUEST6),
+    "ip6_input": (ECHO6, REQUEST6),
+    "icmpv6_rcv": (ECHO6, REQUEST6),
+    "tcp_v6_rcv": (TCP6, "tcp"),
+    "udpv6_rcv": (UDP6, "udp"),
+    "ip_output": (ECHO4, REPLY4),
+    "ip_finish_output2": (ECHO4, REPLY4),
+    "ip6_output": (ECHO6, REPLY6),
+    "ip6_finish_output2": (ECHO6, REPLY6),
+    "__dev_queue_xmit": (ECHO4, REPLY4),
+}
+
+
+def test_every_entry_has_its_traffic() -> None:
+    assert TRAFFIC.keys() == TABLE.keys()
+
+
+@pytest.mark.parametrize("function", TABLE)
+def test_every_verdict_at_every_entry(every_lab: Lab, function: str) -> None:
+    lab = every_lab
+    ask, wanted = TRAFFIC[function]
+    if lab.image.functions.lookup(function) is None:
+        assert lab.image.series == "6.1", f"{function}() has no code of its own"
+        return
+    suffix = f" if {wanted}" if wanted else ""
+    for verdict in ("accept", "trace", "delay 30ms", "duplicate", "duplicate 3"):
+        with contextlib.closing(lab.rule(Rule.parse(f"{function} = {verdict}{suffix}"))) as running:
+            assert ask(lab, 2), verdict
+            counts = running.armed.counts
+        assert counts.arrived >= 1, verdict
+        assert (counts.duplicated > 0) is verdict.startswith("duplicate")
+        assert counts.held == counts.released
+    with contextlib.closing(lab.rule(Rule.parse(f"{function} = drop{suffix}"))) as running:
+        assert not ask(lab, PATIENCE_S)
+        assert running.armed.counts.dropped >= 1
+    with lab.hold(function, wanted) as held:
+        assert not ask(lab, PATIENCE_S)
+        for packet in held.take(1):
+            packet.duplicate(2)
+            packet.edit(lambda _: None, fix=False)
+            packet.release()
+    with lab.hold(function, wanted) as held:
+        assert not ask(lab, PATIENCE_S)
+        for packet in held.take(1):
+            packet.drop()
+            assert packet.wait(2)
+    assert lab.agent.channel.held == 0
+    assert lab.agent.channel.probes == 0
+    assert ask(lab, 2)
+    assert "BUG" not in lab.console.text()
+    assert "WARNING" not in lab.console.text()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("icmp_echo = hold", "hold is not sound at icmp_echo()"),
+        ("ip_route_input_noref = drop", "drop is not sound at ip_route_input_noref()"),
+        ("do_idle = trace", "do_idle() takes no struct sk_buff *"),
+        ("tcp_sendmsg = trace", "takes no struct sk_buff *"),
+        ("vector_net_start_xmit = trace", "nothing can be probed in vector_net_start_xmit()"),
+    ],
+)  # fmt: skip
+def test_elsewhere_it_is_refused_with_the_reason(shared_lab: Lab, text: str, said: str) -> None:
+    with pytest.raises(UnsupportedVerdict) as caught:
+        shared_lab.rule(text)
+    assert said in caught.value.what
+
+
+def test_elsewhere_a_packet_can_be_traced(shared_lab: Lab) -> None:
+    with shared_lab.probe("icmp_echo") as probe:
+        assert ping(shared_lab, GUEST4, 2)
+        ((hit, packet),) = probe.take(1)
+    assert packet.echo
+    assert hit.data_offset == 28  # behind the ICMP header too

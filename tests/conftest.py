@@ -1,0 +1,66 @@
+"""What all tests share: images of every series, labs, and the rule that CI skips nothing unexpectedly."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from skblab.image.image import Image
+from skblab.image.recipe import SERIES
+from skblab.image.store import find_image
+from skblab.lab import Lab
+
+# Reasons for which a test may be skipped in CI; everywhere else a skip only says its reason.
+EXPECTED_IN_CI: frozenset[str] = frozenset()
+
+_unexpected: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if reason.removeprefix("Skipped: ") not in EXPECTED_IN_CI:
+            _unexpected.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _unexpected:
+        terminalreporter.write_line(f"unexpected skip in CI: {line}", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _unexpected and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """The default image."""
+    return find_image()
+
+
+@pytest.fixture(scope="session", params=SERIES)
+def every_image(request: pytest.FixtureRequest) -> Image:
+    """The default variant's image of each series, one after another."""
+    return find_image(request.param)
+
+
+@pytest.fixture
+def lab(image: Image) -> Iterator[Lab]:
+    """A lab of the test's own."""
+    with Lab(image=image) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def every_lab(every_image: Image) -> Iterator[Lab]:
+    """A lab of each series, one after another, for tests that leave it as they found it."""
+    with Lab(image=every_image) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def shared_lab(image: Image) -> Iterator[Lab]:
+    """A lab for tests that leave it as they found it."""
+    with Lab(image=image) as lab:
+        yield lab

@@ -1,0 +1,80 @@
+"""Everything works for an ordinary user: no root, no sudo, nothing set up for it."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import skblab
+from skblab.host import process
+from skblab.image.image import Image
+from support import SKBLAB, eventually_nothing, remains
+
+USER = 54321
+OPEN_TUN = "mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200"
+CLOSED_TUN = "mount -t tmpfs none /dev/net && mknod -m 600 /dev/net/tun c 10 200"
+
+
+def passable(*needed: Path) -> Iterator[str]:
+    """Return shell lines that let everybody reach some paths, in a mount namespace of our own.
+
+    Root's home, say, is closed to others: an empty directory is put in its place, and what is needed in that.
+    """
+    closed = {
+        next((one for one in reversed(path.parents) if not one.stat().st_mode & 0o001), None): None for path in needed
+    }
+    for blocked in filter(None, closed):
+        inside = [path for path in needed if path.is_relative_to(blocked)]
+        for number, path in enumerate(inside):
+            yield f"mkdir -p /run/skblab-test/{number}; mount --bind {shlex.quote(str(path))} /run/skblab-test/{number}"
+        yield f"mount -t tmpfs -o mode=755 none {shlex.quote(str(blocked))}"
+        for number, path in enumerate(inside):
+            yield f"mkdir -p {shlex.quote(str(path))}; mount --bind /run/skblab-test/{number} {shlex.quote(str(path))}"
+
+
+def as_ordinary_user(image: Image, tun: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user who is nobody special; the machine is unchanged."""
+    argv = [*SKBLAB, *words, "--image", str(image.path)]
+    if os.geteuid():
+        return process.run(argv, timeout_s=90)
+    package = Path(skblab.__file__).resolve().parents[2]
+    lines = [
+        "mount -t tmpfs none /run",
+        *passable(Path(sys.prefix), Path(sys.base_prefix), package, image.path),
+        tun,
+        f'cd / && exec setpriv --reuid {USER} --regid {USER} --clear-groups --no-new-privs "$@"',
+    ]
+    home = {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", "\n".join(lines), "sh", *argv]
+    return process.run(argv, env=home, timeout_s=90)
+
+
+@pytest.mark.parametrize(("tun", "enobufs"), [(OPEN_TUN, True), (CLOSED_TUN, False)], ids=["tap", "veth"])
+def test_the_whole_experiment(every_image: Image, tun: str, enobufs: bool) -> None:
+    before = remains()
+    done = as_ordinary_user(every_image, tun, "ping", "--holds", "0.5,1", "--staircase", "--json")
+    assert done.returncode == 0, done.stderr
+    fields = json.loads(done.stdout)
+    for stop in fields["stops"]:
+        assert stop["rtt_ms"] == pytest.approx(stop["held_s"] * 1e3, abs=10)
+        assert stop["backtrace"][0]["function"] == "icmp_rcv"
+    assert len(fields["staircase"]["rtts_ms"]) >= 8
+    if not os.geteuid():
+        assert (fields["staircase"]["enobufs"] > 0) is enobufs
+    assert fields["lost"] == 0
+    assert eventually_nothing(before) == []
+
+
+def test_it_leaves_its_lock_directory_to_its_user_alone(image: Image) -> None:
+    done = as_ordinary_user(image, CLOSED_TUN, "ping", "-c", "1")
+    assert done.returncode == 0, done.stderr
+    uid = os.geteuid() or USER
+    directory = Path(f"/tmp/skblab-{uid}")
+    if directory.exists():
+        found = directory.stat()
+        assert (found.st_uid, found.st_mode & 0o777) == (uid, 0o700)

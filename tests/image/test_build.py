@@ -1,0 +1,107 @@
+"""Builds that fail and builds that are interrupted leave nothing half-made."""
+
+import os
+import select
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from skblab.errors import UsageError
+from skblab.host import process
+from skblab.image.build import Request, build_image
+from skblab.image.image import Image
+from skblab.image.recipe import DEFAULT_SERIES
+from skblab.image.source import find_source, series_of, unpack
+from support import SKBLAB, eventually_nothing, read_until, remains, skblab, start_skblab
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default kernel's source, unpacked, with a mistake in the first file that is compiled."""
+    tree = unpack(find_source(DEFAULT_SERIES), tmp_path_factory.mktemp("source"))
+    bounds = tree / "kernel/bounds.c"
+    bounds.write_text(bounds.read_text() + "\nthis is not C\n")
+    return tree
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path))
+    return tmp_path / "images"
+
+
+def left_in(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir() if not path.name.startswith(".lock-"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_source_that_does_not_compile(tree: Path, cache: Path) -> None:
+    done = skblab("image", "build", "--source", str(tree), timeout_s=250)
+    assert done.returncode == 1
+    assert "make vmlinux failed" in done.stderr
+    assert "kernel/bounds.c" in done.stderr
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert left_in(cache) == []
+    assert not (tree / ".config").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_build(cache: Path, number: signal.Signals) -> None:
+    before = remains()
+    building = start_skblab("image", "build")
+    assert building.stdout is not None
+    read_until(building.stdout.fileno(), lambda said: "configuring" in said, within_s=120)
+    select.select([building.stdout], [], [], 1.0)
+    building.send_signal(number)
+    done = process.finish(building, timeout_s=30)
+    assert done.returncode in {128 + number, -number}
+    assert eventually_nothing(before) == []
+    assert [name for name in left_in(cache) if not name.startswith(".building-")] == []
+    if number is not signal.SIGKILL:
+        assert left_in(cache) == []
+    assert skblab("image", "ls").stdout == ""
+
+
+def test_what_a_killed_build_left_is_swept_away_by_the_next(cache: Path, image: Image) -> None:
+    left = cache / ".building-6.12-default-0123456789ab"
+    left.mkdir(parents=True)
+    (left / "obj").write_text("")
+    shutil.copytree(image.path, cache / image.name, copy_function=os.link)
+    assert build_image(Request()).name == image.name
+    assert not left.exists()
+
+
+def test_what_is_no_source(tmp_path: Path) -> None:
+    for given, said in ((tmp_path, "is not a kernel source"), (tmp_path / "none", "no such source")):
+        with pytest.raises(UsageError, match=said):
+            find_source("6.12", given)
+    tarball = tmp_path / "x.tar"
+    tarball.write_bytes(b"nonsense")
+    with pytest.raises(UsageError, match="is not a tarball of a kernel source"):
+        find_source("6.12", tarball)
+
+
+def test_the_series_of_a_tree(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text("# SPDX\nVERSION = 6\nPATCHLEVEL = 18\nSUBLEVEL = 0\n")
+    assert series_of(tmp_path) == "6.18"
+    assert find_source("6.12", tmp_path).series == "6.18"
+
+
+def test_an_image_that_is_there_is_not_built_again() -> None:
+    stages: list[str] = []
+    image = build_image(Request(), lambda stage, *_: stages.append(stage))
+    assert "compiling the kernel" not in stages
+    assert skblab("image", "build").stdout == f"{image.path}\n"
+
+
+def test_a_missing_tool_is_named(tmp_path: Path) -> None:
+    done = process.run([*SKBLAB, "image", "build"], env={"PATH": str(tmp_path), "HOME": str(tmp_path)}, timeout_s=60)
+    assert done.returncode == 3
+    assert "building a kernel needs: make, gcc," in done.stderr
+    assert "make setup" in done.stderr

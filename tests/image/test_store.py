@@ -1,0 +1,161 @@
+"""Images as they are kept: found, damaged, removed; and the index of their functions."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from skblab.errors import ImageDamaged, ImageMissing, UsageError
+from skblab.image import store
+from skblab.image.image import KERNEL, MANIFEST, Image
+from skblab.image.missing import explain_missing
+from support import skblab
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the test's own."""
+    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path))
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def copy(cache: Path, image: Image) -> Path:
+    """A copy of the default image in that cache; the files are the image's own (hard links), to be replaced only."""
+    cache.mkdir()
+    target = cache / image.name
+    shutil.copytree(image.path, target, copy_function=os.link)
+    return target
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    """Put other content in a file's place, and not into the file that other images share."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def test_no_image_says_how_to_build_one(cache: Path) -> None:
+    with pytest.raises(ImageMissing) as caught:
+        store.find_image("6.1")
+    assert caught.value.mend == "skblab image build --series 6.1"
+    assert str(cache) in caught.value.found
+    done = skblab("ping", "-c", "1")
+    assert done.returncode == 3
+    assert "to mend it: skblab image build --series 6.12" in done.stderr
+
+
+@pytest.mark.parametrize("name", [KERNEL, "functions.sqlite", "config"])
+def test_a_truncated_file_is_noticed_at_once(copy: Path, name: str) -> None:
+    rewrite(copy / name, (copy / name).read_bytes()[:1000])
+    with pytest.raises(ImageDamaged, match=f"is damaged: {name}") as caught:
+        store.find_image()
+    assert "1000 bytes instead of " in caught.value.found
+    assert caught.value.mend == f"skblab image rm {copy.name} && skblab image build"
+    done = skblab("ping", "-c", "1")
+    assert done.returncode == 1
+    assert f"is damaged: {name}" in done.stderr
+    assert skblab("image", "ls").returncode == 1
+
+
+def test_a_missing_file_is_noticed_at_once(copy: Path) -> None:
+    (copy / KERNEL).unlink()
+    with pytest.raises(ImageDamaged) as caught:
+        store.find_image()
+    assert caught.value.found == "it is missing"
+
+
+def test_changed_content_is_noticed_by_a_check(copy: Path) -> None:
+    assert skblab("image", "check").stdout == f"{copy.name}: good\n"
+    content = bytearray((copy / "config").read_bytes())
+    content[100] ^= 1
+    rewrite(copy / "config", bytes(content))
+    done = skblab("image", "check", copy.name)
+    assert done.returncode == 1
+    assert "its content has changed" in done.stderr
+
+
+def test_an_unreadable_manifest(copy: Path) -> None:
+    rewrite(copy / MANIFEST, b"{")
+    with pytest.raises(ImageDamaged, match="cannot be read"):
+        store.find_image()
+    (copy / MANIFEST).unlink()
+    with pytest.raises(ImageDamaged, match=f"no {MANIFEST}"):
+        store.find_image()
+
+
+def test_an_image_of_another_recipe_is_not_taken(copy: Path) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    rewrite(copy / MANIFEST, json.dumps(manifest | {"recipe": "older"}).encode())
+    with pytest.raises(ImageMissing, match=r"no image of Linux 6\.12") as caught:
+        store.find_image()
+    assert "was built by another recipe" in caught.value.found
+
+
+def test_list_and_remove(copy: Path) -> None:
+    done = skblab("image", "ls", "--json")
+    (listed,) = json.loads(done.stdout)
+    assert listed["name"] == copy.name
+    assert listed["series"] == "6.12"
+    assert "6.12." in skblab("image", "ls").stdout
+    assert skblab("image", "rm", copy.name).returncode == 0
+    assert skblab("image", "ls").stdout == ""
+    assert list(copy.parent.iterdir()) == []
+    done = skblab("image", "rm", copy.name)
+    assert done.returncode == 2
+    assert "no image named" in done.stderr
+
+
+def test_a_damaged_image_can_be_removed(copy: Path) -> None:
+    (copy / KERNEL).unlink()
+    assert skblab("image", "rm", copy.name).returncode == 0
+    assert not copy.exists()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../images", ".lock-x", ""])
+def test_nothing_but_an_image_is_removed(copy: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="no image named"):
+        store.remove_image(name)
+    assert copy.exists()
+
+
+def test_an_image_keeps_what_gdb_needs_and_no_more(every_image: Image) -> None:
+    size_mb = sum(path.stat().st_size for path in every_image.path.rglob("*") if path.is_file()) / 1e6
+    assert size_mb <= 600
+    for name in ("net/ipv4/icmp.c", "net/core/dev.c", "include/linux/skbuff.h"):
+        assert (every_image.source / name).is_file()
+    assert not (every_image.source / "drivers/gpu").exists()
+
+
+def test_the_index_knows_every_function(every_image: Image) -> None:
+    functions = every_image.functions
+    icmp_rcv = functions.lookup("icmp_rcv")
+    assert icmp_rcv is not None
+    assert icmp_rcv.signature == "int icmp_rcv(struct sk_buff *skb)"
+    assert icmp_rcv.file == "net/ipv4/icmp.c"
+    assert icmp_rcv.skb_parameter == 0
+    source = (every_image.source / icmp_rcv.file).read_text().splitlines()
+    assert "icmp_rcv(struct sk_buff *skb)" in source[icmp_rcv.line - 1]
+    assert functions.at(icmp_rcv.address + 7) == icmp_rcv
+    output = functions.lookup("ip_output")
+    assert output is not None
+    assert [one.type for one in output.parameters] == ["struct net *", "struct sock *", "struct sk_buff *"]
+    assert output.skb_parameter == 2
+    idle = functions.lookup("do_idle")
+    assert idle is not None
+    assert idle.skb_parameter is None
+    assert functions.lookup("icmp_rvc") is None
+    assert functions.near("icmp_rvc")[0] == "icmp_rcv"
+    assert len(functions.names()) > 15_000
+    assert {"tcp_v4_rcv", "tcp_v4_connect"} <= set(functions.names("tcp_v4_*"))
+
+
+def test_every_function_begins_with_the_nops_that_the_agent_needs(every_image: Image) -> None:
+    kernel = every_image.kernel.read_bytes()
+    assert b"__patchable_function_entries" in kernel
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x; quit", "icmp_rvc", "%s", "é"])
+def test_what_is_no_function_is_explained(image: Image, name: str) -> None:
+    assert "no function" in explain_missing(image, name).what

@@ -1,0 +1,133 @@
+"""Help for tests: the command line as a user has it, and what is left of a lab."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skblab.host import process, registry
+
+# Somebody may build an image while the tests run; builds that are tested have caches of their own.
+BUILD_NEXT_DOOR = str(Path.home() / ".cache/skblab/images/.building-")
+SKBLAB = (sys.executable, "-m", "skblab.cli")
+
+
+def skblab(*words: str, timeout_s: float = 90, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    return process.run([*SKBLAB, *words], env=os.environ | environment, timeout_s=timeout_s)
+
+
+def start_skblab(*words: str, **environment: str) -> process.Running:
+    """Start the command line; its output is the caller's to read."""
+    return process.start(
+        [*SKBLAB, *words],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        new_session=True,
+    )
+
+
+def unshared(*script: str, then: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command as root of a user and mount namespace of its own, in which some lines of shell came first."""
+    argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", "\n".join([*script, 'exec "$@"']), "sh"]
+    return process.run([*argv, *then], timeout_s=90)
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a lab could leave behind on this machine."""
+
+    processes: frozenset[str]
+    namespaces: frozenset[str]
+    devices: frozenset[str]
+    locks: frozenset[str]
+    shared_memory: frozenset[str]
+
+    def __sub__(self, before: "Remains") -> list[str]:
+        """Return what is here and was not before."""
+        pairs = zip(vars(self).items(), vars(before).values(), strict=True)
+        return [f"{kind}: {one}" for (kind, now), then in pairs for one in sorted(now - then)]
+
+
+def remains() -> Remains:
+    """Look at every process, namespace, network device, held lab name and file in /dev/shm of this machine."""
+    processes, namespaces = set(), set()
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            command = path.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            state = path.joinpath("stat").read_text().rpartition(")")[2].split()[0]
+            namespaces |= {str(path.joinpath("ns", kind).readlink()) for kind in ("net", "pid", "user", "mnt", "ipc")}
+        except OSError:
+            continue
+        if BUILD_NEXT_DOOR in command:
+            continue
+        if state != "Z" and any(word in command for word in ("skblab", "vmlinux", "lab_init", "m.enter(")):
+            processes.add(f"{path.name} {command[:100]}")
+    return Remains(
+        processes=frozenset(processes),
+        namespaces=frozenset(namespaces),
+        devices=_names("/sys/class/net"),
+        locks=frozenset(_held_names()),
+        shared_memory=_names("/dev/shm"),
+    )
+
+
+def _names(directory: str) -> frozenset[str]:
+    return frozenset(path.name for path in Path(directory).iterdir())
+
+
+def _held_names() -> list[str]:
+    held = []
+    for path in registry.registry_dir().glob("*.lab"):
+        try:
+            registry.forget(path.stem, registry.claim(path.stem, patience_s=0))
+        except Exception as error:  # noqa: BLE001 - whatever it says, the name is not free
+            held.append(f"{path.stem}: {error}")
+    return held
+
+
+def eventually_nothing(before: Remains, *, within_s: float = 5.0) -> list[str]:
+    """Return what has come since *before* and does not go within some time.
+
+    The kernel takes a PID namespace apart after its first process is gone; there is no event for a stranger's end.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        left = remains() - before
+        if not left or time.monotonic() > deadline:
+            return left
+        select.select([], [], [], 0.02)
+
+
+def read_until(stream_fd: int, enough: Callable[[str], bool], *, within_s: float = 30.0) -> str:
+    """Read a descriptor until its text is enough.
+
+    :raises AssertionError: it ended, or the time ran out; with what was read
+    """
+    said = b""
+    deadline = time.monotonic() + within_s
+    while not enough(said.decode(errors="replace")):
+        ready, _, _ = select.select([stream_fd], [], [], max(deadline - time.monotonic(), 0))
+        assert ready, f"not within {within_s} s: {said.decode(errors='replace')}"
+        try:
+            data = os.read(stream_fd, 65536)
+        except OSError:
+            data = b""
+        assert data, f"ended: {said.decode(errors='replace')}"
+        said += data
+    return said.decode(errors="replace")
+
+
+def kill(pid: int) -> None:
+    """Kill a process that may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,91 @@
+"""A rule, from text and back; and a caret under every fault."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skblab.errors import RuleError
+from skblab.filter import INSTRUCTION_BYTES, compile_filter
+from skblab.rule import ORDERS, Occurrence, Rule
+
+NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,20}", fullmatch=True)
+NUMBERS = st.integers(1, 1000)
+OCCURRENCES = st.one_of(
+    st.builds(lambda first, more: Occurrence(first, first + more), NUMBERS, NUMBERS),
+    st.builds(lambda first: Occurrence(first, 0), NUMBERS),
+    st.builds(lambda first: Occurrence(first, first), NUMBERS),
+    st.builds(lambda every: Occurrence(every=every), NUMBERS),
+    st.builds(lambda percent, seed: Occurrence(percent=percent, seed=seed), st.integers(1, 100), st.integers(0, 9)),
+)
+FILTERS = st.sampled_from(["", "icmp", "tcp[tcpflags] & tcp-syn != 0", "host 192.168.10.1 and not port 80"])
+TIMES = st.integers(1, 10_000_000_000)
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Rule:
+    verdict = draw(st.sampled_from(["accept", "trace", "hold", "delay", "drop", "duplicate", "edit", "stop"]))
+    extra: dict[str, st.SearchStrategy[object]] = {
+        "hold": st.fixed_dictionaries({"hold_count": st.integers(0, 99), "order": st.sampled_from(ORDERS)}),
+        "delay": st.fixed_dictionaries({"delay_ns": TIMES, "jitter_ns": st.just(0) | TIMES}),
+        "drop": st.fixed_dictionaries({"reason": st.sampled_from(["", "NO_SOCKET", "7"])}),
+        "duplicate": st.fixed_dictionaries({"copies": NUMBERS}),
+        "edit": st.fixed_dictionaries({"changes": st.just((("ip.ttl", "3"), ("icmp.seq", "0x10")))}),
+    }
+    fields = draw(extra.get(verdict, st.just({})))
+    return Rule(draw(NAMES), verdict, draw(OCCURRENCES), draw(FILTERS), **fields)  # type: ignore[arg-type]
+
+
+@given(rule=rules())
+def test_a_rule_comes_back_as_it_went(rule: Rule) -> None:
+    assert Rule.parse(str(rule)) == rule
+
+
+@given(text=st.text(max_size=60))
+def test_any_text_is_a_rule_or_a_fault_with_a_place(text: str) -> None:
+    try:
+        rule = Rule.parse(text)
+    except RuleError as error:
+        caret = error.found.rpartition("\n")[2]
+    else:
+        assert Rule.parse(str(rule)) == rule
+        return
+    assert caret.strip() == "^"
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "at"),
+    [
+        ("", "a rule begins with FUNCTION =", 0),
+        ("icmp_rcv", "a rule begins with FUNCTION =", 0),
+        ("icmp_rcv = ", "a verdict is missing", 11),
+        ("icmp_rcv = dorp", "no such verdict: dorp", 11),
+        ("icmp_rcv = delay", "a time is missing", 16),
+        ("icmp_rcv = delay 3", "not a time: 3", 17),
+        ("icmp_rcv = delay 3ms +-x", "not a time: x", 23),
+        ("icmp_rcv = hold 8 release up", "no such order: up", 26),
+        ("icmp_rcv = hold 8 release", "an order is missing", 25),
+        ("icmp_rcv = drop @0", "not an occurrence: @0", 16),
+        ("icmp_rcv = drop @5-2", "not an occurrence: @5-2", 16),
+        ("icmp_rcv = drop @every x", "after @every: how many, not 'x'", 23),
+        ("icmp_rcv = drop @random 10", "not a percentage: 10", 24),
+        ("icmp_rcv = drop @3 fi icmp", "not understood here: fi", 19),
+        ("icmp_rcv = drop if", "a filter is missing after if", 18),
+        ("icmp_rcv = edit", "a change is missing", 15),
+        ("icmp_rcv = edit ip.ttl=3,ttl", "not a change: ttl", 25),
+    ],
+)  # fmt: skip
+def test_a_fault_is_shown_where_it_is(text: str, what: str, at: int) -> None:
+    with pytest.raises(RuleError) as caught:
+        Rule.parse(text)
+    assert caught.value.what == what
+    assert caught.value.found == f"{text}\n{' ' * at}^"
+
+
+def test_a_filter_is_libpcaps() -> None:
+    assert compile_filter("") == b""
+    code = compile_filter("icmp[icmptype] == icmp-echo")
+    assert code
+    assert len(code) % INSTRUCTION_BYTES == 0
+    with pytest.raises(RuleError, match="libpcap does not understand the filter") as caught:
+        compile_filter("icmp and nonsense 3")
+    assert "syntax error" in caught.value.found
