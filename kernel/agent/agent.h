@@ -43,11 +43,22 @@ long agent_host_call(long number, long a, long b, long c, long d, long e, long f
 int agent_channel_open(int memory_fd, int socket_fd);
 void agent_channel_ready(void);
 void agent_channel_close(void);
-bool agent_event(struct agent_record *record, u32 bytes, const struct sk_buff *skb, int offset, u32 captured);
+void agent_ring(void);
+void agent_ring_soon(void);
+bool agent_socket_drained(void);
+
+/* ring.c: records in that memory */
+void *agent_event_begin(u16 kind, u16 rule, u32 bytes);
+void agent_event_end(const void *event);
 struct agent_record *agent_command(void);
 void agent_command_done(const struct agent_record *record);
-void agent_done(u64 cookie, long result);
-bool agent_socket_drained(void);
+
+/* tell.c: what the host is told */
+bool agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u64 packet);
+void agent_tell_end(u16 kind, u16 rule, u64 packet);
+void agent_answer(u64 cookie, long result);
+
+/* what became of a rule's packets */
 static inline struct agent_counts *agent_counts(u16 rule)
 {
 	return &agent_shared->counts[rule];
@@ -67,13 +78,16 @@ int agent_network_offset(const struct sk_buff *skb);
 int agent_hit(struct agent_regs *regs);
 void agent_stop(const struct sk_buff *skb);
 void agent_trampoline(void);
-void agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u64 packet);
 
 /* held.c: packets that are set aside */
 u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb);
 int agent_decide(const struct agent_decide *decide);
 void agent_release_rule(u16 rule);
 void agent_held_flush(void);
+
+/* measure.c: what a probe costs */
+void agent_measured(struct sk_buff *skb);
+long agent_measure(const struct agent_decide *decide);
 
 /* edit.c: write a held packet's bytes back */
 int agent_write(struct sk_buff *skb, const void *data, u32 bytes, int data_offset);

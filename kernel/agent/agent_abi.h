@@ -3,9 +3,9 @@
  * The contract between the agent in the guest and skblab on the host (src/skblab/agent/abi.py mirrors it).
  *
  * Both map the same memory: this header, a ring of commands that the host writes, a ring of events that the agent
- * writes. Heads and tails count bytes and only grow; a record lies at (count % size), is a multiple of 8 bytes and never
- * wraps: where it does not fit before the end of the ring, a record of kind 0 fills the rest. A byte on the socket
- * wakes the other side; its end (end of file) means that the host is gone, and the agent lets everything go.
+ * writes. Heads and tails count bytes and only grow; a record lies at (count % size, a power of two), is a multiple of
+ * 8 bytes and never wraps: where it does not fit before the end of the ring, a record of kind 0 fills the rest. A byte on
+ * the socket wakes the other side; its end (end of file) means that the host is gone, and the agent lets everything go.
  *
  * Times are nanoseconds. Events carry the guest's monotonic clock; clock_guest_ns and clock_host_ns were read together.
  */
@@ -16,7 +16,7 @@
 #include <linux/types.h>
 
 #define AGENT_MAGIC 0x736b626c61623031ull /* "skblab01" */
-#define AGENT_RULES 256
+#define AGENT_RULES 8192
 #define AGENT_NO_PACKET 0xff /* skb_argument: the function has none; it can be traced */
 
 struct agent_counts { /* of one rule */
@@ -37,6 +37,7 @@ struct agent_shared {
 	__u64 events_offset, events_bytes;
 	__u64 clock_guest_ns, clock_host_ns;
 	__u64 stop_address; /* of agent_stop(): where a debugger stops for the verdict "stop" */
+	__u64 measured_address; /* of agent_measured(): a function that does nothing, to be probed */
 	__u64 commands_head __attribute__((aligned(64))); /* host */
 	__u64 commands_tail __attribute__((aligned(64))); /* agent */
 	__u64 events_head __attribute__((aligned(64))); /* agent */
@@ -71,6 +72,7 @@ enum agent_command_kind {
 	AGENT_DISCARD = 4,
 	AGENT_COPY = 5, /* number: how many */
 	AGENT_WRITE = 6, /* struct agent_decide, then the packet's new bytes; number: where skb->data is to point */
+	AGENT_MEASURE = 7, /* struct agent_decide, then a packet's bytes; number: calls. The answer: ns for all of them */
 };
 
 struct agent_arm {
@@ -89,7 +91,7 @@ struct agent_arm {
 	__u8 skb_argument;
 	__u8 device_arguments; /* bit n: argument n is a struct net_device * */
 	__u8 socket_arguments; /* likewise struct sock * */
-	__u8 quiet; /* no event for a packet that is only traced by the counts */
+	__u8 padding;
 	__u32 filter_length; /* instructions; 0: every packet */
 };
 
@@ -128,7 +130,7 @@ struct agent_hit {
 struct agent_done {
 	struct agent_record record;
 	__u64 cookie;
-	__s64 result; /* 0, or minus an errno */
+	__s64 result; /* 0 (AGENT_MEASURE: ns), or minus an errno */
 };
 
 struct agent_end {

@@ -99,7 +99,7 @@ static void start_timer(struct agent_held *held, ktime_t from, u64 after_ns)
 u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb)
 {
 	const struct agent_arm *arm = &rule->arm;
-	u64 lost = agent_shared->lost, delay_ns = arm->delay_ns;
+	u64 delay_ns = arm->delay_ns;
 	const ktime_t arrived = ktime_get(); /* telling the host may take its time: that is not the packet's */
 	struct agent_held *held;
 	bool lasts;
@@ -123,9 +123,7 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	held->drop = false;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		held->arguments[i] = agent_argument(regs, i);
-	if (!arm->quiet)
-		agent_tell_hit(rule, skb, held->packet);
-	if (agent_shared->lost != lost && !delay_ns) { /* nobody would ever release it */
+	if (!agent_tell_hit(rule, skb, held->packet) && !delay_ns) { /* nobody would ever release it */
 		kfree(held);
 		return 0;
 	}
@@ -144,21 +142,16 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	return last_packet = held->packet;
 }
 
-static void tell_end(const struct agent_held *held)
+/* Told and counted before it goes: what comes of it, an answer or the next hit, is told after that. */
+static void say_goodbye(const struct agent_held *held)
 {
-	struct agent_end end = {
-		.record.kind = held->drop ? AGENT_DROPPED : AGENT_RELEASED,
-		.record.rule = held->rule,
-		.at_ns = ktime_get_mono_fast_ns(),
-		.packet = held->packet,
-	};
 	struct agent_counts *counts = agent_counts(held->rule);
 
 	if (held->drop)
 		counts->dropped++;
 	else
 		counts->released++;
-	agent_event(&end.record, sizeof(end), NULL, 0, 0);
+	agent_tell_end(held->drop ? AGENT_DROPPED : AGENT_RELEASED, held->rule, held->packet);
 }
 
 static void run_queue(struct tasklet_struct *tasklet)
@@ -172,7 +165,7 @@ static void run_queue(struct tasklet_struct *tasklet)
 		held = list_first_entry_or_null(&queue, struct agent_held, queue);
 		if (held) {
 			list_del(&held->queue);
-			tell_end(held);
+			say_goodbye(held);
 		}
 		local_irq_restore(flags);
 		if (!held)

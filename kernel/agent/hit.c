@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* What happens when a probed function is entered. */
-#include <linux/ktime.h>
-
 #include "agent.h"
 
 /*
@@ -14,33 +12,6 @@ static bool busy;
 noinline void agent_stop(const struct sk_buff *skb)
 {
 	asm volatile("" : : "r"(skb) : "memory");
-}
-
-void agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u64 packet)
-{
-	struct agent_hit hit = {
-		.record.kind = AGENT_HIT,
-		.record.rule = rule->number,
-		.at_ns = ktime_get_mono_fast_ns(),
-		.packet = packet,
-		.occurrence = rule->occurrence,
-		.address = rule->probe->address,
-		.verdict = rule->arm.verdict,
-	};
-	int offset = 0;
-
-	if (skb) {
-		offset = agent_network_offset(skb);
-		hit.skb = (u64)skb;
-		hit.head = (u64)skb->head;
-		hit.length = skb->len;
-		hit.data_offset = -offset;
-		hit.mark = skb->mark;
-		hit.device = skb->dev ? skb->dev->ifindex : 0;
-		hit.protocol = ntohs(skb->protocol);
-		hit.captured_bytes = min_t(u32, skb->len - offset, rule->arm.captured_bytes);
-	}
-	agent_event(&hit.record, sizeof(hit), skb, offset, hit.captured_bytes);
 }
 
 /* The function runs for each copy before it runs for the packet itself. */
@@ -103,7 +74,7 @@ int agent_hit(struct agent_regs *regs)
 	}
 	if (verdict == AGENT_ACCEPT)
 		counts->accepted++;
-	else if (!rule->arm.quiet)
+	else
 		agent_tell_hit(rule, skb, 0);
 	if (verdict == AGENT_TRACE)
 		counts->traced++;
@@ -123,8 +94,10 @@ int agent_hit(struct agent_regs *regs)
 		kfree_skb_reason(skb, reason);
 	else if (verdict == AGENT_DUPLICATE)
 		duplicate(rule, regs, skb);
-	else if (verdict == AGENT_STOP)
+	else if (verdict == AGENT_STOP) {
+		agent_ring(); /* there will be no other time to, for a while */
 		agent_stop(skb);
+	}
 	asm volatile("fxrstor %0" : : "m"(fp));
 	return verdict == AGENT_DROP;
 }

@@ -37,18 +37,18 @@ static void run_commands(struct tasklet_struct *tasklet)
 		const struct agent_decide *decide = (const struct agent_decide *)record;
 		unsigned long flags;
 		u64 cookie;
-		int result;
+		long result;
 
 		if (is_slow(record)) {
 			schedule_work(&slow_command);
 			return;
 		}
-		local_irq_save(flags);
 		cookie = decide->cookie;
-		result = agent_decide(decide);
+		local_irq_save(flags);
+		result = record->kind == AGENT_MEASURE ? agent_measure(decide) : agent_decide(decide);
 		local_irq_restore(flags);
 		agent_command_done(record);
-		agent_done(cookie, result);
+		agent_answer(cookie, result);
 	}
 	if (host_is_gone)
 		schedule_work(&slow_command);
@@ -69,7 +69,7 @@ static void run_slow_command(struct work_struct *work)
 		int result = record->kind == AGENT_ARM ? agent_arm(arm) : agent_disarm(record->rule);
 
 		agent_command_done(record);
-		agent_done(cookie, result);
+		agent_answer(cookie, result);
 	}
 	tasklet_schedule(&commands_tasklet);
 }

@@ -14,7 +14,7 @@
 #define HOST_PROT_ALL 7
 
 static const u8 nops[AGENT_ENTRY_BYTES] = { 0x90, 0x90, 0x90, 0x90, 0x90 };
-static DEFINE_HASHTABLE(probes, 8);
+static DEFINE_HASHTABLE(probes, 12);
 static struct agent_rule *rules[AGENT_RULES];
 
 static int write_entry(unsigned long address, const u8 *entry)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 MAGIC = 0x736B626C61623031
-RULES = 256
+RULES = 8192
 NO_PACKET = 0xFF
 RECORD = struct.Struct("=IHH")
 ALIGNMENT = 8
@@ -14,10 +14,10 @@ ALIGNMENT = 8
 # Offsets in struct agent_shared.
 OFFSETS = {
     "magic": 0, "memory_bytes": 8, "commands_offset": 16, "commands_bytes": 24, "events_offset": 32, "events_bytes": 40,
-    "clock_guest_ns": 48, "clock_host_ns": 56, "stop_address": 64, "commands_head": 128, "commands_tail": 192,
+    "clock_guest_ns": 48, "clock_host_ns": 56, "stop_address": 64, "measured_address": 72, "commands_head": 128, "commands_tail": 192,
     "events_head": 256, "lost": 264, "held": 272, "probes": 280, "events_tail": 320, "host_waits": 328, "counts": 384,
 }  # fmt: skip
-SHARED_BYTES = 16768
+SHARED_BYTES = 524672
 
 
 class Verdict(enum.IntEnum):
@@ -40,6 +40,7 @@ class Command(enum.IntEnum):
     DISCARD = 4
     COPY = 5
     WRITE = 6
+    MEASURE = 7
 
 
 class Event(enum.IntEnum):
@@ -90,9 +91,8 @@ class Arm:
     skb_argument: int = 0
     device_arguments: int = 0
     socket_arguments: int = 0
-    quiet: bool = False
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH7Q6I2i4BI")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH7Q6I2i3BxI")
 
     def encode(self, cookie: int) -> bytes:
         """Return the command's bytes."""
@@ -101,7 +101,7 @@ class Arm:
             self.first, self.last, self.every, self.delay_ns, self.jitter_ns,
             self.chance, self.seed, self.verdict, self.reason, self.copies, self.captured_bytes,
             self.held_returns, self.dropped_returns,
-            self.skb_argument, self.device_arguments, self.socket_arguments, self.quiet, len(self.filter) // 8,
+            self.skb_argument, self.device_arguments, self.socket_arguments, len(self.filter) // 8,
         )  # fmt: skip
         return head + self.filter
 

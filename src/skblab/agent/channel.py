@@ -89,6 +89,11 @@ class Channel:
         """Where the agent goes for the verdict "stop"."""
         return self._read("stop_address")
 
+    @property
+    def measured_address(self) -> int:
+        """Where the agent has a function that does nothing, to be probed and called."""
+        return self._read("measured_address")
+
     def host_ns(self, guest_ns: int) -> int:
         """Return the host's CLOCK_MONOTONIC of a moment on the guest's clock."""
         return guest_ns - self._read("clock_guest_ns") + self._read("clock_host_ns")
@@ -148,10 +153,12 @@ class Channel:
 
     def events(self) -> Iterator[abi.Hit | abi.Done | abi.End]:
         """Take the events that are there."""
-        while (tail := self._read("events_tail")) != self._read("events_head"):
+        tail, head = self._read("events_tail"), self._read("events_head")
+        while tail != head:
             place = self._events + tail % EVENTS_BYTES
             size, kind, _ = abi.RECORD.unpack_from(self._memory, place)
             record = self._memory[place : place + size] if kind else b""
-            self._write("events_tail", tail + size)
+            tail += size
+            self._write("events_tail", tail)
             if kind:
                 yield abi.decode(record)

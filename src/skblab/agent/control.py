@@ -1,5 +1,6 @@
 """Tell the agent what to do, and hear what it tells: one thread reads, anybody may ask."""
 
+import contextlib
 import itertools
 import os
 import threading
@@ -13,7 +14,7 @@ from skblab.agent.soundness import check
 from skblab.errors import GuestLost, SkblabError, Timeout, UsageError
 from skblab.filter import compile_filter
 from skblab.image.image import Image
-from skblab.image.index import Function
+from skblab.image.index import SKB_TYPE, Function, Parameter
 from skblab.image.missing import find_function
 from skblab.image.reasons import drop_reason
 from skblab.rule import Rule
@@ -71,6 +72,7 @@ class Agent:
         self._news = threading.Condition()
         self._gone = False
         self._rules: dict[int, tuple[Rule, Listener]] = {}
+        self._free = list(range(abi.RULES - 1, -1, -1))
         self._held: dict[int, HeldPacket] = {}
         self._when_gone: list[Callable[[], None]] = []
         self._reader = threading.Thread(target=self._read, name="skblab-agent", daemon=True)
@@ -114,9 +116,9 @@ class Agent:
 
     def _arm(self, rule: Rule, arm: Callable[[int], abi.Arm], listener: Listener) -> Armed:
         with self._news:
-            number = next((one for one in range(abi.RULES) if one not in self._rules), None)
-            if number is None:
+            if not self._free:
                 raise UsageError(f"there are {abi.RULES} rules already")
+            number = self._free.pop()
             self._rules[number] = (rule, listener)
         try:
             self._ask(lambda cookie: arm(number).encode(cookie), f"arming {rule.function}()")
@@ -136,6 +138,16 @@ class Agent:
             lambda number: abi.Arm(number, address, abi.Verdict.TRACE, skb_argument=abi.NO_PACKET),
             listener,
         )
+
+    def measure_ns(self, rule: Rule | None, packet: bytes, calls: int) -> float:
+        """Return what one call of a function that does nothing takes in the guest, with a rule at it or without."""
+        address = self.channel.measured_address
+        function = Function("agent_measured", address, 0, "", 0, "void", (Parameter("skb", SKB_TYPE),))
+        with self._arm(rule, self._describe(rule, function), lambda *_: None) if rule else contextlib.nullcontext():
+            took_ns = self._ask(
+                lambda cookie: abi.encode_decide(abi.Command.MEASURE, cookie, number=calls, data=packet), "measuring"
+            )
+        return took_ns / calls
 
     def disarm(self, number: int) -> None:
         """Take a rule away; what it holds is released."""
@@ -188,8 +200,8 @@ class Agent:
             socket_arguments=_bits(types, SOCKET_TYPE),
         )
 
-    def _ask(self, encode: Callable[[int], bytes], what: str, *, quick: bool = False) -> None:
-        """Send a command and wait for its answer; a *quick* one is not waited for."""
+    def _ask(self, encode: Callable[[int], bytes], what: str, *, quick: bool = False) -> int:
+        """Send a command, wait for its answer and return it; a *quick* one is not waited for."""
         if self._gone:
             raise self._lost()
         cookie = 0 if quick else next(self._cookies)
@@ -198,11 +210,12 @@ class Agent:
         except GuestLost:
             raise self._lost() from None
         if quick:
-            return
+            return 0
         self._wait(lambda: cookie in self._answers, ANSWER_TIMEOUT_S, what)
         result = self._answers.pop(cookie)
-        if result:
+        if result < 0:
             raise SkblabError(f"the agent refused: {what}", found=os.strerror(-result))
+        return result
 
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         with self._news:
@@ -213,7 +226,8 @@ class Agent:
 
     def _forget(self, number: int) -> None:
         with self._news:
-            self._rules.pop(number, None)
+            if self._rules.pop(number, None):
+                self._free.append(number)
 
     def _read(self) -> None:
         """Read events until the agent is gone; the reading thread."""

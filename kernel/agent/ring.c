@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The two rings of records in the memory that is shared with the host: events that go there, commands that come. */
+#include <asm/barrier.h>
+
+#include "agent.h"
+
+#define ANSWERS_BYTES 65536 /* of the ring of events, kept free for them */
+
+static u64 events_tail; /* the host's, when last looked at: its cache line is not asked for with every event */
+
+static struct agent_record *record_at(u64 ring_offset, u64 ring_bytes, u64 count)
+{
+	return (struct agent_record *)((char *)agent_shared + ring_offset + (count & (ring_bytes - 1)));
+}
+
+/* Is there room? What is kept free is for answers, and for the end of each packet that is held. */
+static bool fits(u64 bytes, u64 kept_free)
+{
+	u64 head = agent_shared->events_head, size = agent_shared->events_bytes;
+
+	if (head - events_tail + bytes + kept_free <= size)
+		return true;
+	events_tail = smp_load_acquire(&agent_shared->events_tail);
+	return head - events_tail + bytes + kept_free <= size;
+}
+
+/*
+ * Begin an event of so many bytes: a place for it in the ring, its head filled in, or NULL where the ring is full, which is
+ * counted. A hit is the one kind that can be done without. Interrupts are off until agent_event_end().
+ */
+void *agent_event_begin(u16 kind, u16 rule, u32 bytes)
+{
+	u64 offset = agent_shared->events_offset, size = agent_shared->events_bytes, head = agent_shared->events_head;
+	u64 left = size - (head & (size - 1));
+	u64 kept_free = kind == AGENT_HIT ? ANSWERS_BYTES + (agent_shared->held + 1) * sizeof(struct agent_end) : 0;
+	struct agent_record *record;
+
+	bytes = ALIGN(bytes, 8);
+	if (!fits(left < bytes ? left + bytes : bytes, kept_free)) {
+		agent_shared->lost++;
+		return NULL;
+	}
+	if (left < bytes) {
+		*record_at(offset, size, head) = (struct agent_record){ .bytes = left };
+		head += left;
+		agent_shared->events_head = head;
+	}
+	record = record_at(offset, size, head);
+	*record = (struct agent_record){ .bytes = bytes, .kind = kind, .rule = rule };
+	return record;
+}
+
+void agent_event_end(const void *event)
+{
+	const struct agent_record *record = event;
+
+	smp_store_release(&agent_shared->events_head, agent_shared->events_head + record->bytes);
+	agent_ring_soon();
+}
+
+/* The next command, or NULL; it stays in the ring until agent_command_done(). */
+struct agent_record *agent_command(void)
+{
+	struct agent_record *record;
+
+	while (agent_shared->commands_tail != smp_load_acquire(&agent_shared->commands_head)) {
+		record = record_at(agent_shared->commands_offset, agent_shared->commands_bytes,
+				   agent_shared->commands_tail);
+		if (record->kind)
+			return record;
+		agent_command_done(record);
+	}
+	return NULL;
+}
+
+void agent_command_done(const struct agent_record *record)
+{
+	smp_store_release(&agent_shared->commands_tail, agent_shared->commands_tail + record->bytes);
+}

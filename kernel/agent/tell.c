@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* What the host is told. */
+#include <linux/ktime.h>
+
+#include "agent.h"
+
+/* A packet met a rule; false where there was no room to say so. Interrupts are off. */
+bool agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u64 packet)
+{
+	const int offset = skb ? agent_network_offset(skb) : 0;
+	const u32 captured = skb ? min_t(u32, skb->len - offset, rule->arm.captured_bytes) : 0;
+	struct agent_hit *hit = agent_event_begin(AGENT_HIT, rule->number, sizeof(*hit) + captured);
+
+	if (!hit)
+		return false;
+	hit->at_ns = ktime_get_mono_fast_ns();
+	hit->packet = packet;
+	hit->occurrence = rule->occurrence;
+	hit->skb = (u64)skb;
+	hit->head = skb ? (u64)skb->head : 0;
+	hit->address = rule->probe->address;
+	hit->verdict = rule->arm.verdict;
+	hit->length = skb ? skb->len : 0;
+	hit->data_offset = -offset;
+	hit->mark = skb ? skb->mark : 0;
+	hit->device = skb && skb->dev ? skb->dev->ifindex : 0;
+	hit->protocol = skb ? ntohs(skb->protocol) : 0;
+	hit->captured_bytes = captured;
+	if (captured && skb_copy_bits(skb, offset, hit + 1, captured))
+		memset(hit + 1, 0, captured);
+	agent_event_end(hit);
+	return true;
+}
+
+/* A packet is held no more. Interrupts are off. */
+void agent_tell_end(u16 kind, u16 rule, u64 packet)
+{
+	struct agent_end *end = agent_event_begin(kind, rule, sizeof(*end));
+
+	if (!end)
+		return;
+	end->at_ns = ktime_get_mono_fast_ns();
+	end->packet = packet;
+	agent_event_end(end);
+}
+
+/* The answer to a command. */
+void agent_answer(u64 cookie, long result)
+{
+	struct agent_done *done;
+	unsigned long flags;
+
+	local_irq_save(flags);
+	done = agent_event_begin(AGENT_DONE, 0, sizeof(*done));
+	if (done) {
+		done->cookie = cookie;
+		done->result = result;
+		agent_event_end(done);
+	}
+	local_irq_restore(flags);
+}
