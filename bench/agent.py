@@ -1,4 +1,4 @@
-"""What the agent costs, beside gdb and netem doing the same."""
+"""What the agent costs, beside gdb doing the same."""
 
 import contextlib
 import json
@@ -6,17 +6,19 @@ import re
 import socket
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from numbers_table import Number, single, summary
 
+from skblab.agent.holds import Hold
 from skblab.agent.soundness import FORBIDDEN_FILES
+from skblab.debugger.session import Debugger
 from skblab.errors import UnsupportedVerdict
-from skblab.host.clients import parse_ping
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.packet import echo_request
+from skblab.rule import Rule
 
 GUEST = "192.168.10.1"
 FLOOD = 10_000
@@ -25,6 +27,10 @@ IDENTITY = 0x5B1B
 HELD_AT_ONCE = 10_000
 SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 AVERAGE = re.compile(r"= [\d.]+/([\d.]+)/")
+PING = bytes.fromhex("45000054000040004001b55ac0a80afec0a80a01") + echo_request(IDENTITY, 1, bytes(56))
+CALLS = 20_000
+CALL_ROUNDS = 9
+CATCH_UP_S = 0.3  # for the reader: the ring is not to be full
 NEVER = "ip[8] == 255 and icmp[0:2] == 0x1234"  # a filter that has to look, and takes nothing
 
 
@@ -36,17 +42,17 @@ def flood_us(lab: Lab, count: int = FLOOD) -> float:
     return float(found.group(1)) * 1e3
 
 
-def may_be_met(lab: Lab, name: str) -> bool:
-    """Whether a function could be on a packet's way, and may be probed."""
+def may_be_probed(lab: Lab, name: str) -> bool:
+    """Whether a function takes a packet and may be probed."""
     found = lab.image.functions.lookup(name)
-    if found is None or found.skb_parameter is None or "." in name or found.file.startswith(FORBIDDEN_FILES):
-        return False
-    return found.file.startswith(("net/core/", "net/ipv4/", "net/sched/"))
+    return bool(
+        found and found.skb_parameter is not None and "." not in name and not found.file.startswith(FORBIDDEN_FILES)
+    )
 
 
 def on_the_way(lab: Lab) -> list[str]:
     """Return functions that a ping comes by: they take a packet, and were seen to be called for one."""
-    names = [name for name in lab.image.functions.names() if may_be_met(lab, name)]
+    names = [name for name in lab.image.functions.names() if may_be_probed(lab, name)]
     seen: list[str] = []
     for start in range(0, len(names), 200):
         with contextlib.ExitStack() as stack:
@@ -85,12 +91,36 @@ def compare(lab: Lab, rules: list[str]) -> tuple[float, float]:
     return statistics.median(without), statistics.median(with_rules)
 
 
-def per_call(lab: Lab) -> Iterator[Number]:
-    """Measure a filter that does not match, by the processor time that it adds to a ping's way."""
+def probe_cost(lab: Lab) -> Iterator[Number]:
+    """Measure what a rule adds to a call, in the guest, with no network around it."""
+
+    def cost_ns(verdict: str) -> list[float]:
+        rule = Rule.parse(f"agent_measured = {verdict}") if verdict else None
+        times = []
+        for _ in range(CALL_ROUNDS):
+            times.append(lab.agent.measure_ns(rule, PING, CALLS))
+            time.sleep(CATCH_UP_S)  # noqa: TID251 - nothing tells when the reader has caught up
+        return times
+
+    bare = statistics.median(cost_ns(""))
+    cost_ns("trace")  # the ring's memory is touched for the first time
+    for what, verdict, target in (
+        ("a call that a rule counts (accept)", "accept", 0),
+        ("a call with a filter that does not match", f"trace if {NEVER}", 150),
+        (f"a traced call, {len(PING)} bytes of its packet copied", "trace", 40),
+    ):
+        yield summary(what, [one - bare for one in cost_ns(verdict)], "ns", target)
+    assert lab.agent.channel.lost == 0
+
+
+def on_a_pings_way(lab: Lab) -> Iterator[Number]:
+    """Measure a filter that does not match, and a hold, by the processor time that they add to a ping's way."""
     functions = on_the_way(lab)
     yield single(f"RTT of ping -f, nothing armed ({len(functions)} functions on its way)", flood_us(lab), "us")
     plain, filtered = compare(lab, [f"{name} = trace if {NEVER}" for name in functions])
-    yield single("an armed filter that does not match", (filtered - plain) / len(functions), "ns", 150)
+    yield single("the same filter at each of them, for one", (filtered - plain) / len(functions), "ns", 150)
+    plain, held = compare(lab, ["icmp_rcv = delay 1ns"])
+    yield single("a hold, its timer, its release, and telling of both", held - plain, "ns")
 
 
 def beside_gdb(lab: Lab) -> Iterator[Number]:
@@ -101,46 +131,44 @@ def beside_gdb(lab: Lab) -> Iterator[Number]:
         gdb.resume()
         broken = flood_us(lab, 300)
     yield single("gdb: a conditional breakpoint that does not match", (broken - plain) * 1e3, "ns")
-    with lab.hold("icmp_rcv") as held, lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as client:
-        times = []
-        for sequence in range(1000):
+    with lab.hold("icmp_rcv") as held:
+        yield summary("held, decided on in Python, released, answered", asked(lab, 1000, lambda: let_go(held)), "us")
+    with lab.debugger() as gdb:
+        gdb.set_stop("icmp_rcv")
+        gdb.resume()
+        yield summary("stopped under gdb, decided on, resumed, answered", asked(lab, 50, lambda: go_on(gdb)), "us")
+
+
+def let_go(held: Hold) -> None:
+    """Release the packet that is coming."""
+    held.take(1)[0].release()
+
+
+def go_on(gdb: Debugger) -> None:
+    """Resume from the stop that is coming."""
+    gdb.wait_stop(10)
+    gdb.resume()
+
+
+def asked(lab: Lab, count: int, decide: Callable[[], None]) -> list[float]:
+    """Return how long it takes to be answered where each echo request is decided on, in us."""
+    times = []
+    with lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as client:
+        for sequence in range(count):
             started = time.perf_counter()
             client.sendto(echo_request(IDENTITY, sequence), (GUEST, 0))
-            held.take(1)[0].release()
+            decide()
             client.recv(2048)
             times.append((time.perf_counter() - started) * 1e6)
-    yield summary("held, decided on in Python, released, answered", times, "us")
-
-
-def delays(image: Image) -> Iterator[Number]:
-    """Measure how much later than asked a delayed packet comes, beside netem doing the same."""
-    wanted_ms = 20
-
-    def late_us(lab: Lab) -> list[float]:
-        done = lab.run(["ping", "-n", "-c", "100", "-i", "0.03", GUEST], timeout_s=60)
-        return [(reply.rtt_ms - wanted_ms) * 1e3 for reply in parse_ping(done.stdout)]
-
-    with Lab(image=image) as lab:
-        plain = statistics.median(reply.rtt_ms for reply in parse_ping(
-            lab.run(["ping", "-n", "-c", "50", "-i", "0.03", GUEST], timeout_s=60).stdout)) * 1e3  # fmt: skip
-        with contextlib.closing(lab.rule(f"icmp_rcv = delay {wanted_ms}ms")):
-            ours = [value - plain for value in late_us(lab)]
-    yield Number("delay 20ms: RTT less what was asked less a plain RTT", round(statistics.median(ours), 1),
-                 round(sorted(ours)[98], 1), "us", 50)  # fmt: skip
-    command = f"tc qdisc add dev vec0 root netem delay {wanted_ms}ms && exec iperf3 -s"
-    with Lab(image=image, root="host", commands=[command]) as lab:
-        theirs = [value - plain for value in late_us(lab)]
-    yield Number(
-        "the same by netem in the guest", round(statistics.median(theirs), 1), round(sorted(theirs)[98], 1), "us"
-    )
+    return times
 
 
 def throughput(image: Image) -> Iterator[Number]:
-    """Measure iperf3 with nothing armed, one filter that does not match, and up to a hundred."""
+    """Measure iperf3 with nothing armed, one filter that does not match, a hundred, and all there can be."""
     with Lab(image=image, root="host", commands=["iperf3 -s"], memory_mib=256) as lab:
-        functions = [name for name in lab.image.functions.names("*tcp*") if may_be_met(lab, name)]
-        functions.insert(0, functions.pop(functions.index("tcp_v4_rcv")))
-        for count in (0, 1, 100):
+        functions = [name for name in lab.image.functions.names() if may_be_probed(lab, name)]
+        functions.sort(key=lambda name: (name != "tcp_v4_rcv", "tcp" not in name))
+        for count in (0, 1, 100, len(functions)):
             with contextlib.ExitStack() as stack:
                 armed = 0
                 for name in functions[:count]:
@@ -183,8 +211,9 @@ def held_at_once(image: Image) -> Iterator[Number]:
 def measure(image: Image) -> Iterator[Number]:
     """Measure everything."""
     with Lab(image=image) as lab:
-        yield from per_call(lab)
+        lab.agent.wait_ready()
+        yield from probe_cost(lab)
+        yield from on_a_pings_way(lab)
         yield from beside_gdb(lab)
-    yield from delays(image)
     yield from throughput(image)
     yield from held_at_once(image)
