@@ -94,6 +94,8 @@ class Packet:
             last = layers.lastlayer()
             if isinstance(last, Raw):
                 last.load = result
+            elif "data" in last.fields:  # an ICMPv6 echo has its payload in a field
+                last.data = result
             else:
                 last.add_payload(Raw(result))
         elif isinstance(result, AnyPacket):

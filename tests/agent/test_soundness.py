@@ -131,6 +131,20 @@ def test_elsewhere_it_is_refused_with_the_reason(shared_lab: Lab, text: str, sai
     assert said in caught.value.what
 
 
+@pytest.mark.parametrize(
+    ("function", "nearest"),
+    [
+        ("icmp_echo", "drop works at icmp_rcv\n"),
+        ("inet6_csk_xmit", "ipv6_rcv, ip6_input, "),
+        ("skb_clone", "__dev_queue_xmit"),
+    ],
+)  # fmt: skip
+def test_it_says_where_the_verdict_works_instead(shared_lab: Lab, function: str, nearest: str) -> None:
+    with pytest.raises(UnsupportedVerdict) as caught:
+        shared_lab.rule(f"{function} = drop")
+    assert nearest in caught.value.mend
+
+
 def test_elsewhere_a_packet_can_be_traced(shared_lab: Lab) -> None:
     with shared_lab.probe("icmp_echo") as probe:
         assert ping(shared_lab, GUEST4, 2)

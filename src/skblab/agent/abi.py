@@ -14,7 +14,8 @@ ALIGNMENT = 8
 # Offsets in struct agent_shared.
 OFFSETS = {
     "magic": 0, "memory_bytes": 8, "commands_offset": 16, "commands_bytes": 24, "events_offset": 32, "events_bytes": 40,
-    "clock_guest_ns": 48, "clock_host_ns": 56, "stop_address": 64, "measured_address": 72, "commands_head": 128, "commands_tail": 192,
+    "clock_guest_ns": 48, "clock_host_ns": 56, "stop_address": 64, "measured_address": 72,
+    "commands_head": 128, "commands_tail": 192,
     "events_head": 256, "lost": 264, "held": 272, "probes": 280, "events_tail": 320, "host_waits": 328, "counts": 384,
 }  # fmt: skip
 SHARED_BYTES = 524672

@@ -172,7 +172,7 @@ class Agent:
 
     def _describe(self, rule: Rule, function: Function) -> Callable[[int], abi.Arm]:
         """Return what the agent has to know of a rule, for the number it will have."""
-        takeover = check(rule.verdict, function)
+        takeover = check(rule.verdict, function, self._file_of)
         types = [parameter.type for parameter in function.parameters[:6]]
         occurrence = rule.occurrence
         whole = rule.verdict in {"hold", "edit"}
@@ -199,6 +199,10 @@ class Agent:
             device_arguments=_bits(types, DEVICE_TYPE),
             socket_arguments=_bits(types, SOCKET_TYPE),
         )
+
+    def _file_of(self, name: str) -> str:
+        function = self._image.functions.lookup(name)
+        return function.file if function else ""
 
     def _ask(self, encode: Callable[[int], bytes], what: str, *, quick: bool = False) -> int:
         """Send a command, wait for its answer and return it; a *quick* one is not waited for."""

@@ -5,6 +5,7 @@ So the packet may be set aside, freed or copied in its place, if the caller gets
 packet can be traced and stopped at.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from skblab.errors import UnsupportedVerdict
@@ -53,9 +54,18 @@ TABLE: dict[str, Takeover] = {
 FORBIDDEN_FILES = ("arch/um/", "arch/x86/um/", "kernel/time/", "kernel/softirq.c", "kernel/bpf/", "lib/")
 
 
-def check(verdict: str, function: Function) -> Takeover | None:
+def nearest(function: Function, files: Callable[[str], str]) -> list[str]:
+    """Return the table's functions that are nearest to another: of its file, else of its directory, else all."""
+    for place in (function.file, function.file.rpartition("/")[0] + "/"):
+        if found := [name for name in TABLE if files(name).startswith(place)]:
+            return found
+    return list(TABLE)
+
+
+def check(verdict: str, function: Function, files: Callable[[str], str] = lambda _: "") -> Takeover | None:
     """Return what a function's callers are told, or None where nothing has to be told to them.
 
+    :param files: the kernel's source file of a function
     :raises UnsupportedVerdict: the verdict is not sound there
     """
     name = function.name
@@ -72,6 +82,6 @@ def check(verdict: str, function: Function) -> Takeover | None:
         raise UnsupportedVerdict(
             f"{verdict} is not sound at {name}()",
             found="it is not known to take over its packet: its caller may go on to use it\n" + function.signature,
-            mend=f"one of: {', '.join(TABLE)}\ntrace, accept and stop work everywhere",
+            mend=f"{verdict} works at {', '.join(nearest(function, files))}\ntrace, accept and stop work everywhere",
         )
     return takeover
