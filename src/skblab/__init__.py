@@ -4,9 +4,7 @@ The public names. They are imported when they are first asked for: gdb loads a p
 for the rest.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing: a lab's first process starts with this
 if TYPE_CHECKING:
     from skblab.debugger.session import Debugger
     from skblab.errors import SkblabError
@@ -27,6 +25,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import a public name from its home (PEP 562)."""
+    from importlib import import_module  # noqa: PLC0415
+
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -20,7 +20,7 @@ from skblab.host import lab_init, process, registry
 
 log = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
+SOURCE = Path(__file__).parents[2]
 START_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 10.0
 DEVICE = "skb0"
@@ -40,13 +40,13 @@ class Addresses:
 
 
 def _program(module: str, call: str) -> list[str]:
-    """Return how to run a function of a module beside this one in a Python of its own, bare, from compiled code."""
+    """Return how to run a function of a module beside this one in a Python of its own, without its site-packages."""
     return [
         sys.executable,
         "-I",
         "-S",
         "-c",
-        f"import sys; sys.path.insert(0, {str(HERE)!r}); import {module} as m; {call}",
+        f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from skblab.host import {module} as m; {call}",
     ]
 
 

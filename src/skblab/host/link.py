@@ -1,0 +1,147 @@
+"""The host side of a lab's link: a tap, or a veth pair with a packet socket on its far end.
+
+A part of the lab's first process (lab_init.py), and as sparing with imports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+
+TUNSETIFF = 0x400454CA
+SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
+SOL_PACKET, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 263, 20, 23
+ETH_P_ALL = 0x0003
+IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+# IPv6 by itself asks whether others have its link-local address, asks for routers, and reports its multicast groups
+# again and again (Documentation/networking/ip-sysctl.rst).
+QUIET = (
+    ("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", "1"),
+    ("/proc/sys/net/ipv6/conf/{}/router_solicitations", "0"),
+    ("/proc/sys/net/ipv6/conf/{}/mldv2_unsolicited_report_interval", "1"),
+    ("/proc/sys/net/ipv6/mld_qrv", "1"),
+)
+
+
+class SetUpError(Exception):
+    """A step of the set-up was refused by this machine: which, and with what errno."""
+
+    def __init__(self, step: str, number: int, detail: str = "") -> None:
+        super().__init__(step)
+        self.reply = {"error": step, "errno": number, "detail": detail or os.strerror(number)}
+
+
+def check(step: str, result: int) -> None:
+    """Raise SetUpError unless a libc call succeeded."""
+    if result < 0:
+        raise SetUpError(step, ctypes.get_errno())
+
+
+def read_file(path: str) -> str:
+    """Return a small file's text, or nothing where there is no such file."""
+    try:
+        with open(path) as file:  # noqa: PTH123 - see the module's own words on imports
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def write_file(path: str, text: str) -> None:
+    """Write a small file in one system call."""
+    with open(path, "w") as file:  # noqa: PTH123
+        file.write(text)
+
+
+def ip(*lines: str, program: str = "ip") -> None:
+    """Carry out a batch of iproute2 commands in the lab's network namespace."""
+    batch, output = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("batch", "output"))
+    os.write(batch, "\n".join(lines).encode())
+    os.lseek(batch, 0, os.SEEK_SET)
+    actions = [(os.POSIX_SPAWN_DUP2, batch, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+    try:
+        environment = {"PATH": os.environ["PATH"]}
+        pid = os.posix_spawnp(program, [program, "-batch", "-"], environment, file_actions=actions)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said = os.pread(output, 4096, 0).decode(errors="replace").strip()
+    except FileNotFoundError as error:
+        raise SetUpError(f"{program} (iproute2)", errno.ENOENT) from error
+    finally:
+        os.close(batch)
+        os.close(output)
+    if status:
+        raise SetUpError(program, errno.EIO, said)
+
+
+def open_tap(device: str) -> int:
+    """Make a tap device and return its descriptor; the device lives as long as that."""
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TAP | IFF_NO_PI))
+    return descriptor
+
+
+def open_raw(device: str) -> int:
+    """Open a packet socket on a device that sees what comes in and not what it sends itself (packet(7))."""
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: nothing is received before bind()
+    raw.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+    raw.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+    raw.bind((device, ETH_P_ALL))
+    return raw.detach()
+
+
+def compute_checksums(device: str) -> None:
+    """Make a device send whole checksums and no segments larger than its MTU: no virtio header says otherwise."""
+    value = ctypes.create_string_buffer(struct.pack("II", ETHTOOL_STXCSUM, 0))
+    request = struct.pack("16sP16x", device.encode(), ctypes.addressof(value))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCETHTOOL, request)
+
+
+class Link:
+    """The link: a tap where /dev/net/tun can be opened, else a veth pair with a packet socket on its far end.
+
+    Either way the guest gets one descriptor, ``guest_fd``, for its vector device's fd transport: bare Ethernet frames.
+    """
+
+    def __init__(self, kind: str, device: str) -> None:
+        self.device = device
+        self.guest_fd = -1
+        self.why_not_tap = ""
+        if kind != "veth":
+            try:
+                self.guest_fd = open_tap(device)
+            except OSError as error:
+                self.why_not_tap = f"/dev/net/tun: {os.strerror(error.errno or 0)}"
+                if kind == "tap":
+                    raise SetUpError("tap", error.errno or 0, self.why_not_tap) from error
+        self.kind = "veth" if self.guest_fd < 0 else "tap"
+        if self.kind == "veth":
+            ip(f"link add {device} type veth peer name {device}-g", f"link set {device}-g up")
+            self.guest_fd = open_raw(f"{device}-g")
+            compute_checksums(device)
+
+    def bring_up(self, addresses: list[str]) -> None:
+        """Give the host side its addresses and bring it up, and lo.
+
+        It is up before the guest opens its side: a vector device that transmits into a link that is down wedges for
+        good (arch/um/drivers/vector_kern.c, ``in_error``). A neighbour once found stays: a guest that is stopped for
+        long does not answer ARP, and its clients are to wait for it, not to be told that it is unreachable. The link is
+        quiet: a packet on it is one that a client sent.
+        """
+        device = self.device
+        for path, text in QUIET:
+            if os.access(path.format(device), os.F_OK):  # not there without IPv6
+                write_file(path.format(device), text)
+        lines = ["link set lo up"]
+        lines += [f"address add {address} dev {device}" + " nodad" * (":" in address) for address in addresses]
+        lines += [f"link set {device} up"]
+        lines += [
+            f"ntable change name {table} dev {device} base_reachable 3600000" for table in ("arp_cache", "ndisc_cache")
+        ]
+        ip(*lines)
