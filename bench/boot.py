@@ -68,7 +68,7 @@ def first_echo_reply(image: Image, link: str) -> list[float]:
         with Namespaces(f"bench-{os.getpid()}", link=link) as namespaces:
             console = Console()
             client = FirstReply(namespaces)
-            guest = Guest(Boot(image.kernel, initramfs.ensure(image.path)), namespaces, console)
+            guest = Guest.boot(Boot(image.kernel, initramfs.ensure(image.path)), namespaces, console)
             times.append((client.wait_s() - guest.spawned_s) * 1e3)
             guest.close()
             console.close()

@@ -45,12 +45,13 @@ void agent_channel_ready(void);
 void agent_channel_close(void);
 void agent_ring(void);
 void agent_ring_soon(void);
-bool agent_socket_drained(void);
+bool agent_listen(u32 *farewells);
 
 /* ring.c: records in that memory */
 void *agent_event_begin(u16 kind, u16 rule, u32 bytes);
 void agent_event_end(const void *event);
 struct agent_record *agent_command(void);
+void agent_commands_forget(void);
 void agent_command_done(const struct agent_record *record);
 
 /* tell.c: what the host is told */
@@ -67,7 +68,7 @@ static inline struct agent_counts *agent_counts(u16 rule)
 /* probe.c: which function has which rules; patching */
 int agent_arm(const struct agent_arm *arm);
 int agent_disarm(u16 number);
-void agent_disarm_all(void);
+bool agent_disarm_all(void);
 struct agent_probe *agent_probe_at(unsigned long address);
 
 /* rule.c: does a packet match? */

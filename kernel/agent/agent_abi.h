@@ -6,6 +6,7 @@
  * writes. Heads and tails count bytes and only grow; a record lies at (count % size, a power of two), is a multiple of
  * 8 bytes and never wraps: where it does not fit before the end of the ring, a record of kind 0 fills the rest. A byte on
  * the socket wakes the other side; its end (end of file) means that the host is gone, and the agent lets everything go.
+ * So does a byte of AGENT_FAREWELL, said for a controller that is gone; another may come after it.
  *
  * Times are nanoseconds. Events carry the guest's monotonic clock; clock_guest_ns and clock_host_ns were read together.
  */
@@ -17,6 +18,7 @@
 
 #define AGENT_MAGIC 0x736b626c61623031ull /* "skblab01" */
 #define AGENT_RULES 8192
+#define AGENT_FAREWELL 1
 #define AGENT_NO_PACKET 0xff /* skb_argument: the function has none; it can be traced */
 
 struct agent_counts { /* of one rule */
@@ -44,6 +46,7 @@ struct agent_shared {
 	__u64 lost; /* events that found the ring full */
 	__u64 held; /* packets set aside now */
 	__u64 probes; /* functions patched now */
+	__u64 farewells; /* of hosts: all that they had asked for is undone */
 	__u64 events_tail __attribute__((aligned(64))); /* host */
 	__u64 host_waits; /* host: ring when there is an event */
 	struct agent_counts counts[AGENT_RULES] __attribute__((aligned(64)));

@@ -111,14 +111,16 @@ void agent_channel_ready(void)
 	ring_doorbell();
 }
 
-/* Empty the socket; false at its end: the host is gone. */
-bool agent_socket_drained(void)
+/* Empty the socket, and count the controllers that have left; false at its end: the host is gone. Interrupts are off. */
+bool agent_listen(u32 *farewells)
 {
 	char bytes[64];
 	long got;
 
-	do
+	do {
 		got = agent_host_call(HOST_READ, doorbell, (long)bytes, sizeof(bytes), 0, 0, 0);
-	while (got == sizeof(bytes));
+		for (long i = 0; i < got; i++)
+			*farewells += bytes[i] == AGENT_FAREWELL;
+	} while (got == sizeof(bytes));
 	return got != 0;
 }

@@ -15,6 +15,7 @@
 
 static int memory_fd = -1, socket_fd = -1, irq = -1;
 static bool host_is_gone;
+static u32 farewells; /* heard, and nothing done about them yet */
 
 module_param(memory_fd, int, 0);
 module_param(socket_fd, int, 0);
@@ -33,7 +34,7 @@ static void run_commands(struct tasklet_struct *tasklet)
 {
 	struct agent_record *record;
 
-	while (!host_is_gone && (record = agent_command())) {
+	while (!host_is_gone && !farewells && (record = agent_command())) {
 		const struct agent_decide *decide = (const struct agent_decide *)record;
 		unsigned long flags;
 		u64 cookie;
@@ -50,19 +51,35 @@ static void run_commands(struct tasklet_struct *tasklet)
 		agent_command_done(record);
 		agent_answer(cookie, result);
 	}
-	if (host_is_gone)
+	if (host_is_gone || farewells)
 		schedule_work(&slow_command);
+}
+
+/* Nobody is there to decide: everything goes on. Another controller may come, and waits until this is done. */
+static void let_everything_go(void)
+{
+	u32 heard = farewells;
+	bool any = agent_disarm_all();
+
+	if (any || host_is_gone)
+		pr_info("skblab agent: the host is gone; everything is released\n");
+	agent_commands_forget();
+	local_irq_disable();
+	farewells -= heard;
+	agent_shared->farewells += heard;
+	local_irq_enable();
+	agent_ring();
 }
 
 static void run_slow_command(struct work_struct *work)
 {
-	struct agent_record *record = host_is_gone ? NULL : agent_command();
+	struct agent_record *record;
 
-	if (host_is_gone) {
-		agent_disarm_all();
-		pr_info("skblab agent: the host is gone; everything is released\n");
+	if (host_is_gone || farewells) {
+		let_everything_go();
 		return;
 	}
+	record = agent_command();
 	if (record && is_slow(record)) {
 		const struct agent_arm *arm = (const struct agent_arm *)record;
 		u64 cookie = arm->cookie;
@@ -76,7 +93,7 @@ static void run_slow_command(struct work_struct *work)
 
 static irqreturn_t doorbell_rang(int number, void *data)
 {
-	if (!agent_socket_drained())
+	if (!agent_listen(&farewells))
 		host_is_gone = true;
 	tasklet_schedule(&commands_tasklet);
 	return IRQ_HANDLED;

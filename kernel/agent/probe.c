@@ -156,9 +156,15 @@ int agent_disarm(u16 number)
 	return 0;
 }
 
-void agent_disarm_all(void)
+/* Was there anything? */
+bool agent_disarm_all(void)
 {
+	bool any = false;
+
 	for (unsigned int number = 0; number < AGENT_RULES; number++)
-		if (rules[number])
+		if (rules[number]) {
 			agent_disarm(number);
+			any = true;
+		}
+	return any;
 }

@@ -73,6 +73,12 @@ struct agent_record *agent_command(void)
 	return NULL;
 }
 
+/* Whoever gave them is gone. */
+void agent_commands_forget(void)
+{
+	smp_store_release(&agent_shared->commands_tail, smp_load_acquire(&agent_shared->commands_head));
+}
+
 void agent_command_done(const struct agent_record *record)
 {
 	smp_store_release(&agent_shared->commands_tail, agent_shared->commands_tail + record->bytes);

@@ -81,6 +81,14 @@ class LabNameTaken(SkblabError):
     """Another lab of this name is running."""
 
 
+class NoSuchLab(UsageError):
+    """No running lab of this name can be joined."""
+
+
+class LabBusy(SkblabError):
+    """Another controller has this lab's agent: who."""
+
+
 class BootFailed(SkblabError):
     """The guest kernel did not become ready."""
 

@@ -20,7 +20,7 @@ from skblab.guest import initramfs, receive
 from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
 from skblab.host import process
-from skblab.host.namespace import Addresses, Namespaces
+from skblab.host.namespace import Addresses, JoinedNamespaces, Namespaces
 from skblab.image.image import Image
 from skblab.image.module import ensure_agent
 from skblab.image.store import find_image
@@ -82,50 +82,101 @@ class Lab:
         self._root = root
         self._commands = tuple(commands)
         self._stack: ExitStack | None = None
+        self._joins = False
+        self._agent: Agent | None = None
+
+    @classmethod
+    def join(cls, name: str) -> Self:
+        """Return a lab that runs already (``keep()``, ``skblab up``); leaving it ends only what was asked for here.
+
+        Entering raises NoSuchLab.
+        """
+        lab = cls(name)
+        lab._joins = True
+        return lab
 
     def __enter__(self) -> Self:
         if self._stack is not None:
             raise UsageError(f"lab {self.name} is running already")
         with ExitStack() as stack:
-            match self._wanted_image:
-                case Image() as image:
-                    self.image = image
-                case None:
-                    self.image = find_image(self._series, self._variant)
-                case path:
-                    self.image = Image.open(path)
-            archive = initramfs.ensure(self.image.path)
-            self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_link(), addresses=Addresses()))
-            self.console = Console()
-            stack.callback(self.console.close)
-            channel = Channel()
-            self.agent = Agent(channel, self.image, self._why_lost)
-            stack.callback(self.agent.close)
-            boot = Boot(
-                agent_fds=(channel.memory_fd, channel.guest_socket.fileno()),
-                kernel=self.image.kernel,
-                initramfs=archive,
-                memory_mib=self._memory_mib,
-                timeout_s=self._boot_timeout_s,
-                extra=self._kernel_arguments,
-                root=self._root,
-                commands=self._commands,
-            )
-            self.guest = Guest(boot, self.namespaces, self.console)
-            stack.callback(self.guest.close)
-            channel.handed_over()
-            try:
-                receive.one_by_one(self.guest.pid, self.image.functions)
-            except OSError:
-                raise self.guest.lost() from None
             # Entered last, left first: clients end before the kernel they talk to.
             self._clients: list[process.Running] = []
-            stack.callback(self._end_clients)
-            if self._commands:
-                self.agent.wait_ready()
-                start_commands(self.guest, self.agent, self._commands)
+            if self._joins:
+                self._join(stack)
+                stack.callback(self._end_clients)
+            else:
+                self._boot(stack)
+                stack.callback(self._end_clients)
+                if self._commands:
+                    self.agent.wait_ready()
+                    start_commands(self.guest, self.agent, self._commands)
             self._stack = stack.pop_all()
         return self
+
+    def _boot(self, stack: ExitStack) -> None:
+        match self._wanted_image:
+            case Image() as image:
+                self.image = image
+            case None:
+                self.image = find_image(self._series, self._variant)
+            case path:
+                self.image = Image.open(path)
+        archive = initramfs.ensure(self.image.path)
+        self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_link(), addresses=Addresses()))
+        self.console = Console()
+        stack.callback(self.console.close)
+        channel, guest_socket = Channel.make()
+        self._agent = Agent(channel, self.image, self._why_lost)
+        stack.callback(self._agent.close)
+        stack.enter_context(guest_socket)
+        boot = Boot(
+            agent_fds=(channel.memory_fd, guest_socket.fileno()),
+            kernel=self.image.kernel,
+            initramfs=archive,
+            memory_mib=self._memory_mib,
+            timeout_s=self._boot_timeout_s,
+            extra=self._kernel_arguments,
+            root=self._root,
+            commands=self._commands,
+        )
+        self.guest = Guest.boot(boot, self.namespaces, self.console)
+        stack.callback(self.guest.close)
+        guest_socket.close()  # the guest has it now: its end is then the end of the socket
+        try:
+            receive.one_by_one(self.guest.pid, self.image.functions)
+        except OSError:
+            raise self.guest.lost() from None
+
+    def _join(self, stack: ExitStack) -> None:
+        namespaces = stack.enter_context(JoinedNamespaces(self.name))
+        kernel_pidfd, console_fd, notify_fd = namespaces.fds
+        self.namespaces, about = namespaces, namespaces.about
+        self.image = Image.open(Path(about["image"]))
+        self.console = Console(console_fd)
+        stack.callback(self.console.close)
+        self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"])
+        stack.callback(self.guest.close)
+
+    @property
+    def agent(self) -> Agent:
+        """The agent in the guest's kernel; of a lab that was joined, ours from the first time it is asked for.
+
+        :raises LabBusy: another controller of this lab has it
+        """
+        if self._agent is None:
+            self.check()
+            assert self._stack
+            assert isinstance(self.namespaces, JoinedNamespaces)
+            self._agent = Agent(Channel.take_over(*self.namespaces.agent()), self.image, self._why_lost)
+            self._stack.callback(self._agent.close)
+        return self._agent
+
+    def keep(self) -> None:
+        """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it."""
+        channel = self._ready_agent().channel
+        fds = (self.console.descriptor, self.guest.notifications.fileno(), channel.memory_fd, channel.socket.fileno())
+        self.namespaces.keep(fds, {"image": str(self.image.path)})
+        channel.kept = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -133,7 +184,7 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """End the lab; nothing of it stays."""
+        """End the lab, and nothing of it stays; leave it, if it was joined or is kept."""
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()
@@ -239,6 +290,11 @@ class Lab:
             raise UsageError(f"lab {self.name} is not running", mend="with Lab() as lab: ...")
         if not self.guest.alive:
             raise self.guest.lost()
+
+    def end(self) -> None:
+        """End a lab that was joined, whoever else uses it; return when it is gone."""
+        assert isinstance(self.namespaces, JoinedNamespaces)
+        self.namespaces.end()
 
     def _end_clients(self) -> None:
         for client in self._clients:

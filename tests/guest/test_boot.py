@@ -133,6 +133,6 @@ def test_a_client_that_was_there_before_the_guest_is_answered_at_once(image: Ima
             wire.settimeout(10)
             while wire.recvfrom(2048)[1][1] != ETH_P_ARP:  # it asks who has the guest's address, and nobody has
                 pass
-        with closing(Guest(Boot(image.kernel, initramfs.ensure(image.path)), namespaces, console)):
+        with closing(Guest.boot(Boot(image.kernel, initramfs.ensure(image.path)), namespaces, console)):
             (reply,) = parse_ping(process.finish(client, timeout_s=20).stdout)
     assert reply.rtt_ms < 500

@@ -52,5 +52,6 @@ def test_numbers() -> None:
             assert in_c.pop(member.name) == member.value, member
     assert in_c == {}
     assert f"#define AGENT_RULES {abi.RULES}\n" in header
+    assert f"#define AGENT_FAREWELL {abi.FAREWELL}\n" in header
     assert f"#define AGENT_NO_PACKET {abi.NO_PACKET:#x} " in header
     assert f"#define AGENT_MAGIC {abi.MAGIC:#x}ull" in header

@@ -8,6 +8,7 @@ from typing import ClassVar
 MAGIC = 0x736B626C61623031
 RULES = 8192
 NO_PACKET = 0xFF
+FAREWELL = 1
 RECORD = struct.Struct("=IHH")
 ALIGNMENT = 8
 
@@ -16,7 +17,8 @@ OFFSETS = {
     "magic": 0, "memory_bytes": 8, "commands_offset": 16, "commands_bytes": 24, "events_offset": 32, "events_bytes": 40,
     "clock_guest_ns": 48, "clock_host_ns": 56, "stop_address": 64, "measured_address": 72,
     "commands_head": 128, "commands_tail": 192,
-    "events_head": 256, "lost": 264, "held": 272, "probes": 280, "events_tail": 320, "host_waits": 328, "counts": 384,
+    "events_head": 256, "lost": 264, "held": 272, "probes": 280, "farewells": 288,
+    "events_tail": 320, "host_waits": 328, "counts": 384,
 }  # fmt: skip
 SHARED_BYTES = 524672
 

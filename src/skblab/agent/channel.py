@@ -7,6 +7,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 from skblab.agent import abi
@@ -18,43 +19,83 @@ PAGE = 4096
 WORD = struct.Struct("=Q")
 
 
+COMMANDS_OFFSET = -(-abi.SHARED_BYTES // PAGE) * PAGE
+EVENTS_OFFSET = COMMANDS_OFFSET + COMMANDS_BYTES
+MEMORY_BYTES = EVENTS_OFFSET + EVENTS_BYTES
+FAREWELL_TIMEOUT_S = 10.0
+
+
 class Channel:
-    """One lab's memory and socket. The agent's ends are handed over at boot, and then are its alone."""
+    """A lab's memory and socket, as one controller has them.
 
-    def __init__(self) -> None:
-        offset = -(-abi.SHARED_BYTES // PAGE) * PAGE
-        size = offset + COMMANDS_BYTES + EVENTS_BYTES
-        self.memory_fd = os.memfd_create("skblab-agent", os.MFD_CLOEXEC)
-        os.ftruncate(self.memory_fd, size)
-        self._memory = mmap.mmap(self.memory_fd, size)
-        self._commands, self._events = offset, offset + COMMANDS_BYTES
-        for name, value in (
-            ("memory_bytes", size),
-            ("commands_offset", self._commands), ("commands_bytes", COMMANDS_BYTES),
-            ("events_offset", self._events), ("events_bytes", EVENTS_BYTES),
-        ):  # fmt: skip
-            self._write(name, value)
-        self._socket, self.guest_socket = socket.socketpair()
-        self._socket.setblocking(False)  # noqa: FBT003
+    The first controller makes them (``Channel.make()``); the guest's end of the socket is handed over at boot. Of a lab
+    that outlives its controllers, process 1 keeps both, and gives them to one controller after another.
+    """
+
+    def __init__(self, memory_fd: int, host_socket: socket.socket) -> None:
+        self.memory_fd = memory_fd
+        self.socket = host_socket
+        self.socket.setblocking(False)  # noqa: FBT003
+        self._memory = mmap.mmap(memory_fd, MEMORY_BYTES)
         self._writing = threading.Lock()
+        self._leave = os.eventfd(0, os.EFD_CLOEXEC)
+        self.kept = False  # by process 1 of the lab, for others after us
 
-    def handed_over(self) -> None:
-        """Close our copies of what the guest has now: its end is then the end of both."""
-        self.guest_socket.close()
-        os.close(self.memory_fd)
-        self.memory_fd = -1
+    @classmethod
+    def make(cls) -> tuple["Channel", socket.socket]:
+        """Return a new channel, and the guest's end of its socket."""
+        memory_fd = os.memfd_create("skblab-agent", os.MFD_CLOEXEC)
+        os.ftruncate(memory_fd, MEMORY_BYTES)
+        ours, guests = socket.socketpair()
+        channel = cls(memory_fd, ours)
+        for name, value in (
+            ("memory_bytes", MEMORY_BYTES),
+            ("commands_offset", COMMANDS_OFFSET), ("commands_bytes", COMMANDS_BYTES),
+            ("events_offset", EVENTS_OFFSET), ("events_bytes", EVENTS_BYTES),
+        ):  # fmt: skip
+            channel._write(name, value)
+        return channel, guests
+
+    @classmethod
+    def take_over(cls, memory_fd: int, socket_fd: int, farewells: int) -> "Channel":
+        """Return the channel of a lab that had so many controllers before, once all that they asked for is undone.
+
+        :raises Timeout: the agent does not answer: the guest is stopped, or has too much to do
+        :raises GuestLost: the guest kernel is gone
+        """
+        channel = cls(memory_fd, socket.socket(fileno=socket_fd))
+        channel.kept = True
+        try:
+            channel._wait_for_farewells(farewells)
+        except BaseException:
+            channel.close()
+            raise
+        channel._write("events_tail", channel._read("events_head"))
+        return channel
+
+    def _wait_for_farewells(self, count: int) -> None:
+        deadline = time.monotonic() + FAREWELL_TIMEOUT_S
+        self._ask_to_be_rung()
+        while self._read("farewells") < count:
+            if not self._listen(max(deadline - time.monotonic(), 0)):
+                raise Timeout(
+                    "the agent has not yet let go of what the last controller asked for",
+                    found="a guest that is stopped under gdb does nothing",
+                )
+            self._ask_to_be_rung()
 
     def hang_up(self) -> None:
         """End the conversation: the agent lets everything go, and who waits here is told."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        os.eventfd_write(self._leave, 1)
+        if not self.kept:  # process 1 says farewell for us otherwise
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Let go of memory and socket; nobody may wait here any more."""
-        self._socket.close()
-        self.guest_socket.close()
-        if self.memory_fd >= 0:
-            os.close(self.memory_fd)
+        self.socket.close()
+        os.close(self.memory_fd)
+        os.close(self._leave)
         self._memory.close()
 
     def _read(self, name: str) -> int:
@@ -117,13 +158,13 @@ class Channel:
             if head + needed - self._read("commands_tail") > size:
                 raise Timeout("the agent does not take its commands", found="the ring of commands is full")
             if left < len(record):
-                abi.RECORD.pack_into(self._memory, self._commands + head % size, left, 0, 0)
+                abi.RECORD.pack_into(self._memory, COMMANDS_OFFSET + head % size, left, 0, 0)
                 head += left
-            place = self._commands + head % size
+            place = COMMANDS_OFFSET + head % size
             self._memory[place : place + len(record)] = record
             self._write("commands_head", head + len(record))
         try:
-            self._socket.send(b"\0")
+            self.socket.send(b"\0")
         except BlockingIOError:  # it has been rung enough
             return
         except OSError:
@@ -134,20 +175,27 @@ class Channel:
 
         :raises GuestLost: the other end is closed
         """
-        with self._writing:  # a lock's instruction is a barrier: "I wait" is visible before the head is read again
-            self._write("host_waits", 1)
+        self._ask_to_be_rung()
         if self._read("events_head") != self._read("events_tail"):
             return True
-        if not select.select([self._socket], [], [], timeout_s)[0]:
-            return False
+        return self._listen(timeout_s) and self._read("events_head") != self._read("events_tail")
+
+    def _ask_to_be_rung(self) -> None:
+        with self._writing:  # a lock's instruction is a barrier: "I wait" is visible before anything is read after it
+            self._write("host_waits", 1)
+
+    def _listen(self, timeout_s: float | None) -> bool:
+        """Wait for the doorbell; whether it rang."""
+        watched: list[socket.socket | int] = [self.socket, self._leave]
+        ready, _, _ = select.select(watched, [], [], timeout_s)
         with contextlib.suppress(BlockingIOError):
-            if not self._hear():
+            if self._leave in ready or (ready and not self._hear()):
                 raise GuestLost("the agent is gone with the guest kernel")
-        return self._read("events_head") != self._read("events_tail")
+        return bool(ready)
 
     def _hear(self) -> bytes:
         try:
-            return self._socket.recv(4096)
+            return self.socket.recv(4096)
         except ConnectionError:
             return b""
 
@@ -155,7 +203,7 @@ class Channel:
         """Take the events that are there."""
         tail, head = self._read("events_tail"), self._read("events_head")
         while tail != head:
-            place = self._events + tail % EVENTS_BYTES
+            place = EVENTS_OFFSET + tail % EVENTS_BYTES
             size, kind, _ = abi.RECORD.unpack_from(self._memory, place)
             record = self._memory[place : place + size] if kind else b""
             tail += size

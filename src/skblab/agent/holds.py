@@ -108,7 +108,8 @@ class Probe(Stream[tuple[abi.Hit, Packet]]):
 class Running:
     """A rule that needs the host for what it does: ``hold N release ...`` and ``edit``. Others run in the agent alone.
 
-    *told* is called for each hit, on the reading thread, with the packet and what was done.
+    Close it, or use it in a ``with``. *told* is called for each hit, on the reading thread, with the packet and what
+    was done.
     """
 
     def __init__(
@@ -128,6 +129,12 @@ class Running:
             self._worker = threading.Thread(target=self._edit_all, name="skblab-edit", daemon=True)
             self._worker.start()
         self.armed = agent.arm(rule, self._heard)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Disarm, and end."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skblab.errors import UsageError
 from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
 
 if TYPE_CHECKING:
@@ -39,11 +40,23 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image", type=Path, metavar="DIR", help="an image's directory, instead of series and variant")
 
 
-def add_lab_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every command that starts a lab."""
+def lab_names(**_: object) -> list[str]:
+    """Return the names of the labs that can be joined."""
+    from skblab.host import registry  # noqa: PLC0415
+
+    return [owner.name for owner in registry.running() if owner.kept]
+
+
+def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> None:
+    """Add the options of every command that starts a lab, or *joins* one that is up."""
     add_image_options(parser)
     group = parser.add_argument_group("the lab")
-    group.add_argument("--name", help="the lab's name, one lab a name (default: one of its own)")
+    if joins:
+        joined = group.add_argument(
+            "--lab", metavar="NAME", help="use the lab of that name, which is up, and leave it up"
+        )
+        complete(joined, lab_names)
+        group.add_argument("--name", help="the lab's name, one lab a name (default: one of its own)")
     group.add_argument(
         "--link", default="auto", choices=("auto", "tap", "veth"),
         help="what connects client and guest (default: a tap where /dev/net/tun may be opened, else veth)",
@@ -60,9 +73,16 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
 
 
 def lab_from(arguments: argparse.Namespace) -> "Lab":
-    """Return the lab that the options describe, not yet started."""
+    """Return the lab that the options describe, not yet entered.
+
+    :raises UsageError: options that do not go together
+    """
     from skblab.lab import Lab  # noqa: PLC0415
 
+    if getattr(arguments, "lab", None):
+        if getattr(arguments, "guest_commands", ()):
+            raise UsageError("a lab that is up has its guest's commands already", mend="give -g to skblab up")
+        return Lab.join(arguments.lab)
     return Lab(
         arguments.name,
         image=arguments.image,

@@ -14,6 +14,7 @@ from pathlib import Path
 from skblab.errors import BootFailed, GuestLost, MissingPrerequisite, SkblabError, Timeout
 from skblab.guest import mconsole
 from skblab.guest.console import Console
+from skblab.host import process
 from skblab.host.namespace import Namespaces
 from skblab.image.store import cache_dir
 
@@ -70,28 +71,42 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
 class Guest:
     """A running guest kernel: its process, its console, its end."""
 
-    def __init__(self, boot: Boot, namespaces: Namespaces, console: Console) -> None:
+    spawned_s = ready_s = 0.0  # time.perf_counter(), where this process booted it
+
+    def __init__(self, namespaces: Namespaces, console: Console, pidfd: int, notify_fd: int, inner_pid: int) -> None:
         self.console = console
         self._namespaces = namespaces
+        self.pidfd = pidfd
+        self.inner_pid = inner_pid  # as the lab's own processes see it
+        self.pid = process.pid_of(pidfd)
+        self._notify = socket.socket(fileno=notify_fd)
+
+    @classmethod
+    def boot(cls, boot: Boot, namespaces: Namespaces, console: Console) -> "Guest":
+        """Start a kernel; return when it is ready.
+
+        :raises BootFailed: it panicked, or ended
+        :raises Timeout: it is not ready in time
+        """
         lpj_file = _lpj_file(boot.kernel)
         known = lpj_file.read_text() if lpj_file.exists() else ""
-        self.spawned_s = time.perf_counter()
-        reply, (self.pidfd, notify) = namespaces.request(
+        spawned_s = time.perf_counter()
+        reply, (pidfd, notify) = namespaces.request(
             "boot",
             [console.writer, *boot.agent_fds],
             argv=arguments(boot, namespaces, int(known) if known.isdigit() else None),
         )
-        self.inner_pid: int = reply["pid"]
-        self.pid = _host_pid(self.pidfd)
-        self._notify = socket.socket(fileno=notify)
+        guest = cls(namespaces, console, pidfd, notify, reply["pid"])
+        guest.spawned_s = spawned_s
         try:
-            self._wait_ready(boot.timeout_s)
+            guest._wait_ready(boot.timeout_s)
         except BaseException:
-            self.close()
+            guest.close()
             raise
-        self.ready_s = time.perf_counter()
+        guest.ready_s = time.perf_counter()
         if not known and (calibrated := CALIBRATED.search(console.text())):
             _keep(lpj_file, calibrated.group(1))
+        return guest
 
     def _wait_ready(self, timeout_s: float) -> None:
         """Wait for init's word through /proc/mconsole; a panic or the kernel's end comes through the same select."""
@@ -161,15 +176,6 @@ class Guest:
         """Let go of the guest; it ends with its namespaces."""
         self._notify.close()
         os.close(self.pidfd)
-
-
-def _host_pid(pidfd: int) -> int:
-    """Return the pid, as seen by this process, of the process behind a pidfd (proc_pid_fdinfo(5))."""
-    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key == "Pid":
-            return int(value)
-    raise AssertionError("fdinfo of a pidfd without Pid")
 
 
 def _lpj_file(kernel: Path) -> Path:

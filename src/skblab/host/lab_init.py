@@ -6,7 +6,8 @@ process 1 of the lab's PID namespace. When process 1 ends, for whatever reason, 
 namespace (pid_namespaces(7)), and with the last of them the network namespace, the tap and the mounts go: there is
 nothing to clean up. It ends when its controller does (end of file on the control socket) and when the outer one does.
 
-The control socket carries one JSON object a datagram, with file descriptors beside it: requests down, one reply each.
+A control socket carries one JSON object a datagram, with file descriptors beside it: requests down, one reply each. A
+lab that is told to outlive its controller listens for others, and keeps for them what they need of it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ ADDR_NO_RANDOMIZE = 0x0040000
 
 PRIVATE = "/dev/shm"  # noqa: S108 - a tmpfs of the lab's own is mounted there
 MESSAGE_BYTES = 1 << 16
+CONSOLE, NOTIFY, AGENT_MEMORY, AGENT_SOCKET = range(4)  # of what is kept for other controllers
+FAREWELL = 1  # kernel/agent/agent_abi.h
 
 # gai.conf(5), as RFC 6724 section 2.1 has it for private addresses: "ping guest" is the ping of the textbooks.
 PREFER_IP4 = "precedence ::ffff:0:0/96 100\nprecedence ::1/128 50\nprecedence ::/0 40\n"
@@ -78,37 +81,72 @@ def private_mounts(hosts: str) -> None:
 
 
 class LabInit:
-    """Process 1: answers the controller's requests until the controller is gone."""
+    """Process 1: answers its controllers' requests; of those, one at a time has the agent."""
 
     def __init__(self, control: socket.socket, link: Link) -> None:
-        self.control = control
+        self.controllers = [control]
         self.link = link
-        self.kernel = 0
+        self.kernel = self.kernel_pidfd = 0
         self.kernel_status: int | None = None
+        self.listener: socket.socket | None = None
+        self.about: dict[str, Any] = {}
+        self.kept: list[int] = []
+        self.agent_user: tuple[socket.socket, dict[str, Any]] | None = None
+        self.farewells = self.farewells_due = 0
 
     def serve(self) -> None:
-        """Answer requests; return when the controller is gone."""
+        """Answer requests; return when there is nobody who asks, or could."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        while True:
-            watched: list[socket.socket | int] = [self.control, wake_read]
-            ready, _, _ = select.select(watched, [], [])
+        while self.controllers or self.listener:
+            watched: list[socket.socket | int] = [wake_read, *self.controllers]
+            watched += [self.listener] if self.listener else []
+            ready, writable, _ = select.select(watched, [self.kept[AGENT_SOCKET]] if self.farewells_due else [], [])
             if wake_read in ready:
                 os.read(wake_read, 4096)
                 self.reap()
-            if self.control in ready:
-                data, fds, _, _ = socket.recv_fds(self.control, MESSAGE_BYTES, 16)
-                if not data:
-                    return
-                request = json.loads(data)
+            for controller in [one for one in self.controllers if one in ready]:
                 try:
-                    reply, give = getattr(self, f"do_{request.pop('op')}")(fds, **request)
-                except OSError as error:
-                    reply, give = {"error": str(error), "errno": error.errno or 0, "detail": str(error)}, []
-                for descriptor in fds:
-                    os.close(descriptor)
-                socket.send_fds(self.control, [json.dumps(reply).encode()], give)
+                    self.answer(controller)
+                except ConnectionError:
+                    self.hang_up(controller)
+            if self.listener and self.listener in ready:
+                self.controllers.append(self.listener.accept()[0])
+            if writable:
+                self.say_farewell()
+
+    def answer(self, controller: socket.socket) -> None:
+        """Answer one request of a controller, or note that it is gone."""
+        data, fds, _, _ = socket.recv_fds(controller, MESSAGE_BYTES, 16)
+        if not data:
+            raise ConnectionResetError
+        request = json.loads(data)
+        self.asking = controller
+        try:
+            reply, give = getattr(self, f"do_{request.pop('op')}")(fds, **request)
+        except OSError as error:
+            reply, give = {"error": str(error), "errno": error.errno or 0, "detail": str(error)}, []
+        for descriptor in fds:
+            os.close(descriptor)
+        socket.send_fds(controller, [json.dumps(reply).encode()], give)
+
+    def hang_up(self, controller: socket.socket) -> None:
+        """Forget a controller that is gone; the agent, if it had it, lets go of all that it asked for."""
+        self.controllers.remove(controller)
+        controller.close()
+        if self.agent_user and self.agent_user[0] is controller:
+            self.agent_user = None
+            self.farewells += 1
+            self.farewells_due += 1
+
+    def say_farewell(self) -> None:
+        """Tell the agent, whose socket has room, or whose kernel is gone."""
+        due, self.farewells_due = self.farewells_due, 0
+        try:
+            os.write(self.kept[AGENT_SOCKET], bytes([FAREWELL]) * due)
+        except BrokenPipeError:
+            return
 
     def reap(self) -> None:
         """Collect every child that has ended; remember how the kernel did."""
@@ -132,9 +170,37 @@ class LabInit:
         self.kernel = os.fork()
         if self.kernel == 0:
             self.become_kernel(argv, fds)
-        pidfd = os.pidfd_open(self.kernel)
+        self.kernel_pidfd = os.pidfd_open(self.kernel)
         os.close(self.link.guest_fd)  # the guest has it now, and the link is to end with the guest
-        return {"pid": self.kernel}, [pidfd, self.given.fileno()]
+        return {"pid": self.kernel}, [self.kernel_pidfd, self.given.fileno()]
+
+    def do_keep(self, fds: list[int], about: dict[str, Any], who: dict[str, Any]) -> Answer:
+        """Outlive the controller: listen for others, on fds[0], and keep for them what the other descriptors are."""
+        self.listener = socket.socket(fileno=os.dup(fds[0]))
+        self.kept = [os.dup(descriptor) for descriptor in fds[1:]]
+        self.own_pidfd = os.pidfd_open(os.getpid())
+        self.about = about
+        self.agent_user = (self.asking, who)
+        return {}, []
+
+    def do_join(self, fds: list[int]) -> Answer:
+        """Give another controller what it needs to use the lab, but for the agent."""
+        del fds
+        about = {**self.about, "pid": self.kernel, "agent_user": self.agent_user[1] if self.agent_user else None}
+        return about, [self.own_pidfd, self.kernel_pidfd, self.kept[CONSOLE], self.kept[NOTIFY]]
+
+    def do_agent(self, fds: list[int], who: dict[str, Any]) -> Answer:
+        """Give a controller the agent's memory and socket, unless another has them."""
+        del fds
+        if self.agent_user:
+            return {"busy": self.agent_user[1]}, []
+        self.agent_user = (self.asking, who)
+        return {"farewells": self.farewells}, [self.kept[AGENT_MEMORY], self.kept[AGENT_SOCKET]]
+
+    def do_end(self, fds: list[int]) -> Answer:
+        """End the lab, whoever uses it."""
+        del fds
+        os._exit(0)
 
     def become_kernel(self, argv: list[str], fds: list[int]) -> NoReturn:
         """Turn this child into the kernel: own session, no address randomisation, nothing open but what it needs."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from skblab.errors import GuestLost, MissingPrerequisite, SkblabError, Timeout, UsageError
+from skblab.errors import GuestLost, LabBusy, MissingPrerequisite, SkblabError, Timeout, UsageError
 from skblab.host import lab_init, process, registry
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Namespaces:
         self.why_not_tap = ""
         self._control: socket.socket | None = None
         self._lock = -1
+        self._kept = False
         self.pidfd = -1
         self.pid = 0
 
@@ -96,6 +97,7 @@ class Namespaces:
             self._outer = process.start(
                 _program("lab_init", f"m.main({theirs.fileno()})"),
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # it may outlive this process, and whoever reads that
                 pass_fds=[theirs.fileno()],
                 new_session=True,
             )
@@ -115,7 +117,7 @@ class Namespaces:
     def _receive(self, what: str) -> tuple[dict[str, Any], list[int]]:
         assert self._control
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, lab_init.MESSAGE_BYTES, 4)
+            data, fds, _, _ = socket.recv_fds(self._control, lab_init.MESSAGE_BYTES, 8)
         except TimeoutError:
             raise Timeout(
                 f"lab {self.name}: its first process did not answer in time", found=f"asked for: {what}"
@@ -165,8 +167,15 @@ class Namespaces:
         words = [str(word) for word in argv]
         return [*_program("enter", f"m.enter({self.pidfd}, sys.argv[1:])"), *words]
 
+    def keep(self, fds: Sequence[int], about: dict[str, object]) -> None:
+        """Let the lab outlive this process; process 1 keeps *fds* (see ``lab_init``) for others who join it."""
+        with registry.listen(self.name, self._lock) as listener:
+            who = {"pid": os.getpid(), "command": registry.command_line()}
+            self.request("keep", [listener.fileno(), *fds], about={**about, "link": self.link}, who=who)
+        self._kept = True
+
     def close(self) -> None:
-        """End every process of the lab and wait until they are gone; safe to call twice."""
+        """End every process of the lab and wait until they are gone, unless it is kept; safe to call twice."""
         with process.undisturbed():
             self._close()
 
@@ -178,6 +187,12 @@ class Namespaces:
             return
         self._control.close()
         self._control = None
+        if self._kept:
+            os.close(self.pidfd)
+            os.close(self._lock)  # process 1 has it too
+            self._lock = -1
+            process.let_live(self._outer)
+            return
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -193,6 +208,53 @@ class Namespaces:
             self._outer.wait()
         registry.forget(self.name, self._lock)
         self._lock = -1
+
+
+class JoinedNamespaces(Namespaces):
+    """The namespaces of a lab that runs already, for one more controller; leaving them ends nothing.
+
+    ``about`` is what the lab's first controller said of it, ``fds`` what process 1 keeps for others.
+
+    :raises NoSuchLab: there is none of that name
+    """
+
+    def __enter__(self) -> Self:
+        self._control = registry.connect(self.name)
+        self._control.settimeout(START_TIMEOUT_S)
+        self.about, (self.pidfd, *self.fds) = self.request("join")
+        self.pid = process.pid_of(self.pidfd)
+        self.link = self.about["link"]
+        return self
+
+    def agent(self) -> tuple[int, int, int]:
+        """Return the agent's memory, its socket, and how many controllers it had before; they are ours until we leave.
+
+        :raises LabBusy: another controller has them
+        """
+        who = {"pid": os.getpid(), "command": registry.command_line()}
+        reply, fds = self.request("agent", who=who)
+        if user := reply.get("busy"):
+            raise LabBusy(
+                f"lab {self.name}: another command has its agent",
+                found=f"pid {user['pid']}: {user['command']}",
+                mend=f"wait until it has ended, or end it: kill {user['pid']}",
+            )
+        return fds[0], fds[1], reply["farewells"]
+
+    def end(self) -> None:
+        """End the lab, whoever uses it; return when it is gone."""
+        assert self._control
+        with contextlib.suppress(GuestLost):
+            self.request("end")
+        if not select.select([self.pidfd], [], [], END_TIMEOUT_S)[0]:
+            raise Timeout(f"lab {self.name} has not ended within {END_TIMEOUT_S:g} s", found=f"pid {self.pid}")
+        registry.forget(self.name, registry.claim(self.name))
+
+    def _close(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+            os.close(self.pidfd)
 
 
 def _explain(reply: dict[str, Any]) -> SkblabError:

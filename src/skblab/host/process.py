@@ -106,6 +106,20 @@ def unfinished(running: Running) -> bool:
     return running.poll() is None or any(pipe is not None and not pipe.closed for pipe in pipes)
 
 
+def let_live(running: Running) -> None:
+    """Let a program outlive this process: nobody here will collect it."""
+    running.returncode = 0  # else subprocess complains of it
+
+
+def pid_of(pidfd: int) -> int:
+    """Return the pid, as seen by this process, of the process behind a pidfd (proc_pid_fdinfo(5))."""
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == "Pid":
+            return int(value)
+    raise AssertionError("fdinfo of a pidfd without Pid")
+
+
 def end(running: Running) -> None:
     """Kill a program that may still run, collect it, and close its pipes, for nobody will read them."""
     if running.poll() is None:

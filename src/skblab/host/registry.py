@@ -1,29 +1,35 @@
 """Names of labs: one lab a name, held by a file lock that ends with the lab's last process."""
 
+import contextlib
 import fcntl
 import json
 import os
 import re
 import select
+import socket
 import stat
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from skblab.errors import LabNameTaken, MissingPrerequisite, UsageError
+from skblab.errors import LabNameTaken, MissingPrerequisite, NoSuchLab, UsageError
 
 VALID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who runs a lab: the controlling process, as it was when the lab started, and the lab's process 1 (0: not yet)."""
+    """Who runs a lab: the controlling process, as it was when the lab started, and the lab's process 1 (0: not yet).
+
+    A lab that is *kept* outlives it, and others join it by its socket.
+    """
 
     name: str
     pid: int
     command: str
     started: float
     init_pid: int
+    kept: bool = False
 
 
 def registry_dir() -> Path:
@@ -62,7 +68,7 @@ def claim(name: str, *, patience_s: float = 2.0) -> int:
     except BaseException:
         os.close(descriptor)
         raise
-    _write(descriptor, Owner(name=name, pid=os.getpid(), command=_command_line(), started=time.time(), init_pid=0))
+    _write(descriptor, Owner(name=name, pid=os.getpid(), command=command_line(), started=time.time(), init_pid=0))
     return descriptor
 
 
@@ -73,7 +79,57 @@ def record_init(descriptor: int, pid: int) -> None:
     _write(descriptor, replace(owner, init_pid=pid))
 
 
-def _command_line() -> str:
+def listen(name: str, descriptor: int) -> socket.socket:
+    """Let others join a lab that is to outlive its controller; return the socket that process 1 is to listen on."""
+    path = _socket_path(name)
+    path.unlink(missing_ok=True)  # a lab of that name that did not end by itself: the name's lock is ours
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(path))
+    listener.listen()
+    owner = _read(descriptor)
+    assert owner
+    _write(descriptor, replace(owner, kept=True))
+    return listener
+
+
+def connect(name: str) -> socket.socket:
+    """Return a control socket of a running lab that outlives its controllers.
+
+    :raises NoSuchLab: there is none of that name
+    """
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        control.connect(str(_socket_path(name)))
+    except OSError:
+        control.close()
+        names = ", ".join(owner.name for owner in running() if owner.kept)
+        raise NoSuchLab(
+            f"no lab named {name!r} to join",
+            found=f"there are: {names}" if names else "there is none",
+            mend=f"skblab up {name}",
+        ) from None
+    return control
+
+
+def running() -> list[Owner]:
+    """Return the owners of this user's labs that run now, by name."""
+    owners = []
+    for path in sorted(registry_dir().glob("*.lab")):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = _read(file.fileno())
+                owners += [owner] if owner else []
+    return owners
+
+
+def _socket_path(name: str) -> Path:
+    return registry_dir() / f"{name}.socket"
+
+
+def command_line() -> str:
+    """Return this process's own command line."""
     return Path("/proc/self/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
 
 
@@ -83,7 +139,8 @@ def _write(descriptor: int, owner: Owner) -> None:
 
 
 def forget(name: str, descriptor: int) -> None:
-    """Remove the name's file while *descriptor* still holds its lock, and let go."""
+    """Remove the name's files while *descriptor* still holds its lock, and let go."""
+    _socket_path(name).unlink(missing_ok=True)
     (registry_dir() / f"{name}.lab").unlink(missing_ok=True)
     os.close(descriptor)
 
@@ -93,6 +150,12 @@ def _lock(descriptor: int, name: str, patience_s: float) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = _read(descriptor)
+        if owner and owner.kept:
+            raise LabNameTaken(
+                f"a lab named {name!r} is up already",
+                found=f"by: {owner.command}",
+                mend=f"join it with --lab {name}, end it with: skblab down {name}\nor choose another name",
+            ) from None
         controller_is_gone = owner and not Path(f"/proc/{owner.pid}").exists()
         if owner and owner.init_pid and controller_is_gone and _ended_within(owner.init_pid, patience_s):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
