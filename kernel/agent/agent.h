@@ -54,6 +54,9 @@ struct agent_record *agent_command(void);
 void agent_commands_forget(void);
 void agent_command_done(const struct agent_record *record);
 
+/* clock.c: the guest's monotonic clock */
+u64 agent_now_ns(void);
+
 /* tell.c: what the host is told */
 bool agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u64 packet);
 void agent_tell_end(u16 kind, u16 rule, u64 packet);

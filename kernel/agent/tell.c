@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* What the host is told. */
-#include <linux/ktime.h>
-
 #include "agent.h"
 
 /* A packet met a rule; false where there was no room to say so. Interrupts are off. */
@@ -13,7 +11,7 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u6
 
 	if (!hit)
 		return false;
-	hit->at_ns = ktime_get_mono_fast_ns();
+	hit->at_ns = agent_now_ns();
 	hit->packet = packet;
 	hit->occurrence = rule->occurrence;
 	hit->skb = (u64)skb;
@@ -26,7 +24,9 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u6
 	hit->device = skb && skb->dev ? skb->dev->ifindex : 0;
 	hit->protocol = skb ? ntohs(skb->protocol) : 0;
 	hit->captured_bytes = captured;
-	if (captured && skb_copy_bits(skb, offset, hit + 1, captured))
+	if (captured && offset + (int)captured <= (int)skb_headlen(skb)) /* as most are; skb_copy_bits() is slower */
+		memcpy(hit + 1, skb->data + offset, captured);
+	else if (captured && skb_copy_bits(skb, offset, hit + 1, captured))
 		memset(hit + 1, 0, captured);
 	agent_event_end(hit);
 	return true;
@@ -39,7 +39,7 @@ void agent_tell_end(u16 kind, u16 rule, u64 packet)
 
 	if (!end)
 		return;
-	end->at_ns = ktime_get_mono_fast_ns();
+	end->at_ns = agent_now_ns();
 	end->packet = packet;
 	agent_event_end(end);
 }

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The guest's monotonic clock for events, at half its price. The clock is the host's clock_gettime(2), 20 ns a call; what
+ * it says is carried on by the time stamp counter for about a millisecond, and then asked for anew: after a pause, after a
+ * stop under gdb, on a processor whose counter is behind.
+ */
+#include <linux/ktime.h>
+#include <linux/math64.h>
+
+#include "agent.h"
+
+#define FRESH_TICKS (1ull << 21) /* at 2 to 3 GHz, 0.7 to 1 ms */
+#define CALIBRATION_TICKS (1ull << 25)
+#define CALIBRATION_OLD_TICKS (1ull << 31) /* the shift by 32 below has room for so many ns */
+#define UNDISTURBED_TICKS 2000 /* both clocks were read with nothing between */
+
+static u64 known_ns, known_ticks; /* the clock when it was last asked */
+static u64 first_ns, first_ticks; /* the begin of what is measured now */
+static u32 ns_per_tick; /* times 2^32; 0: not yet known */
+
+static void calibrate(u64 ns, u64 ticks)
+{
+	u64 elapsed = ticks - first_ticks;
+
+	if (elapsed >= CALIBRATION_TICKS && elapsed < CALIBRATION_OLD_TICKS)
+		ns_per_tick = div64_u64((ns - first_ns) << 32, elapsed);
+	if (elapsed >= CALIBRATION_OLD_TICKS) {
+		first_ns = ns;
+		first_ticks = ticks;
+	}
+}
+
+/* Interrupts are off. */
+u64 agent_now_ns(void)
+{
+	u64 before = __builtin_ia32_rdtsc(), elapsed = before - known_ticks, now, after;
+
+	if (ns_per_tick && elapsed < FRESH_TICKS)
+		return known_ns + mul_u64_u32_shr(elapsed, ns_per_tick, 32);
+	now = ktime_get_mono_fast_ns();
+	after = __builtin_ia32_rdtsc();
+	if (after - before < UNDISTURBED_TICKS) {
+		known_ns = now;
+		known_ticks = before;
+		calibrate(now, before);
+	}
+	return now;
+}
