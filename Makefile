@@ -35,7 +35,8 @@ test: images check ## every test, on every kernel series
 torture: images ## a million packets under rules that come and go, on a kernel that looks for its own mistakes
 	SKBLAB_TORTURE_PACKETS=$(PACKETS) .venv/bin/pytest tests/agent/test_torture.py
 
-bench: setup ## the numbers of docs/reference/numbers.md
+bench: ## the numbers of docs/reference/numbers.md
+	@tools/setup iperf3 nftables
 	$(SKBLAB) image build >/dev/null
 	.venv/bin/python bench/run.py
 

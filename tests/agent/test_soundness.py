@@ -89,7 +89,7 @@ def test_every_verdict_at_every_entry(every_lab: Lab, function: str) -> None:
     suffix = f" if {wanted}" if wanted else ""
     for verdict in ("accept", "trace", "delay 30ms", "duplicate", "duplicate 3"):
         with contextlib.closing(lab.rule(Rule.parse(f"{function} = {verdict}{suffix}"))) as running:
-            assert ask(lab, 2), verdict
+            assert ask(lab, 5), verdict
             counts = running.armed.counts
         assert counts.arrived >= 1, verdict
         assert (counts.duplicated > 0) is verdict.startswith("duplicate")
@@ -110,7 +110,7 @@ def test_every_verdict_at_every_entry(every_lab: Lab, function: str) -> None:
             assert packet.wait(2)
     assert lab.agent.channel.held == 0
     assert lab.agent.channel.probes == 0
-    assert ask(lab, 2)
+    assert ask(lab, 5)
     assert "BUG" not in lab.console.text()
     assert "WARNING" not in lab.console.text()
 

@@ -213,6 +213,20 @@ def test_what_is_asked_wrongly(shared_lab: Lab) -> None:
     assert shared_lab.agent.channel.probes == 0
 
 
+def test_times_are_the_hosts_and_only_grow(shared_lab: Lab) -> None:
+    with shared_lab.probe("icmp_rcv") as probe:
+        began_ns = time.monotonic_ns()
+        shared_lab.run(["ping", "-q", "-f", "-c", "5000", "192.168.10.1"], timeout_s=30)
+        shared_lab.run(["ping", "-q", "-c", "5", "-i", "0.1", "192.168.10.1"], timeout_s=30)
+        ended_ns = time.monotonic_ns()
+        times = [shared_lab.agent.channel.host_ns(hit.at_ns) for hit, _ in probe.take(5005)]
+    assert times == sorted(times)
+    assert began_ns < times[0] < times[-1] < ended_ns
+    assert [later - earlier for earlier, later in zip(times[-5:], times[-4:], strict=False)] == pytest.approx(
+        [0.1e9] * 4, rel=0.1
+    )
+
+
 def test_hanging_up_lets_everything_go(lab: Lab) -> None:
     held = lab.hold("icmp_rcv", ECHO)
     client = ping(lab, 5, interval_s=0.01)
