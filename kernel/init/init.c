@@ -19,6 +19,7 @@
 #include <net/if_arp.h>
 #include <netinet/if_ether.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -234,29 +235,28 @@ static char *from_hex(char *text)
 	return text;
 }
 
+/* Become a shell among the host's own programs. */
+static void run_shell(const sigset_t interrupt, const char *option, const char *command)
+{
+	sigprocmask(SIG_UNBLOCK, &interrupt, NULL);
+	if (chroot("/host") < 0 || chdir("/tmp") < 0)
+		_exit(126);
+	execve("/bin/sh", (char *[]){ "sh", (char *)option, (char *)command, NULL },
+	       (char *[]){ "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "TERM=linux", "PS1=guest# ",
+			   "PYTHONUNBUFFERED=1", NULL });
+	_exit(127);
+}
+
 /*
- * The host's own tree, read-only, for the host's own programs; then a shell in it for each skblab_runN. What they print
- * goes to the console. Their end is told to the host: a command that was to serve and has ended will not answer.
+ * A shell for each skblab_runN. What they print goes to the kernel's log. Their end is told to the host: a command that
+ * was to serve and has ended will not answer.
  */
 static void run_commands(const sigset_t interrupt)
 {
-	const char *root = getenv("skblab_root");
 	char name[32];
 
-	if (!root || strcmp(root, "host"))
-		return;
 	/* Not before the host says so (mconsole "cad"): it wants to see what they do from their first moment. */
 	sigwaitinfo(&interrupt, NULL);
-	mkdir("/host", 0755);
-	if (mount("none", "/host", "hostfs", MS_RDONLY, "/") < 0) {
-		complain("cannot mount the host's files");
-		return;
-	}
-	mount_at("/host", "proc", "proc");
-	mount_at("/host", "sys", "sysfs");
-	mount_at("/host", "dev", "devtmpfs");
-	mount_at("/host", "tmp", "tmpfs");
-	mount_at("/host", "run", "tmpfs");
 	for (int number = 0;; number++) {
 		char *command;
 
@@ -267,15 +267,51 @@ static void run_commands(const sigset_t interrupt)
 		from_hex(command);
 		if (fork() == 0) {
 			setsid();
-			sigprocmask(SIG_UNBLOCK, &interrupt, NULL);
-			if (chroot("/host") < 0 || chdir("/tmp") < 0)
-				_exit(126);
-			execle("/bin/sh", "sh", "-c", command, (char *)NULL,
-			       (char *[]){ "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp",
-					   "PYTHONUNBUFFERED=1", NULL });
-			_exit(127);
+			run_shell(interrupt, "-c", command);
 		}
 	}
+}
+
+/* A shell on tty1, another one when it ends; the host has the terminal's other side. */
+static void keep_console(const sigset_t interrupt)
+{
+	if (!getenv("skblab_console") || fork())
+		return;
+	for (;;) {
+		if (fork() == 0) {
+			int fd;
+
+			setsid();
+			fd = open("/host/dev/tty1", O_RDWR);
+			if (fd < 0 || ioctl(fd, TIOCSCTTY, 0) < 0)
+				complain("cannot open the console");
+			dup2(fd, 0);
+			dup2(fd, 1);
+			dup2(fd, 2);
+			run_shell(interrupt, "-i", NULL);
+		}
+		wait(NULL);
+	}
+}
+
+/* The host's own tree, read-only, but for what is the kernel's own or in memory. */
+static bool mount_host(void)
+{
+	const char *root = getenv("skblab_root");
+
+	if (!root || strcmp(root, "host"))
+		return false;
+	mkdir("/host", 0755);
+	if (mount("none", "/host", "hostfs", MS_RDONLY, "/") < 0) {
+		complain("cannot mount the host's files");
+		return false;
+	}
+	mount_at("/host", "proc", "proc");
+	mount_at("/host", "sys", "sysfs");
+	mount_at("/host", "dev", "devtmpfs");
+	mount_at("/host", "tmp", "tmpfs");
+	mount_at("/host", "run", "tmpfs");
+	return true;
 }
 
 int main(void)
@@ -299,7 +335,10 @@ int main(void)
 	mount("sysfs", "/sys", "sysfs", 0, NULL);
 	mkdir("/tmp", 01777);
 	mount("tmpfs", "/tmp", "tmpfs", 0, NULL);
-	run_commands(interrupt);
+	if (mount_host()) {
+		keep_console(interrupt);
+		run_commands(interrupt);
+	}
 	for (;;) {
 		char ended[32];
 		int status;

@@ -19,6 +19,7 @@ from skblab.errors import SkblabError, UsageError
 from skblab.guest import initramfs, receive
 from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
+from skblab.guest.terminal import Terminal
 from skblab.host import process
 from skblab.host.namespace import Addresses, JoinedNamespaces, Namespaces
 from skblab.image.image import Image
@@ -129,6 +130,7 @@ class Lab:
         self._agent = Agent(channel, self.image, self._why_lost)
         stack.callback(self._agent.close)
         stack.enter_context(guest_socket)
+        self.terminal = Terminal.make(stack) if self._root else None
         boot = Boot(
             agent_fds=(channel.memory_fd, guest_socket.fileno()),
             kernel=self.image.kernel,
@@ -138,9 +140,12 @@ class Lab:
             extra=self._kernel_arguments,
             root=self._root,
             commands=self._commands,
+            terminal_fd=self.terminal.guest_fd if self.terminal else -1,
         )
         self.guest = Guest.boot(boot, self.namespaces, self.console)
         stack.callback(self.guest.close)
+        if self.terminal:
+            self.terminal.hand_over()
         guest_socket.close()  # the guest has it now: its end is then the end of the socket
         try:
             receive.one_by_one(self.guest.pid, self.image.functions)
@@ -149,7 +154,8 @@ class Lab:
 
     def _join(self, stack: ExitStack) -> None:
         namespaces = stack.enter_context(JoinedNamespaces(self.name))
-        kernel_pidfd, console_fd, notify_fd = namespaces.fds
+        kernel_pidfd, console_fd, notify_fd, *terminal = namespaces.fds
+        self.terminal = Terminal(terminal[0], stack) if terminal else None
         self.namespaces, about = namespaces, namespaces.about
         self.image = Image.open(Path(about["image"]))
         self.console = Console(console_fd)
@@ -174,7 +180,13 @@ class Lab:
     def keep(self) -> None:
         """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it."""
         channel = self._ready_agent().channel
-        fds = (self.console.descriptor, self.guest.notifications.fileno(), channel.memory_fd, channel.socket.fileno())
+        fds: tuple[int, ...] = (
+            self.console.descriptor,
+            self.guest.notifications.fileno(),
+            channel.memory_fd,
+            channel.socket.fileno(),
+        )
+        fds += (self.terminal.fd,) if self.terminal else ()
         self.namespaces.keep(fds, {"image": str(self.image.path)})
         channel.kept = True
 

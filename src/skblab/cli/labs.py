@@ -1,15 +1,19 @@
-"""``skblab up``, ``ls``, ``down``, ``exec``, ``shell``, ``log``: labs that several terminals share."""
+"""``skblab up``, ``ls``, ``down``, ``exec``, ``shell``, ``console``, ``log``: labs that several terminals share."""
 
 import argparse
 import json
 import os
 import select
 import sys
+import termios
 import time
+import tty
 from collections.abc import Callable
 from dataclasses import asdict
 
 from skblab.cli.options import add_guest_options, add_lab_options, complete, lab_from, lab_names
+from skblab.errors import UsageError
+from skblab.guest.terminal import NAME_OF_LEAVE
 from skblab.host import registry
 from skblab.host.process import Running
 
@@ -47,6 +51,8 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     execute.add_argument("command", nargs="+", metavar="COMMAND", help="after --; its exit status is skblab's")
     shell = _command(commands, "shell", _shell, "start your shell on the host side of a lab")
     complete(shell.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME"), lab_names)
+    console = _command(commands, "console", _console, f"talk to a shell in a lab's guest; {NAME_OF_LEAVE} leaves")
+    complete(console.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME"), lab_names)
     log = _command(commands, "log", _log, "print what a lab's guest kernel has said")
     complete(log.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME"), lab_names)
     log.add_argument("-f", "--follow", action="store_true", help="go on as it says more, until the lab ends")
@@ -134,6 +140,34 @@ def _status(client: Running) -> int:
         except KeyboardInterrupt:
             continue
         return status if status >= 0 else 128 - status
+
+
+def _console(arguments: argparse.Namespace) -> int:
+    from skblab.lab import Lab  # noqa: PLC0415
+
+    with Lab.join(arguments.name) as lab:
+        lab.check()
+        if lab.terminal is None:
+            raise UsageError(
+                f"the guest of {arguments.name} has no programs to talk to", mend="skblab up NAME --root host"
+            )
+        print(f"skblab: a shell in the guest of {arguments.name}; {NAME_OF_LEAVE} leaves", file=sys.stderr)
+        keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
+        before = None
+        if os.isatty(keyboard):
+            before = termios.tcgetattr(keyboard)
+            tty.setraw(keyboard)
+            termios.tcsetwinsize(lab.terminal.fd, termios.tcgetwinsize(keyboard))
+        os.write(lab.terminal.fd, b"\r")  # for a prompt
+        try:
+            ended = lab.terminal.talk(keyboard, screen, lab.guest.pidfd)
+        finally:
+            if before:
+                termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+                print(file=sys.stderr)
+        if ended:
+            raise lab.guest.lost()
+    return 0
 
 
 def _log(arguments: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ class Boot:
     root: str = ""  # "host": the host's own tree, read-only
     commands: tuple[str, ...] = ()  # to be run there, each by a shell
     agent_fds: tuple[int, ...] = ()  # memory and socket, to be handed over
+    terminal_fd: int = -1  # of a shell in the guest, to be handed over; it needs a root
 
 
 def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
@@ -62,6 +63,7 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
         f"skblab_ip6={ip6}",
         *(["skblab_memory={fd1}", "skblab_socket={fd2}"] if boot.agent_fds else []),
         *([f"skblab_root={boot.root}"] if boot.root else []),
+        *(["skblab_console=1", "con1=fd:{fd3}"] if boot.terminal_fd >= 0 else []),
         *(f"skblab_run{number}={command.encode().hex()}" for number, command in enumerate(boot.commands)),
         *([f"lpj={lpj}"] if lpj else []),
         *boot.extra,
@@ -93,7 +95,7 @@ class Guest:
         spawned_s = time.perf_counter()
         reply, (pidfd, notify) = namespaces.request(
             "boot",
-            [console.writer, *boot.agent_fds],
+            [console.writer, *boot.agent_fds, *([boot.terminal_fd] if boot.terminal_fd >= 0 else [])],
             argv=arguments(boot, namespaces, int(known) if known.isdigit() else None),
         )
         guest = cls(namespaces, console, pidfd, notify, reply["pid"])

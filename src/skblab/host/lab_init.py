@@ -38,7 +38,7 @@ ADDR_NO_RANDOMIZE = 0x0040000
 
 PRIVATE = "/dev/shm"  # noqa: S108 - a tmpfs of the lab's own is mounted there
 MESSAGE_BYTES = 1 << 16
-CONSOLE, NOTIFY, AGENT_MEMORY, AGENT_SOCKET = range(4)  # of what is kept for other controllers
+CONSOLE, NOTIFY, AGENT_MEMORY, AGENT_SOCKET, TERMINAL = range(5)  # of what is kept for other controllers
 FAREWELL = 1  # kernel/agent/agent_abi.h
 
 # gai.conf(5), as RFC 6724 section 2.1 has it for private addresses: "ping guest" is the ping of the textbooks.
@@ -187,7 +187,7 @@ class LabInit:
         """Give another controller what it needs to use the lab, but for the agent."""
         del fds
         about = {**self.about, "pid": self.kernel, "agent_user": self.agent_user[1] if self.agent_user else None}
-        return about, [self.own_pidfd, self.kernel_pidfd, self.kept[CONSOLE], self.kept[NOTIFY]]
+        return about, [self.own_pidfd, self.kernel_pidfd, self.kept[CONSOLE], self.kept[NOTIFY], *self.kept[TERMINAL:]]
 
     def do_agent(self, fds: list[int], who: dict[str, Any]) -> Answer:
         """Give a controller the agent's memory and socket, unless another has them."""
@@ -285,11 +285,15 @@ def outer(control: socket.socket) -> None:
     except SetUpError as error:
         control.send(json.dumps(error.reply).encode())
         return
+    go_read, go_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
+        os.close(go_write)
+        os.read(go_read, 1)  # whose process it is, is said before what it says itself
         inner(control, json.loads(data))
         return
     socket.send_fds(control, [json.dumps({"pid": pid}).encode()], [os.pidfd_open(pid)])
+    os.close(go_write)
     control.close()
     for descriptor in fds:
         os.close(descriptor)
