@@ -1,11 +1,15 @@
 """Help for tests: the command line as a user has it, and what is left of a lab."""
 
 import contextlib
+import fcntl
 import os
+import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,3 +135,33 @@ def kill(pid: int) -> None:
     """Kill a process that may be gone."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+class Person:
+    """Somebody at a terminal of 100 columns and 50 lines."""
+
+    def __init__(self, *words: str) -> None:
+        self.terminal, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 100, 0, 0))
+        with os.fdopen(theirs, "r+b", buffering=0, closefd=True) as tty:
+            self.program = process.start(
+                ["setsid", "--ctty", "--wait", *SKBLAB, *words],
+                stdin=tty,
+                stdout=tty,
+                stderr=tty,
+                env=os.environ | {"TERM": "xterm-256color"},
+            )
+        self.read = ""
+
+    def types(self, keys: bytes) -> None:
+        os.write(self.terminal, keys)
+
+    def reads(self, words: str) -> str:
+        """Read until some words are there; return everything up to now, without colours."""
+        said = read_until(self.terminal, lambda text: words in plain(text))
+        self.read += said
+        return plain(self.read)
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", text)

@@ -14,6 +14,7 @@ from skblab.agent.abi import Hit
 from skblab.agent.channel import Channel
 from skblab.agent.control import Agent
 from skblab.agent.holds import Hold, Probe, Running
+from skblab.debugger import prompt
 from skblab.debugger.session import Debugger
 from skblab.errors import SkblabError, UsageError
 from skblab.guest import initramfs, receive
@@ -295,6 +296,21 @@ class Lab:
         """Return a gdb session on the guest kernel; entering it attaches."""
         self.check()
         return Debugger(self.image, self.guest, self.namespaces)
+
+    def gdb_prompt(
+        self, commands: Sequence[str] = (), *, user_init: bool = False, attached: Callable[[], object] = lambda: None
+    ) -> int:
+        """Give gdb's own prompt to whoever is at standard input; return gdb's exit status when they have left it.
+
+        :param commands: gdb commands to begin with
+        :param user_init: read the user's ~/.gdbinit first
+        :param attached: is called once gdb has attached, and the kernel stands still
+        :raises DebuggerError: gdb cannot attach
+        """
+        self.check()
+        return prompt.run(
+            self.image, self.guest, self.namespaces, commands=commands, user_init=user_init, attached=attached
+        )
 
     def check(self) -> None:
         """Raise GuestLost, with the console's evidence, where the guest kernel is gone."""

@@ -1,9 +1,7 @@
 """The experiment by hand, on a real terminal: what a person reads, and what the keys do."""
 
-import fcntl
 import os
 import re
-import struct
 import termios
 import time
 from collections.abc import Iterator
@@ -11,41 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from skblab.host import process
-from support import SKBLAB, eventually_nothing, read_until, remains
+from support import Person, eventually_nothing, remains
 
 ENTER, CTRL_C = b"\n", b"\x03"
 PROMPT = "Enter sends a ping"
 HELD = "Enter lets it go"
-
-
-class Person:
-    """Somebody at a terminal of 100 columns and 50 lines."""
-
-    def __init__(self, *words: str) -> None:
-        self.terminal, theirs = os.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 100, 0, 0))
-        with os.fdopen(theirs, "r+b", buffering=0, closefd=True) as tty:
-            self.program = process.start(
-                ["setsid", "--ctty", "--wait", *SKBLAB, *words],
-                stdin=tty,
-                stdout=tty,
-                stderr=tty,
-                env=os.environ | {"TERM": "xterm-256color"},
-            )
-        self.read = ""
-
-    def types(self, keys: bytes) -> None:
-        os.write(self.terminal, keys)
-
-    def reads(self, words: str) -> str:
-        """Read until some words are there; return everything up to now, without colours."""
-        said = read_until(self.terminal, lambda text: words in plain(text))
-        self.read += said
-        return plain(self.read)
-
-
-def plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", text)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from skblab.host import process
 from skblab.host.clients import parse_ping
 from skblab.image.image import Image
 from skblab.lab import Lab
-from support import eventually_nothing, read_until, remains, skblab, start_skblab
+from support import SKBLAB, Person, eventually_nothing, read_until, remains, skblab, start_skblab
 
 HOLDER = """
 import sys
@@ -153,3 +153,47 @@ def test_names(name: str) -> None:
     assert name in caught.value.found
     with pytest.raises(UsageError), Lab.join("../x"):
         pass
+
+
+def test_gdb_in_one_terminal_and_ping_in_another(name: str) -> None:
+    commands = b"break icmp_rcv\ncontinue\nskb skb\nbt 5\ndetach\nquit\n"
+    with Lab.join(name) as lab:
+        gdb = process.start([*SKBLAB, "gdb", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)  # fmt: skip
+        assert gdb.stdout
+        read_until(gdb.stdout.fileno(), lambda text: "(gdb)" in text)
+        ping = lab.popen(["ping", "-n", "-c", "1", "-W", "20", "guest"], stdout=subprocess.PIPE)
+        said = gdb.communicate(commands, timeout=30)[0].decode()
+        assert "192.168.10.254 > 192.168.10.1: ICMP echo request" in said
+        assert "#0  icmp_rcv (skb=0x" in said
+        assert len(parse_ping(process.finish(ping, timeout_s=30).stdout)) == 1
+
+
+def test_a_shell_in_the_guest(image: Image) -> None:
+    with Lab(f"console-{os.getpid()}", image=image, root="host") as lab:
+        lab.keep()
+    try:
+        person = Person("console", lab.name)
+        person.reads("guest# ")
+        person.types(b"uname -r; tty; ping -c1 host | grep received\r")
+        said = person.reads("1 received")
+        assert f"{image.release}\n/dev/tty1" in said
+        person.types(b"\x1d")
+        assert person.program.wait(10) == 0
+        person = Person("console", lab.name)  # the same shell, still there
+        person.reads("guest# ")
+        os.kill(lab_pid(lab.name), signal.SIGKILL)
+        assert person.program.wait(10) == GuestLost.exit_status
+    finally:
+        assert skblab("down", lab.name).returncode == 0
+
+
+def lab_pid(name: str) -> int:
+    with Lab.join(name) as lab:
+        return lab.guest.pid
+
+
+def test_without_programs_there_is_no_shell(name: str) -> None:
+    done = skblab("console", name)
+    assert done.returncode == 2
+    assert "skblab up NAME --root host" in done.stderr

@@ -17,6 +17,9 @@ PACKETS = st.builds(
     wire.RawPacket, *[st.integers(0, 2**64 - 1)] * 7, dev=st.text(), linear=st.binary().map(lambda data: data.hex())
 )
 
+PLACES = st.builds(wire.Place, st.text(), st.integers(0), st.integers(0, 5), st.none() | st.integers())
+PATHS = st.lists(PLACES, max_size=4).map(tuple)
+
 
 def messages(kind: type[wire.Message]) -> st.SearchStrategy[wire.Message]:
     if kind is wire.Stopped:
@@ -30,6 +33,8 @@ def messages(kind: type[wire.Message]) -> st.SearchStrategy[wire.Message]:
             st.none() | PACKETS,
             st.text(),
         )
+    if kind is wire.OpenPrompt:
+        return st.builds(kind, st.integers(), st.text(), PATHS, PATHS, PLACES, st.integers(), st.integers())
     by_type: dict[Any, Any] = {"str": st.text(), "int": st.integers(), "int | None": st.none() | st.integers()}
     fields = [by_type[getattr(field.type, "__name__", str(field.type))] for field in dataclasses.fields(kind)]
     return st.builds(kind, *fields)

@@ -17,6 +17,7 @@ examples:
   skblab ping --at ip_rcv --series 6.1         another function, another kernel
   skblab run -r 'icmp_rcv = delay 300ms @2' -- ping -c3 guest
                                                a verdict on single packets, while the kernel runs on
+  skblab gdb -- ping guest                     gdb's own prompt on the guest kernel, with commands for packets
   skblab up; skblab exec lab -- ping guest     a lab for several terminals; skblab down ends it
   skblab image build                           build the guest kernel (once; some minutes)
   skblab doctor                                what this machine allows and lacks
@@ -28,7 +29,7 @@ INTERRUPTED = 130
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from skblab.cli import doctor, image, labs, ping, run  # noqa: PLC0415 - each registers itself
+    from skblab.cli import doctor, gdb, image, labs, ping, run  # noqa: PLC0415 - each registers itself
 
     top = argparse.ArgumentParser(
         prog="skblab",
@@ -39,19 +40,27 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     top.add_argument("-v", "--verbose", action="store_true", help="say which programs are started")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, ping, labs, image, doctor):
+    for module in (run, ping, gdb, labs, image, doctor):
         module.register(commands)
     return top
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse; or, where a shell asks for completions, print them and exit."""
+    from skblab.cli import gdb  # noqa: PLC0415
+
     top = parser()
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete  # noqa: PLC0415
 
         argcomplete.autocomplete(top)
-    return top.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    client: list[str] = []
+    if "--" in words and next(word for word in words if not word.startswith("-")) == gdb.NAME:
+        # argparse would take the client's first word for the lab's name.
+        dashes = words.index("--")
+        words, client = words[:dashes], words[dashes + 1 :]
+    return top.parse_args(words, argparse.Namespace(client=client))
 
 
 def _version() -> str:

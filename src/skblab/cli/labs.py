@@ -26,7 +26,7 @@ examples:
   skblab up web --root host -g 'python3 -m http.server 80'
   skblab exec web -- curl -s http://guest/    in any terminal
   skblab run --lab web -r 'tcp_v4_rcv = delay 50ms' -- curl -s http://guest/
-  skblab gdb --lab web                        in another one
+  skblab gdb web                              in another one
   skblab down web
 
 Any number of terminals can use one lab; rules and holds are one command's at a time, and so is gdb.

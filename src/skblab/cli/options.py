@@ -84,7 +84,7 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
             raise UsageError("a lab that is up has its guest's commands already", mend="give -g to skblab up")
         return Lab.join(arguments.lab)
     return Lab(
-        arguments.name,
+        getattr(arguments, "name", None),
         image=arguments.image,
         series=arguments.series,
         variant=arguments.variant,

@@ -123,6 +123,7 @@ def _build(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progr
     progress("keeping the source that was used", 0, 0)
     prune.copy_used(tree, obj, image / SOURCE)
     module.keep_build_tree(tree, obj, image / SOURCE)
+    os.utime(kernel)  # or gdb finds the source to be newer, and says so of every file
     shutil.copyfile(obj / ".config", image / CONFIG)
     manifest = {
         "series": source.series,

@@ -9,23 +9,10 @@ import time
 
 import gdb
 
-from skblab.debugger.inside import wire
+from skblab.debugger.inside import follow, wire
 from skblab.debugger.inside.frames import read_frames, read_packet
 
-SET_UP = (
-    # UML's signals are its interrupts. Never "nopass" SIGIO: its descriptors are edge-triggered, so a swallowed signal
-    # strands a packet until the next one (arch/um/os-Linux/irq.c).
-    "handle SIGSEGV SIGUSR1 SIGALRM SIGIO SIGWINCH SIGCHLD SIG34 pass nostop noprint",
-    "handle SIGCONT stop print nopass",
-    # Guest processes and helpers are clones of the kernel's process: they are not to be followed.
-    "set follow-fork-mode parent",
-    "set detach-on-fork on",
-    "set print thread-events off",
-    "set auto-solib-add off",
-    "set confirm off",
-    "set pagination off",
-    "set width 0",
-)
+SET_UP = ("set pagination off", "set width 0")
 WAYS = frozenset({"continue", "step", "next", "stepi", "finish"})
 
 
@@ -133,7 +120,6 @@ class Server:
 
 def main(descriptor: int) -> None:
     """Serve on an inherited socket; what gdb is started with."""
-    for command in SET_UP:
-        gdb.execute(command, to_string=True)
+    follow.set_up(*SET_UP)
     server = Server(socket.socket(fileno=descriptor))
     server.serve()

@@ -33,6 +33,37 @@ class Attach(Message):
 
 
 @dataclass(frozen=True)
+class Place:
+    """A function that is entered with a packet: its address, and which argument the packet is.
+
+    ``told`` is what its caller is to be told where the packet is dropped at its entry; None where it may not be.
+    """
+
+    function: str
+    address: int
+    argument: int
+    told: int | None
+
+
+@dataclass(frozen=True)
+class OpenPrompt(Message):
+    """Attach to the process and give the prompt to the user; answered by Done, after which nothing more is said.
+
+    ``path`` is where packets come by, ``ends`` the functions that free them. ``drop`` is the one by which a packet is
+    dropped, with ``reason_argument`` and ``reason`` for its drop reason. ``scripts`` is a file of the kernel's own
+    commands for gdb, or empty.
+    """
+
+    pid: int
+    scripts: str
+    path: tuple[Place, ...]
+    ends: tuple[Place, ...]
+    drop: Place
+    reason_argument: int
+    reason: int
+
+
+@dataclass(frozen=True)
 class SetStop(Message):
     """Stop at a function's first instruction, where ``condition``, a C expression of its arguments, holds.
 
@@ -189,6 +220,10 @@ def decode(line: bytes) -> Message:
     kind = Message.kinds.get(fields.pop("kind", ""))
     if kind is None:
         raise ValueError(f"unknown message: {line[:200]!r}")
+    if kind is OpenPrompt:
+        for name in ("path", "ends"):
+            fields[name] = tuple(Place(**one) for one in fields[name])
+        fields["drop"] = Place(**fields["drop"])
     if kind is Stopped:
         fields["frames"] = tuple(
             Frame(**{**frame, "arguments": tuple(Argument(**one) for one in frame["arguments"])})

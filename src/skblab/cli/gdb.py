@@ -1,0 +1,64 @@
+"""``skblab gdb``: gdb's own prompt on the guest kernel, with commands for packets."""
+
+import argparse
+import contextlib
+import subprocess
+
+from skblab.cli.options import add_guest_options, add_lab_options, complete, lab_from, lab_names
+
+NAME = "gdb"
+GRACE_S = 1.0
+EXAMPLES = """\
+examples:
+  skblab gdb                               boot, attach, and it is yours; quit lets go
+  skblab gdb -- ping guest                 with a client, whose packets wait while the kernel stands still
+  skblab gdb web                           on a lab that is up (skblab up web)
+  skblab gdb -ex 'break icmp_rcv' -ex continue -ex skb -- ping -c1 guest
+  printf 'break icmp_rcv\\ncontinue\\nskb skb\\nbt 5\\ndetach\\nquit\\n' | skblab gdb -- ping -c1 guest
+
+commands for packets, beside gdb's own (help COMMAND says more):
+  skb [EXPR]         print a packet: one line as tcpdump has it, its struct sk_buff, its first bytes
+  skb-path           print the functions of the network on the backtrace, each with its packet
+  skb-watch [EXPR]   go on until this packet gets to its next function, or is freed
+  skb-drop           drop the packet at the entry of the function that was about to take it over
+
+What follows -- is run on the host side from the moment gdb has attached. Ctrl-C stops the running guest. Leaving gdb
+detaches from it; then the lab ends, unless it was up before.
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        NAME,
+        help="gdb's own prompt on the guest kernel, with commands for packets",
+        description="Boot a guest kernel and attach gdb to it: symbols, source and signals are set up.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-ex", "--gdb-command", action="append", default=[], metavar="COMMAND", dest="gdb_commands",
+                        help="a gdb command to begin with; may be given several times")  # fmt: skip
+    parser.add_argument("--user-init", action="store_true", help="read your own ~/.gdbinit first")
+    lab = parser.add_argument("lab", nargs="?", metavar="LAB", help="a lab that is up (default: one of its own)")
+    complete(lab, lab_names)
+    add_lab_options(parser, joins=False)
+    add_guest_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Give the prompt to the user; return gdb's exit status."""
+    clients = []
+    with lab_from(arguments) as lab:
+
+        def start_client() -> None:
+            # In a session of its own: the terminal's Ctrl-C is for gdb, which stops the guest by it.
+            if arguments.client:
+                clients.append(lab.popen(arguments.client, new_session=True))
+
+        status = lab.gdb_prompt(arguments.gdb_commands, user_init=arguments.user_init, attached=start_client)
+        lab.check()
+        for client in clients:  # what waited for the kernel may have its answer now
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                client.wait(GRACE_S)
+    return status

@@ -1,0 +1,95 @@
+"""The packet commands of gdb's prompt that only look: ``skb`` and ``skb-path``."""
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import gdb
+
+from skblab.debugger.inside import skbs
+from skblab.debugger.inside.frames import BOTTOM, MAX_FRAMES, SOURCE_PREFIX
+
+NETWORK = ("net/", "drivers/net/", "arch/um/drivers/")
+Command = TypeVar("Command", bound=gdb.Command)
+
+
+def one_clear_error(invoke: Callable[[Command, str, bool], None]) -> Callable[[Command, str, bool], None]:
+    """Let a command's user read one line where gdb refuses something, and no traceback."""
+
+    @functools.wraps(invoke)
+    def guarded(self: Command, argument: str, from_tty: bool) -> None:  # noqa: FBT001 - gdb's own
+        try:
+            invoke(self, argument, from_tty)
+        except gdb.error as error:
+            raise gdb.GdbError(str(error)) from None
+
+    return guarded
+
+
+def say(*lines: str) -> None:
+    """Print lines."""
+    gdb.write("".join(f"{line}\n" for line in lines))
+
+
+class Skb(gdb.Command):
+    """Print a packet: one line as tcpdump has it, its struct sk_buff, its first bytes.
+
+    skb [EXPR]
+
+    EXPR is a C expression of type struct sk_buff *, or an address; without it, skb in the selected frame.
+    The headers are where they are seen from skb->data; the bytes begin at the network header.
+
+    (gdb) skb
+    (gdb) skb $rdi
+    (gdb) skb sk->sk_receive_queue.next
+    """
+
+    def __init__(self) -> None:
+        super().__init__("skb", gdb.COMMAND_DATA, gdb.COMPLETE_EXPRESSION)
+
+    @one_clear_error
+    def invoke(self, argument: str, from_tty: bool) -> None:  # noqa: ARG002, FBT001 - gdb's own
+        """Print it."""
+        say(*skbs.describe(skbs.find(argument)))
+
+
+class SkbPath(gdb.Command):
+    """Print the way of the packet to here: the backtrace's functions of the network, newest first.
+
+    skb-path
+
+    Each with the address of the packet that it has in hand, where the compiler has kept it. Functions outside net/ and
+    the network drivers are left out and counted. The numbers are the frames' own: frame N goes there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("skb-path", gdb.COMMAND_STACK)
+
+    @one_clear_error
+    def invoke(self, argument: str, from_tty: bool) -> None:  # noqa: ARG002, FBT001 - gdb's own
+        """Print it."""
+        frame: gdb.Frame | None = gdb.newest_frame()
+        shown, others = [], 0
+        for number in range(MAX_FRAMES):
+            if frame is None:
+                break
+            sal, name = frame.find_sal(), frame.name() or ""
+            file = sal.symtab.filename.removeprefix(SOURCE_PREFIX).removeprefix("./") if sal.symtab else ""
+            if file.startswith(NETWORK):
+                address = skbs.packet_of(frame)
+                packet = f"skb {address:#x}" if address else ""
+                shown.append(f"#{number:<3} {f'{name}()':32} {packet:18} {file}:{sal.line}")
+            else:
+                others += 1
+            if name in BOTTOM:
+                break
+            frame = frame.older()
+        if not shown:
+            raise gdb.GdbError("no function of the network is on the stack here")
+        say(*shown, f"and {others} more, outside the network: bt shows all")
+
+
+def register() -> None:
+    """Bring the commands to gdb."""
+    Skb()
+    SkbPath()

@@ -1,0 +1,113 @@
+"""``skb-watch``: go on until one packet gets to its next function, or is freed."""
+
+import gdb
+
+from skblab.debugger.inside import skbs
+from skblab.debugger.inside.commands import one_clear_error, say
+from skblab.debugger.inside.wire import OpenPrompt, Place
+
+WATCHED = ("len", "data_len", "mark", "users.refs.counter", "cloned")
+ALL_BYTES = 1 << 16
+
+
+class Waypoint(gdb.Breakpoint):
+    """A stop at a function's entry for one packet alone: its address is compared in the argument's register."""
+
+    def __init__(self, place: Place, skb: int) -> None:
+        super().__init__(f"*{place.address:#x}", internal=True)
+        self.silent = True
+        self.place = place
+        self.skb = skb
+
+    def stop(self) -> bool:
+        """Whether it is this packet."""
+        return _argument(self.place) == self.skb
+
+
+class SkbWatch(gdb.Command):
+    """Go on until a packet gets to its next function, or is freed; say which, and what has changed in it.
+
+    skb-watch [EXPR]
+
+    EXPR is as for skb. Its next function is one of those that take over their packets, from ip_rcv() to
+    __dev_queue_xmit(), or one that frees it. Other packets pass. Your own breakpoints stop it as well.
+    A copy or a clone is another packet, with an address of its own: the reply to a ping is not the request.
+    """
+
+    def __init__(self, order: OpenPrompt) -> None:
+        super().__init__("skb-watch", gdb.COMMAND_DATA, gdb.COMPLETE_EXPRESSION)
+        self.path, self.ends = order.path, order.ends
+
+    @one_clear_error
+    def invoke(self, argument: str, from_tty: bool) -> None:  # noqa: ARG002, FBT001 - gdb's own
+        """Do it."""
+        skb = skbs.find(argument)
+        address, before = int(skb), _look(skb)
+        say(f"watching skb {address:#x}: {skbs.line(skb)}")
+        # Where we stand is not where it gets to: a signal that waits there would find us there once more.
+        here = gdb.newest_frame().pc()
+        places = {place.address: place for place in (*self.path, *self.ends) if place.address != here}
+        waypoints = [Waypoint(place, address) for place in places.values()]
+        try:
+            gdb.execute("continue", to_string=True)
+        finally:
+            for waypoint in waypoints:
+                waypoint.delete()
+        if not gdb.selected_inferior().pid:
+            raise gdb.GdbError("the guest kernel has ended")
+        place = places.get(gdb.newest_frame().pc())
+        if place is None or _argument(place) != address:
+            say("stopped before the packet went anywhere:")
+        else:
+            if place in self.ends:
+                users = int(skb["users"]["refs"]["counter"])
+                others = "" if users < 2 else f", one of its {users} users"
+                say(f"skb {address:#x} is freed{others}: {place.function}() called by {_caller()}()")
+            else:
+                say(f"skb {address:#x} reaches {place.function}()")
+            changes = [f"{name}: {old} -> {new}" for name, old, new in _compare(before, _look(skb))]
+            say(*(f"  {change}" for change in changes or ["unchanged"]))
+        gdb.execute("frame")
+
+
+def _argument(place: Place) -> int:
+    """Return the packet with which the function is entered at whose first instruction the kernel stands."""
+    return int(gdb.parse_and_eval(f"(unsigned long)${skbs.REGISTERS[place.argument]}"))
+
+
+def _caller() -> str:
+    """Return the name of the function that has the newest one called, past the headers' inline ones between them."""
+    frame = gdb.newest_frame().older()
+    while frame is not None and frame.type() == gdb.INLINE_FRAME:
+        frame = frame.older()
+    return (frame.name() if frame else None) or "??"
+
+
+def _look(skb: gdb.Value) -> dict[str, object]:
+    """Return what of a packet is watched."""
+    found: dict[str, object] = {}
+    for name in WATCHED:
+        value = skb
+        for part in name.split("."):
+            value = value[part]
+        found[name.partition(".")[0]] = int(value)
+    found["bytes"] = skbs.read_bytes(skb, ALL_BYTES).data
+    return found
+
+
+def _compare(before: dict[str, object], after: dict[str, object]) -> list[tuple[str, object, object]]:
+    """Return what has changed: name, before, after; of its bytes, the first that differ."""
+    changes = [(name, before[name], after[name]) for name in before if name != "bytes" and before[name] != after[name]]
+    old, new = before["bytes"], after["bytes"]
+    assert isinstance(old, bytes)
+    assert isinstance(new, bytes)
+    differing = [at for at in range(min(len(old), len(new))) if old[at] != new[at]]
+    if differing and len(old) == len(new):
+        first, last = differing[0], differing[-1] + 1
+        changes.append((f"bytes {first}-{last - 1}", old[first:last].hex(), new[first:last].hex()))
+    return changes
+
+
+def register(order: OpenPrompt) -> None:
+    """Bring the command to gdb."""
+    SkbWatch(order)

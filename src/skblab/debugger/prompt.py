@@ -1,0 +1,148 @@
+"""gdb's own prompt on the guest kernel, for a person or for a script on standard input."""
+
+import contextlib
+import logging
+import select
+import signal
+import socket
+import sys
+import termios
+from collections.abc import Callable, Iterator, Sequence
+
+from skblab.agent.soundness import TABLE
+from skblab.debugger import attach
+from skblab.debugger.inside import wire
+from skblab.errors import BuildFailed, DebuggerError, Timeout
+from skblab.guest.boot import Guest
+from skblab.host import process
+from skblab.host.gdb import find_gdb
+from skblab.host.namespace import Namespaces
+from skblab.image.image import Image
+from skblab.image.index import Function
+from skblab.image.reasons import drop_reason
+from skblab.image.scripts import ensure_scripts
+
+log = logging.getLogger(__name__)
+
+ATTACH_TIMEOUT_S = 60.0
+# What frees a packet, or the last reference to it (net/core/skbuff.c); some are inlined, or of one series only.
+ENDS = (
+    "sk_skb_reason_drop", "kfree_skb_reason", "consume_skb", "__kfree_skb", "napi_consume_skb", "__napi_kfree_skb",
+    "skb_attempt_defer_free", "kfree_skb_partial", "kfree_skb_list_reason", "__consume_stateless_skb",
+    "napi_skb_free_stolen_head", "skb_release_head_state", "skb_release_data", "kfree_skbmem",
+)  # fmt: skip
+
+
+def run(
+    image: Image,
+    guest: Guest,
+    namespaces: Namespaces,
+    *,
+    commands: Sequence[str] = (),
+    user_init: bool = False,
+    attached: Callable[[], object] = lambda: None,
+) -> int:
+    """Give gdb's prompt to whoever is at standard input; return gdb's exit status when they have left it.
+
+    The kernel stands still from attaching until they let it go; leaving detaches, and the guest runs on.
+
+    :param commands: gdb commands to begin with
+    :param user_init: read the user's own ~/.gdbinit first
+    :param attached: is called once gdb has attached
+    :raises DebuggerError: gdb cannot attach
+    """
+    gdb = find_gdb()
+    ours, theirs = socket.socketpair()
+    with ours, contextlib.ExitStack() as stack:
+        with theirs:
+            argv: list[process.Argument] = [
+                *gdb.argv, "-quiet", *([] if user_init else ["-nx"]),
+                "-iex", "set debuginfod enabled off",
+                *(["-iex", "set style emoji off"] if gdb.origin == "wheel" else []),
+                "-ex", f"set substitute-path /skblab {image.source}",
+                "-ex", f"python from skblab.debugger.inside import prompt; prompt.main({theirs.fileno()})",
+                *(word for command in commands for word in ("-ex", command)),
+                image.kernel,
+            ]  # fmt: skip
+            stack.enter_context(_terminal_lent())
+            # In this process's own group, which the terminal listens to.
+            running = process.start(
+                namespaces.command(argv), env=gdb.env, stdin=None, pass_fds=[namespaces.pidfd, theirs.fileno()]
+            )
+        stack.callback(process.end, running)
+        _attach(ours, _order(image, guest), guest)
+        attached()
+        status = running.wait()
+    if status and guest.alive:
+        attach.restore_all(guest.pid, image.kernel)
+    return status if status >= 0 else 128 - status
+
+
+def _attach(channel: socket.socket, order: wire.OpenPrompt, guest: Guest) -> None:
+    """Let gdb attach, and wait until it has."""
+    data = b""
+    try:
+        channel.sendall(wire.encode(order))
+        if select.select([channel], [], [], ATTACH_TIMEOUT_S)[0]:
+            data = channel.recv(1 << 16)
+        else:
+            raise Timeout(f"gdb did not attach within {ATTACH_TIMEOUT_S:g} s")
+    except ConnectionError:
+        pass
+    answer = wire.decode(data) if data else wire.Failed("it ended before it attached; its own words are above")
+    if isinstance(answer, wire.Failed):
+        if not guest.alive:
+            raise guest.lost()
+        raise attach.explain(DebuggerError(answer.reason), guest.pid)
+
+
+@contextlib.contextmanager
+def _terminal_lent() -> Iterator[None]:
+    """Do as a shell does while a program has the terminal: leave Ctrl-C to it, and put the terminal right after it.
+
+    A handler that does nothing, for signals that are ignored stay ignored in gdb.
+    """
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGQUIT)}
+    modes = termios.tcgetattr(0) if sys.stdin.isatty() else None
+    try:
+        yield
+    finally:
+        if modes is not None:
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(0, termios.TCSADRAIN, modes)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _scripts(image: Image) -> str:
+    """Return the file of the kernel's own commands for gdb; where it cannot be made, say why, and do without."""
+    try:
+        return str(ensure_scripts(image.path))
+    except (BuildFailed, OSError) as error:
+        log.warning("the kernel's own commands for gdb (lx-...) are absent: %s", error)
+        return ""
+
+
+def _order(image: Image, guest: Guest) -> wire.OpenPrompt:
+    """Return what gdb has to know of this kernel: where packets come by, where they end, how one is dropped."""
+    found = {name: image.functions.lookup(name) for name in (*TABLE, *ENDS)}
+    ends = [_place(one) for name in ENDS if (one := found[name]) and one.skb_parameter is not None]
+    drop = next(one for name in ENDS if (one := found[name]) and one.parameters[-1].name == "reason")
+    return wire.OpenPrompt(
+        pid=guest.inner_pid,
+        scripts=_scripts(image),
+        path=tuple(
+            _place(one, takeover.dropped)
+            for name, takeover in TABLE.items()
+            if (one := found[name]) and one.skb_parameter is not None
+        ),
+        ends=tuple(ends),
+        drop=_place(drop),
+        reason_argument=len(drop.parameters) - 1,
+        reason=drop_reason(image, ""),
+    )
+
+
+def _place(function: Function, told: int | None = None) -> wire.Place:
+    assert function.skb_parameter is not None
+    return wire.Place(function.name, function.address, function.skb_parameter, told)

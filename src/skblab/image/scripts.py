@@ -1,0 +1,46 @@
+"""The kernel's own commands for gdb (scripts/gdb, lx-...), made ready for an image when they are first wanted."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from skblab.image.image import SOURCE
+from skblab.image.module import build_module
+
+DIRECTORY, LOADER = "gdb-scripts", "vmlinux-gdb.py"
+TEMPLATE = "constants.py.in"
+# As scripts/gdb/linux/Makefile has it; here the directory is that of an external module.
+KBUILD = """\
+quiet_cmd_gen_constants_py = GEN     $@
+      cmd_gen_constants_py = \\
+	$(CPP) -E -x c -P $(c_flags) $< > $@ ;\\
+	sed -i '1,/<!-- end-c-headers -->/d;' $@
+always-y += constants.py
+$(obj)/constants.py: $(src)/constants.py.in FORCE
+	$(call if_changed,gen_constants_py)
+"""
+
+
+def ensure_scripts(image: Path) -> Path:
+    """Return the file for gdb to source, made first where there is none: one of them is generated from the headers.
+
+    :raises BuildFailed: the compiler refused
+    :raises OSError: the image has no such scripts, or its directory cannot be written
+    """
+    target = image / DIRECTORY
+    if not target.is_dir():
+        scripts = image / SOURCE / "scripts/gdb"
+        with tempfile.TemporaryDirectory(dir=image, prefix=f".{DIRECTORY}-") as made:
+            loader = Path(made, "all", LOADER)
+            package = loader.parent / "scripts/gdb/linux"
+            shutil.copytree(scripts / "linux", package)
+            shutil.copyfile(scripts / LOADER, loader)
+            kbuild = Path(made, "kbuild")
+            kbuild.mkdir()
+            kbuild.joinpath("Kbuild").write_text(KBUILD)
+            shutil.copyfile(scripts / "linux" / TEMPLATE, kbuild / TEMPLATE)
+            build_module(image, kbuild)
+            shutil.copyfile(kbuild / "constants.py", package / "constants.py")
+            if not target.is_dir():
+                loader.parent.rename(target)
+    return target / LOADER

@@ -1,0 +1,210 @@
+"""gdb's own prompt: what a person, or a script on standard input, gets of it, and how it leaves the guest."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from skblab.host import process
+from skblab.host.clients import parse_ping
+from skblab.image.recipe import SERIES
+from skblab.image.store import cache_dir
+from support import SKBLAB, Person, eventually_nothing, remains, skblab
+
+PING_AFTER = """
+import sys
+from skblab import Lab
+with Lab(series=sys.argv[1]) as lab:
+    status = lab.gdb_prompt(attached=lambda: lab.popen(["ping", "-c", "50", "-i", "0.05", "guest"], stdout=-3))
+    print("status", status, lab.run(["ping", "-n", "-c", "3", "-i", "0.01", "-W", "5", "guest"]).stdout)
+"""
+CONTINUE_AT_ECHO = ("break icmp_rcv", "continue")
+
+
+def fed(argv: tuple[str, ...], commands: tuple[str, ...], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end with some lines on its standard input, and what it says on stderr among the rest."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as stdin:
+        with os.fdopen(writer, "w") as script:
+            script.write("".join(f"{command}\n" for command in commands))
+        running = process.start(
+            argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment
+        )
+    return process.finish(running, timeout_s=90)
+
+
+def gdb(*commands: str, count: int = 1, options: tuple[str, ...] = (), **environment: str) -> str:
+    """Return what ``skblab gdb`` says to some commands while a ping is under way."""
+    client = ("ping", "-n", "-W", "2", "-i", "0.2", "-c", str(count), "guest")
+    done = fed((*SKBLAB, "gdb", *options, "--", *client), (*commands, "detach", "quit"), **environment)
+    assert done.returncode == 0, done.stdout
+    assert "Traceback" not in done.stdout
+    assert "Python Exception" not in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_a_script_on_standard_input_sees_the_ping(series: str) -> None:
+    said = gdb(*CONTINUE_AT_ECHO, "skb skb", "bt 5", options=("--series", series))
+    assert re.search(r"192\.168\.10\.254 > 192\.168\.10\.1: ICMP echo request, id \d+, seq 1, length 84", said), said
+    assert re.search(r"skb 0x\w+  len 64  data_len 0  mark 0x0", said)
+    assert "dev vec0  protocol 0x0800 (IPv4)" in said
+    assert "transport +0" in said
+    assert "0x0000:  4500 0054" in said
+    assert "#0  icmp_rcv (skb=0x" in said
+    assert len(parse_ping(said)) == 1, said
+
+
+def test_the_systems_own_gdb_does_as_well() -> None:
+    said = gdb(*CONTINUE_AT_ECHO, "skb", "skb-path", "skb-watch", SKBLAB_GDB="/usr/bin/gdb")
+    assert "ICMP echo request" in said
+    assert "is freed" in said, said[-1500:]
+    assert len(parse_ping(said)) == 1, said
+
+
+def test_the_way_of_the_packet() -> None:
+    lines = [line for line in gdb(*CONTINUE_AT_ECHO, "skb-path").splitlines() if re.search(r"#\d+ +\w+\(\)", line)]
+    functions = [re.findall(r"(\w+)\(\)", line)[0] for line in lines]
+    assert functions[:2] == ["icmp_rcv", "ip_protocol_deliver_rcu"]
+    assert functions[-1] == "net_rx_action"
+    assert not {"do_IRQ", "start_kernel", "__do_softirq"} & set(functions)
+    packets = set(re.findall(r"skb (0x\w+)", "\n".join(lines)))
+    assert len(packets) == 1, lines
+
+
+def test_watching_a_packet_to_its_next_function_and_its_end() -> None:
+    said = gdb("break ip_rcv", "continue", "delete", *["skb-watch"] * 4)
+    reached = re.findall(r"skb 0x\w+ (reaches|is freed)(?:: )? ?(\w+)\(\)", said)
+    assert reached[0] == ("reaches", "ip_local_deliver")
+    assert ("reaches", "icmp_rcv") in reached
+    assert reached[-1][0] == "is freed"
+    assert "len: 84 -> 64" in said
+    assert "called by icmp_rcv()" in said
+    assert len(parse_ping(said)) == 1, said
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_dropping_one_ping_loses_exactly_that_one(series: str) -> None:
+    said = gdb("break icmp_rcv", "ignore 1 1", "continue", "skb-drop", count=3, options=("--series", series))
+    assert "seq 2, length 84" in said
+    assert "icmp_rcv() returns 0 to ip_protocol_deliver_rcu()" in said
+    assert re.findall(r"icmp_seq=(\d)", said) == ["1", "3"], said
+
+
+def test_dropping_is_refused_where_the_packet_is_somebody_elses() -> None:
+    said = gdb("skb-drop", *CONTINUE_AT_ECHO, "skb-drop now", "stepi", "stepi", "stepi", "skb-drop")
+    assert said.count("not here: ") == 2
+    assert "icmp_rcv() is not at its first instruction" in said
+    assert "skb-drop takes no argument" in said
+    assert len(parse_ping(said)) == 1, said
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("", 'skb: No symbol "skb" in current context.'),
+        ("nonsense", 'nonsense: No symbol "nonsense" in current context.'),
+        ("(", "(: "),
+        ("0", "0 is NULL: no packet"),
+        ("5", "5: Cannot access memory at address"),
+        ("init_net", "init_net is a struct net, not a struct sk_buff *"),
+        ("&init_net", "&init_net is a struct net *, not a struct sk_buff *"),
+        ("$rsp", "$rsp points to no packet"),
+    ],
+)
+def test_a_bad_expression_gets_one_clear_line(expression: str, said: str) -> None:
+    for command in ("skb", "skb-watch"):
+        done = fed((*SKBLAB, "gdb"), (f"{command} {expression}",))
+        assert done.returncode == 0, done.stdout
+        assert said in done.stdout
+        assert "Traceback" not in done.stdout
+        assert "Python Exception" not in done.stdout
+
+
+@pytest.mark.parametrize("series", SERIES)
+@pytest.mark.parametrize(
+    "commands",
+    [(), ("quit",), (*CONTINUE_AT_ECHO, "quit"), (*CONTINUE_AT_ECHO, "skb-watch"), ("detach", "quit 3")],
+    ids=" ".join,
+)
+def test_leaving_gdb_leaves_a_healthy_guest(series: str, commands: tuple[str, ...]) -> None:
+    done = fed((sys.executable, "-c", PING_AFTER, series), commands)
+    said = done.stdout.rpartition("status")[2]
+    assert said.split()[0] == ("3" if "quit 3" in commands else "0")
+    assert len(parse_ping(said)) == 3, done.stdout
+
+
+def test_a_gdb_that_crashes_leaves_no_breakpoint_behind() -> None:
+    armed = ("break icmp_rcv", "break ip_rcv", "break *(icmp_echo+3)", "set breakpoint always-inserted on")
+    done = fed((sys.executable, "-c", PING_AFTER, "6.12"), (*armed, "python import os; os.kill(os.getpid(), 9)"))
+    assert "status 137" in done.stdout
+    assert len(parse_ping(done.stdout.rpartition("status")[2])) == 3, done.stdout
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_the_kernels_own_commands(series: str) -> None:
+    done = skblab("gdb", "--series", series, "-ex", "lx-version", "-ex", "lx-dmesg", "-ex", "lx-ps")
+    assert done.returncode == 0, done.stderr
+    assert f"Linux version {series}." in done.stdout
+    assert "Run /init as init process" in done.stdout
+    assert re.search(r"1\s+init", done.stdout)
+
+
+def test_options_for_gdb() -> None:
+    done = skblab("gdb", "-ex", "print 6 * 7", "-ex", "info functions ^icmp_rcv$")
+    assert done.returncode == 0, done.stderr
+    assert "$1 = 42" in done.stdout
+    assert "net/ipv4/icmp.c" in done.stdout
+    for command in ("skb", "skb-path", "skb-watch", "skb-drop"):
+        assert f"{command}\n" in skblab("gdb", "-ex", f"help {command}").stdout.replace(" [EXPR]", "")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_users_own_init_file_only_when_asked_for(tmp_path: Path, wanted: bool) -> None:
+    (tmp_path / ".gdbinit").write_text("echo of my own\\n\n")
+    done = skblab("gdb", *(["--user-init"] if wanted else []), HOME=str(tmp_path), SKBLAB_CACHE=str(cache_dir()))
+    assert done.returncode == 0, done.stderr
+    assert ("of my own" in done.stdout) is wanted
+
+
+@pytest.fixture
+def person() -> Iterator[Person]:
+    before = remains()
+    person = Person("gdb", "--", "ping", "-n", "-i", "0.2", "guest")
+    yield person
+    process.end(person.program)
+    os.close(person.terminal)
+    assert eventually_nothing(before) == []
+
+
+def prompted(person: Person, words: str) -> None:
+    """Read some words and the prompt after them: what is typed before it, gdb may lose."""
+    read = person.reads(words)
+    if "(gdb) " not in read.rpartition(words)[2]:
+        person.reads("(gdb) ")
+
+
+def test_at_a_terminal_ctrl_c_stops_the_guest_and_ctrl_d_leaves(person: Person) -> None:
+    prompted(person, "Reading symbols")
+    person.types(b"continue\n")
+    person.reads("icmp_seq=2 ")
+    person.types(b"\x03")
+    prompted(person, "received signal SIGINT")
+    person.types(b"break icmp_rcv\n")
+    prompted(person, "Breakpoint 1 at")
+    person.types(b"continue\n")
+    prompted(person, "Breakpoint 1, icmp_rcv")
+    person.types(b"skb\n")
+    prompted(person, "ICMP echo request")
+    person.types(b"delete\n")
+    person.reads("(gdb) ")
+    person.types(b"continue\n")
+    person.reads("time=")
+    person.types(b"\x03")
+    prompted(person, "received signal SIGINT")
+    person.types(b"\x04")
+    assert process.finish(person.program, timeout_s=20).returncode == 0
