@@ -1,5 +1,6 @@
 """Lab: one running guest kernel with its private namespaces and link, and the clients on the other end."""
 
+import functools
 import itertools
 import os
 import socket
@@ -52,6 +53,7 @@ class Lab:
 
     :param root: ``"host"``: the guest's programs see the host's own tree, read-only
     :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port
+    :param from_boot: the kernel stands before its first instruction, until ``gdb_prompt()`` lets it go
 
     Entering raises ImageMissing, LabNameTaken, MissingPrerequisite, BootFailed.
     """
@@ -69,9 +71,12 @@ class Lab:
         boot_timeout_s: float = 15.0,
         root: str = "",
         commands: Sequence[str] = (),
+        from_boot: bool = False,
     ) -> None:
         if root not in {"", "host"}:
             raise UsageError(f"no such root: {root!r}", mend="host: the host's own tree, read-only")
+        if commands and from_boot:
+            raise UsageError("a kernel that stands still runs no commands", mend="without -g, or without --from-boot")
         if commands and not root:
             raise UsageError("a command in the guest needs a root file system", mend='root="host", or --root host')
         self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
@@ -84,6 +89,7 @@ class Lab:
         self._root = root
         self._commands = tuple(commands)
         self._stack: ExitStack | None = None
+        self._from_boot = from_boot
         self._joins = False
         self._agent: Agent | None = None
 
@@ -141,6 +147,7 @@ class Lab:
             extra=self._kernel_arguments,
             root=self._root,
             commands=self._commands,
+            stopped=self._from_boot,
             terminal_fd=self.terminal.guest_fd if self.terminal else -1,
         )
         self.guest = Guest.boot(boot, self.namespaces, self.console)
@@ -148,10 +155,8 @@ class Lab:
         if self.terminal:
             self.terminal.hand_over()
         guest_socket.close()  # the guest has it now: its end is then the end of the socket
-        try:
-            receive.one_by_one(self.guest.pid, self.image.functions)
-        except OSError:
-            raise self.guest.lost() from None
+        if not self._from_boot:
+            self._receive_one_by_one()
 
     def _join(self, stack: ExitStack) -> None:
         namespaces = stack.enter_context(JoinedNamespaces(self.name))
@@ -304,13 +309,27 @@ class Lab:
 
         :param commands: gdb commands to begin with
         :param user_init: read the user's ~/.gdbinit first
-        :param attached: is called once gdb has attached, and the kernel stands still
+        :param attached: is called once gdb has attached, and the kernel stands still; from boot, once it is ready
         :raises DebuggerError: gdb cannot attach
         """
         self.check()
-        return prompt.run(
-            self.image, self.guest, self.namespaces, commands=commands, user_init=user_init, attached=attached
+        how = functools.partial(
+            prompt.run, self.image, self.guest, self.namespaces, commands=commands, user_init=user_init
         )
+        if not self._from_boot:
+            return how(attached=attached)
+
+        def booted() -> None:
+            self._receive_one_by_one()
+            attached()
+
+        return how(booted=booted)
+
+    def _receive_one_by_one(self) -> None:
+        try:
+            receive.one_by_one(self.guest.pid, self.image.functions)
+        except OSError:
+            raise self.guest.lost() from None
 
     def check(self) -> None:
         """Raise GuestLost, with the console's evidence, where the guest kernel is gone."""

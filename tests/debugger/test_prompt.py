@@ -208,3 +208,32 @@ def test_at_a_terminal_ctrl_c_stops_the_guest_and_ctrl_d_leaves(person: Person) 
     prompted(person, "received signal SIGINT")
     person.types(b"\x04")
     assert process.finish(person.program, timeout_s=20).returncode == 0
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_from_the_first_instruction_on(series: str) -> None:
+    """What failed in 2010: the kernel started under gdb, and its network worked afterwards."""
+    person = Person("gdb", "--from-boot", "--series", series, "--", "ping", "-n", "-c", "3", "-i", "0.2", "guest")
+    person.reads("(gdb) ")
+    for command, said in (
+        (b"break start_kernel\n", "Breakpoint 2 at"),
+        (b"continue\n", "start_kernel () at /skblab/init/main.c"),
+        (b"backtrace 3\n", "start_kernel_proc"),
+        (b"delete\n", "(gdb) "),
+    ):
+        person.types(command)
+        person.reads(said)
+    person.types(b"continue\n")
+    said = person.reads("3 packets transmitted, 3 received")
+    assert len(parse_ping(said)) == 3
+    person.types(b"\x03")
+    person.reads("SIGINT")
+    person.types(b"backtrace 5\nquit\n")
+    assert person.program.wait(20) == 0
+    os.close(person.terminal)
+
+
+def test_a_lab_that_is_up_has_booted() -> None:
+    done = skblab("gdb", "--from-boot", "whatever")
+    assert done.returncode == 2
+    assert "has booted already" in done.stderr

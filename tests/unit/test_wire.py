@@ -34,7 +34,9 @@ def messages(kind: type[wire.Message]) -> st.SearchStrategy[wire.Message]:
             st.text(),
         )
     if kind is wire.OpenPrompt:
-        return st.builds(kind, st.integers(), st.text(), PATHS, PATHS, PLACES, st.integers(), st.integers())
+        return st.builds(
+            kind, st.integers(), st.booleans(), st.text(), PATHS, PATHS, PLACES, st.integers(), st.integers()
+        )
     by_type: dict[Any, Any] = {"str": st.text(), "int": st.integers(), "int | None": st.none() | st.integers()}
     fields = [by_type[getattr(field.type, "__name__", str(field.type))] for field in dataclasses.fields(kind)]
     return st.builds(kind, *fields)

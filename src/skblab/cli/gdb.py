@@ -12,6 +12,8 @@ EXAMPLES = """\
 examples:
   skblab gdb                               boot, attach, and it is yours; quit lets go
   skblab gdb -- ping guest                 with a client, whose packets wait while the kernel stands still
+  skblab gdb --from-boot -ex 'break start_kernel' -- ping guest
+                                           from the first instruction on; the client starts when the guest is ready
   skblab gdb web                           on a lab that is up (skblab up web)
   skblab gdb -ex 'break icmp_rcv' -ex continue -ex skb -- ping -c1 guest
   printf 'break icmp_rcv\\ncontinue\\nskb skb\\nbt 5\\ndetach\\nquit\\n' | skblab gdb -- ping -c1 guest
@@ -38,6 +40,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     parser.add_argument("-ex", "--gdb-command", action="append", default=[], metavar="COMMAND", dest="gdb_commands",
                         help="a gdb command to begin with; may be given several times")  # fmt: skip
+    parser.add_argument("--from-boot", action="store_true", help="begin at the kernel's first instruction")
     parser.add_argument("--user-init", action="store_true", help="read your own ~/.gdbinit first")
     lab = parser.add_argument("lab", nargs="?", metavar="LAB", help="a lab that is up (default: one of its own)")
     complete(lab, lab_names)

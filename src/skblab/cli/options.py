@@ -80,6 +80,8 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
     from skblab.lab import Lab  # noqa: PLC0415
 
     if getattr(arguments, "lab", None):
+        if getattr(arguments, "from_boot", False):
+            raise UsageError("a lab that is up has booted already", mend="without --from-boot, or without a lab's name")
         if getattr(arguments, "guest_commands", ()):
             raise UsageError("a lab that is up has its guest's commands already", mend="give -g to skblab up")
         return Lab.join(arguments.lab)
@@ -92,4 +94,5 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         root=getattr(arguments, "root", ""),
         commands=getattr(arguments, "guest_commands", ()),
         memory_mib=getattr(arguments, "memory", 64),
+        from_boot=getattr(arguments, "from_boot", False),
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import select
 import signal
 import socket
@@ -13,7 +14,8 @@ from skblab.agent.soundness import TABLE
 from skblab.debugger import attach
 from skblab.debugger.inside import wire
 from skblab.errors import BuildFailed, DebuggerError, Timeout
-from skblab.guest.boot import Guest
+from skblab.guest.boot import READY, Guest
+from skblab.guest.mconsole import Kind
 from skblab.host import process
 from skblab.host.gdb import find_gdb
 from skblab.host.namespace import Namespaces
@@ -41,6 +43,7 @@ def run(
     commands: Sequence[str] = (),
     user_init: bool = False,
     attached: Callable[[], object] = lambda: None,
+    booted: Callable[[], object] | None = None,
 ) -> int:
     """Give gdb's prompt to whoever is at standard input; return gdb's exit status when they have left it.
 
@@ -49,6 +52,7 @@ def run(
     :param commands: gdb commands to begin with
     :param user_init: read the user's own ~/.gdbinit first
     :param attached: is called once gdb has attached
+    :param booted: the kernel stands before its first instruction; this is called once the guest is ready
     :raises DebuggerError: gdb cannot attach
     """
     gdb = find_gdb()
@@ -70,12 +74,30 @@ def run(
                 namespaces.command(argv), env=gdb.env, stdin=None, pass_fds=[namespaces.pidfd, theirs.fileno()]
             )
         stack.callback(process.end, running)
-        _attach(ours, _order(image, guest), guest)
+        _attach(ours, _order(image, guest, from_boot=booted is not None), guest)
         attached()
-        status = running.wait()
+        status = _wait(running, guest, booted)
     if status and guest.alive:
         attach.restore_all(guest.pid, image.kernel)
     return status if status >= 0 else 128 - status
+
+
+def _wait(running: process.Running, guest: Guest, booted: Callable[[], object] | None) -> int:
+    """Wait for gdb's end; tell of the guest's being ready meanwhile."""
+    pidfd = os.pidfd_open(running.pid)
+    try:
+        while booted:
+            watched: list[socket.socket | int] = [guest.notifications, pidfd]
+            ready, _, _ = select.select(watched, [], [])
+            if pidfd in ready:
+                break
+            said = guest.notification()
+            if said.kind is Kind.USER and said.text == READY:
+                booted()
+                booted = None
+        return running.wait()
+    finally:
+        os.close(pidfd)
 
 
 def _attach(channel: socket.socket, order: wire.OpenPrompt, guest: Guest) -> None:
@@ -123,13 +145,14 @@ def _scripts(image: Image) -> str:
         return ""
 
 
-def _order(image: Image, guest: Guest) -> wire.OpenPrompt:
+def _order(image: Image, guest: Guest, *, from_boot: bool) -> wire.OpenPrompt:
     """Return what gdb has to know of this kernel: where packets come by, where they end, how one is dropped."""
     found = {name: image.functions.lookup(name) for name in (*TABLE, *ENDS)}
     ends = [_place(one) for name in ENDS if (one := found[name]) and one.skb_parameter is not None]
     drop = next(one for name in ENDS if (one := found[name]) and one.parameters[-1].name == "reason")
     return wire.OpenPrompt(
         pid=guest.inner_pid,
+        from_boot=from_boot,
         scripts=_scripts(image),
         path=tuple(
             _place(one, takeover.dropped)

@@ -19,6 +19,7 @@ from skblab.host.namespace import Namespaces
 from skblab.image.store import cache_dir
 
 CALIBRATED = re.compile(r"\(lpj=(\d+)\)")
+READY = "ready"  # what the guest's init says
 PTRACE_FORBIDDEN = "ptrace: Operation not permitted"
 
 
@@ -34,6 +35,7 @@ class Boot:
     root: str = ""  # "host": the host's own tree, read-only
     commands: tuple[str, ...] = ()  # to be run there, each by a shell
     agent_fds: tuple[int, ...] = ()  # memory and socket, to be handed over
+    stopped: bool = False  # before its first instruction: whoever lets it go on waits for it
     terminal_fd: int = -1  # of a shell in the guest, to be handed over; it needs a root
 
 
@@ -85,7 +87,7 @@ class Guest:
 
     @classmethod
     def boot(cls, boot: Boot, namespaces: Namespaces, console: Console) -> "Guest":
-        """Start a kernel; return when it is ready.
+        """Start a kernel; return when it is ready, or at once where it is to be stopped.
 
         :raises BootFailed: it panicked, or ended
         :raises Timeout: it is not ready in time
@@ -97,9 +99,12 @@ class Guest:
             "boot",
             [console.writer, *boot.agent_fds, *([boot.terminal_fd] if boot.terminal_fd >= 0 else [])],
             argv=arguments(boot, namespaces, int(known) if known.isdigit() else None),
+            stopped=boot.stopped,
         )
         guest = cls(namespaces, console, pidfd, notify, reply["pid"])
         guest.spawned_s = spawned_s
+        if boot.stopped:
+            return guest
         try:
             guest._wait_ready(boot.timeout_s)
         except BaseException:
@@ -119,7 +124,7 @@ class Guest:
             ready, _, _ = select.select(watched, [], [], max(left, 0))
             if self._notify in ready:
                 said = mconsole.parse_notification(self._notify.recv(4096))
-                if said.kind is mconsole.Kind.USER and said.text == "ready":
+                if said.kind is mconsole.Kind.USER and said.text == READY:
                     return
                 if said.kind is mconsole.Kind.PANIC:
                     select.select([self.pidfd], [], [], 1.0)  # let it print what it has to say

@@ -160,16 +160,17 @@ class LabInit:
             if pid == self.kernel:
                 self.kernel_status = os.waitstatus_to_exitcode(status)
 
-    def do_boot(self, fds: list[int], argv: list[str]) -> Answer:
+    def do_boot(self, fds: list[int], argv: list[str], stopped: bool) -> Answer:  # noqa: FBT001
         """Start the kernel with fds[0] as its console; give back a pidfd for it and the socket of its notifications.
 
-        The other descriptors are handed on; ``{fd1}``, ``{fd2}`` in its command line are their numbers.
+        The other descriptors are handed on; ``{fd1}``, ``{fd2}`` in its command line are their numbers. A *stopped* one
+        waits for SIGCONT before it becomes the kernel.
         """
         self.given = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.given.bind(f"{PRIVATE}/notify")
         self.kernel = os.fork()
         if self.kernel == 0:
-            self.become_kernel(argv, fds)
+            self.become_kernel(argv, fds, stopped)
         self.kernel_pidfd = os.pidfd_open(self.kernel)
         os.close(self.link.guest_fd)  # the guest has it now, and the link is to end with the guest
         return {"pid": self.kernel}, [self.kernel_pidfd, self.given.fileno()]
@@ -202,7 +203,7 @@ class LabInit:
         del fds
         os._exit(0)
 
-    def become_kernel(self, argv: list[str], fds: list[int]) -> NoReturn:
+    def become_kernel(self, argv: list[str], fds: list[int], stopped: bool) -> NoReturn:  # noqa: FBT001
         """Turn this child into the kernel: own session, no address randomisation, nothing open but what it needs."""
         try:
             os.setsid()
@@ -218,6 +219,8 @@ class LabInit:
             for place, value in values.items():
                 words = [word.replace(place, value) for word in words]
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            if stopped:
+                os.kill(os.getpid(), signal.SIGSTOP)
             os.execve(words[0], words, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": PRIVATE})  # noqa: S606
         except OSError as error:
             os.write(2, f"skblab: cannot start {argv[0]}: {error}\n".encode())

@@ -22,6 +22,8 @@ def main(descriptor: int) -> None:
         except gdb.error as error:
             channel.sendall(wire.encode(wire.Failed(str(error))))
             gdb.execute("quit 1")
+        if order.from_boot:
+            follow.execute_kernel()
         commands.register()
         watch.register(order)
         drop.register(order)

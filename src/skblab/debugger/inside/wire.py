@@ -51,10 +51,11 @@ class OpenPrompt(Message):
 
     ``path`` is where packets come by, ``ends`` the functions that free them. ``drop`` is the one by which a packet is
     dropped, with ``reason_argument`` and ``reason`` for its drop reason. ``scripts`` is a file of the kernel's own
-    commands for gdb, or empty.
+    commands for gdb, or empty. ``from_boot``: the process is stopped, and about to execute the kernel.
     """
 
     pid: int
+    from_boot: bool
     scripts: str
     path: tuple[Place, ...]
     ends: tuple[Place, ...]
