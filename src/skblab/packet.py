@@ -15,6 +15,7 @@ ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ECHO_TYPES = {8: "echo request", 0: "echo reply", 128: "echo request", 129: "echo reply"}
 TIMEVAL = struct.Struct("=qq")
 LARGEST_PACKET_BYTES = 0xFFFF
+PAYLOAD_FIELDS = ("load", "data")  # a payload's, in Raw and in an ICMPv6 echo
 FOLLOWING_FIELDS = ("len", "plen", "ihl", "chksum", "cksum", "dataofs")
 
 
@@ -106,7 +107,14 @@ class Packet:
             _let_follow(layers, self.layers)
         try:
             data = bytes(layers)
-        except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            struct.error,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OSError,
+        ) as error:  # a name is no address
             raise PacketError(
                 "the changed packet cannot be written", found=f"{type(error).__name__}: {error}"
             ) from error
@@ -149,9 +157,10 @@ def echo_request(identity: int, sequence: int, payload: bytes = b"") -> bytes:
 
 
 def changing(changes: Sequence[tuple[str, str]]) -> Callable[["Layers"], None]:
-    """Return the change that ``ip.ttl=3``, ``icmp.seq=7`` and so on describe.
+    r"""Return the change that ``ip.ttl=3``, ``icmp.seq=7`` and so on describe.
 
-    A value is a number (3, 0x10) or what scapy takes for that field: an address, TCP flags such as ``SA``.
+    A value is a number (3, 0x10) or what scapy takes for that field: an address, TCP flags such as ``SA``. A payload
+    (``raw.load``) is text with Python's escapes: ``a\x00b``.
     """
 
     def change(layers: "Layers") -> None:
@@ -160,12 +169,31 @@ def changing(changes: Sequence[tuple[str, str]]) -> Callable[["Layers"], None]:
             layer = next((one for one in _layers(layers) if type(one).__name__.lower() == wanted.lower()), None)
             if layer is None or all(one.name != field for one in layer.fields_desc):
                 raise RuleError(f"no field {name} in this packet", found=str(layers.summary()))
+            if field in PAYLOAD_FIELDS and isinstance(layer.getfieldval(field), bytes):
+                layer.setfieldval(field, from_escapes(name, text))
+                continue
             try:
                 layer.setfieldval(field, int(text, 0))
             except ValueError:
-                layer.setfieldval(field, text.encode() if field == "load" else text)
+                layer.setfieldval(field, text)
 
     return change
+
+
+def to_escapes(data: bytes) -> str:
+    """Return bytes as text with Python's escapes, as ``changing`` reads them."""
+    return data.decode("latin-1").encode("unicode_escape").decode("ascii")
+
+
+def from_escapes(name: str, text: str) -> bytes:
+    """Return the bytes that text with Python's escapes stands for.
+
+    :raises RuleError: an escape is cut short
+    """
+    try:
+        return text.encode("ascii", "backslashreplace").decode("unicode_escape").encode("latin-1")
+    except UnicodeError as error:
+        raise RuleError(f"not the bytes of {name}", found=f"{text}: {error}", mend="text, and bytes as \\x00") from None
 
 
 def _layers(packet: "Layers") -> Iterator["Layers"]:
