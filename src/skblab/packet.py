@@ -107,14 +107,7 @@ class Packet:
             _let_follow(layers, self.layers)
         try:
             data = bytes(layers)
-        except (
-            struct.error,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            OSError,
-        ) as error:  # a name is no address
+        except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
             raise PacketError(
                 "the changed packet cannot be written", found=f"{type(error).__name__}: {error}"
             ) from error
@@ -173,9 +166,13 @@ def changing(changes: Sequence[tuple[str, str]]) -> Callable[["Layers"], None]:
                 layer.setfieldval(field, from_escapes(name, text))
                 continue
             try:
-                layer.setfieldval(field, int(text, 0))
+                value: int | str = int(text, 0)
             except ValueError:
-                layer.setfieldval(field, text)
+                value = text
+            try:
+                layer.setfieldval(field, value)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # a name that nobody knows ...
+                raise RuleError(f"no value for {name}: {text}", found=f"{type(error).__name__}: {error}") from None
 
     return change
 

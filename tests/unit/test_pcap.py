@@ -17,7 +17,7 @@ PACKETS = [Packet(bytes(IP(ttl=3) / ICMP(seq=7) / b"x"), ETH_P_IP), Packet(bytes
 def test_packets_come_back_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "held.pcap"
     arp = Packet(bytes(28), ETH_P_ARP)
-    assert write_pcap(path, [(1.5, PACKETS[0]), (2, arp), (2.000000001, PACKETS[1])]) == 2
+    assert write_pcap(path, [(1_500_000_000, PACKETS[0]), (2, arp), (2_000_000_001, PACKETS[1])]) == 2
     with RawPcapReader(str(path)) as reader:
         assert reader.linktype == 101
     first, second = rdpcap(str(path))

@@ -17,6 +17,7 @@ examples:
   skblab ping --at ip_rcv --series 6.1         another function, another kernel
   skblab run -r 'icmp_rcv = delay 300ms @2' -- ping -c3 guest
                                                a verdict on single packets, while the kernel runs on
+  skblab hold -- ping guest                    hold single packets on a screen, and decide about each
   skblab image build                           build the guest kernel (once; some minutes)
   skblab doctor                                what this machine allows and lacks
 
@@ -27,7 +28,7 @@ INTERRUPTED = 130
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from skblab.cli import doctor, image, ping, run  # noqa: PLC0415 - each registers itself
+    from skblab.cli import doctor, hold, image, ping, run  # noqa: PLC0415 - each registers itself
 
     top = argparse.ArgumentParser(
         prog="skblab",
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     top.add_argument("-v", "--verbose", action="store_true", help="say which programs are started")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, ping, image, doctor):
+    for module in (hold, run, ping, image, doctor):
         module.register(commands)
     return top
 
