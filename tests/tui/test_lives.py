@@ -28,7 +28,9 @@ while sent < {FLOOD_PACKETS}:
         raw.sendto(echo_request(7, sent, bytes(56)), ("192.168.10.1", 0))
         sent += 1
     except OSError:  # ENOBUFS: the link is full
-        pass
+        continue
+    if sent % 50 == 0:
+        time.sleep(0.005)  # ten thousand a second
 print("sent", sent, flush=True)
 """
 
@@ -82,13 +84,16 @@ def test_a_flood_does_not_keep_a_person_waiting(lab: Lab) -> None:
     async def run() -> None:
         async with screen(lab, [sys.executable, "-c", FLOOD], size=(120, 36)) as person:
             waits_s, before_s = [], time.monotonic()
-            while len(person.app.held.rows) < FLOOD_PACKETS * 0.9 or person.app.client.status is None:
+            agent = lab.agent.channel
+            while person.app.client.status is None or len(person.app.held.rows) < agent.held:
                 asked_s = time.monotonic()
                 await person.presses("down")
                 waits_s.append(time.monotonic() - asked_s)
                 assert time.monotonic() - before_s < 60, f"{len(person.app.held.rows)} held\n{person.said()}"
-            assert max(waits_s) < 1
-            count = len(person.app.held.rows)
+            assert max(waits_s) < 1, sorted(waits_s)[-9:]
+            count = len(person.app.held.rows)  # a link may drop what comes too fast, before the kernel has it
+            assert count > FLOOD_PACKETS / 2
+            await person.until(lambda: str(count)[-3:] in str(person.table.border_title), "all of them counted")
             assert person.table.row_count == MOST_ROWS
             assert str(person.table.border_subtitle) == f"and {count - MOST_ROWS:,} more"
             await person.presses("x", "R")
@@ -104,15 +109,15 @@ def test_a_model_has_no_screen(shared_lab: Lab) -> None:
         client = shared_lab.popen(ping(3, interval_s=0.01))
         while len(held.rows) < 3:
             held.refresh()
-        first, second, third = held.shown(10)
+        first, second, third = held.in_hand()
         assert [row.number for row in (first, second, third)] == [1, 2, 3]
-        assert held.shown(2) == [first, second]
         second.marked = True
         assert held.marked() == [second]
         second.held.drop()
+        assert held.in_hand() == [first, third]
         assert second.held.wait(5)
         assert held.refresh() == [second]
-        assert held.shown(10) == [first, third]
+        assert held.in_hand() == [first, third]
         with pytest.raises(RuleError, match="libpcap"):
             held.refilter("nonsense 3")
         assert first.held.state.value == "held"

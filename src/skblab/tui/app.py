@@ -114,8 +114,8 @@ class HoldApp(App[int]):
     def tick(self) -> None:
         """Take in what has come since the last time, and show it."""
         self._tell_of(self.held.refresh())
-        rows = self.held.shown(MOST_ROWS)
-        self.screen_stack[0].query_one(HeldTable).update(rows, len(self.held.rows) - len(rows))
+        rows = self.held.in_hand()
+        self.screen_stack[0].query_one(HeldTable).update(rows[:MOST_ROWS], len(rows[MOST_ROWS:]))
         rules = "; ".join(str(rule) for rule in self.held.rules)
         lost = f"   lost: {self.held.lost:,}" if self.held.lost else ""
         self.screen_stack[0].query_one("#title", Static).update(
@@ -210,12 +210,12 @@ class HoldApp(App[int]):
     def action_release_all(self) -> None:
         """Release all."""
         self._tell_of(self.held.refresh())
-        self._decide_and_wait(list(self.held.rows.values()), _release_if_held)
+        self._decide_and_wait(self.held.in_hand(), _release_if_held)
 
     def action_reverse(self) -> None:
         """Release all, the youngest first."""
         self._tell_of(self.held.refresh())
-        self._decide_and_wait(list(reversed(self.held.rows.values())), _release_if_held)
+        self._decide_and_wait(self.held.in_hand()[::-1], _release_if_held)
 
     def action_after(self) -> None:
         """Ask for a time, and release after it."""

@@ -104,10 +104,10 @@ class HeldPackets:
             del self.rows[row.number]
         return gone
 
-    def shown(self, most: int) -> list[Row]:
-        """Return the oldest rows, not more than so many."""
-        return [row for row, _ in zip(self.rows.values(), range(most), strict=False)]
+    def in_hand(self) -> list[Row]:
+        """Return the rows about which there is something to decide or to wait for, oldest first."""
+        return [row for row in self.rows.values() if row.held.state is State.HELD or row.leaves_at_ns]
 
     def marked(self) -> list[Row]:
-        """Return the marked rows."""
-        return [row for row in self.rows.values() if row.marked]
+        """Return the marked ones of them."""
+        return [row for row in self.in_hand() if row.marked]
