@@ -15,6 +15,7 @@ ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ECHO_TYPES = {8: "echo request", 0: "echo reply", 128: "echo request", 129: "echo reply"}
 TIMEVAL = struct.Struct("=qq")
 LARGEST_PACKET_BYTES = 0xFFFF
+PAYLOAD_FIELDS = ("load", "data")  # a payload's, in Raw and in an ICMPv6 echo
 FOLLOWING_FIELDS = ("len", "plen", "ihl", "chksum", "cksum", "dataofs")
 
 
@@ -149,9 +150,10 @@ def echo_request(identity: int, sequence: int, payload: bytes = b"") -> bytes:
 
 
 def changing(changes: Sequence[tuple[str, str]]) -> Callable[["Layers"], None]:
-    """Return the change that ``ip.ttl=3``, ``icmp.seq=7`` and so on describe.
+    r"""Return the change that ``ip.ttl=3``, ``icmp.seq=7`` and so on describe.
 
-    A value is a number (3, 0x10) or what scapy takes for that field: an address, TCP flags such as ``SA``.
+    A value is a number (3, 0x10) or what scapy takes for that field: an address, TCP flags such as ``SA``. A payload
+    (``raw.load``) is text with Python's escapes: ``a\x00b``.
     """
 
     def change(layers: "Layers") -> None:
@@ -160,12 +162,35 @@ def changing(changes: Sequence[tuple[str, str]]) -> Callable[["Layers"], None]:
             layer = next((one for one in _layers(layers) if type(one).__name__.lower() == wanted.lower()), None)
             if layer is None or all(one.name != field for one in layer.fields_desc):
                 raise RuleError(f"no field {name} in this packet", found=str(layers.summary()))
+            if field in PAYLOAD_FIELDS and isinstance(layer.getfieldval(field), bytes):
+                layer.setfieldval(field, from_escapes(name, text))
+                continue
             try:
-                layer.setfieldval(field, int(text, 0))
+                value: int | str = int(text, 0)
             except ValueError:
-                layer.setfieldval(field, text.encode() if field == "load" else text)
+                value = text
+            try:
+                layer.setfieldval(field, value)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # a name that nobody knows ...
+                raise RuleError(f"no value for {name}: {text}", found=f"{type(error).__name__}: {error}") from None
 
     return change
+
+
+def to_escapes(data: bytes) -> str:
+    """Return bytes as text with Python's escapes, as ``changing`` reads them."""
+    return data.decode("latin-1").encode("unicode_escape").decode("ascii")
+
+
+def from_escapes(name: str, text: str) -> bytes:
+    """Return the bytes that text with Python's escapes stands for.
+
+    :raises RuleError: an escape is cut short
+    """
+    try:
+        return text.encode("ascii", "backslashreplace").decode("unicode_escape").encode("latin-1")
+    except UnicodeError as error:
+        raise RuleError(f"not the bytes of {name}", found=f"{text}: {error}", mend="text, and bytes as \\x00") from None
 
 
 def _layers(packet: "Layers") -> Iterator["Layers"]:

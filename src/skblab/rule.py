@@ -32,6 +32,7 @@ WORD = re.compile(r"\s*(\S+)")
 FUNCTION = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*=(?!=)")
 TIME = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s)")
 OCCURRENCE = re.compile(r"@(\d+)(-)?(\d+)?$")
+BARE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*($|if\s.*|@.*)", re.DOTALL)
 CHANGE = re.compile(r"([A-Za-z0-9_]+\.[A-Za-z0-9_]+)=([^,\s]+)$")
 
 
@@ -80,6 +81,15 @@ class Rule:
         :raises RuleError: with a caret under the fault
         """
         return _Parser(text).rule()
+
+    @classmethod
+    def parse_hold(cls, text: str) -> "Rule":
+        """Read a rule where holding goes without saying: ``icmp_rcv if icmp`` is ``icmp_rcv = hold if icmp``.
+
+        :raises RuleError: with a caret under the fault
+        """
+        bare = BARE.fullmatch(text)
+        return cls.parse(f"{bare.group(1)} = hold {bare.group(2)}" if bare else text)
 
     def __str__(self) -> str:
         words = [f"{self.function} =", self.verdict, *self._arguments(), str(self.occurrence)]

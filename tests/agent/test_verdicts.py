@@ -177,6 +177,33 @@ def test_an_edit_in_place_and_a_packet_in_its_place(shared_lab: Lab) -> None:
     assert "icmp_seq=2 ttl=9 " in answer
 
 
+def test_an_edit_is_taken_back(shared_lab: Lab) -> None:
+    with shared_lab.hold("icmp_rcv", ECHO) as held:
+        client = ping(shared_lab, 1)
+        (packet,) = held.take(1)
+        before = packet.packet
+        assert packet.revert() == ""
+        packet.edit(lambda _: b"x" * 1000)
+        packet.edit(lambda layers: layers[ICMP].setfieldval("seq", 9))
+        assert "icmp.seq: 9 -> 1" in packet.revert()
+        assert packet.packet == before
+        packet.release()
+        with pytest.raises(PacketGone, match="cannot revert"):
+            packet.revert()
+    assert seqs(replies(client)) == [1]
+
+
+def test_what_there_is_is_taken_without_waiting(shared_lab: Lab) -> None:
+    with shared_lab.hold("icmp_rcv", ECHO) as held:
+        assert held.take_all() == []
+        client = ping(shared_lab, 2, interval_s=0.01)
+        first, second = held.take(2)
+        assert held.take_all() == []
+        second.release()
+        first.release()
+    assert seqs(replies(client)) == [2, 1]
+
+
 def test_a_checksum_may_be_wrong_on_purpose(shared_lab: Lab) -> None:
     def spoil(layers: IP) -> None:
         layers[Raw].load = b"y" * 20

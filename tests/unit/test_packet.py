@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import ARP
+from scapy.packet import Raw
 
-from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet, echo_request
+from skblab.errors import RuleError
+from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet, changing, echo_request, from_escapes, to_escapes
 
 SENT = struct.pack("=qq", 1_700_000_000, 250_000) + bytes(40)
 
@@ -58,3 +60,24 @@ def test_no_bytes_at_all_break_it(data: bytes, protocol: int) -> None:
     packet = Packet(data, protocol)
     assert isinstance(packet.summary(), str)
     assert packet.ping_sent_s is None or packet.echo
+
+
+@given(data=st.binary(max_size=99))
+def test_bytes_come_back_from_their_escapes(data: bytes) -> None:
+    assert from_escapes("raw.load", to_escapes(data)) == data
+
+
+@pytest.mark.parametrize(("typed", "load"), [("123", b"123"), (r"a\x00b", b"a\0b"), ("é", b"\xe9")])
+def test_a_payload_is_typed_as_text(typed: str, load: bytes) -> None:
+    packet = Packet(bytes(IP() / ICMP() / b"before"), ETH_P_IP)
+    edited, _ = packet.edited(changing([("raw.load", typed)]))
+    assert edited.layers[Raw].load == load
+    assert edited.layers.len == 28 + len(load)
+
+
+def test_a_value_that_no_field_takes() -> None:
+    packet = Packet(bytes(IP() / ICMP() / b"before"), ETH_P_IP)
+    with pytest.raises(RuleError, match=r"not the bytes of raw\.load"):
+        packet.edited(changing([("raw.load", "\\x0")]))
+    with pytest.raises(RuleError, match=r"no value for ip\.src"):
+        packet.edited(changing([("ip.src", "no.such.address.invalid")]))

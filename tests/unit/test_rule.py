@@ -89,3 +89,22 @@ def test_a_filter_is_libpcaps() -> None:
     with pytest.raises(RuleError, match="libpcap does not understand the filter") as caught:
         compile_filter("icmp and nonsense 3")
     assert "syntax error" in caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("icmp_rcv", Rule("icmp_rcv", "hold")),
+        (" ip_output if icmp[0] == 8", Rule("ip_output", "hold", filter="icmp[0] == 8")),
+        ("ip_rcv @2-", Rule("ip_rcv", "hold", Occurrence(2, 0))),
+        ("ip_rcv = delay 1s", Rule("ip_rcv", "delay", delay_ns=1_000_000_000)),
+    ],
+)
+def test_holding_goes_without_saying(text: str, rule: Rule) -> None:
+    assert Rule.parse_hold(text) == rule
+
+
+@pytest.mark.parametrize("text", ["icmp_rcv iff icmp", "icmp_rcv if", "= hold", "a b"])
+def test_what_does_not_say_what_to_hold(text: str) -> None:
+    with pytest.raises(RuleError):
+        Rule.parse_hold(text)

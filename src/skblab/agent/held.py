@@ -38,7 +38,7 @@ LIFE: dict[State, frozenset[State]] = {
 class HeldPacket:
     """One packet that is set aside inside the guest's kernel, which runs on.
 
-    ``release``, ``drop``: once. ``duplicate``, ``edit``: as often as one likes before that.
+    ``release``, ``drop``: once. ``duplicate``, ``edit``, ``revert``: as often as one likes before that.
     """
 
     def __init__(self, agent: "Agent", hit: Hit, function: str) -> None:
@@ -103,6 +103,19 @@ class HeldPacket:
         if edited.data != self.packet.data:
             self._agent.decide(Command.WRITE, self.hit.packet, number=data_offset, data=edited.data)
             self.packet = edited
+        return difference
+
+    def revert(self) -> str:
+        """Take all edits back: write it as it came; return what that changed, as a diff. It stays held.
+
+        :raises PacketGone: it is held no more
+        """
+        self._require_held("revert")
+        original = Packet(self.hit.data, self.hit.protocol)
+        difference = self.packet.diff(original)
+        if original.data != self.packet.data:
+            self._agent.decide(Command.WRITE, self.hit.packet, number=self.hit.data_offset, data=original.data)
+            self.packet = original
         return difference
 
     def wait(self, timeout_s: float) -> bool:

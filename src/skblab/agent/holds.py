@@ -62,6 +62,13 @@ class Stream(Generic[Item]):
                 )
             return [self._items.popleft() for _ in range(count)]
 
+    def take_all(self) -> list[Item]:
+        """Return what there is now, oldest first, without waiting."""
+        with self._news:
+            items = list(self._items)
+            self._items.clear()
+        return items
+
     def __iter__(self) -> Iterator[Item]:
         """Yield what comes, for as long as somebody asks.
 

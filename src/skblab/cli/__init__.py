@@ -17,6 +17,7 @@ examples:
   skblab ping --at ip_rcv --series 6.1         another function, another kernel
   skblab run -r 'icmp_rcv = delay 300ms @2' -- ping -c3 guest
                                                a verdict on single packets, while the kernel runs on
+  skblab hold -- ping guest                    hold single packets on a screen, and decide about each
   skblab gdb -- ping guest                     gdb's own prompt on the guest kernel, with commands for packets
   skblab up; skblab exec lab -- ping guest     a lab for several terminals; skblab down ends it
   skblab image build                           build the guest kernel (once; some minutes)
@@ -29,7 +30,7 @@ INTERRUPTED = 130
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from skblab.cli import doctor, gdb, image, labs, ping, run  # noqa: PLC0415 - each registers itself
+    from skblab.cli import doctor, gdb, hold, image, labs, ping, run  # noqa: PLC0415 - each registers itself
 
     top = argparse.ArgumentParser(
         prog="skblab",
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     top.add_argument("-v", "--verbose", action="store_true", help="say which programs are started")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, ping, gdb, labs, image, doctor):
+    for module in (run, hold, ping, gdb, labs, image, doctor):
         module.register(commands)
     return top
 

@@ -1,0 +1,69 @@
+"""``skblab hold``: packets held inside the running kernel, on a screen, for a person to decide about."""
+
+import argparse
+import contextlib
+import shlex
+import sys
+from dataclasses import asdict
+
+from skblab.cli.options import add_guest_options, add_lab_options, lab_from
+from skblab.errors import UsageError
+from skblab.rule import Rule
+
+DEFAULT_RULE = "icmp_rcv"
+EXAMPLES = """\
+examples:
+  skblab hold -- ping guest
+  skblab hold -r icmp_rcv -r 'ip_output if icmp' -- ping -i0.5 guest
+  skblab hold -r 'tcp_v4_rcv if tcp[tcpflags] & tcp-syn != 0' \\
+              --root host -g 'python3 -m http.server 80' -- curl -s http://guest/
+
+a rule is FUNCTION [= hold] [@OCCURRENCE] [if FILTER]; rules with other verdicts (skblab run --help) work beside it.
+
+keys:
+  r release   R release all   v release all in reverse   a release after a time
+  x drop      d duplicate     e edit     u take edits back     m mark     s save to a pcap file
+  f filter    ctrl+p all commands        q release everything and leave
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "hold",
+        help="hold packets at any function while a command runs, and decide about each on a screen",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-r", "--rule", action="append", default=[], metavar="RULE", dest="rules",
+                        help=f"what to hold (default: {DEFAULT_RULE}); several may be given")  # fmt: skip
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run on the host side, after --")
+    add_lab_options(parser)
+    add_guest_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the screen; return 0, or the status of what ended it."""
+    rules = [Rule.parse_hold(text) for text in arguments.rules or [DEFAULT_RULE]]
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        words = shlex.join(word for rule in rules for word in ("-r", str(rule)))
+        raise UsageError(
+            "skblab hold needs a terminal for its screen",
+            mend=f"skblab run {words} -- {shlex.join(arguments.command)}",
+        )
+    from skblab.tui.app import HoldApp  # noqa: PLC0415 - the screen takes 0.4 s to import
+    from skblab.tui.model import HeldPackets  # noqa: PLC0415
+
+    with lab_from(arguments) as lab:
+        with contextlib.closing(HeldPackets(lab, rules)) as held:
+            running = held.running
+            app = HoldApp(lab, held, arguments.command)
+            status = app.run()
+        if app.lost:
+            raise app.lost
+        for one in running:
+            counts = ", ".join(f"{name} {count}" for name, count in asdict(one.armed.counts).items() if count)
+            print(f"{one.armed.rule}: {counts or 'arrived 0'}")
+        print(f"lost: {held.lost}")
+    return app.return_code or 0 if status is None else status

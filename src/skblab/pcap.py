@@ -1,0 +1,32 @@
+"""Packets to a file that Wireshark and tcpdump read."""
+
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from skblab.errors import UsageError
+from skblab.packet import ETH_P_IP, ETH_P_IPV6, LARGEST_PACKET_BYTES, Packet
+
+LINKTYPE_RAW = 101  # a packet begins with its IP header, of either version
+# draft-ietf-opsawg-pcap: a file's header, and a packet's.
+FILE = struct.Struct("<IHHIIII")
+RECORD = struct.Struct("<IIII")
+NANOSECONDS, VERSION = 0xA1B23C4D, (2, 4)
+
+
+def write_pcap(path: Path, packets: Iterable[tuple[int, Packet]]) -> int:
+    """Write packets, each with its time (CLOCK_REALTIME, ns), to a new pcap file; return how many.
+
+    :raises UsageError: there is such a file, it cannot be written, or none of the packets is of IP
+    """
+    ours = [(at_ns, one.data) for at_ns, one in packets if one.protocol in {ETH_P_IP, ETH_P_IPV6}]
+    if not ours:
+        raise UsageError("nothing to save", found="raw IP (linktype 101) has no place for other protocols")
+    try:
+        with path.open("xb") as file:
+            file.write(FILE.pack(NANOSECONDS, *VERSION, 0, 0, LARGEST_PACKET_BYTES, LINKTYPE_RAW))
+            for at_ns, data in ours:
+                file.write(RECORD.pack(*divmod(at_ns, 1_000_000_000), len(data), len(data)) + data)
+    except OSError as error:
+        raise UsageError(f"cannot save to {path}", found=error.strerror or str(error), mend="another name") from None
+    return len(ours)

@@ -1,0 +1,171 @@
+"""The client: a program on the host side of the link, what it says, and ping's RTTs out of that."""
+
+import asyncio
+import codecs
+import collections
+import fcntl
+import os
+import re
+import struct
+import termios
+from collections.abc import Sequence
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.widget import Widget
+from textual.widgets import Sparkline, Static
+
+from skblab.host.clients import parse_ping
+from skblab.lab import Lab
+
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|[\x00-\x07\x0b\x0c\x0e-\x1f]")
+KEPT_LINES, KEPT_RTTS, LONGEST_LINE = 1000, 300, 4000
+READ_BYTES = 1 << 16
+TERMINAL = struct.pack("HHHH", 24, 80, 0, 0)
+
+
+class Client:
+    """A running program. It writes to a terminal of its own: into a pipe it would keep back what it says."""
+
+    def __init__(self, lab: Lab, command: Sequence[str]) -> None:
+        self.lines: collections.deque[Text] = collections.deque(maxlen=KEPT_LINES)
+        self.rtts_ms: collections.deque[float] = collections.deque(maxlen=KEPT_RTTS)
+        self.replies = 0
+        self.partial = ""
+        self.status: int | None = None
+        self.changed = True
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._terminal, theirs = os.openpty()
+        try:
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, TERMINAL)
+            self._running = lab.popen(command, stdout=theirs, stderr=theirs, new_session=True)
+        except BaseException:
+            os.close(self._terminal)
+            raise
+        finally:
+            os.close(theirs)
+        self._pidfd = os.pidfd_open(self._running.pid)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._terminal, self._read)
+        self._loop.add_reader(self._pidfd, self._ended)
+
+    def close(self) -> None:
+        """Read no more; the program ends with its lab."""
+        for descriptor in (self._terminal, self._pidfd):
+            if descriptor >= 0:
+                self._loop.remove_reader(descriptor)
+                os.close(descriptor)
+        self._terminal = self._pidfd = -1
+
+    def note(self, text: str, style: str = "dim") -> None:
+        """Put a line of our own between the program's."""
+        self.lines.append(Text(text, style=style))
+        self.changed = True
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._terminal, READ_BYTES)
+        except OSError:  # EIO: everybody has closed the other end
+            data = b""
+        if data:
+            self.hear(self._decoder.decode(data))
+        else:
+            self._loop.remove_reader(self._terminal)
+            os.close(self._terminal)
+            self._terminal = -1
+
+    def hear(self, text: str) -> None:
+        """Take some output in."""
+        *whole, partial = (self.partial + CONTROL.sub("", text)).split("\n")
+        for line in whole:
+            for reply in parse_ping(line):
+                self.rtts_ms.append(reply.rtt_ms)
+                self.replies += 1
+            self.lines.append(Text(_as_seen(line)))
+        self.partial = partial[-LONGEST_LINE:]
+        self.changed = True
+
+    def _ended(self) -> None:
+        status = self._running.poll()
+        if status is not None:
+            self.status = status if status >= 0 else 128 - status
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+            self.changed = True
+
+    def seen(self, count: int) -> Text:
+        """Return the last lines."""
+        lines = [*list(self.lines)[-count:], *([Text(_as_seen(self.partial))] if self.partial else [])]
+        return Text("\n").join(lines[-count:])
+
+
+def _time(ms: float) -> str:
+    return f"{ms:g} ms" if ms < 10_000 else f"{ms / 1000:,.1f} s"
+
+
+def _as_seen(line: str) -> str:
+    """Return what a terminal would show of a line with carriage returns and backspaces in it."""
+    line = line.rstrip("\r").rpartition("\r")[2]
+    if "\b" not in line:
+        return line
+    seen: list[str] = []
+    for letter in line:
+        if letter != "\b":
+            seen.append(letter)
+        elif seen:
+            seen.pop()
+    return "".join(seen)
+
+
+class Output(Widget):
+    """The last lines of the client, as many as there is room for."""
+
+    def __init__(self) -> None:
+        super().__init__(id="output")
+        self.client: Client | None = None
+
+    def render(self) -> Text:
+        """Return the lines."""
+        text = self.client.seen(max(self.size.height, 1)) if self.client else Text()
+        text.no_wrap = True
+        text.overflow = "ellipsis"
+        return text
+
+
+class ClientPane(Vertical):
+    """The client's output with a plot of its RTTs."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        super().__init__(id="client")
+        self._words = " ".join(command)
+
+    def compose(self) -> ComposeResult:
+        """Yield the parts."""
+        yield Output()
+        yield Sparkline([], id="rtts", summary_function=max)
+        yield Static("", id="rtt", markup=False)
+
+    def on_mount(self) -> None:
+        """Say what is run."""
+        self.border_title = f"{self._words}: starting"
+
+    def update(self, client: Client) -> None:
+        """Show what is new."""
+        if not client.changed:
+            return
+        client.changed = False
+        output = self.query_one(Output)
+        output.client = client
+        output.refresh()
+        state = "running" if client.status is None else f"ended, exit status {client.status}"
+        self.border_title = f"{self._words}: {state}"
+        rtts = list(client.rtts_ms)
+        self.set_class(bool(rtts), "-pings")
+        if rtts:
+            self.query_one(Sparkline).data = rtts
+            least, most = _time(min(rtts)), _time(max(rtts))
+            self.query_one("#rtt", Static).update(
+                f"RTT {_time(rtts[-1])}   least {least}   most {most}   replies {client.replies:,}"
+            )

@@ -1,0 +1,86 @@
+"""Where each field of a packet is in its bytes, and how a person reads and writes it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from skblab.packet import Packet, to_escapes
+
+if TYPE_CHECKING:
+    from scapy.packet import Packet as Layers
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field: ``first`` and ``end`` are offsets of its bytes; ``text`` is empty where it cannot be typed in."""
+
+    name: str  # as in an edit rule: ip.ttl
+    shown: str
+    text: str | None
+    first: int
+    end: int
+
+    @property
+    def short(self) -> str:
+        """The name within its layer."""
+        return self.name.partition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer and its fields."""
+
+    name: str
+    fields: tuple[Field, ...]
+    first: int
+    end: int
+
+
+def layout(packet: Packet) -> list[Layer]:
+    """Return the layers of a packet, outermost first."""
+    layers: list[Layer] = []
+    layer, first = packet.layers, 0
+    while layer and layer.name != "NoPayload":
+        fields = tuple(_fields(layer, packet.data, first))
+        end = max((field.end for field in fields), default=first)
+        layers.append(Layer(str(layer.name), fields, first, end))
+        layer, first = layer.payload, end
+    return layers
+
+
+def _fields(layer: "Layers", data: bytes, first: int) -> Iterator[Field]:
+    """Walk a layer's fields along its bytes, as scapy's own dissection does (Packet.do_dissect())."""
+    prefix = type(layer).__name__.lower()
+    rest: Any = data[first:]  # behind a field that ends within a byte: the bytes from there on, and how many bits
+    for field in layer.fields_desc:
+        before = rest
+        try:
+            rest, _ = field.getfield(layer, rest)
+            value = layer.getfieldval(field.name)
+            shown = str(field.i2repr(layer, value))
+        except Exception:  # noqa: BLE001 - a packet may be any bytes: what cannot be walked has no place
+            return
+        start = len(data) - len(before[0] if isinstance(before, tuple) else before)
+        end = len(data) - len(rest[0]) + 1 if isinstance(rest, tuple) else len(data) - len(rest)
+        if end > start:
+            yield Field(f"{prefix}.{field.name}", _readable(value, shown), _typed(value), start, end)
+
+
+def _readable(value: object, shown: str) -> str:
+    if isinstance(value, bytes):
+        return to_escapes(value)
+    named = isinstance(value, int) and shown[:1].isalpha() and not _flags(value)  # of an enumeration
+    return f"{shown} ({value})" if named else shown
+
+
+def _typed(value: object) -> str | None:
+    """Return a value as a person would type it, or None where there is no way."""
+    if isinstance(value, bytes):
+        return to_escapes(value)
+    if _flags(value) or isinstance(value, str):
+        return str(value)
+    return str(value) if isinstance(value, int) else None
+
+
+def _flags(value: object) -> bool:
+    return type(value).__name__ == "FlagValue"  # scapy's: an int that prints as its flags' names
