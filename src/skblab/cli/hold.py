@@ -23,6 +23,7 @@ a rule is FUNCTION [= hold] [@OCCURRENCE] [if FILTER]; rules with other verdicts
 keys:
   r release   R release all   v release all in reverse   a release after a time
   x drop      d duplicate     e edit     u take edits back     m mark     s save to a pcap file
+  z freeze the whole kernel around it, under gdb
   f filter    ctrl+p all commands        q release everything and leave
 """
 

@@ -23,6 +23,7 @@ from skblab.tui.client import Client, ClientPane
 from skblab.tui.detail import Hex, Layers
 from skblab.tui.dialogs import Ask, Lost
 from skblab.tui.edit import Changes, EditForm
+from skblab.tui.freeze import freezing
 from skblab.tui.keys import Keys
 from skblab.tui.model import HeldPackets, Row
 from skblab.tui.table import HeldTable
@@ -44,6 +45,12 @@ KEYS: tuple[tuple[str, str, str, str], ...] = (
     ("d", "duplicate", "duplicate", "Send a copy on its way; the packet stays held"),
     ("e", "edit", "edit", "Change the chosen packet's fields"),
     ("u", "revert", "revert", "Write the packet back as it came"),
+    (
+        "z",
+        "freeze",
+        "freeze",
+        "Let it go on into gdb: the whole kernel stands still at its function; leave gdb to come back",
+    ),
     ("f", "filter", "filter", "Hold only what a pcap filter takes; what is held is released"),
     ("m", "mark", "mark", "Mark the chosen packet, or take its mark away"),
     ("s", "save", "save", "Save the marked packets, or the chosen one, to a pcap file"),
@@ -261,6 +268,18 @@ class HoldApp(App[int]):
 
         title = f"edit #{row.number} in {row.held.function}()"
         self.push_screen(EditForm(row.held.packet, title, field.name if field else "", take))
+
+    def action_freeze(self) -> None:
+        """Give the terminal to gdb, and stop the whole kernel where the chosen packet goes on."""
+        row = self._chosen
+        if row is None:
+            return
+        try:
+            with self.suspend():
+                self.lab.gdb_prompt(freezing(self.lab, row.held), attached=row.held.release)
+        except SkblabError as error:
+            self._complain(error)
+        self.refresh(layout=True)
 
     def action_revert(self) -> None:
         """Write the marked packets, or the chosen one, back as they came."""

@@ -1,0 +1,22 @@
+"""From a held packet to the whole kernel standing still around it."""
+
+from skblab.agent.held import HeldPacket
+from skblab.lab import Lab
+
+REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")  # System V ABI, AMD64: a function's first arguments
+ENTRY_BYTES = 5  # a released packet's function is entered behind its NOPs (kernel/agent/agent.h agent_call())
+
+
+def freezing(lab: Lab, held: HeldPacket) -> list[str]:
+    """Return gdb's commands that let the kernel go on to where a packet, about to be released, enters its function."""
+    function = lab.image.functions.lookup(held.function)
+    assert function
+    assert function.skb_parameter is not None
+    register = REGISTERS[function.skb_parameter]
+    return [
+        f"tbreak *{function.address + ENTRY_BYTES:#x} if ${register} == {held.hit.skb:#x}",
+        "continue",
+        f"frame function {function.name}",
+        "list",
+        "skb",
+    ]
