@@ -7,7 +7,7 @@ C_SOURCES := $(wildcard kernel/init/*.c) # the agent is built with -Werror when 
 
 export PYTHON
 
-.PHONY: ping test check torture bench setup images clean
+.PHONY: ping test check torture bench pictures setup images clean
 .DEFAULT_GOAL := ping
 
 ping: setup ## boot a kernel, stop it at icmp_rcv, and decide when ping gets its answer
@@ -39,6 +39,9 @@ bench: ## the numbers of docs/reference/numbers.md
 	@tools/setup iperf3 nftables
 	$(SKBLAB) image build >/dev/null
 	.venv/bin/python bench/run.py
+
+pictures: setup ## take docs/pictures/ anew, from the running program
+	SKBLAB_PICTURES=1 .venv/bin/pytest tests/tui/test_picture.py
 
 clean: ## remove what setup made here; images stay (skblab image rm)
 	rm -rf .venv .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -38,6 +38,7 @@ class Person:
 
     async def types(self, text: str, into: str = "Input") -> None:
         """Put a text into a line, in place of what is in it, and press Enter."""
+        await self.until(lambda: bool(self.app.screen.query(into)), "the dialog")
         line = self.app.screen.query_one(into, Input)
         line.focus()
         await self.until(lambda: line.has_focus, "the focus")

@@ -13,7 +13,7 @@ def test_the_kernel_stands_still_around_the_packet_and_goes_on() -> None:
     person.types(b"z")
     said = person.reads("skb 0x")
     assert "Temporary breakpoint 1, " in said
-    assert "in icmp_rcv (skb=0x" in said
+    assert "int icmp_rcv(struct sk_buff *skb)" in said
     person.reads("(gdb) ")
     person.types(b"print skb->len\n")
     person.reads("$1 = 64")

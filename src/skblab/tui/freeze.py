@@ -16,7 +16,6 @@ def freezing(lab: Lab, held: HeldPacket) -> list[str]:
     return [
         f"tbreak *{function.address + ENTRY_BYTES:#x} if ${register} == {held.hit.skb:#x}",
         "continue",
-        f"frame function {function.name}",
-        "list",
+        f"list {function.name}",
         "skb",
     ]
