@@ -106,6 +106,7 @@ class Lab:
     def __enter__(self) -> Self:
         if self._stack is not None:
             raise UsageError(f"lab {self.name} is running already")
+        self._agent = None
         with ExitStack() as stack:
             # Entered last, left first: clients end before the kernel they talk to.
             self._clients: list[process.Running] = []
