@@ -20,13 +20,13 @@ END_OF_SCREEN = "\x1b[?1049l"  # back from the alternate screen
 class Terminal:
     """A terminal of 80 columns and 24 lines, with a command in it."""
 
-    def __init__(self, *words: str, **environment: str) -> None:
+    def __init__(self, *words: str, controlling: bool = True, **environment: str) -> None:
         self.ours, self.theirs = os.openpty()
         fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         self.before = termios.tcgetattr(self.theirs)
         with os.fdopen(self.theirs, "r+b", buffering=0, closefd=False) as tty:
             self.program = process.start(
-                ["setsid", "--ctty", "--wait", *SKBLAB, *words],
+                ["setsid", *(["--ctty"] if controlling else []), "--wait", *SKBLAB, *words],
                 stdin=tty, stdout=tty, stderr=tty, env=os.environ | {"TERM": "xterm-256color"} | environment,
             )  # fmt: skip
         self.read = ""
@@ -44,6 +44,12 @@ class Terminal:
         said = read_until(self.ours, lambda text: "lost: " in text or "guest kernel is gone" in text)
         return self.program.wait(20), plain(said.rpartition(END_OF_SCREEN)[2])
 
+    def hang_up(self) -> None:
+        """Close the terminal's window."""
+        for descriptor in (self.ours, self.theirs):
+            os.close(descriptor)
+        self.ours = self.theirs = -1
+
     def resize(self, lines: int, columns: int) -> None:
         fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
@@ -57,15 +63,15 @@ def start() -> Iterator[Callable[..., Terminal]]:
     before = remains()
     terminals: list[Terminal] = []
 
-    def begin(*words: str, **environment: str) -> Terminal:
-        terminals.append(Terminal(*words, **environment))
+    def begin(*words: str, controlling: bool = True, **environment: str) -> Terminal:
+        terminals.append(Terminal(*words, controlling=controlling, **environment))
         return terminals[-1]
 
     yield begin
     for terminal in terminals:
         process.end(terminal.program)
-        os.close(terminal.ours)
-        os.close(terminal.theirs)
+        if terminal.ours >= 0:
+            terminal.hang_up()
     assert eventually_nothing(before) == []
 
 
@@ -108,6 +114,14 @@ def test_it_ends_cleanly_and_gives_the_terminal_back(start: Callable[..., Termin
     assert status == (0 if how == "Ctrl-C" else 143)
     assert "Traceback" not in said
     assert termios.tcgetattr(terminal.theirs) == terminal.before
+
+
+@pytest.mark.parametrize("controlling", [True, False])
+def test_it_ends_with_its_terminal(start: Callable[..., Terminal], *, controlling: bool) -> None:
+    terminal = start("hold", "--", "ping", "-n", "-i", "0.2", "guest", controlling=controlling)
+    terminal.until(lambda text: "seq 1" in text)
+    terminal.hang_up()
+    assert terminal.program.wait(20) in {1, 129}
 
 
 def test_without_a_terminal_it_names_the_command_that_needs_none() -> None:

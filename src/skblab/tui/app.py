@@ -22,6 +22,7 @@ from skblab.pcap import write_pcap
 from skblab.tui.client import Client, ClientPane
 from skblab.tui.detail import Hex, Layers
 from skblab.tui.dialogs import Ask, Lost
+from skblab.tui.driver import SteadyDriver
 from skblab.tui.edit import Changes, EditForm
 from skblab.tui.freeze import freezing
 from skblab.tui.keys import Keys
@@ -70,7 +71,7 @@ class HoldApp(App[int]):
     ]
 
     def __init__(self, lab: Lab, held: HeldPackets, command: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(driver_class=SteadyDriver)
         self.lab = lab
         self.held = held
         self.command = list(command)
