@@ -74,7 +74,7 @@ static void enqueue(struct agent_held *held)
 }
 
 /*
- * The host wakes a guest that sleeps some 50 us after its timer's time. So timers are set that much earlier, as learned
+ * The host wakes a guest that sleeps some 80 us after its timer's time. So timers are set that much earlier, as learned
  * from those before, and a processor that has nothing to do waits here for the rest; another comes back when it is time.
  */
 static enum hrtimer_restart its_time_has_come(struct hrtimer *timer)

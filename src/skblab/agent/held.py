@@ -99,11 +99,7 @@ class HeldPacket:
         """
         self._require_held("edit")
         edited, data_offset = self.packet.edited(change, fix=fix, data_offset=self.hit.data_offset)
-        difference = self.packet.diff(edited)
-        if edited.data != self.packet.data:
-            self._agent.decide(Command.WRITE, self.hit.packet, number=data_offset, data=edited.data)
-            self.packet = edited
-        return difference
+        return self._write(edited, data_offset)
 
     def revert(self) -> str:
         """Take all edits back: write it as it came; return what that changed, as a diff. It stays held.
@@ -111,12 +107,7 @@ class HeldPacket:
         :raises PacketGone: it is held no more
         """
         self._require_held("revert")
-        original = Packet(self.hit.data, self.hit.protocol)
-        difference = self.packet.diff(original)
-        if original.data != self.packet.data:
-            self._agent.decide(Command.WRITE, self.hit.packet, number=self.hit.data_offset, data=original.data)
-            self.packet = original
-        return difference
+        return self._write(Packet(self.hit.data, self.hit.protocol), self.hit.data_offset)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it has gone, one way or the other; whether it has."""
@@ -129,6 +120,14 @@ class HeldPacket:
                 self.state = state
                 self.ended_at_ns = at_ns
         self._end.set()
+
+    def _write(self, packet: Packet, data_offset: int) -> str:
+        """Write a packet in the place of this one; return what that changes, as a diff."""
+        difference = self.packet.diff(packet)
+        if packet.data != self.packet.data:
+            self._agent.decide(Command.WRITE, self.hit.packet, number=data_offset, data=packet.data)
+            self.packet = packet
+        return difference
 
     def _require_held(self, what: str) -> None:
         if self.state is not State.HELD:

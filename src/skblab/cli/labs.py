@@ -15,7 +15,7 @@ from skblab.cli.options import add_guest_options, add_lab_options, complete, lab
 from skblab.errors import UsageError
 from skblab.guest.terminal import NAME_OF_LEAVE
 from skblab.host import registry
-from skblab.host.process import Running
+from skblab.host.process import Running, exit_status
 
 DEFAULT_NAME = "lab"
 FOLLOW_EVERY_S = 0.2
@@ -139,7 +139,7 @@ def _status(client: Running) -> int:
             status = client.wait()
         except KeyboardInterrupt:
             continue
-        return status if status >= 0 else 128 - status
+        return exit_status(status)
 
 
 def _console(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from skblab.agent.abi import Hit
 from skblab.agent.holds import Running
 from skblab.cli import stops
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
+from skblab.host import process
 from skblab.packet import Packet
 from skblab.rule import Rule
 
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         for one in reversed(running):
             one.close()
         teller.summary(running, lab.agent.channel.lost, status)
-    return status if status >= 0 else 128 - status
+    return process.exit_status(status)
 
 
 class _Teller:

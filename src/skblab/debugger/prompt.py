@@ -79,7 +79,7 @@ def run(
         status = _wait(running, guest, booted)
     if status and guest.alive:
         attach.restore_all(guest.pid, image.kernel)
-    return status if status >= 0 else 128 - status
+    return process.exit_status(status)
 
 
 def _wait(running: process.Running, guest: Guest, booted: Callable[[], object] | None) -> int:

@@ -106,6 +106,11 @@ def unfinished(running: Running) -> bool:
     return running.poll() is None or any(pipe is not None and not pipe.closed for pipe in pipes)
 
 
+def exit_status(status: int) -> int:
+    """Return a program's status as a shell has it: of one that a signal has ended, 128 and the signal's number."""
+    return status if status >= 0 else 128 - status
+
+
 def let_live(running: Running) -> None:
     """Let a program outlive this process: nobody here will collect it."""
     running.returncode = 0  # else subprocess complains of it

@@ -16,6 +16,7 @@ from textual.containers import Vertical
 from textual.widget import Widget
 from textual.widgets import Sparkline, Static
 
+from skblab.host import process
 from skblab.host.clients import parse_ping
 from skblab.lab import Lab
 
@@ -89,7 +90,7 @@ class Client:
     def _ended(self) -> None:
         status = self._running.poll()
         if status is not None:
-            self.status = status if status >= 0 else 128 - status
+            self.status = process.exit_status(status)
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
