@@ -22,18 +22,19 @@ def ensure(directory: Path) -> Path:
 
     :raises BuildFailed: the compiler refused, or *directory* cannot be written
     """
-    source = kernel_dir() / "init" / "init.c"
+    sources = sorted((kernel_dir() / "init").glob("*.[ch]"))
     agent = ensure_agent(directory)
-    key = hashlib.sha256(source.read_bytes() + "\0".join((*COMPILE, agent.name)).encode()).hexdigest()[:12]
+    content = b"\0".join(path.read_bytes() for path in sources)
+    key = hashlib.sha256(content + "\0".join((*COMPILE, agent.name)).encode()).hexdigest()[:12]
     archive = directory / f"initramfs-{key}.cpio"
     if archive.exists():
         return archive
     with tempfile.TemporaryDirectory() as scratch:
         program = Path(scratch, "init")
-        done = process.run([*COMPILE, "-o", program, source], timeout_s=60)
+        done = process.run([*COMPILE, "-o", program, *(path for path in sources if path.suffix == ".c")], timeout_s=60)
         if done.returncode:
             raise BuildFailed(
-                f"cannot compile {source}", found=done.stderr.strip(), mend="apt-get install gcc libc6-dev"
+                f"cannot compile {sources[0].parent}", found=done.stderr.strip(), mend="apt-get install gcc libc6-dev"
             )
         module = Path(scratch, "agent.ko")
         process.run(["objcopy", "--strip-debug", agent, module], timeout_s=60).check_returncode()
