@@ -12,13 +12,13 @@ export PYTHON
 
 ping: setup ## boot a kernel, stop it at icmp_rcv, and decide when ping gets its answer
 	$(SKBLAB) image build >/dev/null
-	@if [ -t 0 ] && [ -t 1 ]; then exec $(SKBLAB) ping; else exec $(SKBLAB) ping --holds 0.5,1,2 --staircase; fi
+	@if [ -t 0 ] && [ -t 1 ]; then exec $(SKBLAB) ping --walk; else exec $(SKBLAB) ping --holds 0.5,1,2 --staircase; fi
 
 setup: ## make .venv/bin/skblab ready
 	@tools/setup
 
 images:
-	@tools/setup linux-source-6.1 gdb curl iperf3
+	@tools/setup linux-source-6.1 gdb curl iperf3 tmux
 	@for series in $(TESTED_SERIES); do $(SKBLAB) image build --series $$series || exit 1; done
 	@$(SKBLAB) image build --variant kasan
 

@@ -71,7 +71,7 @@ enum agent_verdict {
 
 /* Commands. Each is answered by an AGENT_DONE with its cookie. */
 enum agent_command_kind {
-	AGENT_ARM = 1, /* struct agent_arm, then its filter */
+	AGENT_ARM = 1, /* struct agent_arm, then its filter; in place of a rule of that number there: what it holds stays */
 	AGENT_DISARM = 2, /* record.rule; what it holds is released */
 	AGENT_RELEASE = 3, /* struct agent_decide */
 	AGENT_DISCARD = 4,

@@ -81,15 +81,25 @@ static struct agent_probe *probe_for(unsigned long address)
 	return probe;
 }
 
+static void free_rule(struct agent_rule *rule)
+{
+	if (rule->filter)
+		bpf_prog_destroy(rule->filter);
+	kfree(rule);
+}
+
 int agent_arm(const struct agent_arm *arm)
 {
 	struct sock_fprog_kern program = { .len = arm->filter_length, .filter = (struct sock_filter *)(arm + 1) };
 	struct agent_probe *probe;
-	struct agent_rule *rule;
+	struct agent_rule *rule, *old;
 	unsigned long flags;
 	int error = 0;
 
-	if (arm->record.rule >= AGENT_RULES || rules[arm->record.rule])
+	if (arm->record.rule >= AGENT_RULES)
+		return -EINVAL;
+	old = rules[arm->record.rule];
+	if (old && old->probe->address != arm->address)
 		return -EINVAL;
 	if (arm->skb_argument >= AGENT_ARGUMENTS &&
 	    (arm->skb_argument != AGENT_NO_PACKET || arm->verdict > AGENT_TRACE))
@@ -103,25 +113,28 @@ int agent_arm(const struct agent_arm *arm)
 	if (program.len)
 		error = bpf_prog_create(&rule->filter, &program);
 	if (error)
-		goto free_rule;
+		goto free;
 	probe = probe_for(arm->address);
 	if (IS_ERR(probe)) {
 		error = PTR_ERR(probe);
-		goto free_filter;
+		goto free;
 	}
 	rule->probe = probe;
-	*agent_counts(rule->number) = (struct agent_counts){};
+	if (!old)
+		*agent_counts(rule->number) = (struct agent_counts){};
 	local_irq_save(flags);
 	rules[rule->number] = rule;
-	list_add_tail(&rule->list, &probe->rules);
+	if (old)
+		list_replace(&old->list, &rule->list);
+	else
+		list_add_tail(&rule->list, &probe->rules);
 	local_irq_restore(flags);
+	if (old)
+		free_rule(old);
 	return 0;
 
-free_filter:
-	if (rule->filter)
-		bpf_prog_destroy(rule->filter);
-free_rule:
-	kfree(rule);
+free:
+	free_rule(rule);
 	return error;
 }
 
@@ -148,9 +161,7 @@ int agent_disarm(u16 number)
 		write_entry(probe->address, nops);
 		kfree(probe);
 	}
-	if (rule->filter)
-		bpf_prog_destroy(rule->filter);
-	kfree(rule);
+	free_rule(rule);
 	agent_release_rule(number);
 	agent_held_flush(); /* its counts are final when the host hears that it is gone */
 	return 0;

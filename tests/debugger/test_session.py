@@ -4,7 +4,6 @@ import subprocess
 
 import pytest
 
-from skblab.debugger.session import source_lines
 from skblab.errors import DebuggerError, Timeout, UnknownFunction, UsageError
 from skblab.host import process
 from skblab.host.clients import parse_ping
@@ -77,7 +76,7 @@ def test_the_source_around_the_stop(shared_lab: Lab) -> None:
         debugger.resume()
         client = ping(shared_lab)
         frame = debugger.wait_stop(20).frames[0]
-        lines = dict(source_lines(shared_lab.image, frame, around=3))
+        lines = dict(shared_lab.image.source_lines(frame.file, frame.line, around=3))
         assert "icmp_rcv" in " ".join(lines.values())
         assert len(lines) == 7 or frame.line <= 3
         (argument,) = frame.arguments

@@ -19,7 +19,7 @@ HELD = "Enter lets it go"
 @pytest.fixture
 def person() -> Iterator[Person]:
     before = remains()
-    person = Person("ping")
+    person = Person("ping", "--walk")
     yield person
     process.end(person.program)
     os.close(person.terminal)

@@ -46,7 +46,7 @@ def test_packets_can_be_decided_on_when_their_client_has_ended(shared_lab: Lab) 
             await person.holds(0)
             await person.reads("-- #2 dropped by icmp_rcv() after ")
             await person.presses("q")
-        assert person.app.return_value == 0
+        assert person.app.return_value == person.app.client.status == 1
 
     asyncio.run(run())
 
@@ -123,9 +123,19 @@ def test_a_model_has_no_screen(shared_lab: Lab) -> None:
         assert first.held.state.value == "held"
         held.refilter("icmp[6:2] == 3")
         assert held.rules == [Rule("icmp_rcv", "hold", filter="icmp[6:2] == 3")]
+        assert held.in_hand() == [first, third]
+        late = shared_lab.popen(ping(3, interval_s=0.01))
+        while len(held.rows) < 3:
+            held.refresh()
+        echo = held.in_hand()[2].held.packet.echo
+        assert echo is not None
+        assert echo[2] == 3
+        first.held.release()
         assert first.held.wait(5)
-        assert third.held.wait(5)
+        assert held.running[0].armed.counts.held == 4
+    assert third.held.wait(5)
     client.kill()
+    late.kill()
 
 
 @pytest.mark.parametrize("rule", ["icmp_rcv = stop", "icmp_rcv = hold 8 release reverse"])

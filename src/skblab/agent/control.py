@@ -1,6 +1,7 @@
 """Tell the agent what to do, and hear what it tells: one thread reads, anybody may ask."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -128,6 +129,16 @@ class Agent:
             self._forget(number)
             raise
         return Armed(self, number, rule)
+
+    def refilter(self, armed: Armed, expression: str) -> None:
+        """Let a rule that is in force take other packets from now on; what it holds stays held, its counts go on.
+
+        :raises RuleError: libpcap does not understand the filter; nothing was changed
+        """
+        rule = dataclasses.replace(armed.rule, filter=expression)
+        describe = self._describe(rule, find_function(self._image, rule.function))
+        self._ask(lambda cookie: describe(armed.number).encode(cookie), f"another filter at {rule.function}()")
+        armed.rule = rule
 
     def watch(self, function: str, listener: Listener) -> Armed:
         """Be told whenever a function is entered, whether it has a packet or not.

@@ -46,6 +46,13 @@ class Stream(Generic[Item]):
         """What has become of the packets that the filter took."""
         return self.armed.counts
 
+    def refilter(self, expression: str) -> None:
+        """Take what this pcap filter takes, from now on; what is held stays held.
+
+        :raises RuleError: libpcap does not understand it; nothing was changed
+        """
+        self._agent.refilter(self.armed, expression)
+
     def take(self, count: int = 1, *, timeout_s: float = 10.0) -> list[Item]:
         """Wait until there are so many and return them, oldest first.
 

@@ -4,11 +4,16 @@ import argparse
 import contextlib
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
 from skblab.errors import UsageError
 from skblab.rule import Rule
+
+if TYPE_CHECKING:
+    from skblab.lab import Lab
 
 DEFAULT_RULE = "icmp_rcv"
 EXAMPLES = """\
@@ -24,7 +29,8 @@ keys:
   r release   R release all   v release all in reverse   a release after a time
   x drop      d duplicate     e edit     u take edits back     m mark     s save to a pcap file
   z freeze the whole kernel around it, under gdb
-  f filter    ctrl+p all commands        q release everything and leave
+  t who called: the kernel's stack, with source     f hold only what a filter takes
+  ctrl+p all commands               q release everything and leave
 """
 
 
@@ -45,7 +51,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the screen; return 0, or the status of what ended it."""
+    """Show the screen; return the client's status if it ended, else 0; or that of what ended the screen."""
     rules = [Rule.parse_hold(text) for text in arguments.rules or [DEFAULT_RULE]]
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         words = shlex.join(word for rule in rules for word in ("-r", str(rule)))
@@ -53,16 +59,23 @@ def run(arguments: argparse.Namespace) -> int:
             "skblab hold needs a terminal for its screen",
             mend=f"skblab run {words} -- {shlex.join(arguments.command)}",
         )
+    return show(lab_from(arguments), rules, arguments.command)
+
+
+def show(lab: "Lab", rules: Sequence[Rule], command: Sequence[str]) -> int:
+    """Show what some rules hold while a command runs in a lab; return the status to exit with."""
     from skblab.tui.app import HoldApp  # noqa: PLC0415 - the screen takes 0.4 s to import
     from skblab.tui.model import HeldPackets  # noqa: PLC0415
 
-    with lab_from(arguments) as lab:
+    with lab:
         with contextlib.closing(HeldPackets(lab, rules)) as held:
             running = held.running
-            app = HoldApp(lab, held, arguments.command)
+            app = HoldApp(lab, held, command)
             status = app.run()
         if app.lost:
             raise app.lost
+        if app.client.last_words:
+            print("\n".join(app.client.last_words).strip("\n"))
         for one in running:
             counts = ", ".join(f"{name} {count}" for name, count in asdict(one.armed.counts).items() if count)
             print(f"{one.armed.rule}: {counts or 'arrived 0'}")

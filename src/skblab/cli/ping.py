@@ -1,17 +1,24 @@
-"""``skblab ping``: the experiment, by hand on a terminal, by itself anywhere else."""
+"""``skblab ping``: the experiment, by hand on a terminal, by itself anywhere else.
+
+By hand there are two ways into the kernel: held packets on a screen, and, with ``--walk``, the whole kernel under gdb.
+"""
 
 import argparse
 import json
 import sys
 from dataclasses import asdict
 
+from skblab.cli import hold
 from skblab.cli.options import add_lab_options, complete, function_names, lab_from
+from skblab.errors import UsageError
+from skblab.rule import Rule
 
 DEFAULT_HOLDS = (0.5, 1.0, 2.0)
 STAIRCASE_HOLD_S, STAIRCASE_INTERVAL_S = 3.0, 0.2
 EXAMPLES = """\
 examples:
-  skblab ping                              on a terminal: you hold the packet, Enter lets it go
+  skblab ping                              on a terminal: pings held inside the kernel; you decide about each
+  skblab ping --walk                       the whole kernel stands still under gdb; Enter lets it go on
   skblab ping --holds 0.5,1,2 --staircase  by itself: three holds, then pings that pile up
   skblab ping --at icmp_echo --holds 1 --json
   skblab ping -c 3                         boot, ping three times, nothing else
@@ -22,9 +29,10 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     """Add the command."""
     parser = commands.add_parser(
         "ping",
-        help="stop the kernel while a ping is inside, and decide when it goes on",
-        description="Boot a guest kernel, ping it, stop the whole kernel under gdb at a function while the ping is "
-        "inside, and let it go on: the client's RTT is the time you held it.",
+        help="ping a kernel, hold the ping inside it, and decide when it gets its answer",
+        description="Boot a guest kernel, ping it, hold the ping at a function inside, and let it go on: the client's "
+        "RTT is the time you held it. On a terminal a screen shows what is held, and the kernel runs on; with --walk, "
+        "or off a terminal, the whole kernel stands still under gdb meanwhile.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,11 +45,13 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     parser.add_argument("-c", "--count", type=_positive, metavar="N",
                         help="plain pings (default: 3); without --holds and --staircase, only these")  # fmt: skip
-    parser.add_argument("-i", "--interval", type=_seconds, default=STAIRCASE_INTERVAL_S, metavar="S",
-                        help="between plain pings, and the step of the staircase (default: %(default)s)")  # fmt: skip
+    parser.add_argument("-i", "--interval", type=_seconds, metavar="S",
+                        help="between pings, and the step of the staircase (default: 0.2; screen: 1)")  # fmt: skip
     parser.add_argument(
         "--staircase", action="store_true", help="then hold one ping so long that others pile up behind it"
     )
+    parser.add_argument("--walk", action="store_true",
+                        help="on a terminal: be led through the experiment under gdb, step by step")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_lab_options(parser)
     parser.set_defaults(run=run)
@@ -74,18 +84,25 @@ def run(arguments: argparse.Namespace) -> int:
 
     by_itself = arguments.json or arguments.holds or arguments.staircase or arguments.count
     plain = arguments.count and not (arguments.holds or arguments.staircase)
-    if not by_itself and sys.stdin.isatty() and sys.stdout.isatty():
+    on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if arguments.walk and (by_itself or not on_terminal):
+        raise UsageError("--walk wants a person at a terminal", mend="skblab ping --holds 0.5,1,2 goes by itself")
+    if not by_itself and on_terminal and not arguments.walk:
+        rule = Rule.parse_hold(f"{arguments.at} if icmp[icmptype] == icmp-echo")
+        return hold.show(lab_from(arguments), [rule], ["ping", "-i", f"{arguments.interval or 1:g}", "guest"])
+    if arguments.walk:
         from skblab.cli import ping_walk  # noqa: PLC0415
 
         with lab_from(arguments) as lab:
-            ping_walk.walk(lab, arguments.at, arguments.interval)
+            ping_walk.walk(lab, arguments.at, arguments.interval or STAIRCASE_INTERVAL_S)
         return 0
+    interval_s = arguments.interval or STAIRCASE_INTERVAL_S
     plan = ping_run.Plan(
         function=arguments.at,
         holds_s=() if plain else arguments.holds or DEFAULT_HOLDS,
         count=arguments.count or 3,
-        interval_s=arguments.interval,
-        staircase_s=max(STAIRCASE_HOLD_S, 14 * arguments.interval) if arguments.staircase else None,
+        interval_s=interval_s,
+        staircase_s=max(STAIRCASE_HOLD_S, 14 * interval_s) if arguments.staircase else None,
     )
     progress = _Progress(quiet=not sys.stderr.isatty())
     with lab_from(arguments) as lab:

@@ -14,7 +14,6 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from skblab.debugger.inside.wire import Frame, Stopped
-from skblab.debugger.session import source_lines
 from skblab.experiments.ping import Arrest, PingExperiment
 from skblab.experiments.ping_report import staircase_text
 from skblab.image.image import Image
@@ -76,7 +75,7 @@ def _scene(console: Console, image: Image, arrest: Arrest) -> RenderableType:
     else:
         parts.append(Text(arrest.stopped.packet_problem, style="dim"))
     parts.append(Padding(_backtrace(console, arrest.stopped), (0, 2)))
-    lines = source_lines(image, frame, around=SHOWN_SOURCE)
+    lines = image.source_lines(frame.file, frame.line, around=SHOWN_SOURCE)
     if lines:
         code = "\n".join(text for _, text in lines)
         parts.append(

@@ -257,13 +257,3 @@ class Debugger:
         if not self._guest.alive:
             return DebuggerError("gdb ended, and the guest kernel with it", found=said)
         return DebuggerError(f"gdb is gone (status {status}); the guest runs on", found=said)
-
-
-def source_lines(image: Image, frame: wire.Frame, *, around: int = 5) -> list[tuple[int, str]]:
-    """Return (number, text) of the source lines around a frame; nothing where the image has no such source."""
-    path = Path(image.source, frame.file)
-    if not frame.file or not path.is_file():
-        return []
-    lines = path.read_text(errors="replace").splitlines()
-    first = max(frame.line - around, 1)
-    return list(enumerate(lines[first - 1 : frame.line + around], start=first))

@@ -78,6 +78,15 @@ class Image:
         """The kernel's configuration."""
         return self.path / CONFIG
 
+    def source_lines(self, file: str, line: int, *, around: int = 5) -> list[tuple[int, str]]:
+        """Return (number, text) of the lines around one of a source file; nothing where there is no such source."""
+        path = self.source / file
+        if not file or not path.is_file():
+            return []
+        lines = path.read_text(errors="replace").splitlines()
+        first = max(line - around, 1)
+        return list(enumerate(lines[first - 1 : line + around], start=first))
+
     @cached_property
     def functions(self) -> FunctionIndex:
         """The index of the kernel's functions."""

@@ -3,9 +3,11 @@
 import asyncio
 import codecs
 import collections
+import contextlib
 import fcntl
 import os
 import re
+import signal
 import struct
 import termios
 from collections.abc import Sequence
@@ -36,6 +38,9 @@ class Client:
         self.partial = ""
         self.status: int | None = None
         self.changed = True
+        self.last_words: list[str] = []  # what it said after it was interrupted
+        self._interrupted = False
+        self._silent = asyncio.Event()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._terminal, theirs = os.openpty()
         try:
@@ -59,6 +64,15 @@ class Client:
                 os.close(descriptor)
         self._terminal = self._pidfd = -1
 
+    async def interrupt(self, timeout_s: float) -> None:
+        """Send it Ctrl-C's signal, so that it says what it has to say in the end; wait for that, if not for ever."""
+        if self.status is None:
+            self._interrupted = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._running.pid, signal.SIGINT)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._silent.wait(), timeout_s)
+
     def note(self, text: str, style: str = "dim") -> None:
         """Put a line of our own between the program's."""
         self.lines.append(Text(text, style=style))
@@ -75,6 +89,7 @@ class Client:
             self._loop.remove_reader(self._terminal)
             os.close(self._terminal)
             self._terminal = -1
+            self._silent.set()
 
     def hear(self, text: str) -> None:
         """Take some output in."""
@@ -84,6 +99,8 @@ class Client:
                 self.rtts_ms.append(reply.rtt_ms)
                 self.replies += 1
             self.lines.append(Text(_as_seen(line)))
+            if self._interrupted:
+                self.last_words.append(_as_seen(line))
         self.partial = partial[-LONGEST_LINE:]
         self.changed = True
 
@@ -129,10 +146,7 @@ class Output(Widget):
 
     def render(self) -> Text:
         """Return the lines."""
-        text = self.client.seen(max(self.size.height, 1)) if self.client else Text()
-        text.no_wrap = True
-        text.overflow = "ellipsis"
-        return text
+        return self.client.seen(max(self.size.height, 1)) if self.client else Text()
 
 
 class ClientPane(Vertical):

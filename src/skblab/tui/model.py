@@ -2,12 +2,11 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from skblab.agent.held import HeldPacket, State
 from skblab.agent.holds import Hold, Running
 from skblab.errors import GuestLost, UsageError
-from skblab.filter import compile_filter
 from skblab.lab import Lab
 from skblab.packet import ETH_P_IP, Packet
 from skblab.rule import Rule
@@ -48,15 +47,19 @@ class HeldPackets:
         self._lab = lab
         self._count = 0
         self._running: list[Hold | Running] = []
-        self.rules = list(rules)
         self.rows: dict[int, Row] = {}
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while packets wait
-        self._arm(self.rules)
+        self._arm(rules)
 
     @property
     def running(self) -> Sequence[Hold | Running]:
         """The rules in force, in their order."""
         return tuple(self._running)
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The rules, as they are now."""
+        return [one.armed.rule for one in self._running]
 
     @property
     def lost(self) -> int:
@@ -76,15 +79,13 @@ class HeldPackets:
             raise
 
     def refilter(self, expression: str) -> None:
-        """Hold only what a pcap filter takes from now on; what is held is released.
+        """Hold only what a pcap filter takes from now on; what is held stays held.
 
         :raises RuleError: libpcap does not understand it; nothing was changed
         """
-        rules = [replace(rule, filter=expression) if rule.verdict == "hold" else rule for rule in self.rules]
-        compile_filter(expression)
-        self.close()
-        self._arm(rules)
-        self.rules = rules
+        for one in self._running:
+            if isinstance(one, Hold):
+                one.refilter(expression)
 
     def close(self) -> None:
         """Disarm the rules; what is held is released."""
