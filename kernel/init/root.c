@@ -125,10 +125,14 @@ static bool mount_directory(const char *directory)
 /* Tell the host, which waits for it, what became of the disk; with errno's words, where they say more. */
 static void tell_disk(const char *what, int error)
 {
+	static int mconsole = -1; /* kept: behind the move, the disk may have no /proc */
 	char told[256];
 
+	if (mconsole < 0)
+		mconsole = open("/proc/mconsole", O_WRONLY | O_CLOEXEC);
 	snprintf(told, sizeof(told), "disk %s%s%s", what, error ? ": " : "", error ? strerror(error) : "");
-	put("/proc/mconsole", told);
+	if (write(mconsole, told, strlen(told)) < 0)
+		complain("cannot tell the host of the disk");
 }
 
 /* The machine that a program is for, by its ELF header: x86-64, or none where it is a script. */
@@ -180,12 +184,12 @@ void hand_over(const struct root *root)
 	struct stat there;
 	int fd;
 
+	tell_disk("mounted", 0);
 	if (chdir(root->at) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0) {
 		tell_disk("not entered", errno);
 		return;
 	}
 	mount("dev", "/dev", "devtmpfs", 0, NULL);
-	mount("proc", "/proc", "proc", 0, NULL);
 	if (stat(root->init, &there) < 0) {
 		tell_disk("no init", errno);
 		return;
@@ -195,7 +199,6 @@ void hand_over(const struct root *root)
 		return;
 	}
 	tell_disk("entered", 0);
-	umount2("/proc", MNT_DETACH);
 	fd = open("/dev/console", O_RDWR);
 	for (int standard = 0; fd >= 0 && standard < 3; standard++)
 		dup2(fd, standard);

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from skblab.errors import BootFailed, DiskError, GuestLost, MissingPrerequisite, SkblabError, Timeout
+from skblab.errors import BootFailed, DiskError, DiskInUse, GuestLost, MissingPrerequisite, SkblabError, Timeout
 from skblab.guest import mconsole
 from skblab.guest.console import Console
 from skblab.host import process
@@ -25,6 +25,7 @@ DISK_REFUSED = {  # what it says of a disk
     "no init": "the file system on {} has no /sbin/init",
     "wrong init": "the /sbin/init on {} is for another machine, and the guest is x86-64",
 }
+LOCKED = re.compile(r"Failed to lock '(.*)', err = \d+")  # arch/um/drivers/ubd_kern.c open_ubd_file()
 PTRACE_FORBIDDEN = "ptrace: Operation not permitted"
 
 
@@ -148,13 +149,18 @@ class Guest:
     def _wait_entered(self, disk: Path, timeout_s: float) -> None:
         """Wait for init's word that the disk's own init has taken over, or why not (kernel/init/root.c tell_disk())."""
         watched: list[socket.socket | int] = [self._notify, self.pidfd]
-        if not select.select(watched, [], [], timeout_s)[0]:
-            raise Timeout(f"the guest has not mounted {disk} within {timeout_s:g} s", found=self.console.evidence())
-        if not select.select([self._notify], [], [], 0)[0]:
-            raise self._never_ready()
-        _, _, said = self.notification().text.partition("disk ")
+        said = "mounted"
+        while said == "mounted":
+            ready, _, _ = select.select(watched, [], [], timeout_s)
+            if not ready:
+                raise Timeout(f"the guest has not mounted {disk} within {timeout_s:g} s", found=self.console.evidence())
+            if self._notify not in ready:
+                raise self._never_ready()
+            said = self.notification().text.removeprefix("disk ")
         if said == "entered":
             return
+        if found := LOCKED.search(self.console.text()):  # between our look at the disk and the kernel's
+            raise DiskInUse(f"{found[1]} was taken by another process meanwhile", mend=f"skblab disk info {found[1]}")
         why, _, error = said.partition(": ")
         raise DiskError(
             DISK_REFUSED.get(why, "the guest could not enter {}").format(disk),

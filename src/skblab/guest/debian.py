@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from skblab.errors import BuildFailed, DiskError, MissingPrerequisite
+from skblab.errors import BuildFailed, DiskError, MissingPrerequisite, Timeout
 from skblab.host import process
 
 PACKAGES = ("systemd-sysv", "udev", "dbus", "login", "iproute2", "iputils-ping", "procps")
@@ -84,7 +84,8 @@ def _run(sources: list[str], suite: str, size: str, kept: Path, progress: Callab
         script.write_text(hook().read_text())
         script.chmod(0o755)
         argv = [
-            "mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", "--format=null",
+            "setpriv", "--pdeathsig", "TERM", "mmdebstrap", "--variant=minbase",
+            f"--include={','.join(PACKAGES)}", "--format=null",
             '--aptopt=APT::Install-Recommends "false"',
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
             f'--customize-hook=sh {shlex.join([str(script), str(image), size])} "$1"',
@@ -104,18 +105,30 @@ def _follow(argv: list[str], progress: Callable[[str], None]) -> None:
     said: list[str] = []
     left = b""
     try:
-        while select.select([running.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
-            data = os.read(running.stdout.fileno(), 65536)
-            if not data:
-                break
+        while data := _read(running.stdout.fileno(), deadline):
             *lines, left = (left + data).split(b"\n")
             for line in (raw.decode(errors="replace").rpartition("\r")[2] for raw in lines):
                 said.append(line)
                 if step := re.match(r"I: (.+?)\.*$", line):
                     progress(step.group(1))
-        status = running.wait(max(deadline - time.monotonic(), 1))
     except BaseException:
         running.terminate()  # it takes its own mounts down
         raise
+    finally:
+        status = running.wait()
+        running.stdout.close()
     if status:
-        raise BuildFailed(f"mmdebstrap failed (status {status})", found="\n".join(said[-TROUBLE_LINES:]))
+        raise BuildFailed(
+            f"mmdebstrap failed (status {status})",
+            found="\n".join(said[-TROUBLE_LINES:]),
+            mend=""
+            if os.geteuid() == 0
+            else "without root it needs newuidmap (apt-get install uidmap) and a range of "
+            "yours in /etc/subuid and /etc/subgid; or run this one command as root",
+        )
+
+
+def _read(descriptor: int, deadline: float) -> bytes:
+    if not select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))[0]:
+        raise Timeout(f"mmdebstrap has not ended within {TIMEOUT_S:g} s")
+    return os.read(descriptor, 65536)

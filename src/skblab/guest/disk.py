@@ -212,7 +212,7 @@ def holder(path: Path, kind: int) -> Holder | None:
 def _check_free(path: Path, kind: int) -> None:
     user = holder(path, kind)
     if user:
-        raise DiskInUse(f"{path} is in use by {user}", mend=f"end it: {user.mend}")
+        raise DiskInUse(f"{path} is in use by {user}", mend=user.mend)
 
 
 def _check_path(path: Path) -> None:
