@@ -58,7 +58,8 @@ void agent_command_done(const struct agent_record *record);
 u64 agent_now_ns(void);
 
 /* tell.c: what the host is told */
-bool agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u64 packet);
+bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb,
+		    u64 packet);
 void agent_tell_end(u16 kind, u16 rule, u64 packet);
 void agent_answer(u64 cookie, long result);
 
@@ -73,6 +74,9 @@ int agent_arm(const struct agent_arm *arm);
 int agent_disarm(u16 number);
 bool agent_disarm_all(void);
 struct agent_probe *agent_probe_at(unsigned long address);
+
+/* stack.c: who called */
+unsigned int agent_stack(const struct agent_arm *arm, const struct agent_regs *regs, const u64 **words);
 
 /* rule.c: does a packet match? */
 struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb);

@@ -19,6 +19,8 @@
 #define AGENT_MAGIC 0x736b626c61623031ull /* "skblab01" */
 #define AGENT_RULES 8192
 #define AGENT_FAREWELL 1
+/* A word of the stack that can be a return address, and how far it lies from the probed function's own, in bytes. */
+#define AGENT_STACK_WORD(address, bytes) ((__u64)(bytes) << 48 | (address))
 #define AGENT_NO_PACKET 0xff /* skb_argument: the function has none; it can be traced */
 
 struct agent_counts { /* of one rule */
@@ -84,6 +86,7 @@ struct agent_arm {
 	__u64 address; /* of the function's first NOP */
 	__u64 first, last, every; /* occurrences, from 1; last 0: no end; every 0 or 1: each */
 	__u64 delay_ns, jitter_ns; /* of a hold; delay 0: until it is told */
+	__u64 text_start, text_end; /* of the kernel: hits tell the stack; 0: they do not */
 	__u32 chance; /* of 2^32; 0: always */
 	__u32 seed;
 	__u32 verdict;
@@ -108,7 +111,11 @@ struct agent_decide {
 };
 
 enum agent_event_kind {
-	AGENT_HIT = 1, /* struct agent_hit, then the packet from its network header on */
+	/*
+	 * struct agent_hit; the packet from its network header on; and behind it, at the next multiple of 8 bytes, to
+	 * the record's end: AGENT_STACK_WORD()s, from the innermost. The first is the probed function's return address.
+	 */
+	AGENT_HIT = 1,
 	AGENT_DONE = 2, /* struct agent_done */
 	AGENT_RELEASED = 3, /* struct agent_end */
 	AGENT_DROPPED = 4, /* likewise: one that was held */

@@ -142,7 +142,7 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	held->drop = false;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		held->arguments[i] = agent_argument(regs, i);
-	if (!agent_tell_hit(rule, skb, held->packet) && !delay_ns) { /* nobody would ever release it */
+	if (!agent_tell_hit(rule, regs, skb, held->packet) && !delay_ns) { /* nobody would ever release it */
 		kfree(held);
 		return 0;
 	}

@@ -93,7 +93,7 @@ int agent_hit(struct agent_regs *regs)
 	if (verdict == AGENT_ACCEPT)
 		counts->accepted++;
 	else
-		agent_tell_hit(rule, skb, 0);
+		agent_tell_hit(rule, regs, skb, 0);
 	if (verdict == AGENT_TRACE)
 		counts->traced++;
 	if (verdict == AGENT_STOP)

@@ -3,11 +3,15 @@
 #include "agent.h"
 
 /* A packet met a rule; false where there was no room to say so. Interrupts are off. */
-bool agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u64 packet)
+bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb,
+		    u64 packet)
 {
 	const int offset = skb ? agent_network_offset(skb) : 0;
 	const u32 captured = skb ? min_t(u32, skb->len - offset, rule->arm.captured_bytes) : 0;
-	struct agent_hit *hit = agent_event_begin(AGENT_HIT, rule->number, sizeof(*hit) + captured);
+	const u64 *words = NULL;
+	const u32 stack = rule->arm.text_end ? agent_stack(&rule->arm, regs, &words) * sizeof(*words) : 0;
+	struct agent_hit *hit =
+		agent_event_begin(AGENT_HIT, rule->number, sizeof(*hit) + ALIGN(captured, 8) + stack);
 
 	if (!hit)
 		return false;
@@ -28,6 +32,8 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct sk_buff *skb, u6
 		memcpy(hit + 1, skb->data + offset, captured);
 	else if (captured && skb_copy_bits(skb, offset, hit + 1, captured))
 		memset(hit + 1, 0, captured);
+	if (stack)
+		memcpy((char *)(hit + 1) + ALIGN(captured, 8), words, stack);
 	agent_event_end(hit);
 	return true;
 }

@@ -54,4 +54,5 @@ def test_numbers() -> None:
     assert f"#define AGENT_RULES {abi.RULES}\n" in header
     assert f"#define AGENT_FAREWELL {abi.FAREWELL}\n" in header
     assert f"#define AGENT_NO_PACKET {abi.NO_PACKET:#x} " in header
+    assert f"(bytes) << {abi.STACK_SHIFT} |" in header
     assert f"#define AGENT_MAGIC {abi.MAGIC:#x}ull" in header

@@ -11,6 +11,7 @@ NO_PACKET = 0xFF
 FAREWELL = 1
 RECORD = struct.Struct("=IHH")
 ALIGNMENT = 8
+STACK_SHIFT, STACK_ADDRESS = 48, (1 << 48) - 1
 
 # Offsets in struct agent_shared.
 OFFSETS = {
@@ -84,6 +85,8 @@ class Arm:
     every: int = 0
     delay_ns: int = 0
     jitter_ns: int = 0
+    text_start: int = 0
+    text_end: int = 0
     chance: int = 0
     seed: int = 0
     reason: int = 0
@@ -95,13 +98,13 @@ class Arm:
     device_arguments: int = 0
     socket_arguments: int = 0
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH7Q6I2i3BxI")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH9Q6I2i3BxI")
 
     def encode(self, cookie: int) -> bytes:
         """Return the command's bytes."""
         head = self.LAYOUT.pack(
             self.LAYOUT.size + len(self.filter), Command.ARM, self.rule, cookie, self.address,
-            self.first, self.last, self.every, self.delay_ns, self.jitter_ns,
+            self.first, self.last, self.every, self.delay_ns, self.jitter_ns, self.text_start, self.text_end,
             self.chance, self.seed, self.verdict, self.reason, self.copies, self.captured_bytes,
             self.held_returns, self.dropped_returns,
             self.skb_argument, self.device_arguments, self.socket_arguments, len(self.filter) // 8,
@@ -122,7 +125,11 @@ def encode_decide(
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header."""
+    """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header.
+
+    ``stack``: (bytes from the probed function's return address, word) of every word of the stack from there on that can
+    be a return address; empty where it was not asked for.
+    """
 
     rule: int
     at_ns: int
@@ -138,6 +145,7 @@ class Hit:
     device: int
     protocol: int
     data: bytes
+    stack: tuple[tuple[int, int], ...] = ()
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH6QIIiIIHH")
 
@@ -173,7 +181,9 @@ def decode(record: bytes) -> Hit | Done | End:
     if kind == Event.HIT:
         fields = Hit.LAYOUT.unpack_from(record)
         end = Hit.LAYOUT.size + fields[-1]
-        return Hit(*(rule, *fields[3:-1], record[Hit.LAYOUT.size : end]))
+        words = struct.iter_unpack("=Q", record[-(-end // ALIGNMENT) * ALIGNMENT :])
+        stack = tuple((word >> STACK_SHIFT, word & STACK_ADDRESS) for (word,) in words)
+        return Hit(*(rule, *fields[3:-1], record[Hit.LAYOUT.size : end], stack))
     if kind == Event.DONE:
         return Done(*Done.LAYOUT.unpack_from(record)[3:])
     if kind in {Event.RELEASED, Event.DROPPED}:

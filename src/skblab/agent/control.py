@@ -1,6 +1,7 @@
 """Tell the agent what to do, and hear what it tells: one thread reads, anybody may ask."""
 
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -17,6 +18,7 @@ from skblab.image.image import Image
 from skblab.image.index import SKB_TYPE, Function, Parameter
 from skblab.image.missing import find_function
 from skblab.image.reasons import drop_reason
+from skblab.image.unwind import Unwinder
 from skblab.rule import Rule
 
 READY_TIMEOUT_S = 10.0
@@ -178,6 +180,7 @@ class Agent:
         whole = rule.verdict in {"hold", "edit"}
         code = compile_filter(rule.filter)
         reason = drop_reason(self._image, rule.reason)
+        text_start, text_end = self._image.functions.text if rule.verdict == "hold" else (0, 0)
         return lambda number: abi.Arm(
             rule=number,
             address=function.address,
@@ -188,6 +191,8 @@ class Agent:
             every=occurrence.every,
             delay_ns=max(rule.delay_ns, 1) if rule.verdict == "delay" else 0,
             jitter_ns=rule.jitter_ns,
+            text_start=text_start,
+            text_end=text_end,
             chance=0 if occurrence.percent in {0, 100} else int(occurrence.percent / 100 * (1 << 32)),
             seed=occurrence.seed or int.from_bytes(os.urandom(4)),
             reason=reason,
@@ -199,6 +204,11 @@ class Agent:
             device_arguments=_bits(types, DEVICE_TYPE),
             socket_arguments=_bits(types, SOCKET_TYPE),
         )
+
+    @functools.cached_property
+    def unwinder(self) -> Unwinder:
+        """What makes a backtrace of a hit's stack; the first time in an image's life it takes 5 s."""
+        return Unwinder(self._image)
 
     def _file_of(self, name: str) -> str:
         function = self._image.functions.lookup(name)

@@ -1,12 +1,14 @@
 """A held packet's life, and what can be decided about it."""
 
 import enum
+import functools
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from skblab.agent.abi import Command, Hit
 from skblab.errors import PacketGone
+from skblab.image.unwind import Frame
 from skblab.packet import Packet
 
 if TYPE_CHECKING:
@@ -59,6 +61,14 @@ class HeldPacket:
     def age_s(self) -> float:
         """For how long it has been held, or was."""
         return ((self.ended_at_ns or time.monotonic_ns()) - self.held_at_ns) / 1e9
+
+    @functools.cached_property
+    def backtrace(self) -> tuple[Frame, ...]:
+        """The kernel's frames when it was taken, from this function outwards, inlined ones too.
+
+        :raises BuildFailed: the kernel's debug info cannot be read
+        """
+        return self._agent.unwinder.backtrace(self.function, self.hit.stack)
 
     def summary(self) -> str:
         """Return the packet in one line, and where it is held."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from skblab.errors import BuildFailed, MissingPrerequisite
 from skblab.host import process
-from skblab.image import corrections, debuginfo, module, prune, recipe
+from skblab.image import corrections, debuginfo, module, prune, recipe, unwind
 from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, describe_files
 from skblab.image.source import Source, find_source, unpack
 from skblab.image.store import images_dir
@@ -120,6 +120,7 @@ def _build(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progr
     kernel.chmod(0o755)
     debuginfo.add_gdb_index(kernel)
     debuginfo.build_index(kernel, image / INDEX)
+    unwind.ensure_table(image, kernel)
     progress("keeping the source that was used", 0, 0)
     prune.copy_used(tree, obj, image / SOURCE)
     module.keep_build_tree(tree, obj, image / SOURCE)

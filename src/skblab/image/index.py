@@ -5,6 +5,7 @@ import json
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 SKB_TYPE = "struct sk_buff *"
@@ -78,6 +79,12 @@ class FunctionIndex:
     def near(self, name: str, count: int = 5) -> list[str]:
         """Return the names most like *name*."""
         return difflib.get_close_matches(name, self.names(), n=count, cutoff=0.7)
+
+    @cached_property
+    def text(self) -> tuple[int, int]:
+        """Where the functions' code begins and ends."""
+        start, end = self._connection.execute("SELECT min(address), max(address + size) FROM functions").fetchone()
+        return start, end
 
     def object_address(self, name: str) -> int | None:
         """Return the address of a data object that the index records, or None."""

@@ -1,0 +1,149 @@
+"""Who called: from words of a stack and where they lie to a backtrace, by the kernel's call frame information.
+
+DWARF's .eh_frame tells for every instruction how far above the stack pointer the caller's frame begins (DWARF 5,
+section 6.4). Read once an image, and kept in it as two sorted arrays. A backtrace ends where a signal interrupted the
+kernel.
+"""
+
+import array
+import bisect
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from skblab.errors import BuildFailed
+from skblab.host import process
+from skblab.image.image import Image
+from skblab.image.module import keep
+
+TABLE = "unwind-1.bin"
+UNKNOWN = 0  # the frame is not counted from the stack pointer: a function that moves it as it runs
+RSP = 7  # its number in DWARF, System V ABI for AMD64, figure 3.36
+WORD_BYTES = 8
+SOURCE_PREFIX = "/skblab/"
+
+# A thread's first functions, which nobody called (arch/um/kernel/process.c copy_thread()).
+OUTERMOST = ("new_thread_handler", "fork_handler")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of a backtrace. ``file`` is relative to the kernel's source, "" where there is no debug info.
+
+    ``inlined``: the compiler has put this function into the one of the next frame.
+    """
+
+    function: str
+    file: str
+    line: int
+    inlined: bool = False
+
+    def __str__(self) -> str:
+        """Return it as ``function()  file:line``."""
+        return f"{self.function}()" + (f"  {self.file}:{self.line}" if self.file else "")
+
+
+class Unwinder:
+    """Backtraces through one image's kernel."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._lines: dict[int, tuple[Frame, ...]] = {}
+        content = ensure_table(image.path, image.kernel).read_bytes()
+        table = array.array("I", content)
+        half = len(table) // 2
+        self._starts, self._sizes = table[:half], table[half:]
+
+    def backtrace(self, function: str, stack: Iterable[tuple[int, int]]) -> tuple[Frame, ...]:
+        """Return the frames from a probed function to where its stack ends, inlined ones too, as gdb does.
+
+        :param stack: (bytes from the function's return address, word), in that order: ``Hit.stack``
+        """
+        entered = self._image.functions.lookup(function)
+        first = Frame(function, entered.file, entered.line) if entered else Frame(function, "", 0)
+        returns = list(self._returns(list(stack)))
+        self._find_lines(returns)
+        frames = [first, *(frame for address in returns for frame in self._lines[address])]
+        end = next((at for at, frame in enumerate(frames, 1) if frame.function in OUTERMOST), None)
+        return tuple(frames[:end])
+
+    def _returns(self, stack: list[tuple[int, int]]) -> Iterable[int]:
+        """Yield the words that are return addresses."""
+        word_at = dict(stack)
+        offset: int | None = 0
+        while offset is not None and offset in word_at:
+            address = word_at[offset]
+            yield address
+            size = self._frame_bytes(address - 1)
+            if size == UNKNOWN:  # or a module: the next word in the kernel that follows a call
+                offset = next((at for at, word in stack if at > offset and self._frame_bytes(word - 1)), None)
+            else:
+                offset += size
+
+    def _frame_bytes(self, address: int) -> int:
+        """Return how far the stack pointer is from the caller's frame at an instruction, or UNKNOWN."""
+        place = bisect.bisect_right(self._starts, address) - 1 if address < 1 << 32 else -1
+        return self._sizes[place] if place >= 0 else UNKNOWN
+
+    def _find_lines(self, returns: list[int]) -> None:
+        """Look up where the calls stand, by binutils' addr2line: one process for all that are new."""
+        new = sorted({address for address in returns if address not in self._lines})
+        if not new:
+            return
+        argv: list[process.Argument] = ["addr2line", "-a", "-i", "-f", "-e", self._image.kernel]
+        done = process.run([*argv, *(hex(address - 1) for address in new)], timeout_s=30)
+        if done.returncode:
+            raise BuildFailed("addr2line cannot read the kernel", found=done.stderr.strip())
+        for part in done.stdout.split("0x")[1:]:
+            address, *lines = part.splitlines()
+            pairs = list(zip(lines[::2], lines[1::2], strict=False))
+            frames = [_frame(name, place, inlined=at < len(pairs) - 1) for at, (name, place) in enumerate(pairs)]
+            self._lines[int(address, 16) + 1] = tuple(_whole(frames))
+
+
+def _frame(name: str, place: str, *, inlined: bool) -> Frame:
+    file, _, line = place.partition(" ")[0].rpartition(":")
+    if name == "??":
+        return Frame("[module]", "", 0)
+    return Frame(name, file.removeprefix(SOURCE_PREFIX).removeprefix("./"), int(line) if line.isdigit() else 0, inlined)
+
+
+def _whole(frames: list[Frame]) -> Iterable[Frame]:
+    """Yield the frames of one place in the code; a function that the compiler has split is one frame, not two."""
+    for function, parts in itertools.groupby(frames, key=lambda frame: frame.function):
+        innermost, *others = parts
+        yield Frame(function, innermost.file, innermost.line, (others or [innermost])[-1].inlined)
+
+
+def ensure_table(directory: Path, kernel: Path) -> Path:
+    """Return the file of the table for a kernel, written to the image's directory first where there is none: 5 s.
+
+    Two arrays of 32-bit numbers, the second behind the first: where a run of instructions begins, and how many bytes
+    lie between the stack pointer and the caller's frame there.
+
+    :raises BuildFailed: the directory cannot be written
+    """
+    path = directory / TABLE
+    if not path.exists():
+        rows = sorted(_rows(kernel).items())
+        table = array.array("I", [start for start, _ in rows])
+        table.extend(size for _, size in rows)
+        keep(table.tobytes(), path)
+    return path
+
+
+def _rows(kernel: Path) -> dict[int, int]:
+    from elftools.dwarf.callframe import FDE  # noqa: PLC0415 - 0.1 s to import, and seldom needed
+    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
+
+    rows: dict[int, int] = {}
+    with kernel.open("rb") as file:
+        for entry in ELFFile(file).get_dwarf_info().EH_CFI_entries():
+            if not isinstance(entry, FDE):
+                continue
+            end = entry.header["initial_location"] + entry.header["address_range"]
+            rows.setdefault(end, UNKNOWN)
+            for line in entry.get_decoded().table:
+                rows[line["pc"]] = line["cfa"].offset if line["cfa"].reg == RSP else UNKNOWN
+    return rows
