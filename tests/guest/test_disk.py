@@ -326,3 +326,6 @@ def test_a_build_that_cannot_be_says_why(tmp_path: Path) -> None:
     done = skblab("disk", "build", str(tmp_path / "new"), "--suite", "nonsense")
     assert done.returncode == 3
     assert "no mirror with Debian nonsense" in done.stderr
+    done = skblab("disk", "build", str(tmp_path / "new"), PATH=str(tmp_path))
+    assert done.returncode == 3
+    assert "apt-get install mmdebstrap" in done.stderr
