@@ -3,12 +3,13 @@
  * The guest's first process: static, no shell.
  *
  * It gives lo and the link their addresses, says "ready" through /proc/mconsole (arch/um/drivers/mconsole_kern.c: a
- * write there becomes a USER_NOTIFY datagram on the host), mounts what a guest is expected to have, and then reaps
- * children for ever. Readiness comes first: everything that can wait, waits until after it.
+ * write there becomes a USER_NOTIFY datagram on the host), mounts what a guest is expected to have, and then becomes
+ * the init of the guest's disk; or, where there is none, reaps children for ever. Readiness comes first: everything that can wait, waits until after it.
  *
  * Its orders are parameters of the kernel's command line, which the kernel hands to init as its environment
  * (init/main.c unknown_bootoption(): name=value without a dot in the name):
  *   skblab_link=vec0  skblab_ip4=192.168.10.1/24  skblab_ip6=fd00:10::1/64  skblab_memory=5  skblab_socket=6
+ *   skblab_root=2f (a directory of the host's, in hex)  skblab_disk=1 (the root is on /dev/ubda)
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -43,6 +44,7 @@ static void load_agent(void)
 int main(void)
 {
 	sigset_t interrupt;
+	struct root root;
 
 	/* Ctrl-Alt-Del is SIGINT for us, and not a reboot (kernel/reboot.c ctrl_alt_del()). */
 	sigemptyset(&interrupt);
@@ -61,7 +63,11 @@ int main(void)
 	mount("sysfs", "/sys", "sysfs", 0, NULL);
 	mkdir("/tmp", 01777);
 	mount("tmpfs", "/tmp", "tmpfs", 0, NULL);
-	if (mount_root()) {
+	root = mount_root();
+	if (root.init) {
+		sigprocmask(SIG_UNBLOCK, &interrupt, NULL);
+		hand_over(&root);
+	} else if (root.at) {
 		keep_console(interrupt);
 		run_commands(interrupt);
 	}

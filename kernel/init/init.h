@@ -14,7 +14,12 @@ int put(const char *path, const char *text);
 void set_up_link(void);
 
 /* root.c: the files that the guest's programs see, and the programs */
-bool mount_root(void);
+struct root {
+	const char *at; /* where it is mounted; NULL: there is none */
+	const char *init; /* its own first process, to be handed over to; NULL: we stay */
+};
+struct root mount_root(void);
+void hand_over(const struct root *root);
 void keep_console(sigset_t interrupt);
 void run_commands(sigset_t interrupt);
 

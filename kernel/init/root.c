@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The files that the guest's programs see, and the programs that it starts. */
+#include <elf.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,11 +15,14 @@
 
 #include "init.h"
 
-static void mount_at(const char *directory, const char *name, const char *kind)
+#define ROOT "/guest" /* where the guest's programs have their / */
+
+static void mount_at(const char *name, const char *kind)
 {
 	char path[64];
 
-	snprintf(path, sizeof(path), "%s/%s", directory, name);
+	snprintf(path, sizeof(path), ROOT "/%s", name);
+	mkdir(path, 0755);
 	if (mount(kind, path, kind, 0, NULL) < 0)
 		complain(path);
 }
@@ -38,7 +43,7 @@ static char *from_hex(char *text)
 static void run_shell(sigset_t interrupt, const char *option, const char *command)
 {
 	sigprocmask(SIG_UNBLOCK, &interrupt, NULL);
-	if (chroot("/host") < 0 || chdir("/tmp") < 0)
+	if (chroot(ROOT) < 0 || chdir("/tmp") < 0)
 		_exit(126);
 	execve("/bin/sh", (char *[]){ "sh", (char *)option, (char *)command, NULL },
 	       (char *[]){ "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "TERM=linux", "PS1=guest# ",
@@ -81,7 +86,7 @@ void keep_console(sigset_t interrupt)
 			int fd;
 
 			setsid();
-			fd = open("/host/dev/tty1", O_RDWR);
+			fd = open(ROOT "/dev/tty1", O_RDWR);
 			if (fd < 0 || ioctl(fd, TIOCSCTTY, 0) < 0)
 				complain("cannot open the console");
 			dup2(fd, 0);
@@ -93,22 +98,112 @@ void keep_console(sigset_t interrupt)
 	}
 }
 
-/* The host's own tree, read-only, but for what is the kernel's own or in memory. */
-bool mount_root(void)
+/* A directory of the host's, with everything that is written kept in memory; read-only where that is refused. */
+static bool mount_directory(const char *directory)
 {
-	const char *root = getenv("skblab_root");
-
-	if (!root || strcmp(root, "host"))
-		return false;
-	mkdir("/host", 0755);
-	if (mount("none", "/host", "hostfs", MS_RDONLY, "/") < 0) {
+	mkdir("/lower", 0755);
+	mkdir("/upper", 0755);
+	if (mount("none", "/lower", "hostfs", MS_RDONLY, directory) < 0) {
 		complain("cannot mount the host's files");
 		return false;
 	}
-	mount_at("/host", "proc", "proc");
-	mount_at("/host", "sys", "sysfs");
-	mount_at("/host", "dev", "devtmpfs");
-	mount_at("/host", "tmp", "tmpfs");
-	mount_at("/host", "run", "tmpfs");
+	if (mount("tmpfs", "/upper", "tmpfs", 0, NULL) < 0 || mkdir("/upper/new", 0755) < 0 ||
+	    mkdir("/upper/work", 0755) < 0 ||
+	    mount("overlay", ROOT, "overlay", 0, "lowerdir=/lower,upperdir=/upper/new,workdir=/upper/work") < 0) {
+		complain("the host's files are read-only: no overlay over them");
+		if (mount("/lower", ROOT, NULL, MS_BIND, NULL) < 0)
+			return false;
+	}
+	mount_at("proc", "proc");
+	mount_at("sys", "sysfs");
+	mount_at("dev", "devtmpfs");
+	mount_at("tmp", "tmpfs");
+	mount_at("run", "tmpfs");
 	return true;
+}
+
+/* Tell the host, which waits for it, what became of the disk; with errno's words, where they say more. */
+static void tell_disk(const char *what, int error)
+{
+	static int mconsole = -1; /* kept: behind the move, the disk may have no /proc */
+	char told[256];
+
+	if (mconsole < 0)
+		mconsole = open("/proc/mconsole", O_WRONLY | O_CLOEXEC);
+	snprintf(told, sizeof(told), "disk %s%s%s", what, error ? ": " : "", error ? strerror(error) : "");
+	if (write(mconsole, told, strlen(told)) < 0)
+		complain("cannot tell the host of the disk");
+}
+
+/* The machine that a program is for, by its ELF header: x86-64, or none where it is a script. */
+static bool runs_here(const char *program)
+{
+	Elf64_Ehdr header = { 0 };
+	int fd = open(program, O_RDONLY | O_CLOEXEC);
+	bool read_it = fd >= 0 && read(fd, &header, sizeof(header)) > 0;
+
+	close(fd);
+	return read_it && (memcmp(header.e_ident, ELFMAG, SELFMAG) || header.e_machine == EM_X86_64);
+}
+
+/* A disk's own tree; or its first partition's. */
+static bool mount_disk(void)
+{
+	static const char *const devices[] = { "/dev/ubda", "/dev/ubda1" };
+
+	if (mount("dev", "/dev", "devtmpfs", 0, NULL) < 0)
+		complain("cannot mount /dev");
+	for (size_t i = 0; i < sizeof(devices) / sizeof(*devices); i++)
+		if (mount(devices[i], ROOT, "ext4", 0, NULL) == 0)
+			return true;
+		else if (errno != ENOENT)
+			complain(devices[i]);
+	tell_disk("none", 0);
+	return false;
+}
+
+struct root mount_root(void)
+{
+	const char *disk = getenv("skblab_disk");
+	char *directory = getenv("skblab_root");
+	struct root root = { 0 };
+
+	mkdir(ROOT, 0755);
+	if (disk && mount_disk()) {
+		root.at = ROOT;
+		root.init = "/sbin/init";
+	} else if (directory && mount_directory(from_hex(directory))) {
+		root.at = ROOT;
+	}
+	return root;
+}
+
+/* Become the disk's own init: its tree takes the place of ours, whose files are freed with it (as switch_root(8)). */
+void hand_over(const struct root *root)
+{
+	struct stat there;
+	int fd;
+
+	tell_disk("mounted", 0);
+	if (chdir(root->at) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0) {
+		tell_disk("not entered", errno);
+		return;
+	}
+	mount("dev", "/dev", "devtmpfs", 0, NULL);
+	if (stat(root->init, &there) < 0) {
+		tell_disk("no init", errno);
+		return;
+	}
+	if (!runs_here(root->init)) {
+		tell_disk("wrong init", 0);
+		return;
+	}
+	tell_disk("entered", 0);
+	fd = open("/dev/console", O_RDWR);
+	for (int standard = 0; fd >= 0 && standard < 3; standard++)
+		dup2(fd, standard);
+	execve(root->init, (char *[]){ (char *)root->init, NULL },
+	       (char *[]){ "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TERM=linux",
+			   NULL });
+	complain("cannot run the disk's init");
 }

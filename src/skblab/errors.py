@@ -93,6 +93,14 @@ class BootFailed(SkblabError):
     """The guest kernel did not become ready."""
 
 
+class DiskError(SkblabError):
+    """A disk image that no guest can use: why."""
+
+
+class DiskInUse(DiskError):
+    """Another lab or process has the disk: who, and how to end it."""
+
+
 class GuestCommandFailed(SkblabError):
     """A command that was to serve in the guest has ended."""
 

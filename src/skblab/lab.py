@@ -21,6 +21,7 @@ from skblab.errors import SkblabError, UsageError
 from skblab.guest import initramfs, receive
 from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
+from skblab.guest.disk import Disk
 from skblab.guest.terminal import Terminal
 from skblab.host import process
 from skblab.host.namespace import Addresses, JoinedNamespaces, Namespaces
@@ -51,11 +52,13 @@ class Lab:
     :param kernel_arguments: more words for the kernel's command line
     :param boot_timeout_s: how long the guest may take to say that it is ready
 
-    :param root: ``"host"``: the guest's programs see the host's own tree, read-only
+    :param root: a directory, or ``"host"`` for ``/``: the guest's programs see its files;
+        what they write stays in memory
+    :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first
     :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port
     :param from_boot: the kernel stands before its first instruction, until ``gdb_prompt()`` lets it go
 
-    Entering raises ImageMissing, LabNameTaken, MissingPrerequisite, BootFailed.
+    Entering raises ImageMissing, LabNameTaken, MissingPrerequisite, BootFailed, DiskError, DiskInUse.
     """
 
     def __init__(
@@ -70,13 +73,19 @@ class Lab:
         kernel_arguments: Sequence[str] = (),
         boot_timeout_s: float = 15.0,
         root: str = "",
+        disks: Sequence[str] = (),
         commands: Sequence[str] = (),
         from_boot: bool = False,
     ) -> None:
-        if root not in {"", "host"}:
-            raise UsageError(f"no such root: {root!r}", mend="host: the host's own tree, read-only")
+        if root and disks:
+            raise UsageError("a guest has one root: a directory or a disk", mend="without --root, or without --disk")
+        self._root = {"": "", "host": "/"}.get(root, str(Path(root).absolute()))
+        if not Path(self._root).is_dir():
+            raise UsageError(f"no such directory: {root}", mend='root="host", or a directory')
         if commands and from_boot:
             raise UsageError("a kernel that stands still runs no commands", mend="without -g, or without --from-boot")
+        if commands and disks:
+            raise UsageError("a disk's own init starts its programs", mend="without -g, or --root instead of --disk")
         if commands and not root:
             raise UsageError("a command in the guest needs a root file system", mend='root="host", or --root host')
         self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
@@ -86,7 +95,7 @@ class Lab:
         self._memory_mib = memory_mib
         self._kernel_arguments = tuple(kernel_arguments)
         self._boot_timeout_s = boot_timeout_s
-        self._root = root
+        self._disks = tuple(Disk.parse(disk) for disk in disks)
         self._commands = tuple(commands)
         self._stack: ExitStack | None = None
         self._from_boot = from_boot
@@ -130,6 +139,10 @@ class Lab:
                 self.image = find_image(self._series, self._variant)
             case path:
                 self.image = Image.open(path)
+        for disk in self._disks:
+            disk.ready()
+        for disk in self._disks[:1]:
+            disk.check_root()
         archive = initramfs.ensure(self.image.path)
         self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_link(), addresses=Addresses()))
         self.console = Console()
@@ -138,7 +151,7 @@ class Lab:
         self._agent = Agent(channel, self.image, self._why_lost)
         stack.callback(self._agent.close)
         stack.enter_context(guest_socket)
-        self.terminal = Terminal.make(stack) if self._root else None
+        self.terminal = Terminal.make(stack) if self._root or self._disks else None
         boot = Boot(
             agent_fds=(channel.memory_fd, guest_socket.fileno()),
             kernel=self.image.kernel,
@@ -147,6 +160,7 @@ class Lab:
             timeout_s=self._boot_timeout_s,
             extra=self._kernel_arguments,
             root=self._root,
+            disks=tuple(disk.file for disk in self._disks),
             commands=self._commands,
             stopped=self._from_boot,
             terminal_fd=self.terminal.guest_fd if self.terminal else -1,

@@ -24,6 +24,7 @@ UP_EXAMPLES = """\
 examples:
   skblab up                                   boot a lab and leave it up; its name is lab
   skblab up web --root host -g 'python3 -m http.server 80'
+  skblab up deb --disk my.cow,debian.ext4      boot from a disk (skblab disk build); skblab console deb: log in
   skblab exec web -- curl -s http://guest/    in any terminal
   skblab run --lab web -r 'tcp_v4_rcv = delay 50ms' -- curl -s http://guest/
   skblab gdb web                              in another one
@@ -149,7 +150,8 @@ def _console(arguments: argparse.Namespace) -> int:
         lab.check()
         if lab.terminal is None:
             raise UsageError(
-                f"the guest of {arguments.name} has no programs to talk to", mend="skblab up NAME --root host"
+                f"the guest of {arguments.name} has no programs to talk to",
+                mend="skblab up NAME --root host, or --disk FILE",
             )
         print(f"skblab: a shell in the guest of {arguments.name}; {NAME_OF_LEAVE} leaves", file=sys.stderr)
         keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()

@@ -66,7 +66,12 @@ def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> N
 def add_guest_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of what runs in the guest."""
     group = parser.add_argument_group("in the guest")
-    group.add_argument("--root", default="", choices=("host",), help="its programs see this machine's files, read-only")
+    group.add_argument("--root", default="", metavar="DIR",
+                       help="its programs see the files of a directory, or with host this machine's; "
+                       "what they write stays in memory")  # fmt: skip
+    group.add_argument("--disk", action="append", default=[], metavar="FILE[,BACKING]", dest="disks",
+                       help="boot from a disk image, or from a COW file, made where it is not there yet; "
+                       "again for more disks")  # fmt: skip
     group.add_argument("-g", "--guest", action="append", default=[], metavar="CMD", dest="guest_commands",
                        help="start CMD in the guest first, and wait until it listens on a TCP port")  # fmt: skip
     group.add_argument("--memory", type=int, default=64, metavar="MIB", help="its memory (default: %(default)s)")
@@ -92,6 +97,7 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         variant=arguments.variant,
         link=arguments.link,
         root=getattr(arguments, "root", ""),
+        disks=getattr(arguments, "disks", ()),
         commands=getattr(arguments, "guest_commands", ()),
         memory_mib=getattr(arguments, "memory", 64),
         from_boot=getattr(arguments, "from_boot", False),

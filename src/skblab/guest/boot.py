@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from skblab.errors import BootFailed, GuestLost, MissingPrerequisite, SkblabError, Timeout
+from skblab.errors import BootFailed, DiskError, DiskInUse, GuestLost, MissingPrerequisite, SkblabError, Timeout
 from skblab.guest import mconsole
 from skblab.guest.console import Console
 from skblab.host import process
@@ -20,6 +20,12 @@ from skblab.image.store import cache_dir
 
 CALIBRATED = re.compile(r"\(lpj=(\d+)\)")
 READY = "ready"  # what the guest's init says
+DISK_REFUSED = {  # what it says of a disk
+    "none": "there is no root file system on {} that the guest can mount: ext4, on the whole disk or its first part",
+    "no init": "the file system on {} has no /sbin/init",
+    "wrong init": "the /sbin/init on {} is for another machine, and the guest is x86-64",
+}
+LOCKED = re.compile(r"Failed to lock '(.*)', err = \d+")  # arch/um/drivers/ubd_kern.c open_ubd_file()
 PTRACE_FORBIDDEN = "ptrace: Operation not permitted"
 
 
@@ -32,7 +38,8 @@ class Boot:
     memory_mib: int = 64
     timeout_s: float = 15.0
     extra: tuple[str, ...] = ()
-    root: str = ""  # "host": the host's own tree, read-only
+    root: str = ""  # a directory of the host's, whose files the guest's programs see
+    disks: tuple[Path, ...] = ()  # images or COW files; the first has the root, and an init of its own
     commands: tuple[str, ...] = ()  # to be run there, each by a shell
     agent_fds: tuple[int, ...] = ()  # memory and socket, to be handed over
     stopped: bool = False  # before its first instruction: whoever lets it go on waits for it
@@ -64,7 +71,10 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
         f"skblab_ip4={ip4}",
         f"skblab_ip6={ip6}",
         *(["skblab_memory={fd1}", "skblab_socket={fd2}"] if boot.agent_fds else []),
-        *([f"skblab_root={boot.root}"] if boot.root else []),
+        *([f"skblab_root={boot.root.encode().hex()}"] if boot.root else []),
+        # The link is called as we have called it, whatever the disk's udev would call it.
+        *(["skblab_disk=1", "net.ifnames=0"] if boot.disks else []),
+        *(f"ubd{number}={disk}" for number, disk in enumerate(boot.disks)),
         *(["skblab_console=1", "con1=fd:{fd3}"] if boot.terminal_fd >= 0 else []),
         *(f"skblab_run{number}={command.encode().hex()}" for number, command in enumerate(boot.commands)),
         *([f"lpj={lpj}"] if lpj else []),
@@ -107,6 +117,8 @@ class Guest:
             return guest
         try:
             guest._wait_ready(boot.timeout_s)
+            if boot.disks:
+                guest._wait_entered(boot.disks[0], boot.timeout_s)
         except BaseException:
             guest.close()
             raise
@@ -133,6 +145,28 @@ class Guest:
                 raise self._never_ready()
             elif left <= 0:
                 raise Timeout(f"the guest was not ready within {timeout_s:g} s", found=self.console.evidence())
+
+    def _wait_entered(self, disk: Path, timeout_s: float) -> None:
+        """Wait for init's word that the disk's own init has taken over, or why not (kernel/init/root.c tell_disk())."""
+        watched: list[socket.socket | int] = [self._notify, self.pidfd]
+        said = "mounted"
+        while said == "mounted":
+            ready, _, _ = select.select(watched, [], [], timeout_s)
+            if not ready:
+                raise Timeout(f"the guest has not mounted {disk} within {timeout_s:g} s", found=self.console.evidence())
+            if self._notify not in ready:
+                raise self._never_ready()
+            said = self.notification().text.removeprefix("disk ")
+        if said == "entered":
+            return
+        if found := LOCKED.search(self.console.text()):  # between our look at the disk and the kernel's
+            raise DiskInUse(f"{found[1]} was taken by another process meanwhile", mend=f"skblab disk info {found[1]}")
+        why, _, error = said.partition(": ")
+        raise DiskError(
+            DISK_REFUSED.get(why, "the guest could not enter {}").format(disk),
+            found="\n".join(word for word in (error, self.console.evidence()) if word),
+            mend="skblab disk build FILE makes one that boots",
+        )
 
     def _never_ready(self) -> SkblabError:
         """Return the error for a kernel that ended by itself while it was booting."""

@@ -1,0 +1,59 @@
+"""A directory as the root of a guest's programs: what they write is seen by them alone."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from skblab.errors import UsageError
+from skblab.host import process
+from skblab.image.image import Image
+from skblab.lab import Lab
+from support import read_until
+
+SHELL = """
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(void)
+{
+	int fd = open("/kept", O_CREAT | O_RDWR, 0644);
+	printf("written: %zd, read-only file gone: %d\\n", write(fd, "x", 1), unlink("/bin/marker"));
+	fflush(stdout);
+	pause();
+}
+"""
+
+
+def test_what_is_written_in_the_hosts_tree_stays_in_memory(every_image: Image, tmp_path: Path) -> None:
+    marker = Path("/etc") / f"skblab-{tmp_path.parent.name}-{tmp_path.name}"
+    with Lab(image=every_image, root="host") as lab:
+        assert lab.terminal
+        read_until(lab.terminal.fd, lambda text: "guest#" in text)
+        os.write(
+            lab.terminal.fd,
+            f"echo kept > {marker}; cat {marker}; rm /etc/passwd; ls /etc/passwd; echo e''nd\r".encode(),
+        )
+        said = read_until(lab.terminal.fd, lambda text: "end\r" in text)
+    assert "\nkept\r" in said
+    assert "cannot access '/etc/passwd'" in said
+    assert not marker.exists()
+    assert Path("/etc/passwd").exists()
+
+
+def test_a_directory_of_ones_own(image: Image, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/marker").touch()
+    (tmp_path / "sh.c").write_text(SHELL)
+    process.run(["gcc", "-static", "-o", tmp_path / "bin/sh", tmp_path / "sh.c"]).check_returncode()
+    before = sorted(tmp_path.rglob("*"))
+    with Lab(image=image, root=str(tmp_path)) as lab:
+        assert lab.terminal
+        said = read_until(lab.terminal.fd, lambda text: "gone:" in text)
+    assert "written: 1, read-only file gone: 0" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_directory_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match="no such directory"):
+        Lab(root="/no/such/directory")
