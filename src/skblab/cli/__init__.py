@@ -20,6 +20,7 @@ examples:
   skblab hold -- ping guest                    hold single packets on a screen, and decide about each
   skblab gdb -- ping guest                     gdb's own prompt on the guest kernel, with commands for packets
   skblab up; skblab exec lab -- ping guest     a lab for several terminals; skblab down ends it
+  skblab mconsole lab sysrq m                  ask the guest's kernel itself
   skblab image build                           build the guest kernel (once; some minutes)
   skblab doctor                                what this machine allows and lacks
 
@@ -30,7 +31,7 @@ INTERRUPTED = 130
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from skblab.cli import doctor, gdb, hold, image, labs, ping, run  # noqa: PLC0415 - each registers itself
+    from skblab.cli import doctor, gdb, hold, image, labs, mconsole, ping, run  # noqa: PLC0415 - each registers itself
 
     top = argparse.ArgumentParser(
         prog="skblab",
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     top.add_argument("-v", "--verbose", action="store_true", help="say which programs are started")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, hold, ping, gdb, labs, image, doctor):
+    for module in (run, hold, ping, gdb, labs, mconsole, image, doctor):
         module.register(commands)
     return top
 

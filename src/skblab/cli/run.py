@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
             lab.stop_on_rules(debugger)
             debugger.resume()
         command = lab.popen(arguments.command, stdin=subprocess.DEVNULL if debugger else None)
-        status = stops.wait(command, debugger, sys.stderr) if debugger else command.wait()
+        status = stops.wait(command, lab.guest, debugger, sys.stderr)
         lab.check()
         if debugger:
             debugger.close()
