@@ -115,9 +115,9 @@ CAUSES = (
         r"\A(?!.*Linux version)", "the kernel died before its first word: its file is damaged",
         "skblab image check; skblab image rm IMAGE && skblab image build", ended="signal SIG(?:SEGV|ILL|BUS)",
     ),
-    _cause(  # arch/um/os-Linux/skas/process.c start_userspace()
+    _cause(  # arch/um/os-Linux/skas/process.c start_userspace(), start_up.c start_ptraced_child()
         r"start_userspace : clone failed, errno = 11|clone: Resource temporarily unavailable"
-        r"|fork: Resource temporarily unavailable|check_ptrace: fork",
+        r"|fork failed: Resource temporarily unavailable",
         "this user may have no more processes here, and each program in the guest is one",
         "ulimit -u unlimited; end what you no longer need: skblab ls; skblab down --all",
         kind=MissingPrerequisite,

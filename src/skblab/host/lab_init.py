@@ -330,6 +330,9 @@ def inner(control: socket.socket, order: dict[str, Any]) -> None:
     except SetUpError as error:
         control.send(json.dumps(error.reply).encode())
         return
+    except OSError as error:  # fork(2)
+        control.send(json.dumps(SetUpError("first process", error.errno or 0).reply).encode())
+        return
     control.send(json.dumps({"link": link.kind, "why_not_tap": link.why_not_tap}).encode())
     LabInit(control, link).serve()
 
@@ -351,7 +354,11 @@ def outer(control: socket.socket) -> None:
         control.send(json.dumps(error.reply).encode())
         return
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        control.send(json.dumps(SetUpError("first process", error.errno or 0).reply).encode())
+        return
     if pid == 0:
         os.close(go_write)
         os.read(go_read, 1)  # whose process it is, is said before what it says itself
