@@ -1,5 +1,6 @@
 """A kernel that panics is heard at once, with its way there by file and line."""
 
+import json
 import os
 import queue
 import select
@@ -13,7 +14,7 @@ from skblab.guest.panic import GuestPanicked, call_trace, frames
 from skblab.host import process
 from skblab.image.image import Image
 from skblab.lab import Lab
-from support import read_until, skblab, start_skblab
+from support import SKBLAB, read_until, skblab, start_skblab
 
 READ_NULL = bytes.fromhex("31c0 488b00")  # xor %eax,%eax; mov (%rax),%rax
 NOPS = 5
@@ -105,6 +106,20 @@ def test_run_says_so_at_once(image: Image) -> None:
     finally:
         process.end(running)
         process.end(follower)
+        skblab("down", name)
+
+
+def test_run_says_it_to_programs_too(image: Image) -> None:
+    name = f"panic-json-{os.getpid()}"
+    assert skblab("up", name, "--image", str(image.path)).returncode == 0
+    try:
+        crash = [*SKBLAB, "mconsole", name, "sysrq", "c"]
+        done = skblab("run", "--lab", name, "--json", "--", *crash)
+        (event,) = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"event": "panic"')]
+        assert event["line"].endswith("sysrq triggered crash")
+        assert event["backtrace"][0]["function"] == "sysrq_handle_crash"
+        assert done.returncode == GuestLost.exit_status
+    finally:
         skblab("down", name)
 
 

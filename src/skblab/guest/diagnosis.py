@@ -45,7 +45,7 @@ CAUSES = (
     _cause(  # host/lab_init.py become_kernel()
         r"skblab: cannot start (?P<file>\S+): \[Errno 13\]",
         "the kernel {file} may not be executed",
-        "its file system is mounted noexec: mount -o remount,exec DIRECTORY   (as root), or XDG_CACHE_HOME=...\n"
+        "its file system is mounted noexec: mount -o remount,exec DIRECTORY   (as root), or SKBLAB_CACHE=DIRECTORY\n"
         "or the file is not executable: chmod +x {file}",
         kind=MissingPrerequisite,
     ),
