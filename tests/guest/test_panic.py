@@ -29,8 +29,15 @@ def break_function(lab: Lab, name: str) -> None:
     os.close(descriptor)
 
 
+def let_be_idle(lab: Lab) -> None:
+    """Return when the kernel has nothing left to do: one that is interrupted at work prints no way (show_stack())."""
+    lab.agent.wait_ready()
+    assert lab.run(["ping", "-c", "3", "-i", "0.1", "-W", "5", "guest"], timeout_s=20).returncode == 0
+
+
 def test_a_crash_on_purpose(every_image: Image) -> None:
     with Lab(image=every_image) as lab:
+        let_be_idle(lab)
         heard: queue.Queue[GuestPanicked] = queue.Queue()
         lab.on_panic(heard.put)
         asked_s = time.time()
@@ -47,6 +54,7 @@ def test_a_crash_on_purpose(every_image: Image) -> None:
 
 def test_a_bug_in_softirq(every_image: Image) -> None:
     with Lab(image=every_image) as lab:
+        let_be_idle(lab)
         heard: queue.Queue[GuestPanicked] = queue.Queue()
         lab.on_panic(heard.put)
         break_function(lab, "icmp_echo")
@@ -113,6 +121,8 @@ def test_run_says_it_to_programs_too(image: Image) -> None:
     name = f"panic-json-{os.getpid()}"
     assert skblab("up", name, "--image", str(image.path)).returncode == 0
     try:
+        with Lab.join(name) as lab:
+            let_be_idle(lab)
         crash = [*SKBLAB, "mconsole", name, "sysrq", "c"]
         done = skblab("run", "--lab", name, "--json", "--", *crash)
         (event,) = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"event": "panic"')]
@@ -121,6 +131,11 @@ def test_run_says_it_to_programs_too(image: Image) -> None:
         assert done.returncode == GuestLost.exit_status
     finally:
         skblab("down", name)
+
+
+def test_a_panic_without_a_way_says_why() -> None:
+    event = GuestPanicked("Kernel panic - not syncing: why", 0.0, (), "")
+    assert "it was on its signal stack" in str(event)
 
 
 def test_what_is_no_way_is_left_out() -> None:

@@ -203,7 +203,7 @@ class Guest:
 
     def _evidence(self) -> str:
         event = self.panic()
-        return self.console.evidence() + (f"\nthe way there:\n{event}" if event and event.frames else "")
+        return self.console.evidence() + (f"\nthe way there:\n{event}" if event else "")
 
     @property
     def notifications(self) -> socket.socket:

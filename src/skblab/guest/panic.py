@@ -22,6 +22,8 @@ ENTRY = re.compile(r"\[<([0-9a-f]+)>\] (?:\? )?([\w.]+)\+0x([0-9a-f]+)/0x[0-9a-f
 FAULT = re.compile(r"^.*RIP: 0033:(?:\[<[0-9a-f]+>\] )?([\w.]+)\+0x([0-9a-f]+)/", re.MULTILINE)
 BUILT_IN = re.compile(r"^/skblab/(?:obj/)?")  # what a build puts in the place of its directory (image/recipe.py)
 OWN_BUSINESS = {"panic", "vpanic"}  # what is above it is the panic's own
+# arch/um/kernel/sysrq.c show_stack(): in an interrupt that came while something ran, and not in one that idle was in.
+NO_TRACE = "the kernel printed no way there: it was on its signal stack; a gdb that is attached before shows it"
 PRINTING_S = 1.0  # it tells of its panic first (drivers/mconsole_kern.c add_notifier()), prints the trace, and ends
 
 
@@ -42,7 +44,8 @@ class GuestPanicked:
     """A guest kernel has panicked.
 
     *line* is its own word for it, *at_s* when, as time.time(), *console* what it printed last. *frames* are the return
-    addresses on its stack, innermost first: some may be of calls that had returned (the kernel marks them all "?").
+    addresses on its stack, innermost first: some may be of calls that had returned (the kernel marks them all "?"). There are none where the kernel
+    printed none, as in an interrupt that came while something ran.
     """
 
     line: str
@@ -51,6 +54,8 @@ class GuestPanicked:
     console: str
 
     def __str__(self) -> str:
+        if not self.frames:
+            return f"{self.line}\n  {NO_TRACE}"
         return "\n".join([self.line, *(f"  #{number:<2} {frame}" for number, frame in enumerate(self.frames))])
 
 
