@@ -44,8 +44,8 @@ class GuestPanicked:
     """A guest kernel has panicked.
 
     *line* is its own word for it, *at_s* when, as time.time(), *console* what it printed last. *frames* are the return
-    addresses on its stack, innermost first: some may be of calls that had returned (the kernel marks them all "?"). There are none where the kernel
-    printed none, as in an interrupt that came while something ran.
+    addresses on its stack, innermost first: some may be of calls that had returned (the kernel marks them all "?").
+    There are none where the kernel printed none, as in an interrupt that came while something ran.
     """
 
     line: str
