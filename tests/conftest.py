@@ -1,6 +1,7 @@
 """What all tests share: images of every series, labs, and the rule that CI skips nothing unexpectedly."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,9 @@ from skblab.lab import Lab
 EXPECTED_IN_CI: frozenset[str] = frozenset()
 
 _unexpected: list[str] = []
+
+# What is started in the background of a script ignores Ctrl-C, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

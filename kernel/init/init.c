@@ -36,8 +36,11 @@ static void load_agent(void)
 		return;
 	fd = open("/agent.ko", O_RDONLY | O_CLOEXEC);
 	snprintf(parameters, sizeof(parameters), "memory_fd=%s socket_fd=%s", memory, doorbell);
-	if (fd < 0 || syscall(SYS_finit_module, fd, parameters, 0) < 0)
+	if (fd < 0 || syscall(SYS_finit_module, fd, parameters, 0) < 0) {
+		/* The host would wait for it: a lab is nothing without, and its end is heard at once. */
 		complain("cannot load the agent");
+		reboot(RB_POWER_OFF);
+	}
 	close(fd);
 }
 

@@ -89,6 +89,10 @@ class LabBusy(SkblabError):
     """Another controller has this lab's agent: who."""
 
 
+class MconsoleRefused(SkblabError):
+    """The guest's kernel refused a command of its management console; in its own words."""
+
+
 class BootFailed(SkblabError):
     """The guest kernel did not become ready."""
 

@@ -21,7 +21,9 @@ from skblab.errors import SkblabError, UsageError
 from skblab.guest import initramfs, receive
 from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
+from skblab.guest.diagnosis import too_little_memory
 from skblab.guest.disk import Disk
+from skblab.guest.panic import GuestPanicked, PanicWatch
 from skblab.guest.terminal import Terminal
 from skblab.host import process
 from skblab.host.namespace import Addresses, JoinedNamespaces, Namespaces
@@ -143,6 +145,8 @@ class Lab:
             disk.ready()
         for disk in self._disks[:1]:
             disk.check_root()
+        if refused := too_little_memory(self._memory_mib, self.image.config.read_text()):
+            raise refused
         archive = initramfs.ensure(self.image.path)
         self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_link(), addresses=Addresses()))
         self.console = Console()
@@ -181,7 +185,7 @@ class Lab:
         self.image = Image.open(Path(about["image"]))
         self.console = Console(console_fd)
         stack.callback(self.console.close)
-        self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"])
+        self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel)
         stack.callback(self.guest.close)
 
     @property
@@ -203,7 +207,6 @@ class Lab:
         channel = self._ready_agent().channel
         fds: tuple[int, ...] = (
             self.console.descriptor,
-            self.guest.notifications.fileno(),
             channel.memory_fd,
             channel.socket.fileno(),
         )
@@ -306,6 +309,17 @@ class Lab:
 
     def _why_lost(self) -> SkblabError:
         return self.guest.lost()
+
+    def on_panic(self, told: Callable[[GuestPanicked], object]) -> PanicWatch:
+        """Call *told*, from a thread of its own, when the guest's kernel panics; close what is returned.
+
+        Of a lab that has panicked already, it is told at once.
+        """
+        self.check()
+        assert self._stack
+        watch = self.guest.on_panic(told)
+        self._stack.callback(watch.close)
+        return watch
 
     def stop_on_rules(self, debugger: Debugger) -> int:
         """Let gdb stop the kernel wherever a rule's verdict is "stop"; return the stop's number."""

@@ -26,7 +26,7 @@ def start_commands(guest: Guest, agent: Agent, commands: tuple[str, ...]) -> Non
     heard = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:
         with agent.watch(LISTEN, lambda *_: os.eventfd_write(heard, 1)):
-            guest.mconsole("cad")
+            guest.mconsole.cad()
             _wait(guest, heard, commands)
             # Taking the watch away needs a task of the guest, and there is one processor: the task that was in
             # listen(2) has come out of it by then.

@@ -295,7 +295,7 @@ def test_a_second_disk_is_there_too(image: Image, cow_file: Path, tmp_path: Path
     (tmp_path / "data").write_bytes(bytes(1 << 20))
     with Lab(image=image, disks=[str(cow_file), str(tmp_path / "data")]) as lab:
         boots(lab)
-        assert lab.guest.mconsole("config ubd1")[1].startswith(str(tmp_path / "data"))
+        assert lab.guest.mconsole.config("ubd1").startswith(str(tmp_path / "data"))
 
 
 @pytest.fixture

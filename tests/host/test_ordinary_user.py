@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import skblab
+from skblab.errors import MissingPrerequisite
 from skblab.host import process
 from skblab.image.image import Image
 from support import SKBLAB, eventually_nothing, remains
@@ -37,9 +38,10 @@ def passable(*needed: Path) -> Iterator[str]:
             yield f"mkdir -p {shlex.quote(str(path))}; mount --bind /run/skblab-test/{number} {shlex.quote(str(path))}"
 
 
-def as_ordinary_user(image: Image, tun: str, *words: str) -> subprocess.CompletedProcess[str]:
+def as_ordinary_user(image: Image, tun: str, *words: str, limit: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command line as a user who is nobody special; the machine is unchanged."""
-    argv = [*SKBLAB, *words, "--image", str(image.path)]
+    limited = ["prlimit", limit] if limit else []
+    argv = [*limited, *SKBLAB, *words, "--image", str(image.path)]
     if os.geteuid():
         return process.run(argv, timeout_s=90)
     package = Path(skblab.__file__).resolve().parents[2]
@@ -67,6 +69,16 @@ def test_the_whole_experiment(every_image: Image, tun: str, enobufs: bool) -> No
     if not os.geteuid():
         assert (fields["staircase"]["enobufs"] > 0) is enobufs
     assert fields["lost"] == 0
+    assert eventually_nothing(before) == []
+
+
+@pytest.mark.parametrize("processes", range(1, 7))
+def test_a_user_who_may_have_no_more_processes_is_told_so(every_image: Image, processes: int) -> None:
+    before = remains()
+    done = as_ordinary_user(every_image, OPEN_TUN, "ping", "-c", "1", limit=f"--nproc={processes}")
+    assert done.returncode == MissingPrerequisite.exit_status, done.stderr
+    assert "this user may have no more processes here" in done.stderr
+    assert "ulimit -u" in done.stderr
     assert eventually_nothing(before) == []
 
 

@@ -46,7 +46,7 @@ def test_a_console_shows_why_the_kernel_died(console: Console) -> None:
     assert console.panic() == "Kernel panic - not syncing: No init"
     evidence = console.evidence().splitlines()
     assert evidence[0] == "Kernel panic - not syncing: No init"
-    assert evidence[-1] == "trace 3"
+    assert evidence[-1] == "trace 0"
     assert "line 39" in evidence
     assert "line 5" not in evidence
 

@@ -187,5 +187,7 @@ def _log(arguments: argparse.Namespace) -> int:
             sys.stdout.flush()
             said = text
             if ended:
+                if event := lab.guest.panic():
+                    print(f"skblab: the guest kernel has panicked:\n{event}", file=sys.stderr)
                 break
     return 0

@@ -15,6 +15,8 @@ from skblab.agent.abi import Hit
 from skblab.agent.holds import Running
 from skblab.cli import stops
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
+from skblab.errors import GuestLost
+from skblab.guest.panic import GuestPanicked
 from skblab.host import process
 from skblab.packet import Packet
 from skblab.rule import Rule
@@ -73,8 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
             lab.stop_on_rules(debugger)
             debugger.resume()
         command = lab.popen(arguments.command, stdin=subprocess.DEVNULL if debugger else None)
-        status = stops.wait(command, debugger, sys.stderr) if debugger else command.wait()
-        lab.check()
+        try:
+            status = stops.wait(command, lab.guest, debugger, sys.stderr)
+            lab.check()
+        except GuestLost:
+            teller.panicked(lab.guest.panic())
+            raise
         if debugger:
             debugger.close()
         for one in reversed(running):
@@ -113,6 +119,12 @@ class _Teller:
             self._say(fields, f"{at_s:10.6f}  {rule.function:16} #{hit.occurrence:<4} {done:12} {packet.summary()}")
 
         return told
+
+    def panicked(self, event: GuestPanicked | None) -> None:
+        """Tell a program of the kernel's panic; a person reads it in the error."""
+        if event and self._as_json:
+            frames = [asdict(frame) for frame in event.frames]
+            self._say({"event": "panic", "line": event.line, "backtrace": frames}, "")
 
     def summary(self, running: list[Running], lost: int, status: int) -> None:
         """Say what became of all packets."""

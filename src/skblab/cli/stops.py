@@ -1,27 +1,41 @@
-"""The verdict "stop" on the command line: the kernel stands still, a person reads, Enter lets it go."""
+"""Waiting for a command's end: the kernel may stop for a person to read until Enter, or be gone before it."""
 
 import os
 import select
 import sys
 import time
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from skblab.debugger.inside.wire import Stopped
 from skblab.debugger.session import Debugger
+from skblab.guest.boot import LAST_WORDS_S, Guest
+from skblab.guest.mconsole import Kind
 from skblab.host import process
 from skblab.packet import Packet
+
+if TYPE_CHECKING:
+    import socket
 
 SHOWN_FRAMES = 12
 
 
-def wait(command: process.Running, debugger: Debugger, out: TextIO) -> int:
-    """Wait for a command's end, and show each stop meanwhile; off a terminal the kernel goes on at once."""
+def wait(command: process.Running, guest: Guest, debugger: Debugger | None, out: TextIO) -> int:
+    """Wait for a command's end, and show each stop meanwhile; off a terminal the kernel goes on at once.
+
+    :raises GuestLost: the kernel has panicked, or ended, before the command
+    """
     pidfd = os.pidfd_open(command.pid)
-    watched: list[Debugger | int] = [debugger, pidfd]
+    watched: list[Debugger | socket.socket | int] = [pidfd, guest.notifications, guest.pidfd]
+    watched += [debugger] if debugger else []
     try:
         while True:
             ready, _, _ = select.select(watched, [], [])
-            if debugger in ready:
+            if guest.pidfd in ready:
+                raise guest.lost()
+            if guest.notifications in ready and guest.notification().kind is Kind.PANIC:
+                select.select([guest.pidfd], [], [], LAST_WORDS_S)  # gdb may hold it there
+                raise guest.lost()
+            if debugger and debugger in ready:
                 _show(debugger.wait_stop(1), out)
                 started = time.monotonic()
                 if sys.stdin.isatty() and out.isatty():

@@ -8,25 +8,23 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from skblab.errors import BootFailed, DiskError, DiskInUse, GuestLost, MissingPrerequisite, SkblabError, Timeout
+from skblab.errors import BootFailed, GuestLost, SkblabError, Timeout
 from skblab.guest import mconsole
 from skblab.guest.console import Console
+from skblab.guest.diagnosis import diagnose, disk_refused
+from skblab.guest.panic import GuestPanicked, PanicWatch, panicked
 from skblab.host import process
 from skblab.host.namespace import Namespaces
 from skblab.image.store import cache_dir
 
 CALIBRATED = re.compile(r"\(lpj=(\d+)\)")
 READY = "ready"  # what the guest's init says
-DISK_REFUSED = {  # what it says of a disk
-    "none": "there is no root file system on {} that the guest can mount: ext4, on the whole disk or its first part",
-    "no init": "the file system on {} has no /sbin/init",
-    "wrong init": "the /sbin/init on {} is for another machine, and the guest is x86-64",
-}
-LOCKED = re.compile(r"Failed to lock '(.*)', err = \d+")  # arch/um/drivers/ubd_kern.c open_ubd_file()
-PTRACE_FORBIDDEN = "ptrace: Operation not permitted"
+LAST_WORDS_S = 1.0  # between its word of a panic and its end
+STACK_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +85,17 @@ class Guest:
 
     spawned_s = ready_s = 0.0  # time.perf_counter(), where this process booted it
 
-    def __init__(self, namespaces: Namespaces, console: Console, pidfd: int, notify_fd: int, inner_pid: int) -> None:
+    def __init__(
+        self, namespaces: Namespaces, console: Console, pidfd: int, notify_fd: int, inner_pid: int, *, kernel: Path
+    ) -> None:
         self.console = console
+        self._kernel = kernel
         self._namespaces = namespaces
         self.pidfd = pidfd
         self.inner_pid = inner_pid  # as the lab's own processes see it
         self.pid = process.pid_of(pidfd)
         self._notify = socket.socket(fileno=notify_fd)
+        self.mconsole = mconsole.Mconsole(self._open_mconsole, pidfd, self.pid, self.lost)
 
     @classmethod
     def boot(cls, boot: Boot, namespaces: Namespaces, console: Console) -> "Guest":
@@ -111,14 +113,14 @@ class Guest:
             argv=arguments(boot, namespaces, int(known) if known.isdigit() else None),
             stopped=boot.stopped,
         )
-        guest = cls(namespaces, console, pidfd, notify, reply["pid"])
+        guest = cls(namespaces, console, pidfd, notify, reply["pid"], kernel=boot.kernel)
         guest.spawned_s = spawned_s
         if boot.stopped:
             return guest
         try:
-            guest._wait_ready(boot.timeout_s)
+            guest._wait_ready(boot)
             if boot.disks:
-                guest._wait_entered(boot.disks[0], boot.timeout_s)
+                guest._wait_entered(boot)
         except BaseException:
             guest.close()
             raise
@@ -127,57 +129,64 @@ class Guest:
             _keep(lpj_file, calibrated.group(1))
         return guest
 
-    def _wait_ready(self, timeout_s: float) -> None:
+    def _wait_ready(self, boot: Boot) -> None:
         """Wait for init's word through /proc/mconsole; a panic or the kernel's end comes through the same select."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + boot.timeout_s
         while True:
             left = deadline - time.monotonic()
             watched: list[socket.socket | int] = [self._notify, self.pidfd]
             ready, _, _ = select.select(watched, [], [], max(left, 0))
             if self._notify in ready:
-                said = mconsole.parse_notification(self._notify.recv(4096))
+                said = self.notification()
                 if said.kind is mconsole.Kind.USER and said.text == READY:
                     return
                 if said.kind is mconsole.Kind.PANIC:
-                    select.select([self.pidfd], [], [], 1.0)  # let it print what it has to say
-                    raise BootFailed(f"the guest kernel panicked at boot: {said.text}", found=self.console.evidence())
+                    select.select([self.pidfd], [], [], LAST_WORDS_S)
+                    raise self._never_ready(boot, f"the guest kernel panicked at boot: {said.text}")
             elif self.pidfd in ready:
-                raise self._never_ready()
+                raise self._never_ready(boot, f"the guest kernel ended before it was ready ({self.how_it_ended()})")
             elif left <= 0:
-                raise Timeout(f"the guest was not ready within {timeout_s:g} s", found=self.console.evidence())
+                raise self._not_ready(boot)
 
-    def _wait_entered(self, disk: Path, timeout_s: float) -> None:
+    def _wait_entered(self, boot: Boot) -> None:
         """Wait for init's word that the disk's own init has taken over, or why not (kernel/init/root.c tell_disk())."""
         watched: list[socket.socket | int] = [self._notify, self.pidfd]
         said = "mounted"
         while said == "mounted":
-            ready, _, _ = select.select(watched, [], [], timeout_s)
+            ready, _, _ = select.select(watched, [], [], boot.timeout_s)
             if not ready:
-                raise Timeout(f"the guest has not mounted {disk} within {timeout_s:g} s", found=self.console.evidence())
+                raise Timeout(
+                    f"the guest has not mounted {boot.disks[0]} within {boot.timeout_s:g} s",
+                    found=self.console.evidence(),
+                )
             if self._notify not in ready:
-                raise self._never_ready()
+                raise self._never_ready(boot, f"the guest kernel ended before it was ready ({self.how_it_ended()})")
             said = self.notification().text.removeprefix("disk ")
-        if said == "entered":
-            return
-        if found := LOCKED.search(self.console.text()):  # between our look at the disk and the kernel's
-            raise DiskInUse(f"{found[1]} was taken by another process meanwhile", mend=f"skblab disk info {found[1]}")
-        why, _, error = said.partition(": ")
-        raise DiskError(
-            DISK_REFUSED.get(why, "the guest could not enter {}").format(disk),
-            found="\n".join(word for word in (error, self.console.evidence()) if word),
-            mend="skblab disk build FILE makes one that boots",
-        )
+        if said != "entered":
+            error = disk_refused(str(boot.disks[0]), said, self.console.text())
+            error.found = "\n".join(words for words in (error.found, self.console.evidence()) if words)
+            raise error
 
-    def _never_ready(self) -> SkblabError:
-        """Return the error for a kernel that ended by itself while it was booting."""
+    def _never_ready(self, boot: Boot, otherwise: str) -> SkblabError:
+        """Return the error for a kernel that ended by itself while it was booting; *otherwise*, what is sure."""
+        error = diagnose(self.console.text(), self.how_it_ended(), initramfs=str(boot.initramfs))
+        error = error or BootFailed(otherwise, mend=f"look at the kernel's own arguments: {' '.join(boot.extra)}")
+        error.found = self._evidence()
+        return error
+
+    def _not_ready(self, boot: Boot) -> Timeout:
+        """Return the error for a kernel that lives and is not ready, with what its first process is at."""
         evidence = self.console.evidence()
-        if PTRACE_FORBIDDEN in evidence:  # arch/um/os-Linux/start_up.c check_ptrace()
-            return MissingPrerequisite(
-                "ptrace(2) is forbidden here, and the guest kernel runs its processes by it",
-                found=evidence,
-                mend="in a container, a seccomp profile forbids it: docker run --security-opt seccomp=unconfined",
-            )
-        return BootFailed(f"the guest kernel ended before it was ready ({self.how_it_ended()})", found=evidence)
+        try:
+            evidence += f"\nits first process:\n{self.mconsole.command('stack 1', timeout_s=STACK_TIMEOUT_S).rstrip()}"
+        except SkblabError as error:
+            evidence += f"\nits mconsole: {error.what}"
+        return Timeout(
+            f"the guest was not ready within {boot.timeout_s:g} s",
+            found=evidence,
+            mend="a machine that is slow, or busy, wants a longer boot_timeout_s; an init of your own has to write\n"
+            f'"{READY}" to /proc/mconsole',
+        )
 
     @property
     def alive(self) -> bool:
@@ -196,7 +205,30 @@ class Guest:
 
     def lost(self) -> GuestLost:
         """Return the error that tells how the guest went, for the caller to raise."""
-        return GuestLost(f"the guest kernel is gone ({self.how_it_ended()})", found=self.console.evidence())
+        ended = self.how_it_ended()
+        error = diagnose(self.console.text(), ended) if self.console.panic() is None else None
+        if error and "agent" in error.what:  # it loads when the guest is ready already
+            return GuestLost(f"the guest kernel is gone: {error.what}", found=self.console.evidence(), mend=error.mend)
+        if ended == "exit status 0":
+            return GuestLost(
+                "the guest kernel is gone: it was halted, or rebooted, after which a lab does not come back",
+                found=self.console.evidence(),
+                mend="start another lab",
+            )
+        return GuestLost(f"the guest kernel is gone ({ended})", found=self._evidence())
+
+    def panic(self, at_s: float = 0.0) -> GuestPanicked | None:
+        """Return the panic of which the console tells, or None; *at_s* is when that was, as time.time()."""
+        return panicked(self.console, self._kernel, at_s)
+
+    def on_panic(self, told: Callable[[GuestPanicked], object]) -> PanicWatch:
+        """Call *told*, from a thread of its own, when the kernel panics."""
+        _, (descriptor,) = self._namespaces.request("notifications")
+        return PanicWatch(socket.socket(fileno=descriptor), self.pidfd, self.panic, told)
+
+    def _evidence(self) -> str:
+        event = self.panic()
+        return self.console.evidence() + (f"\nthe way there:\n{event}" if event else "")
 
     @property
     def notifications(self) -> socket.socket:
@@ -204,14 +236,18 @@ class Guest:
         return self._notify
 
     def notification(self) -> mconsole.Notification:
-        """Return the next notification; wait for it."""
-        return mconsole.parse_notification(self._notify.recv(4096))
+        """Return the next notification; wait for it.
 
-    def mconsole(self, text: str) -> tuple[bool, str]:
-        """Send one command to the guest's management console; return whether it was done, and the answer."""
+        :raises GuestLost: it is gone with its lab
+        """
+        try:
+            return mconsole.receive(self._notify)
+        except ConnectionError:
+            raise self.lost() from None
+
+    def _open_mconsole(self) -> socket.socket:
         _, (descriptor,) = self._namespaces.request("mconsole")
-        with socket.socket(fileno=descriptor) as channel:
-            return mconsole.command(channel, text)
+        return socket.socket(fileno=descriptor)
 
     def close(self) -> None:
         """Let go of the guest; it ends with its namespaces."""

@@ -6,7 +6,7 @@ import re
 ANSI_OR_LEVEL = re.compile(r"\x1b\[[0-9;]*m|^<\d>|\r", re.MULTILINE)
 PANIC = re.compile(r"Kernel panic - not syncing: .*|Kernel tried to .*|BUG: .*|Oops: .*")
 TAIL_LINES = 12
-AFTER_PANIC_LINES = 4
+AFTER_PANIC_LINES = 1  # whose task it was; then come the stack's bytes
 
 
 class Console:

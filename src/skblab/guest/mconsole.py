@@ -1,15 +1,26 @@
 """UML's management console: datagrams to and from the guest kernel (arch/um/drivers/mconsole.h)."""
 
 import enum
+import select
 import socket
 import struct
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from skblab.errors import MconsoleRefused, SkblabError, Timeout, UsageError
 
 MAGIC = 0xCAFEBABE
 VERSION = 2
 REQUEST = struct.Struct("<III512s")
 REPLY_HEAD = struct.Struct("<III")
 NOTIFY_HEAD = struct.Struct("<IIiI")
+TIME = struct.Struct("<Q")  # process 1 of the lab puts it before each (host/lab_init.py Notifications)
+LONGEST_BYTES = 511  # of a command (MCONSOLE_MAX_DATA)
+TIMEOUT_S = 5.0
+END_TIMEOUT_S = 5.0
+ENDING_KEYS = "bco"  # of sysrq: reboot, crash, power off
 
 
 class Kind(enum.IntEnum):
@@ -27,6 +38,7 @@ class Notification:
 
     kind: Kind
     text: str
+    at_s: float = 0.0  # time.time()
 
 
 def parse_notification(datagram: bytes) -> Notification:
@@ -43,19 +55,172 @@ def parse_notification(datagram: bytes) -> Notification:
     return Notification(Kind(kind), data.rstrip(b"\0").decode(errors="replace"))
 
 
-def command(channel: socket.socket, text: str, *, timeout_s: float = 5.0) -> tuple[bool, str]:
-    """Send one command and return whether it was done, and the answer's text.
+def receive(listener: socket.socket) -> Notification:
+    """Return the next notification that process 1 of the lab passes on; wait for it."""
+    message = listener.recv(4096)
+    if not message:
+        raise ConnectionResetError("process 1 of the lab is gone")
+    (at_ns,) = TIME.unpack_from(message)
+    return replace(parse_notification(message[TIME.size :]), at_s=at_ns / 1e9)
 
-    *channel* is a bound datagram socket connected to the guest's mconsole.
 
-    :raises TimeoutError: no answer; a guest that is stopped gives none
+class Mconsole:
+    """The management console of one guest: commands for its kernel, without a program in the guest.
+
+    Every command raises Timeout where the kernel does not answer, MconsoleRefused with its own words where it
+    refuses, GuestLost where it is gone.
+
+    :param connect: returns a bound datagram socket connected to the guest's mconsole
+    :param pidfd: of the kernel's process, whose pid is *pid*
+    :param lost: returns the error for a kernel that is gone
     """
-    channel.settimeout(timeout_s)
-    channel.send(REQUEST.pack(MAGIC, VERSION, len(text), text.encode()))
-    answer = []
-    while True:
-        datagram = channel.recv(1 << 16)
-        error, more, length = REPLY_HEAD.unpack_from(datagram)
-        answer.append(datagram[REPLY_HEAD.size : REPLY_HEAD.size + length].rstrip(b"\0").decode(errors="replace"))
-        if not more:
-            return not error, "".join(answer)
+
+    def __init__(
+        self, connect: Callable[[], socket.socket], pidfd: int, pid: int, lost: Callable[[], SkblabError]
+    ) -> None:
+        self._connect = connect
+        self._pidfd = pidfd
+        self._pid = pid
+        self._lost = lost
+
+    def command(self, text: str, *, timeout_s: float = TIMEOUT_S) -> str:
+        """Send one command as it is; return the answer."""
+        data = text.encode()
+        if len(data) > LONGEST_BYTES:
+            raise UsageError(f"a command for mconsole has {LONGEST_BYTES} bytes at most", found=f"{len(data)} bytes")
+        with self._channel() as channel:
+            channel.send(REQUEST.pack(MAGIC, VERSION, len(data), data))
+            error, answer = self._answer(channel, text, time.monotonic() + timeout_s)
+        if error:
+            raise _refused(text, answer)
+        return answer
+
+    def version(self) -> str:
+        """Return what ``uname -a`` says in the guest."""
+        return self.command("version")
+
+    def help(self) -> str:
+        """Return the kernel's own list of commands."""
+        return self.command("help")
+
+    def log(self, text: str) -> None:
+        """Write a line to the kernel's log."""
+        self.command(f"log {text}\n")
+
+    def proc(self, path: str) -> str:
+        """Return a file of the guest's /proc: ``meminfo``, ``1/status``."""
+        return self.command(f"proc {path.removeprefix('/proc/')}").removeprefix("\n")
+
+    def stack(self, pid: int) -> str:
+        """Return the kernel stack of a task of the guest."""
+        return self.command(f"stack {pid:d}")
+
+    def config(self, device: str, value: str | None = None) -> str:
+        """Return how a device is configured (``con0``, ``mem``); given a *value*, plug it in: ``con2``, ``null``."""
+        return self.command(f"config {device}" + (f"={value}" if value is not None else ""))
+
+    def remove(self, device: str) -> None:
+        """Unplug a device; an interface must be down."""
+        self.command(f"remove {device}")
+
+    def cad(self) -> None:
+        """Press Ctrl-Alt-Del: what the guest's init makes of it."""
+        self.command("cad")
+
+    def stop(self) -> None:
+        """Let the kernel stand still, without a debugger, until ``go()``; it answers mconsole alone meanwhile."""
+        self.command("stop")
+
+    def go(self) -> None:
+        """Let a kernel go on that ``stop()`` has stopped."""
+        self.command("go")
+
+    def sysrq(self, key: str) -> str:
+        """Carry out a magic SysRq key and return what the kernel prints; ``h`` lists the keys.
+
+        ``b``, ``c`` (a real panic) and ``o`` end the kernel; they return when it is gone.
+
+        :raises UsageError: ``t``, which this kernel does not survive, or not one character
+        """
+        if len(key) != 1 or key.isspace():
+            raise UsageError(f"a key for sysrq is one character, not {key!r}", mend="h lists them")
+        if key == "t":
+            # kernel/workqueue.c print_worker_info() reads addresses that may be bad, by copy_from_kernel_nofault();
+            # arch/um/kernel/trap.c segv() panics over one where the interrupted task is a kernel thread, or idle.
+            raise UsageError("sysrq t panics a UML kernel that is idle", mend="stack PID shows one task")
+        if key in ENDING_KEYS:
+            self._end(f"sysrq {key}")
+            return ""
+        return self.command(f"sysrq {key}")
+
+    def halt(self) -> None:
+        """End the kernel at once, as power off does; return when it is gone."""
+        self._end("halt")
+
+    def reboot(self) -> None:
+        """Refuse, for a lab does not come back: use ``halt()`` and a new lab.
+
+        :raises UsageError: always
+        """
+        raise UsageError(
+            "a lab's kernel does not reboot: rules, held packets and gdb's stops would be the old one's",
+            mend="end this lab, and start another: skblab down NAME; skblab up NAME",
+        )
+
+    def _end(self, text: str) -> None:
+        with self._channel() as channel:
+            channel.send(REQUEST.pack(MAGIC, VERSION, len(text), text.encode()))
+        if not select.select([self._pidfd], [], [], END_TIMEOUT_S)[0]:
+            raise self._silent(text, END_TIMEOUT_S)
+
+    def _channel(self) -> socket.socket:
+        if select.select([self._pidfd], [], [], 0)[0]:
+            raise self._lost()
+        return self._connect()
+
+    def _answer(self, channel: socket.socket, text: str, deadline: float) -> tuple[bool, str]:
+        """Collect the datagrams of one answer: whether it is a refusal, and its text."""
+        started = time.monotonic()
+        answer = []
+        refused = False
+        while True:
+            watched: list[socket.socket | int] = [channel, self._pidfd]
+            ready, _, _ = select.select(watched, [], [], max(deadline - time.monotonic(), 0))
+            if not ready:
+                raise self._silent(text, deadline - started)
+            if channel not in ready:
+                raise self._lost()
+            error, more, length = REPLY_HEAD.unpack_from(datagram := channel.recv(1 << 16))
+            refused |= bool(error)
+            answer.append(datagram[REPLY_HEAD.size : REPLY_HEAD.size + length].rstrip(b"\0").decode(errors="replace"))
+            if not more:
+                return refused, "".join(answer)
+
+    def _silent(self, text: str, waited_s: float) -> Timeout:
+        """Return the error for a kernel that does not answer: it stands still, or is busy."""
+        fields = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{self._pid}/status").read_text().splitlines() if ":\t" in line
+        )
+        tracer = int(fields.get("TracerPid", "0"))
+        if fields["State"].startswith(("t", "T")):
+            by = f"gdb (pid {tracer})" if tracer else "a signal"
+            found, mend = f"its process stands still, stopped by {by}", "let it go on: continue in gdb, or end gdb"
+        else:
+            found = "its process runs; a kernel that mconsole has stopped, or that has its interrupts off, is as silent"
+            mend = "skblab mconsole NAME go, if it was stopped so; skblab log NAME"
+        return Timeout(f"the guest's kernel did not answer {text!r} within {waited_s:.1f} s", found=found, mend=mend)
+
+
+REMEDIES = {
+    "Unknown command": "skblab mconsole --help   (lists them)",
+    "Read of file failed": "of /proc, mconsole reads what has read_iter() alone; others a program in the guest",
+    "Couldn't find that pid": "0 is no pid; 1 is init",
+    "Device is currently open": "of an interface: take it down in the guest first",
+}
+
+
+def _refused(text: str, answer: str) -> MconsoleRefused:
+    answer = answer.strip()
+    return MconsoleRefused(
+        f"the guest's kernel refused {text.strip()!r}: {answer or 'it did not say why'}", mend=REMEDIES.get(answer, "")
+    )

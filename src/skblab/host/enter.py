@@ -38,7 +38,11 @@ def enter(pidfd: int, argv: list[str]) -> NoReturn:
     os.close(pidfd)
     wanted = {*FORWARDED, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError as error:
+        os.write(2, f"skblab: cannot start {argv[0]} in the lab: {error.strerror}\n".encode())
+        os._exit(126)
     if child == 0:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -18,6 +18,7 @@ import os
 import select
 import signal
 import socket
+import time
 
 from skblab.host.link import Link, SetUpError, check, ip, libc, read_file, write_file
 
@@ -38,7 +39,11 @@ ADDR_NO_RANDOMIZE = 0x0040000
 
 PRIVATE = "/dev/shm"  # noqa: S108 - a tmpfs of the lab's own is mounted there
 MESSAGE_BYTES = 1 << 16
-CONSOLE, NOTIFY, AGENT_MEMORY, AGENT_SOCKET, TERMINAL = range(5)  # of what is kept for other controllers
+DATAGRAMS = (
+    512  # that wait for their reader (unix(7), max_dgram_qlen; 10 by default): UML drops an answer that does not
+)
+PANIC = b"\xbe\xba\xfe\xca\2\0\0\0\1\0\0\0"  # how a notification of one begins (arch/um/drivers/mconsole.h)
+CONSOLE, AGENT_MEMORY, AGENT_SOCKET, TERMINAL = range(4)  # of what is kept for other controllers
 FAREWELL = 1  # kernel/agent/agent_abi.h
 
 # gai.conf(5), as RFC 6724 section 2.1 has it for private addresses: "ping guest" is the ping of the textbooks.
@@ -80,6 +85,52 @@ def private_mounts(hosts: str) -> None:
             mount(f"{PRIVATE}/{name}", f"/etc/{name}", "", MS_BIND)
 
 
+def let_datagrams_wait() -> None:
+    """Let long answers of the guest's mconsole wait for their reader, where the host's kernel leaves that to us."""
+    try:
+        write_file("/proc/sys/net/unix/max_dgram_qlen", str(DATAGRAMS))
+    except OSError:
+        return
+
+
+class Notifications:
+    """What the guest's kernel tells, passed on to everybody who asked for it, each with its time.
+
+    Somebody must read it always: a kernel whose word nobody takes waits for ever (arch/um/drivers/mconsole_user.c
+    mconsole_notify() sends on a blocking socket).
+    """
+
+    def __init__(self) -> None:
+        self.source = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.source.bind(f"{PRIVATE}/notify")
+        self.listeners: list[socket.socket] = []
+        self.panic = b""
+
+    def listen(self) -> socket.socket:
+        """Return the reading end of a new listener's socket; a panic that was before is the first that it hears."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)  # noqa: FBT003
+        self.listeners.append(ours)
+        if self.panic:
+            ours.send(self.panic)
+        return theirs
+
+    def pass_on(self) -> None:
+        """Read one; whoever does not read what he asked for goes without."""
+        datagram = self.source.recv(4096)
+        told = time.time_ns().to_bytes(8, "little") + datagram
+        if datagram.startswith(PANIC):
+            self.panic = told
+        for listener in list(self.listeners):
+            try:
+                listener.send(told)
+            except BlockingIOError:
+                continue
+            except OSError:
+                self.listeners.remove(listener)
+                listener.close()
+
+
 class LabInit:
     """Process 1: answers its controllers' requests; of those, one at a time has the agent."""
 
@@ -93,6 +144,7 @@ class LabInit:
         self.kept: list[int] = []
         self.agent_user: tuple[socket.socket, dict[str, Any]] | None = None
         self.farewells = self.farewells_due = 0
+        self.notifications = Notifications()
 
     def serve(self) -> None:
         """Answer requests; return when there is nobody who asks, or could."""
@@ -100,12 +152,14 @@ class LabInit:
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         while self.controllers or self.listener:
-            watched: list[socket.socket | int] = [wake_read, *self.controllers]
+            watched: list[socket.socket | int] = [wake_read, self.notifications.source, *self.controllers]
             watched += [self.listener] if self.listener else []
             ready, writable, _ = select.select(watched, [self.kept[AGENT_SOCKET]] if self.farewells_due else [], [])
             if wake_read in ready:
                 os.read(wake_read, 4096)
                 self.reap()
+            if self.notifications.source in ready:
+                self.notifications.pass_on()
             for controller in [one for one in self.controllers if one in ready]:
                 try:
                     self.answer(controller)
@@ -161,13 +215,12 @@ class LabInit:
                 self.kernel_status = os.waitstatus_to_exitcode(status)
 
     def do_boot(self, fds: list[int], argv: list[str], stopped: bool) -> Answer:  # noqa: FBT001
-        """Start the kernel with fds[0] as its console; give back a pidfd for it and the socket of its notifications.
+        """Start the kernel with fds[0] as its console; give back a pidfd for it and a socket of its notifications.
 
         The other descriptors are handed on; ``{fd1}``, ``{fd2}`` in its command line are their numbers. A *stopped* one
         waits for SIGCONT before it becomes the kernel.
         """
-        self.given = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.given.bind(f"{PRIVATE}/notify")
+        self.given = self.notifications.listen()
         self.kernel = os.fork()
         if self.kernel == 0:
             self.become_kernel(argv, fds, stopped)
@@ -188,7 +241,9 @@ class LabInit:
         """Give another controller what it needs to use the lab, but for the agent."""
         del fds
         about = {**self.about, "pid": self.kernel, "agent_user": self.agent_user[1] if self.agent_user else None}
-        return about, [self.own_pidfd, self.kernel_pidfd, self.kept[CONSOLE], self.kept[NOTIFY], *self.kept[TERMINAL:]]
+        self.given = self.notifications.listen()
+        about_kernel = [self.kernel_pidfd, self.kept[CONSOLE], self.given.fileno()]
+        return about, [self.own_pidfd, *about_kernel, *self.kept[TERMINAL:]]
 
     def do_agent(self, fds: list[int], who: dict[str, Any]) -> Answer:
         """Give a controller the agent's memory and socket, unless another has them."""
@@ -225,6 +280,12 @@ class LabInit:
         except OSError as error:
             os.write(2, f"skblab: cannot start {argv[0]}: {error}\n".encode())
         os._exit(127)
+
+    def do_notifications(self, fds: list[int]) -> Answer:
+        """Give one more socket of the kernel's notifications."""
+        del fds
+        self.given = self.notifications.listen()
+        return {}, [self.given.fileno()]
 
     def do_status(self, fds: list[int]) -> Answer:
         """Tell how the kernel ended (exit status, or minus the signal), or None."""
@@ -263,10 +324,14 @@ def inner(control: socket.socket, order: dict[str, Any]) -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         private_mounts(order["hosts"])
+        let_datagrams_wait()
         link = Link(order["link"], order["device"])
         link.bring_up(order["addresses"])
     except SetUpError as error:
         control.send(json.dumps(error.reply).encode())
+        return
+    except OSError as error:  # fork(2)
+        control.send(json.dumps(SetUpError("first process", error.errno or 0).reply).encode())
         return
     control.send(json.dumps({"link": link.kind, "why_not_tap": link.why_not_tap}).encode())
     LabInit(control, link).serve()
@@ -289,7 +354,11 @@ def outer(control: socket.socket) -> None:
         control.send(json.dumps(error.reply).encode())
         return
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        control.send(json.dumps(SetUpError("first process", error.errno or 0).reply).encode())
+        return
     if pid == 0:
         os.close(go_write)
         os.read(go_read, 1)  # whose process it is, is said before what it says itself

@@ -1,6 +1,7 @@
 """The controller's side of a lab's namespaces: start them, ask process 1, run programs inside, end them."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -260,6 +261,8 @@ class JoinedNamespaces(Namespaces):
 def _explain(reply: dict[str, Any]) -> SkblabError:
     """Turn a refused step into a sentence with its remedy."""
     step, detail = reply["error"], reply["detail"]
+    if reply["errno"] == errno.EAGAIN:
+        return process.no_more_processes(f"{step}: {detail}")
     mend = "skblab doctor"
     if step.startswith("user namespace"):
         knobs = {

@@ -36,7 +36,7 @@ def start(
 ) -> Running:
     """Start *argv* and return at once.
 
-    :raises MissingPrerequisite: the program is not installed
+    :raises MissingPrerequisite: the program is not installed, or this user may have no more processes
     """
     words = [str(word) for word in argv]
     log.debug("$ %s", shlex.join(words))
@@ -51,8 +51,19 @@ def start(
             pass_fds=pass_fds,
             start_new_session=new_session,
         )
+    except BlockingIOError as error:  # fork(2)
+        raise no_more_processes(f"{words[0]}: {error.strerror}") from None
     except FileNotFoundError:
         raise MissingPrerequisite(f"{words[0]} is not installed", mend="skblab doctor   (names the package)") from None
+
+
+def no_more_processes(found: str) -> MissingPrerequisite:
+    """Return the error for a fork(2) that was refused (EAGAIN)."""
+    return MissingPrerequisite(
+        "this user may have no more processes here",
+        found=found,
+        mend="ulimit -u unlimited; end what you no longer need: skblab ls; skblab down --all",
+    )
 
 
 def finish(running: Running, *, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:

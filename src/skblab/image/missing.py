@@ -58,5 +58,6 @@ def inlined_into(image: Image, name: str) -> list[tuple[str, str]]:
     done = process.run(
         [*gdb.argv, "-nx", "-batch", "-x", IN_GDB, image.kernel], env=gdb.env | {"SKBLAB_FUNCTION": name}, timeout_s=60
     )
-    places: list[list[str]] = json.loads(done.stdout or "[]")
-    return [(function, where) for function, where in places]
+    places: list[tuple[str, str, int]] = json.loads(done.stdout or "[]")
+    in_order = sorted(places, key=lambda place: place[1:])  # gdb's order depends on the paths the kernel was built in
+    return [(function, f"{file}:{line}") for function, file, line in in_order]

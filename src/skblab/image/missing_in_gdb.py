@@ -12,13 +12,13 @@ import gdb
 SOURCE_PREFIX = "/skblab/"
 
 
-def places(name: str) -> list[tuple[str, str]]:
-    """Return each function that has an inlined copy of *name*, and where that function is, "file:line"."""
+def places(name: str) -> list[tuple[str, str, int]]:
+    """Return each function that has an inlined copy of *name*, and the file and line where that function is."""
     try:
         _, locations = gdb.decode_line(name)
     except gdb.error:
         return []
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str, int]] = {}
     for sal in locations or ():
         block = gdb.block_for_pc(sal.pc)
         outermost = None
@@ -27,8 +27,8 @@ def places(name: str) -> list[tuple[str, str]]:
             block = block.superblock
         if outermost is not None and outermost.name != name:
             file = outermost.symtab.filename.removeprefix(SOURCE_PREFIX).removeprefix("./")
-            found.setdefault(outermost.name, f"{file}:{outermost.line}")
-    return list(found.items())
+            found.setdefault(outermost.name, (outermost.name, file, outermost.line))
+    return list(found.values())
 
 
 sys.stdout.write(json.dumps(places(os.environ["SKBLAB_FUNCTION"])))

@@ -1,0 +1,105 @@
+"""``skblab mconsole``: commands for a guest's kernel itself, without a program in the guest."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from skblab.cli.options import complete, lab_names
+from skblab.errors import UsageError
+
+if TYPE_CHECKING:
+    from skblab.guest.mconsole import Mconsole
+
+EXAMPLES = """\
+examples:
+  skblab mconsole lab version
+  skblab mconsole lab proc meminfo            a file of the guest's /proc
+  skblab mconsole lab stack 1                 where init is, in the kernel
+  skblab mconsole lab sysrq m                 memory; h lists the keys; c is a real panic
+  skblab mconsole lab config con2=null        plug a device in; config con2 asks, remove con2 unplugs
+  skblab mconsole lab log "here it begins"    a line for the kernel's log
+  skblab mconsole lab stop                    the kernel stands still; go lets it go on
+
+commands:
+  version  help  proc FILE  stack PID  sysrq KEY  log TEXT  config DEVICE[=VALUE]  remove DEVICE
+  cad      Ctrl-Alt-Del, for the guest's init
+  stop go  stand still, without a debugger; go on
+  halt     end the kernel; the lab's name stays taken until skblab down
+  reboot   is refused: a lab does not come back, start another one
+
+A kernel that stands still under gdb does not answer; that is said after 5 seconds.
+"""
+
+
+def _config(console: "Mconsole", text: str) -> str:
+    device, equals, value = text.partition("=")
+    return console.config(device, value if equals else None)
+
+
+def _pid(text: str) -> int:
+    if not text.isdecimal():
+        raise UsageError(f"not a pid: {text!r}", mend="a number, as the guest's kernel counts: 1 is init")
+    return int(text)
+
+
+Action = Callable[["Mconsole", str], str | None]
+PLAIN: dict[str, Callable[["Mconsole"], str | None]] = {
+    "version": lambda console: console.version(),
+    "help": lambda console: console.help(),
+    "cad": lambda console: console.cad(),
+    "stop": lambda console: console.stop(),
+    "go": lambda console: console.go(),
+    "halt": lambda console: console.halt(),
+    "reboot": lambda console: console.reboot(),
+}
+WITH_WORD: dict[str, tuple[str, Action]] = {
+    "proc": ("FILE", lambda console, word: console.proc(word)),
+    "stack": ("PID", lambda console, word: console.stack(_pid(word))),
+    "sysrq": ("KEY", lambda console, word: console.sysrq(word)),
+    "log": ("TEXT", lambda console, word: console.log(word)),
+    "config": ("DEVICE[=VALUE]", _config),
+    "remove": ("DEVICE", lambda console, word: console.remove(word)),
+}
+COMMANDS = (*PLAIN, *WITH_WORD)
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "mconsole",
+        help="ask, or tell, the kernel of a lab's guest itself",
+        description="Send one command to the management console of a lab's guest kernel.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    complete(parser.add_argument("name", metavar="NAME", help="a lab that is up"), lab_names)
+    complete(parser.add_argument("order", metavar="COMMAND", help=", ".join(COMMANDS)), lambda **_: COMMANDS)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="what the command is about")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Send the command, and print the answer."""
+    from skblab.lab import Lab  # noqa: PLC0415
+
+    order, text = arguments.order, " ".join(arguments.words)
+    if order not in COMMANDS:
+        raise UsageError(f"mconsole has no command {order!r}", mend=f"one of: {', '.join(COMMANDS)}")
+    if order in PLAIN and text:
+        raise UsageError(f"mconsole {order} takes nothing", found=text)
+    if order in WITH_WORD and not text:
+        raise UsageError(
+            f"mconsole {order} is not complete", mend=f"skblab mconsole NAME {order} {WITH_WORD[order][0]}"
+        )
+    with Lab.join(arguments.name) as lab:
+        console = lab.guest.mconsole
+        answer = (PLAIN[order](console) if order in PLAIN else WITH_WORD[order][1](console, text)) or ""
+        event = lab.guest.panic()
+    if arguments.json:
+        fields = {"lab": arguments.name, "command": f"{order} {text}".strip(), "answer": answer}
+        print(json.dumps(fields | ({"panic": str(event)} if event else {})))
+    elif answer or event:
+        print((answer or str(event)).rstrip("\n"))
+    return 0
