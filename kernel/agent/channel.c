@@ -101,6 +101,7 @@ int agent_channel_open(int memory_fd, int socket_fd)
 
 void agent_channel_close(void)
 {
+	agent_steps_quiet();
 	tasklet_kill(&bell_tasklet);
 	agent_host_call(HOST_MUNMAP, (long)agent_shared, agent_shared->memory_bytes, 0, 0, 0, 0);
 }

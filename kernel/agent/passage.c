@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* A function is passed by a packet that is followed, and returns: what is told of it, and what it means for the packet. */
+#include <linux/mm.h>
+
+#include "agent.h"
+
+static bool needs_return(const struct agent_point *point)
+{
+	switch (point->role) {
+	case AGENT_BORN:
+	case AGENT_COPIED:
+	case AGENT_MOVED:
+	case AGENT_MERGED:
+	case AGENT_COALESCED:
+	case AGENT_BOUNDARY:
+		return true;
+	default:
+		return point->returns;
+	}
+}
+
+/* Its bytes are there, and can be looked at; what a socket sends to its own side may lie elsewhere. */
+static bool is_packet(const struct sk_buff *skb)
+{
+	return !IS_ERR_OR_NULL(skb) && virt_addr_valid(skb->head) && skb->data - skb->head <= skb_end_offset(skb);
+}
+
+/* Has nobody else this packet's bytes? (net/core/skbuff.c skb_release_data(), include/linux/skbuff.h skb_data_unref()) */
+static bool is_last(const struct sk_buff *skb)
+{
+	return !skb->cloned ||
+	       atomic_read(&skb_shinfo(skb)->dataref) == (skb->nohdr ? (1 << SKB_DATAREF_SHIFT) + 1 : 1);
+}
+
+static u32 number_of(const struct sk_buff *skb)
+{
+	struct agent_followed *packet = is_packet(skb) ? agent_followed(skb) : NULL;
+
+	return packet ? packet->number : 0;
+}
+
+static void tell_kin(const struct agent_call *call, u32 role, u32 packet, u32 other, const struct sk_buff *skb)
+{
+	struct agent_kin *kin = agent_step_begin(AGENT_KIN, call->passage->point.record.rule, sizeof(*kin));
+
+	if (!kin)
+		return;
+	kin->at_ns = agent_now_ns();
+	kin->skb = (u64)skb;
+	kin->packet = packet;
+	kin->other = other;
+	kin->call = call->number;
+	kin->role = role;
+	agent_step_end(kin);
+}
+
+static void born(const struct agent_call *call, const struct sk_buff *skb)
+{
+	struct agent_followed *packet;
+
+	if (!call->packet || !is_packet(skb) || agent_followed(skb))
+		return;
+	packet = agent_follow_as(skb, 0);
+	packet->born_in = call->number;
+	tell_kin(call, AGENT_BORN, packet->number, call->packet, skb);
+}
+
+static void copied(const struct agent_call *call, const struct sk_buff *copy)
+{
+	for (; is_packet(copy); copy = copy->next) {
+		struct agent_followed *packet = agent_followed(copy);
+
+		if (packet && !packet->born_in)
+			continue; /* the packet itself, or a clone */
+		if (!packet)
+			packet = agent_follow_as(copy, 0);
+		packet->born_in = 0;
+		tell_kin(call, AGENT_COPIED, packet->number, call->packet, copy);
+	}
+}
+
+/* The old bytes are free unless a clone has them (net/core/skbuff.c pskb_expand_head()). */
+static void moved(const struct agent_call *call)
+{
+	if ((u64)call->skb->head == call->head)
+		return;
+	if (!call->shared)
+		agent_forget(call->head);
+	agent_follow_as(call->skb, call->packet);
+}
+
+static void take_note(const struct agent_call *call, unsigned long value)
+{
+	const struct agent_point *point = &call->passage->point;
+
+	switch (point->role) {
+	case AGENT_BORN:
+		born(call, (const struct sk_buff *)value);
+		break;
+	case AGENT_COPIED:
+		copied(call, (const struct sk_buff *)value);
+		break;
+	case AGENT_MOVED:
+		moved(call);
+		break;
+	case AGENT_MERGED:
+		if (!(u32)value && call->other)
+			tell_kin(call, AGENT_MERGED, call->packet, call->other, call->skb);
+		break;
+	case AGENT_COALESCED:
+		if (!(u8)value)
+			break;
+		if (call->other)
+			tell_kin(call, AGENT_MERGED, call->packet, call->other, call->skb);
+		agent_forget(call->head); /* its bytes are the other's now */
+		break;
+	default:
+		break;
+	}
+}
+
+static void tell_return(const struct agent_call *call, unsigned long value)
+{
+	struct agent_return *it = agent_step_begin(AGENT_RETURN, call->passage->point.record.rule, sizeof(*it));
+
+	if (!it)
+		return;
+	it->at_ns = agent_now_ns();
+	it->value = value;
+	it->call = call->number;
+	it->packet = call->packet;
+	agent_step_end(it);
+}
+
+/* agent_return calls this where a function has returned to it; regs->ip is where the return address was. */
+unsigned long agent_returned(struct agent_regs *regs)
+{
+	struct agent_call call;
+	unsigned long flags, caller;
+
+	local_irq_save(flags);
+	caller = agent_call_end(&regs->ip, &call);
+	take_note(&call, regs->rax);
+	if (call.passage->point.returns)
+		tell_return(&call, regs->rax);
+	local_irq_restore(flags);
+	return caller;
+}
+
+static const void *field_of(const struct sk_buff *skb, const struct agent_field *field)
+{
+	const char *at = (const char *)skb;
+
+	for (unsigned int hop = 0;; hop++) {
+		at += field->offsets[hop];
+		if (hop + 1 == field->hops)
+			return at;
+		at = *(const char *const *)at;
+		if (!virt_addr_valid(at))
+			return NULL; /* no pointer, or into what cannot be looked at safely */
+	}
+}
+
+/* Copy all fields' values, where there is a place; a value that cannot be had is 0. Returns how many bytes they are. */
+static u32 copy_fields(const struct sk_buff *skb, u8 *to)
+{
+	u32 bytes = 0;
+
+	for (u32 i = 0; i < agent_following.fields; i++) {
+		const struct agent_field *field = &agent_following.field[i];
+		const void *from = to ? field_of(skb, field) : NULL;
+
+		if (from)
+			memcpy(to + bytes, from, field->bytes);
+		else if (to)
+			memset(to + bytes, 0, field->bytes);
+		bytes += field->bytes;
+	}
+	return bytes;
+}
+
+/* Are these the bytes that were seen last? memcmp() may use registers that a caller of the probed function counts on. */
+static bool is_as_seen(const struct agent_followed *packet, const u8 *bytes, u32 count)
+{
+	const u8 *seen = (const u8 *)packet->seen;
+	u32 i = 0;
+
+	if (packet->captured_bytes != count)
+		return false;
+	for (; i + sizeof(u64) <= count; i += sizeof(u64))
+		if (*(const u64 *)(bytes + i) != *(const u64 *)(seen + i))
+			return false;
+	for (; i < count; i++)
+		if (bytes[i] != seen[i])
+			return false;
+	return true;
+}
+
+/* Tell what a device is called, once in a trace; an index beyond the bits is left without a name. */
+static void tell_device(const struct net_device *device)
+{
+	struct agent_device *it;
+
+	if (device->ifindex >= 64 || agent_devices_told & 1ull << device->ifindex)
+		return;
+	it = agent_step_begin(AGENT_DEVICE, 0, sizeof(*it));
+	if (!it)
+		return;
+	agent_devices_told |= 1ull << device->ifindex;
+	it->device = device->ifindex;
+	it->padding = 0;
+	memcpy(it->name, device->name, sizeof(it->name));
+	agent_step_end(it);
+}
+
+static u32 reason_of(const struct agent_point *point, const struct agent_regs *regs)
+{
+	return point->role == AGENT_DROPS ? agent_argument(regs, point->argument) : 0;
+}
+
+static void tell_step(const struct agent_passage *passage, const struct agent_regs *regs, const struct sk_buff *skb,
+		      struct agent_followed *packet, u32 call, u32 outer, u8 flags)
+{
+	const struct agent_point *point = &passage->point;
+	const u32 reason = reason_of(point, regs);
+	const bool drops = point->role == AGENT_DROPS && reason != point->no_drop;
+	const u64 *words = NULL;
+	const u32 stack = drops ? agent_stack(agent_following.text_start, agent_following.text_end, regs, &words) : 0;
+	const int offset = skb ? agent_network_offset(skb) : 0;
+	const u8 *bytes = skb ? skb->data + offset : NULL;
+	u32 captured = skb ? clamp_t(int, (int)skb_headlen(skb) - offset, 0, AGENT_SEEN_BYTES) : 0;
+	const u32 fields = skb ? copy_fields(skb, NULL) : 0;
+	struct agent_step *step;
+
+	if (skb && skb->dev)
+		tell_device(skb->dev);
+	if (skb && is_as_seen(packet, bytes, captured))
+		captured = 0;
+	else if (skb)
+		flags |= AGENT_CHANGED;
+	step = agent_step_begin(AGENT_STEP, point->record.rule,
+				sizeof(*step) + ALIGN(captured, 8) + ALIGN(fields, 8) + stack * sizeof(u64));
+	if (!step)
+		return;
+	step->at_ns = agent_now_ns();
+	step->packet = packet ? packet->number : 0;
+	step->call = call;
+	step->outer = outer;
+	step->length = skb ? skb->len : 0;
+	step->skb = (u64)skb;
+	step->caller = agent_call_caller((unsigned long)&regs->caller);
+	step->mark = skb ? skb->mark : 0;
+	step->hash = skb ? skb->hash : 0;
+	step->device = skb && skb->dev ? skb->dev->ifindex : 0;
+	step->reason = reason;
+	step->data_offset = -offset;
+	step->protocol = skb ? ntohs(skb->protocol) : 0;
+	step->captured_bytes = captured;
+	step->flags = flags | (skb && skb_cloned(skb) ? AGENT_SHARED_HEAD : 0);
+	step->field_bytes = fields;
+	step->stack_words = stack;
+	if (captured) {
+		memcpy(step + 1, bytes, captured);
+		memcpy(packet->seen, bytes, captured);
+		packet->captured_bytes = captured;
+	}
+	if (fields)
+		copy_fields(skb, (u8 *)(step + 1) + ALIGN(captured, 8));
+	if (stack)
+		memcpy((u8 *)(step + 1) + ALIGN(captured, 8) + ALIGN(fields, 8), words, stack * sizeof(u64));
+	agent_step_end(step);
+}
+
+/* A point is passed. Interrupts are off. */
+void agent_passed(const struct agent_passage *passage, struct agent_regs *regs)
+{
+	const struct agent_point *point = &passage->point;
+	const struct agent_call *around = agent_call_around((unsigned long)&regs->caller);
+	const u32 outer = around ? around->number : 0, because = around ? around->packet : 0;
+	struct agent_followed *packet = NULL;
+	struct agent_call *call = NULL;
+	struct sk_buff *skb = NULL;
+	u8 flags = 0;
+
+	if (point->skb_argument != AGENT_NO_PACKET) {
+		skb = (struct sk_buff *)agent_argument(regs, point->skb_argument);
+		packet = is_packet(skb) ? agent_meet(skb) : NULL;
+		if (!packet)
+			return;
+	} else if (!because) {
+		return;
+	}
+	if (needs_return(point))
+		call = agent_call_begin(&regs->caller);
+	if (call) {
+		call->passage = passage;
+		call->skb = skb;
+		call->head = skb ? (u64)skb->head : 0;
+		call->shared = skb && skb_cloned(skb);
+		call->packet = packet ? packet->number : because;
+		if (point->role == AGENT_BOUNDARY)
+			call->packet = 0;
+		if (point->role == AGENT_MERGED || point->role == AGENT_COALESCED)
+			call->other = number_of((const struct sk_buff *)agent_argument(regs, point->argument));
+	}
+	if (point->role == AGENT_ENDS && is_last(skb))
+		flags = AGENT_FREED;
+	if (point->step)
+		tell_step(passage, regs, skb, packet, call ? call->number : agent_call_number(), outer, flags);
+	if (flags & AGENT_FREED)
+		agent_forget((u64)skb->head);
+}
