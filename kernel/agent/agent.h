@@ -86,6 +86,7 @@ void agent_command_done(const struct agent_record *record);
 
 /* clock.c: the guest's monotonic clock */
 u64 agent_now_ns(void);
+void agent_clock_set(void);
 
 /* tell.c: what the host is told */
 bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb,
@@ -131,6 +132,7 @@ extern u64 agent_devices_told; /* bit n: the one of index n */
 
 /* passage.c: functions that are passed by them, and return */
 void agent_passed(const struct agent_passage *passage, struct agent_regs *regs);
+void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb);
 unsigned long agent_returned(struct agent_regs *regs);
 
 /* rule.c: does a packet match? */
@@ -164,12 +166,12 @@ static inline unsigned long agent_argument(const struct agent_regs *regs, unsign
 }
 
 /* Call a probed function behind its NOPs, with a packet as the caller would have passed it. */
-static inline void agent_call(unsigned long address, const unsigned long *a)
+static inline long agent_call(unsigned long address, const unsigned long *a)
 {
 	typedef long (*agent_entry)(unsigned long, unsigned long, unsigned long, unsigned long, unsigned long,
 				    unsigned long);
 
-	((agent_entry)(address + AGENT_ENTRY_BYTES))(a[0], a[1], a[2], a[3], a[4], a[5]);
+	return ((agent_entry)(address + AGENT_ENTRY_BYTES))(a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
 #endif

@@ -102,6 +102,7 @@ int agent_follow(const struct agent_follow *follow)
 		error = bpf_prog_create(&new, &program);
 	if (error)
 		return error;
+	agent_clock_set();
 	local_irq_save(flags);
 	agent_following = *follow;
 	agent_devices_told = 0;

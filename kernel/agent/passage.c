@@ -218,12 +218,13 @@ static u32 reason_of(const struct agent_point *point, const struct agent_regs *r
 	return point->role == AGENT_DROPS ? agent_argument(regs, point->argument) : 0;
 }
 
+/* regs is NULL for a packet that was held, and goes on. */
 static void tell_step(const struct agent_passage *passage, const struct agent_regs *regs, const struct sk_buff *skb,
 		      struct agent_followed *packet, u32 call, u32 outer, u8 flags)
 {
 	const struct agent_point *point = &passage->point;
-	const u32 reason = reason_of(point, regs);
-	const bool drops = point->role == AGENT_DROPS && reason != point->no_drop;
+	const u32 reason = regs ? reason_of(point, regs) : 0;
+	const bool drops = regs && point->role == AGENT_DROPS && reason != point->no_drop;
 	const u64 *words = NULL;
 	const u32 stack = drops ? agent_stack(agent_following.text_start, agent_following.text_end, regs, &words) : 0;
 	const int offset = skb ? agent_network_offset(skb) : 0;
@@ -248,7 +249,7 @@ static void tell_step(const struct agent_passage *passage, const struct agent_re
 	step->outer = outer;
 	step->length = skb ? skb->len : 0;
 	step->skb = (u64)skb;
-	step->caller = agent_call_caller((unsigned long)&regs->caller);
+	step->caller = regs ? agent_call_caller((unsigned long)&regs->caller) : 0;
 	step->mark = skb ? skb->mark : 0;
 	step->hash = skb ? skb->hash : 0;
 	step->device = skb && skb->dev ? skb->dev->ifindex : 0;
@@ -309,4 +310,40 @@ void agent_passed(const struct agent_passage *passage, struct agent_regs *regs)
 		tell_step(passage, regs, skb, packet, call ? call->number : agent_call_number(), outer, flags);
 	if (flags & AGENT_FREED)
 		agent_forget((u64)skb->head);
+}
+
+/*
+ * Call a function for a packet that was held there. For those that are followed it is passed a second time; that is no call
+ * of its caller's, so the place of its return address is ours.
+ */
+void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb)
+{
+	const struct agent_probe *probe;
+	struct agent_followed *packet = NULL;
+	struct agent_call *call = NULL, ended;
+	unsigned long place = 0, flags;
+	long value;
+
+	local_irq_save(flags);
+	probe = agent_probe_at(address);
+	if (probe && probe->passage)
+		packet = agent_followed(skb);
+	if (packet)
+		call = agent_call_begin(&place);
+	if (call) {
+		call->passage = probe->passage;
+		call->packet = packet->number;
+		tell_step(probe->passage, NULL, skb, packet, call->number, 0, AGENT_RESUMED);
+	}
+	local_irq_restore(flags);
+	value = agent_call(address, arguments);
+	if (!call)
+		return;
+	local_irq_save(flags);
+	if (place == (unsigned long)agent_return) { /* the trace has not ended meanwhile */
+		agent_call_end(&place, &ended);
+		if (ended.passage->point.returns)
+			tell_return(&ended, value);
+	}
+	local_irq_restore(flags);
 }

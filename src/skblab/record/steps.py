@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from skblab.agent import abi
 from skblab.errors import TraceError
 from skblab.record.file import END, META, STEP, TOLD, read_chunks
+from skblab.record.places import Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Kin:
     skb: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Trace:
     """A whole trace. ``whole``: its writer has ended it."""
 
@@ -84,6 +86,11 @@ class Trace:
     told: list[dict[str, Any]] = field(default_factory=list)
     devices: dict[int, str] = field(default_factory=dict)
     end: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where in the source packets were let go."""
+        return Places(self)
 
     @property
     def whole(self) -> bool:

@@ -64,6 +64,8 @@ def notes(trace: Trace, call: Call) -> Iterator[tuple[str, str]]:
         yield change, "magenta"
     for name, value in fields_of(trace, step).items():
         yield f"{name}={value}", "blue"
+    if step.stack and trace.places.is_consumed(step):
+        yield "consumed", "dim"
     if reason := reason_in_words(trace, step):
         yield f"drop: {reason}" if reason != NOT_SPECIFIED else "let go", "bold red" if _drops(trace, step) else "dim"
     if step.freed:

@@ -35,10 +35,10 @@ def value_in_words(step: Step) -> str:
 
 def reason_in_words(trace: Trace, step: Step) -> str:
     """Return why a packet was dropped at a step: the reason's name in this kernel; "" where it was not."""
-    if not step.stack and not step.reason:
+    if not step.stack:
         return ""
     name = str(trace.about["reasons"].get(str(step.reason), step.reason))
-    return "" if name in NO_DROPS else name
+    return "" if name in NO_DROPS or (name == NOT_SPECIFIED and trace.places.is_consumed(step)) else name
 
 
 def fields_of(trace: Trace, step: Step) -> dict[str, int | str]:
