@@ -46,6 +46,7 @@ struct agent_call { /* a call that is under way, and tells when it returns */
 	unsigned long slot; /* where its return address lies */
 	unsigned long caller; /* what that is */
 	const struct agent_passage *passage;
+	u64 at_ns;
 	struct sk_buff *skb;
 	u64 head; /* skb->head, at its begin */
 	u32 number;
@@ -114,9 +115,9 @@ unsigned int agent_stack(u64 text_start, u64 text_end, const struct agent_regs *
 /* calls.c: which calls are under way, on which stack */
 int agent_calls_begin(void);
 void agent_calls_end(void);
-struct agent_call *agent_call_around(unsigned long at);
+void agent_call_around(const unsigned long *slot, u32 *number, u32 *packet);
 struct agent_call *agent_call_begin(unsigned long *slot);
-unsigned long agent_call_end(const unsigned long *slot, struct agent_call *ended);
+const struct agent_call *agent_call_end(const unsigned long *slot);
 unsigned long agent_call_caller(unsigned long slot);
 u32 agent_call_number(void);
 
@@ -128,6 +129,7 @@ void agent_forget(u64 head);
 int agent_follow(const struct agent_follow *follow);
 void agent_follow_end(void);
 extern struct agent_follow agent_following;
+extern u32 agent_following_bytes; /* of all fields */
 extern u64 agent_devices_told; /* bit n: the one of index n */
 
 /* passage.c: functions that are passed by them, and return */

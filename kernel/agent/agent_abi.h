@@ -24,6 +24,7 @@
 #define AGENT_STACK_WORD(address, bytes) ((__u64)(bytes) << 48 | (address))
 #define AGENT_NO_PACKET 0xff /* skb_argument: the function has none; it can be traced */
 #define AGENT_SEEN_BYTES 128 /* of a packet are compared from step to step */
+#define AGENT_LONG_NS 1024
 #define AGENT_FIELDS 8
 #define AGENT_FIELD_HOPS 6
 
@@ -133,8 +134,9 @@ struct agent_point {
 	__u8 role;
 	__u8 step; /* tell of each passage */
 	__u8 returns; /* and of each return */
-	__u8 no_drop; /* the reason that is none (SKB_CONSUMED), for functions that drop */
-	__u8 padding[2];
+	__u8 no_drop; /* for functions that drop: the reason that is none (SKB_CONSUMED) */
+	__u8 no_reason; /* likewise: the one that may be none (NOT_SPECIFIED) */
+	__u8 padding;
 };
 
 struct agent_arm {
@@ -208,8 +210,9 @@ struct agent_end {
 
 enum agent_step_kind { /* in the ring of steps; record.rule: the point */
 	/*
-	 * struct agent_step; the packet's bytes from its network header on, where they are not as they were at its last
-	 * step; the fields' values, together; AGENT_STACK_WORD()s. Each begins at a multiple of 8 bytes.
+	 * struct agent_step; if AGENT_MORE, struct agent_more; if AGENT_CHANGED, the packet's bytes from its network header
+	 * on; of a function that takes a packet, the fields' values, together; to the record's end AGENT_STACK_WORD()s. Each
+	 * begins at a multiple of 8 bytes.
 	 */
 	AGENT_STEP = 1,
 	AGENT_RETURN = 2, /* struct agent_return */
@@ -222,6 +225,8 @@ enum agent_step_flags {
 	AGENT_CHANGED = 2, /* the bytes are told, for they are new */
 	AGENT_RESUMED = 4, /* it was held, and goes on here */
 	AGENT_SHARED_HEAD = 8, /* there are clones of it */
+	AGENT_MORE = 16,
+	AGENT_LET_GO = 32, /* by a function that drops, and tells a reason */
 };
 
 struct agent_step {
@@ -233,24 +238,25 @@ struct agent_step {
 	__u32 length; /* skb->len */
 	__u64 skb;
 	__u64 caller; /* the return address */
-	__u32 mark;
-	__u32 hash;
-	__u32 device; /* index */
-	__u32 reason;
 	__s16 data_offset; /* of skb->data from the network header */
 	__u16 protocol; /* host order */
-	__u16 captured_bytes;
+	__u16 device; /* index */
+	__u8 captured_bytes;
 	__u8 flags;
-	__u8 field_bytes;
-	__u64 stack_words;
+};
+
+struct agent_more { /* is 0 where there is none */
+	__u32 mark;
+	__u32 hash;
+	__u32 reason;
+	__u32 padding;
 };
 
 struct agent_return {
 	struct agent_record record;
-	__u64 at_ns;
 	__u64 value;
 	__u32 call;
-	__u32 packet;
+	__u32 took; /* ns; from 2^31 on, without that bit, units of AGENT_LONG_NS */
 };
 
 struct agent_device {

@@ -26,16 +26,14 @@ static struct stack *stacks;
 static unsigned int used;
 static u32 last_number;
 
-static struct stack *stack_of(unsigned long at)
+static struct stack *recent;
+
+static noinline struct stack *find_stack(unsigned long base)
 {
-	static struct stack *recent;
-	const unsigned long base = at & ~(THREAD_SIZE - 1);
 	struct stack *empty = NULL;
 
 	if (!stacks)
 		return NULL;
-	if (recent && recent >= stacks && recent < stacks + used && recent->base == base)
-		return recent;
 	for (struct stack *stack = stacks; stack < stacks + used; stack++) {
 		if (stack->base == base)
 			return recent = stack;
@@ -51,25 +49,25 @@ static struct stack *stack_of(unsigned long at)
 	return recent = empty;
 }
 
-static bool is_under_way(const struct agent_call *call, unsigned long at)
+static __always_inline struct stack *stack_of(unsigned long at)
+{
+	const unsigned long base = at & ~(THREAD_SIZE - 1);
+
+	return likely(recent && recent->base == base) ? recent : find_stack(base);
+}
+
+static __always_inline bool is_under_way(const struct agent_call *call, unsigned long at)
 {
 	return call->slot >= at &&
 	       READ_ONCE_NOCHECK(*(const unsigned long *)call->slot) == (unsigned long)agent_return;
 }
 
 /* The innermost call that is under way where the stack has come to, or NULL; a jump instead of a call shares its place. */
-static struct agent_call *innermost(struct stack *stack, unsigned long at)
+static __always_inline struct agent_call *innermost(struct stack *stack, unsigned long at)
 {
 	while (stack->depth && !is_under_way(&stack->calls[stack->depth - 1], at))
 		stack->depth--;
 	return stack->depth ? &stack->calls[stack->depth - 1] : NULL;
-}
-
-struct agent_call *agent_call_around(unsigned long at)
-{
-	struct stack *stack = stack_of(at);
-
-	return stack ? innermost(stack, at) : NULL;
 }
 
 u32 agent_call_number(void)
@@ -77,34 +75,46 @@ u32 agent_call_number(void)
 	return ++last_number ?: ++last_number;
 }
 
-/* Have a call told of when it returns; NULL where that cannot be, which is counted. *slot: its return address. */
+/* The call in which another one happens that returns to *slot: its number and its packet's; of none, 0. */
+void agent_call_around(const unsigned long *slot, u32 *number, u32 *packet)
+{
+	struct stack *stack = stack_of((unsigned long)slot);
+	const struct agent_call *call = stack ? innermost(stack, (unsigned long)slot) : NULL;
+
+	*number = call ? call->number : 0;
+	*packet = call ? call->packet : 0;
+}
+
+/*
+ * Have a call told of when it returns; NULL where that cannot be, which is counted. *slot: its return address, where
+ * agent_call_around() has looked. All but these three fields is the caller's to fill in.
+ */
 struct agent_call *agent_call_begin(unsigned long *slot)
 {
 	struct stack *stack = stack_of((unsigned long)slot);
 	struct agent_call *call;
 
-	if (stack)
-		innermost(stack, (unsigned long)slot);
 	if (!stack || stack->depth == DEEPEST) {
 		agent_shared->unhooked += stacks != NULL;
 		return NULL;
 	}
 	call = &stack->calls[stack->depth++];
-	*call = (struct agent_call){ .slot = (unsigned long)slot, .caller = *slot, .number = agent_call_number() };
+	call->slot = (unsigned long)slot;
+	call->caller = *slot;
+	call->number = agent_call_number();
 	*slot = (unsigned long)agent_return;
 	return call;
 }
 
-/* A call has come to its end; what it was is copied. Returns where it goes on. */
-unsigned long agent_call_end(const unsigned long *slot, struct agent_call *ended)
+/* A call has come to its end; what it was stays until the next one on its stack begins. */
+const struct agent_call *agent_call_end(const unsigned long *slot)
 {
 	struct stack *stack = stack_of((unsigned long)slot);
 	struct agent_call *call = stack ? innermost(stack, (unsigned long)slot) : NULL;
 
 	BUG_ON(!call || call->slot != (unsigned long)slot); /* there is no way back */
 	stack->depth--;
-	*ended = *call;
-	return call->caller;
+	return call;
 }
 
 /* What a return address on this stack was before it was ours; whatever else lies there is left as it is. */
@@ -140,7 +150,7 @@ void agent_calls_end(void)
 			if (is_under_way(call, 0))
 				*(unsigned long *)call->slot = call->caller;
 		}
-	stacks = NULL;
+	stacks = recent = NULL;
 	used = 0;
 	local_irq_restore(flags);
 	kvfree(old);

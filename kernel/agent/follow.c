@@ -13,6 +13,7 @@
 #define MOST 8192
 
 struct agent_follow agent_following;
+u32 agent_following_bytes;
 u64 agent_devices_told;
 static struct bpf_prog *filter;
 static DEFINE_HASHTABLE(heads, 12);
@@ -105,6 +106,9 @@ int agent_follow(const struct agent_follow *follow)
 	agent_clock_set();
 	local_irq_save(flags);
 	agent_following = *follow;
+	agent_following_bytes = 0;
+	for (u32 i = 0; i < follow->fields; i++)
+		agent_following_bytes += follow->field[i].bytes;
 	agent_devices_told = 0;
 	old = filter;
 	filter = new;

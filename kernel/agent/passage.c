@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* A function is passed by a packet that is followed, and returns: what is told of it, and what it means for the packet. */
+#include <linux/hash.h>
 #include <linux/mm.h>
 
 #include "agent.h"
@@ -122,27 +123,30 @@ static void take_note(const struct agent_call *call, unsigned long value)
 static void tell_return(const struct agent_call *call, unsigned long value)
 {
 	struct agent_return *it = agent_step_begin(AGENT_RETURN, call->passage->point.record.rule, sizeof(*it));
+	u64 took_ns;
 
 	if (!it)
 		return;
-	it->at_ns = agent_now_ns();
+	took_ns = agent_now_ns() - call->at_ns;
 	it->value = value;
 	it->call = call->number;
-	it->packet = call->packet;
+	it->took = took_ns < 1u << 31 ? took_ns : 1u << 31 | min_t(u64, took_ns / AGENT_LONG_NS, (1u << 31) - 1);
 	agent_step_end(it);
 }
 
 /* agent_return calls this where a function has returned to it; regs->ip is where the return address was. */
 unsigned long agent_returned(struct agent_regs *regs)
 {
-	struct agent_call call;
+	const struct agent_call *call;
 	unsigned long flags, caller;
 
 	local_irq_save(flags);
-	caller = agent_call_end(&regs->ip, &call);
-	take_note(&call, regs->rax);
-	if (call.passage->point.returns)
-		tell_return(&call, regs->rax);
+	call = agent_call_end(&regs->ip);
+	caller = call->caller;
+	if (call->passage->point.role != AGENT_PASSED)
+		take_note(call, regs->rax);
+	if (call->passage->point.returns)
+		tell_return(call, regs->rax);
 	local_irq_restore(flags);
 	return caller;
 }
@@ -161,22 +165,19 @@ static const void *field_of(const struct sk_buff *skb, const struct agent_field 
 	}
 }
 
-/* Copy all fields' values, where there is a place; a value that cannot be had is 0. Returns how many bytes they are. */
-static u32 copy_fields(const struct sk_buff *skb, u8 *to)
+/* Copy all fields' values; one that cannot be had is 0. */
+static void copy_fields(const struct sk_buff *skb, u8 *to)
 {
-	u32 bytes = 0;
-
 	for (u32 i = 0; i < agent_following.fields; i++) {
 		const struct agent_field *field = &agent_following.field[i];
-		const void *from = to ? field_of(skb, field) : NULL;
+		const void *from = field_of(skb, field);
 
 		if (from)
-			memcpy(to + bytes, from, field->bytes);
-		else if (to)
-			memset(to + bytes, 0, field->bytes);
-		bytes += field->bytes;
+			memcpy(to, from, field->bytes);
+		else
+			memset(to, 0, field->bytes);
+		to += field->bytes;
 	}
-	return bytes;
 }
 
 /* Are these the bytes that were seen last? memcmp() may use registers that a caller of the probed function counts on. */
@@ -213,25 +214,40 @@ static void tell_device(const struct net_device *device)
 	agent_step_end(it);
 }
 
-static u32 reason_of(const struct agent_point *point, const struct agent_regs *regs)
+/*
+ * Is where a packet is let go for no reason known already? A kernel without tracepoints says that of every packet that is
+ * consumed, too (include/linux/skbuff.h consume_skb()): for each place the host is told once who called.
+ */
+static bool is_known_place(unsigned long caller)
 {
-	return point->role == AGENT_DROPS ? agent_argument(regs, point->argument) : 0;
+	static unsigned long known[256];
+	unsigned long *place = &known[hash_long(caller, 8)];
+
+	if (*place == (caller ^ agent_following.cookie))
+		return true;
+	*place = caller ^ agent_following.cookie; /* of another trace, it is not known in this one */
+	return false;
 }
 
-/* regs is NULL for a packet that was held, and goes on. */
-static void tell_step(const struct agent_passage *passage, const struct agent_regs *regs, const struct sk_buff *skb,
-		      struct agent_followed *packet, u32 call, u32 outer, u8 flags)
+/* Tell of a step; regs is NULL for a packet that was held, and goes on. Returns when it was. */
+static u64 tell_step(const struct agent_passage *passage, const struct agent_regs *regs, const struct sk_buff *skb,
+		     struct agent_followed *packet, u32 call, u32 outer, u8 flags)
 {
 	const struct agent_point *point = &passage->point;
-	const u32 reason = regs ? reason_of(point, regs) : 0;
-	const bool drops = regs && point->role == AGENT_DROPS && reason != point->no_drop;
+	const bool lets_go = regs && point->role == AGENT_DROPS;
+	const unsigned long caller = regs ? agent_call_caller((unsigned long)&regs->caller) : 0;
+	const u32 reason = lets_go ? agent_argument(regs, point->argument) : 0;
+	const bool drops = lets_go && reason != point->no_drop && (reason != point->no_reason || !is_known_place(caller));
 	const u64 *words = NULL;
 	const u32 stack = drops ? agent_stack(agent_following.text_start, agent_following.text_end, regs, &words) : 0;
 	const int offset = skb ? agent_network_offset(skb) : 0;
 	const u8 *bytes = skb ? skb->data + offset : NULL;
 	u32 captured = skb ? clamp_t(int, (int)skb_headlen(skb) - offset, 0, AGENT_SEEN_BYTES) : 0;
-	const u32 fields = skb ? copy_fields(skb, NULL) : 0;
+	const u32 fields = skb ? ALIGN(agent_following_bytes, 8) : 0;
+	const bool more = skb && (skb->mark || skb->hash || lets_go);
+	const u64 now_ns = agent_now_ns();
 	struct agent_step *step;
+	u8 *end;
 
 	if (skb && skb->dev)
 		tell_device(skb->dev);
@@ -240,49 +256,55 @@ static void tell_step(const struct agent_passage *passage, const struct agent_re
 	else if (skb)
 		flags |= AGENT_CHANGED;
 	step = agent_step_begin(AGENT_STEP, point->record.rule,
-				sizeof(*step) + ALIGN(captured, 8) + ALIGN(fields, 8) + stack * sizeof(u64));
+				sizeof(*step) + (more ? sizeof(struct agent_more) : 0) + ALIGN(captured, 8) + fields +
+					stack * sizeof(u64));
 	if (!step)
-		return;
-	step->at_ns = agent_now_ns();
+		return now_ns;
+	step->at_ns = now_ns;
 	step->packet = packet ? packet->number : 0;
 	step->call = call;
 	step->outer = outer;
 	step->length = skb ? skb->len : 0;
 	step->skb = (u64)skb;
-	step->caller = regs ? agent_call_caller((unsigned long)&regs->caller) : 0;
-	step->mark = skb ? skb->mark : 0;
-	step->hash = skb ? skb->hash : 0;
-	step->device = skb && skb->dev ? skb->dev->ifindex : 0;
-	step->reason = reason;
+	step->caller = caller;
 	step->data_offset = -offset;
 	step->protocol = skb ? ntohs(skb->protocol) : 0;
+	step->device = skb && skb->dev ? skb->dev->ifindex : 0;
 	step->captured_bytes = captured;
-	step->flags = flags | (skb && skb_cloned(skb) ? AGENT_SHARED_HEAD : 0);
-	step->field_bytes = fields;
-	step->stack_words = stack;
-	if (captured) {
-		memcpy(step + 1, bytes, captured);
-		memcpy(packet->seen, bytes, captured);
-		packet->captured_bytes = captured;
+	step->flags = flags | (skb && skb_cloned(skb) ? AGENT_SHARED_HEAD : 0) | (more ? AGENT_MORE : 0) |
+		      (lets_go ? AGENT_LET_GO : 0);
+	end = (u8 *)(step + 1);
+	if (more) {
+		*(struct agent_more *)end = (struct agent_more){ .mark = skb->mark, .hash = skb->hash, .reason = reason };
+		end += sizeof(struct agent_more);
 	}
+	if (captured) {
+		memcpy(end, bytes, captured);
+		memcpy(packet->seen, bytes, captured);
+		end += ALIGN(captured, 8);
+	}
+	if (flags & AGENT_CHANGED)
+		packet->captured_bytes = captured;
 	if (fields)
-		copy_fields(skb, (u8 *)(step + 1) + ALIGN(captured, 8));
+		copy_fields(skb, end);
 	if (stack)
-		memcpy((u8 *)(step + 1) + ALIGN(captured, 8) + ALIGN(fields, 8), words, stack * sizeof(u64));
+		memcpy(end + fields, words, stack * sizeof(u64));
 	agent_step_end(step);
+	return now_ns;
 }
 
 /* A point is passed. Interrupts are off. */
 void agent_passed(const struct agent_passage *passage, struct agent_regs *regs)
 {
 	const struct agent_point *point = &passage->point;
-	const struct agent_call *around = agent_call_around((unsigned long)&regs->caller);
-	const u32 outer = around ? around->number : 0, because = around ? around->packet : 0;
 	struct agent_followed *packet = NULL;
 	struct agent_call *call = NULL;
 	struct sk_buff *skb = NULL;
+	u32 outer, because;
 	u8 flags = 0;
+	u64 at_ns;
 
+	agent_call_around(&regs->caller, &outer, &because);
 	if (point->skb_argument != AGENT_NO_PACKET) {
 		skb = (struct sk_buff *)agent_argument(regs, point->skb_argument);
 		packet = is_packet(skb) ? agent_meet(skb) : NULL;
@@ -301,13 +323,17 @@ void agent_passed(const struct agent_passage *passage, struct agent_regs *regs)
 		call->packet = packet ? packet->number : because;
 		if (point->role == AGENT_BOUNDARY)
 			call->packet = 0;
+		call->other = 0;
 		if (point->role == AGENT_MERGED || point->role == AGENT_COALESCED)
 			call->other = number_of((const struct sk_buff *)agent_argument(regs, point->argument));
 	}
 	if (point->role == AGENT_ENDS && is_last(skb))
 		flags = AGENT_FREED;
-	if (point->step)
-		tell_step(passage, regs, skb, packet, call ? call->number : agent_call_number(), outer, flags);
+	if (point->step) {
+		at_ns = tell_step(passage, regs, skb, packet, call ? call->number : agent_call_number(), outer, flags);
+		if (call)
+			call->at_ns = at_ns;
+	}
 	if (flags & AGENT_FREED)
 		agent_forget((u64)skb->head);
 }
@@ -320,7 +346,9 @@ void agent_resume(unsigned long address, const unsigned long *arguments, struct 
 {
 	const struct agent_probe *probe;
 	struct agent_followed *packet = NULL;
-	struct agent_call *call = NULL, ended;
+	const struct agent_call *ended;
+	struct agent_call *call = NULL;
+	u32 outer, because;
 	unsigned long place = 0, flags;
 	long value;
 
@@ -328,12 +356,15 @@ void agent_resume(unsigned long address, const unsigned long *arguments, struct 
 	probe = agent_probe_at(address);
 	if (probe && probe->passage)
 		packet = agent_followed(skb);
-	if (packet)
+	if (packet) {
+		agent_call_around(&place, &outer, &because);
 		call = agent_call_begin(&place);
+	}
 	if (call) {
 		call->passage = probe->passage;
 		call->packet = packet->number;
-		tell_step(probe->passage, NULL, skb, packet, call->number, 0, AGENT_RESUMED);
+		call->other = 0;
+		call->at_ns = tell_step(probe->passage, NULL, skb, packet, call->number, 0, AGENT_RESUMED);
 	}
 	local_irq_restore(flags);
 	value = agent_call(address, arguments);
@@ -341,9 +372,9 @@ void agent_resume(unsigned long address, const unsigned long *arguments, struct 
 		return;
 	local_irq_save(flags);
 	if (place == (unsigned long)agent_return) { /* the trace has not ended meanwhile */
-		agent_call_end(&place, &ended);
-		if (ended.passage->point.returns)
-			tell_return(&ended, value);
+		ended = agent_call_end(&place);
+		if (ended->passage->point.returns)
+			tell_return(ended, value);
 	}
 	local_irq_restore(flags);
 }

@@ -10,6 +10,7 @@
 #define AHEAD_BYTES 256
 #define ANSWERS_BYTES 65536 /* of the ring of events, kept free for them */
 
+#define NEAR(size) ((size) / 4) /* steps stay there while the host keeps up: fresh memory is slower than memory in use */
 #define SOON (HZ / 50) /* until the host is told of steps that are fewer than it waits for */
 
 static u64 events_tail; /* the host's, when last looked at: its cache line is not asked for with every event */
@@ -82,6 +83,12 @@ void *agent_step_begin(u16 kind, u16 point, u32 bytes)
 	u64 left = size - (head & (size - 1)), needed;
 	struct agent_record *record;
 
+	if (size - left >= NEAR(size) && smp_load_acquire(&agent_shared->steps_tail) == head) {
+		*record_at(offset, size, head) = (struct agent_record){ .bytes = left };
+		head += left;
+		smp_store_release(&agent_shared->steps_head, head);
+		left = size;
+	}
 	bytes = ALIGN(bytes, 8);
 	needed = left < bytes ? left + bytes : bytes;
 	if (head - steps_tail + needed > size) {
@@ -107,6 +114,8 @@ void agent_step_end(const void *step)
 	const u64 head = agent_shared->steps_head + record->bytes;
 
 	smp_store_release(&agent_shared->steps_head, head);
+	prefetchw((const char *)step + 512);
+	prefetchw((const char *)step + 576);
 	if (!READ_ONCE(agent_shared->host_waits))
 		return;
 	if (head - READ_ONCE(agent_shared->steps_tail) >= READ_ONCE(agent_shared->steps_wanted))

@@ -63,7 +63,8 @@ agent_trampoline:
 
 /*
  * Where a call returns to whose return is of interest (calls.c): the place of its return address is taken again, and
- * agent_returned() says what belongs there. A debugger looks for a frame's function at the byte before: the NOP.
+ * agent_returned() says what belongs there. What is read below the stack's end is safe: an interrupt is a signal, and the
+ * host leaves 128 bytes free. A debugger looks for a frame's function at the byte before: the NOP.
  */
 	.globl agent_return
 	.type agent_return, @function
@@ -104,7 +105,9 @@ agent_return:
 	popq %rbp
 	.cfi_def_cfa %rsp, 8
 	.cfi_same_value %rbp
-	ret
+	addq $8, %rsp
+	.cfi_adjust_cfa_offset -8
+	jmp *-8(%rsp) /* no ret: the processor's own stack of return addresses stays in step with this one */
 	.cfi_endproc
 	.size agent_return, . - agent_return
 

@@ -10,6 +10,7 @@ RULES = 8192
 POINTS = 32768
 FIELDS, FIELD_HOPS, FIELD_BYTES = 8, 6, 64
 SEEN_BYTES = 128
+LONG, LONG_NS = 1 << 31, 1024
 NO_PACKET = 0xFF
 FAREWELL = 1
 RECORD = struct.Struct("=IHH")
@@ -194,14 +195,15 @@ class Point:
     step: bool = True
     returns: bool = True
     no_drop: int = 0
+    no_reason: int = 0
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQ6B2x")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQ7Bx")
 
     def encode(self, cookie: int) -> bytes:
         """Return the command's bytes."""
         return self.LAYOUT.pack(
             self.LAYOUT.size, Command.POINT, self.number, cookie, self.address,
-            self.skb_argument, self.argument, self.role, self.step, self.returns, self.no_drop,
+            self.skb_argument, self.argument, self.role, self.step, self.returns, self.no_drop, self.no_reason,
         )  # fmt: skip
 
 
@@ -290,9 +292,17 @@ class StepFlag(enum.IntFlag):
     CHANGED = 2
     RESUMED = 4
     SHARED_HEAD = 8
+    MORE = 16
+    LET_GO = 32
 
 
-STEP = struct.Struct("=IHHQ4IQQ4IhHHBBQ")
-RETURN = struct.Struct("=IHHQQII")
+def took_ns(took: int) -> int:
+    """Return agent_return.took in ns."""
+    return took if took < LONG else (took - LONG) * LONG_NS
+
+
+STEP = struct.Struct("=IHHQ4IQQhHHBB")
+MORE = struct.Struct("=III4x")
+RETURN = struct.Struct("=IHHQII")
 KIN = struct.Struct("=IHHQQ4I")
 DEVICE = struct.Struct("=IHHI4x16s")

@@ -241,14 +241,19 @@ class Channel:
                 yield abi.decode(record)
 
     def steps(self, take: Callable[[memoryview], object]) -> None:
-        """Give the records of steps that are there, in one or two pieces, each of whole records; then they are gone.
+        """Give the records of steps that are there, piece by piece, each of whole records; then they are gone.
 
         A record of kind 0 is no step (kernel/agent/agent_abi.h).
         """
-        tail, head = self._read("steps_tail"), self._read("steps_head")
-        while tail != head:
+        tail = self._read("steps_tail")
+        while size := self._read("steps_head") - tail:
             place = tail % self.steps_bytes
-            size = min(head - tail, self.steps_bytes - place)
+            size = min(size, self.steps_bytes - place)
+            filler_bytes, kind, _ = abi.RECORD.unpack_from(self._memory, STEPS_OFFSET + place)
+            if not kind:  # the agent goes back to the ring's begin as soon as we have caught up
+                tail += filler_bytes
+                self._write("steps_tail", tail)
+                continue
             with memoryview(self._memory)[STEPS_OFFSET + place : STEPS_OFFSET + place + size] as piece:
                 take(piece)
             tail += size

@@ -10,11 +10,10 @@ from skblab.errors import UnknownFunction
 from skblab.image.image import Image
 from skblab.image.index import SKB_TYPE, Function
 from skblab.image.missing import explain_missing
-from skblab.image.reasons import reasons
+from skblab.image.reasons import CONSUMED, NOT_SPECIFIED, reasons
 
 SKB_TYPES = (SKB_TYPE, f"const {SKB_TYPE}")
 REASON_TYPE = "enum skb_drop_reason"
-CONSUMED = "CONSUMED"
 DRIVER = "arch/um/drivers/vector_kern.c"  # the guest's network device: the one file of arch/um that packets go through
 
 # The packet is not whole yet, or no more: its bytes cannot be looked at.
@@ -103,7 +102,7 @@ def passages(image: Image, functions: Iterable[Function], *, returns: bool = Tru
 
     :param returns: tell of each return: its time and its value
     """
-    consumed = reasons(image.source).get(CONSUMED, 0)
+    numbers = reasons(image.source)
     wanted = {one.address: one for one in functions}
     meaningful = {one.address: one for name in _meaningful() if (one := image.functions.lookup(name))}
     made = []
@@ -120,7 +119,8 @@ def passages(image: Image, functions: Iterable[Function], *, returns: bool = Tru
                     role=role,
                     step=function.address in wanted or role is Role.DROPS or role is Role.ENDS,
                     returns=returns and function.address in wanted,
-                    no_drop=consumed,
+                    no_drop=numbers.get(CONSUMED, 0),
+                    no_reason=numbers.get(NOT_SPECIFIED, 0),
                 ),
             )
         )

@@ -78,7 +78,7 @@ class Journey:
     @property
     def end_ns(self) -> int:
         """When its last step was over, as far as that is known."""
-        return max(call.step.returned_ns or call.step.at_ns for call in self.calls)
+        return max(call.step.end_ns for call in self.calls)
 
     @property
     def is_of_network(self) -> bool:

@@ -30,7 +30,7 @@ class Places:
 
     @cached_property
     def _callers(self) -> dict[int, tuple[Frame, ...]]:
-        addresses = {step.caller for step in self._trace.steps if step.stack}
+        addresses = {step.caller for step in self._trace.steps if step.let_go}
         return self._unwinder.callers(addresses) if self._unwinder else {}
 
     def is_consumed(self, step: "Step") -> bool:

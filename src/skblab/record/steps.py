@@ -30,7 +30,8 @@ class Step:
 
     ``data``: the packet's first bytes from its network header, as they are here; ``changed``: other than at its last
     step. ``outer``: the call in which this one happens, 0: none that is known. Where the return was not told,
-    ``returned_ns`` is 0 and ``value`` None.
+    ``took_ns`` and ``value`` are None. ``let_go``: by a function that tells a reason; ``stack`` then says who called it,
+    for reasons that are none only at the first packet that is let go there.
     """
 
     function: Passed
@@ -52,15 +53,16 @@ class Step:
     freed: bool
     resumed: bool
     shared: bool
+    let_go: bool
     fields: bytes = b""
     stack: tuple[tuple[int, int], ...] = ()
-    returned_ns: int = 0
+    took_ns: int | None = None
     value: int | None = None
 
     @property
-    def took_ns(self) -> int | None:
-        """How long the call took, or None where that is not known."""
-        return self.returned_ns - self.at_ns if self.returned_ns else None
+    def end_ns(self) -> int:
+        """When the call was over, as far as that is known."""
+        return self.at_ns + (self.took_ns or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class Reader:
         self._trace = trace
         self._functions = {int(number): Passed(*fields) for number, fields in trace.about["functions"].items()}
         self._shift_ns: int = trace.about["clock"]["host_ns"] - trace.about["clock"]["guest_ns"]
+        self._field_bytes = sum(size_bytes for _, _, size_bytes, _, _ in trace.about["fields"])
         self._open: dict[int, Step] = {}
         self._seen: dict[int, bytes] = {}
 
@@ -127,22 +130,24 @@ class Reader:
             place += size
 
     def _step(self, record: memoryview, function: Passed) -> None:
-        (_, _, _, at_ns, packet, call, outer, length, skb, caller, mark, hashed, device, reason, data_offset, protocol,
-         captured, flags, field_bytes, words) = abi.STEP.unpack_from(record)  # fmt: skip
+        (_, _, _, at_ns, packet, call, outer, length, skb, caller, data_offset, protocol, device, captured,
+         flags) = abi.STEP.unpack_from(record)  # fmt: skip
         place = abi.STEP.size
+        mark = hashed = reason = 0
+        if flags & abi.StepFlag.MORE:
+            mark, hashed, reason = abi.MORE.unpack_from(record, place)
+            place += abi.MORE.size
         if flags & abi.StepFlag.CHANGED:
             self._seen[packet] = bytes(record[place : place + captured])
-        place += -(-captured // abi.ALIGNMENT) * abi.ALIGNMENT
-        fields = bytes(record[place : place + field_bytes])
-        place += -(-field_bytes // abi.ALIGNMENT) * abi.ALIGNMENT
-        stack = tuple(
-            (word >> abi.STACK_SHIFT, word & abi.STACK_ADDRESS) for word in record[place : place + 8 * words].cast("Q")
-        )
+            place += -(-captured // abi.ALIGNMENT) * abi.ALIGNMENT
+        fields = bytes(record[place : place + self._field_bytes]) if packet else b""
+        place += -(-len(fields) // abi.ALIGNMENT) * abi.ALIGNMENT
+        stack = tuple((word >> abi.STACK_SHIFT, word & abi.STACK_ADDRESS) for word in record[place:].cast("Q"))
         step = Step(
             function, at_ns + self._shift_ns, packet, call, outer, length, skb, caller, mark, hashed, device, reason,
             data_offset, protocol, self._seen.get(packet, b""), bool(flags & abi.StepFlag.CHANGED),
             bool(flags & abi.StepFlag.FREED), bool(flags & abi.StepFlag.RESUMED),
-            bool(flags & abi.StepFlag.SHARED_HEAD), fields, stack,
+            bool(flags & abi.StepFlag.SHARED_HEAD), bool(flags & abi.StepFlag.LET_GO), fields, stack,
         )  # fmt: skip
         self._trace.steps.append(step)
         self._open[call] = step
@@ -150,10 +155,10 @@ class Reader:
             self._seen.pop(packet, None)
 
     def _return(self, record: memoryview) -> None:
-        _, _, _, at_ns, value, call, _ = abi.RETURN.unpack_from(record)
+        _, _, _, value, call, took = abi.RETURN.unpack_from(record)
         step = self._open.pop(call, None)
         if step:
-            step.returned_ns = at_ns + self._shift_ns
+            step.took_ns = abi.took_ns(took)
             step.value = value
 
     def _kin(self, record: memoryview, function: Passed) -> None:

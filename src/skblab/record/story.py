@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.text import Text
 
+from skblab.image.reasons import NOT_SPECIFIED
 from skblab.record.journey import Call, Journey
 from skblab.record.steps import Step, Trace
 from skblab.record.words import (
-    NOT_SPECIFIED,
     device_in_words,
     fields_of,
     kin_in_words,
@@ -64,7 +64,7 @@ def notes(trace: Trace, call: Call) -> Iterator[tuple[str, str]]:
         yield change, "magenta"
     for name, value in fields_of(trace, step).items():
         yield f"{name}={value}", "blue"
-    if step.stack and trace.places.is_consumed(step):
+    if step.let_go and trace.places.is_consumed(step):
         yield "consumed", "dim"
     if reason := reason_in_words(trace, step):
         yield f"drop: {reason}" if reason != NOT_SPECIFIED else "let go", "bold red" if _drops(trace, step) else "dim"

@@ -4,13 +4,13 @@ import re
 
 from skblab.agent.abi import Role
 from skblab.image.fields import Field
+from skblab.image.reasons import CONSUMED, NOT_SPECIFIED
 from skblab.record.steps import Kin, Step, Trace
 
 SIGNED = re.compile(r"^(int|long|s\d+|ssize_t|short|__s\d+|netdev_tx_t|enum .*)$")
 NARROW = {"int": 32, "s32": 32, "__s32": 32, "short": 16, "s16": 16, "s8": 8}
 ERRNO_MAX = 4095
-NO_DROPS = frozenset({"CONSUMED", "SKB_CONSUMED", "NOT_DROPPED_YET", "SKB_NOT_DROPPED_YET"})
-NOT_SPECIFIED = "NOT_SPECIFIED"
+NO_DROPS = frozenset({CONSUMED, "SKB_NOT_DROPPED_YET", "NOT_DROPPED_YET"})
 KINSHIPS = {Role.BORN: "causes", Role.COPIED: "copied to", Role.MERGED: "joins"}
 
 
@@ -35,7 +35,7 @@ def value_in_words(step: Step) -> str:
 
 def reason_in_words(trace: Trace, step: Step) -> str:
     """Return why a packet was dropped at a step: the reason's name in this kernel; "" where it was not."""
-    if not step.stack:
+    if not step.let_go:
         return ""
     name = str(trace.about["reasons"].get(str(step.reason), step.reason))
     return "" if name in NO_DROPS or (name == NOT_SPECIFIED and trace.places.is_consumed(step)) else name
