@@ -71,6 +71,7 @@ long agent_host_call(long number, long a, long b, long c, long d, long e, long f
 int agent_channel_open(int memory_fd, int socket_fd);
 void agent_channel_ready(void);
 void agent_channel_close(void);
+void agent_steps_prepare(void);
 void agent_ring(void);
 void agent_ring_soon(void);
 bool agent_listen(u32 *farewells);

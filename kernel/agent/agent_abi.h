@@ -62,7 +62,8 @@ struct agent_shared {
 	__u64 forgotten; /* packets that were followed no more, for there were too many */
 	__u64 unhooked; /* calls whose return was not waited for: too deep, or on too many stacks */
 	__u64 steps_tail __attribute__((aligned(64))); /* host */
-	__u64 steps_wanted; /* host: of these bytes it wants to be told at once; of fewer, soon */
+	__u64 steps_wanted; /* host: of these bytes it wants to be told at once */
+	__u64 steps_soon_ms; /* host: and of fewer after that time */
 	struct agent_counts counts[AGENT_RULES] __attribute__((aligned(64)));
 };
 

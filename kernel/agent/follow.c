@@ -104,6 +104,7 @@ int agent_follow(const struct agent_follow *follow)
 	if (error)
 		return error;
 	agent_clock_set();
+	agent_steps_prepare();
 	local_irq_save(flags);
 	agent_following = *follow;
 	agent_following_bytes = 0;

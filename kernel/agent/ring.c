@@ -10,8 +10,7 @@
 #define AHEAD_BYTES 256
 #define ANSWERS_BYTES 65536 /* of the ring of events, kept free for them */
 
-#define NEAR(size) ((size) / 4) /* steps stay there while the host keeps up: fresh memory is slower than memory in use */
-#define SOON (HZ / 50) /* until the host is told of steps that are fewer than it waits for */
+#define NEAR(size) ((size) / 4) /* steps stay there while the host keeps up, in the processor's cache if they are few */
 
 static u64 events_tail; /* the host's, when last looked at: its cache line is not asked for with every event */
 static u64 steps_tail;
@@ -121,7 +120,7 @@ void agent_step_end(const void *step)
 	if (head - READ_ONCE(agent_shared->steps_tail) >= READ_ONCE(agent_shared->steps_wanted))
 		agent_ring_soon();
 	else if (!timer_pending(&steps_timer))
-		mod_timer(&steps_timer, jiffies + SOON);
+		mod_timer(&steps_timer, jiffies + msecs_to_jiffies(READ_ONCE(agent_shared->steps_soon_ms)));
 }
 
 void agent_steps_quiet(void)

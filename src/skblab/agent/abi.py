@@ -26,7 +26,7 @@ OFFSETS = {
     "events_head": 256, "lost": 264, "held": 272, "probes": 280, "farewells": 288,
     "events_tail": 320, "host_waits": 328,
     "steps_head": 384, "steps_lost": 392, "forgotten": 400, "unhooked": 408,
-    "steps_tail": 448, "steps_wanted": 456, "counts": 512,
+    "steps_tail": 448, "steps_wanted": 456, "steps_soon_ms": 464, "counts": 512,
 }  # fmt: skip
 SHARED_BYTES = 524800
 

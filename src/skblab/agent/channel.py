@@ -16,8 +16,7 @@ from skblab.errors import GuestLost, Timeout
 COMMANDS_BYTES = 1 << 20
 EVENTS_BYTES = 16 << 20
 STEPS_BYTES = 64 << 20
-STEPS_WANTED = 1 << 20  # told of at once; of fewer, soon
-SOON_S = 0.02
+STEPS_SOON_MS = 1000  # what a killed controller has not yet written down is no older
 PAGE = 4096
 WORD = struct.Struct("=Q")
 
@@ -59,7 +58,8 @@ class Channel:
             ("memory_bytes", STEPS_OFFSET + steps_bytes),
             ("commands_offset", COMMANDS_OFFSET), ("commands_bytes", COMMANDS_BYTES),
             ("events_offset", EVENTS_OFFSET), ("events_bytes", EVENTS_BYTES),
-            ("steps_offset", STEPS_OFFSET), ("steps_bytes", steps_bytes), ("steps_wanted", STEPS_WANTED),
+            ("steps_offset", STEPS_OFFSET), ("steps_bytes", steps_bytes), ("steps_wanted", steps_bytes // 2),
+            ("steps_soon_ms", STEPS_SOON_MS),
         ):  # fmt: skip
             channel._write(name, value)
         return channel, guests
@@ -203,10 +203,10 @@ class Channel:
         if self._read("events_head") != self._read("events_tail"):
             return True
         steps = self._read("steps_head") - self._read("steps_tail")
-        if steps >= STEPS_WANTED:
+        if steps >= self.steps_bytes // 2:
             return False
         if steps:  # they came while nobody waited, and the agent may have been silent about them
-            timeout_s = SOON_S
+            timeout_s = STEPS_SOON_MS / 1000
         return self._listen(timeout_s) and self._read("events_head") != self._read("events_tail")
 
     def _ask_to_be_rung(self) -> None:

@@ -30,7 +30,7 @@ class Step:
 
     ``data``: the packet's first bytes from its network header, as they are here; ``changed``: other than at its last
     step. ``outer``: the call in which this one happens, 0: none that is known. Where the return was not told,
-    ``took_ns`` and ``value`` are None. ``let_go``: by a function that tells a reason; ``stack`` then says who called it,
+    ``took_ns`` and ``value`` are None. ``let_go``: by a function that tells a reason; ``stack`` then says who called,
     for reasons that are none only at the first packet that is let go there.
     """
 
