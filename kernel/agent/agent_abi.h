@@ -109,6 +109,13 @@ enum agent_role {
 	AGENT_BOUNDARY = 8, /* what is called by it is not because of whom it interrupts */
 };
 
+/* How a function is given its packet. */
+enum agent_given {
+	AGENT_ITSELF = 0,
+	AGENT_BY_POINTER = 1, /* struct sk_buff ** */
+	AGENT_IN_LIST = 2, /* struct list_head *, of one or more; each of them passes */
+};
+
 /* A number behind pointers, from the struct sk_buff on: skb->dev->ifindex is { offset of dev, offset of ifindex }. */
 struct agent_field {
 	__u16 offsets[AGENT_FIELD_HOPS]; /* all but the last one: where the next pointer lies */
@@ -137,7 +144,7 @@ struct agent_point {
 	__u8 returns; /* and of each return */
 	__u8 no_drop; /* for functions that drop: the reason that is none (SKB_CONSUMED) */
 	__u8 no_reason; /* likewise: the one that may be none (NOT_SPECIFIED) */
-	__u8 padding;
+	__u8 given; /* enum agent_given */
 };
 
 struct agent_arm {

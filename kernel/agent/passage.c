@@ -23,7 +23,7 @@ static bool needs_return(const struct agent_point *point)
 /* Its bytes are there, and can be looked at; what a socket sends to its own side may lie elsewhere. */
 static bool is_packet(const struct sk_buff *skb)
 {
-	return !IS_ERR_OR_NULL(skb) && virt_addr_valid(skb->head) && skb->data - skb->head <= skb_end_offset(skb);
+	return skb && virt_addr_valid(skb) && virt_addr_valid(skb->head) && skb->data - skb->head <= skb_end_offset(skb);
 }
 
 /* Has nobody else this packet's bytes? (net/core/skbuff.c skb_release_data(), include/linux/skbuff.h skb_data_unref()) */
@@ -293,27 +293,25 @@ static u64 tell_step(const struct agent_passage *passage, const struct agent_reg
 	return now_ns;
 }
 
-/* A point is passed. Interrupts are off. */
-void agent_passed(const struct agent_passage *passage, struct agent_regs *regs)
+/* The packet is there, or none is needed, and the function is passed. Returns whether its return is waited for. */
+static bool pass(const struct agent_passage *passage, struct agent_regs *regs, struct sk_buff *skb, bool may_wait)
 {
 	const struct agent_point *point = &passage->point;
 	struct agent_followed *packet = NULL;
 	struct agent_call *call = NULL;
-	struct sk_buff *skb = NULL;
 	u32 outer, because;
 	u8 flags = 0;
 	u64 at_ns;
 
 	agent_call_around(&regs->caller, &outer, &because);
 	if (point->skb_argument != AGENT_NO_PACKET) {
-		skb = (struct sk_buff *)agent_argument(regs, point->skb_argument);
 		packet = is_packet(skb) ? agent_meet(skb) : NULL;
 		if (!packet)
-			return;
+			return false;
 	} else if (!because) {
-		return;
+		return false;
 	}
-	if (needs_return(point))
+	if (may_wait && needs_return(point))
 		call = agent_call_begin(&regs->caller);
 	if (call) {
 		call->passage = passage;
@@ -336,6 +334,25 @@ void agent_passed(const struct agent_passage *passage, struct agent_regs *regs)
 	}
 	if (flags & AGENT_FREED)
 		agent_forget((u64)skb->head);
+	return call;
+}
+
+/* A point is passed. Interrupts are off. Of a list, the call is its first packet's. */
+void agent_passed(const struct agent_passage *passage, struct agent_regs *regs)
+{
+	const struct agent_point *point = &passage->point;
+	const unsigned long argument =
+		point->skb_argument != AGENT_NO_PACKET ? agent_argument(regs, point->skb_argument) : 0;
+	const struct list_head *list = (const struct list_head *)argument;
+	bool waits = false;
+
+	if (point->given == AGENT_BY_POINTER)
+		pass(passage, regs, *(struct sk_buff **)argument, true);
+	else if (point->given == AGENT_IN_LIST)
+		for (const struct list_head *at = list->next; at != list; at = at->next)
+			waits |= pass(passage, regs, list_entry((void *)at, struct sk_buff, list), !waits);
+	else
+		pass(passage, regs, (struct sk_buff *)argument, true);
 }
 
 /*

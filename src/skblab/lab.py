@@ -35,6 +35,8 @@ from skblab.record.tracer import Tracer
 from skblab.rule import Occurrence, Rule
 from skblab.serve import start_commands
 
+MINIMUM_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
+
 _numbers = itertools.count(1)
 
 
@@ -84,6 +86,11 @@ class Lab:
     ) -> None:
         if root and disks:
             raise UsageError("a guest has one root: a directory or a disk", mend="without --root, or without --disk")
+        if steps_bytes & (steps_bytes - 1) or not MINIMUM_STEPS_BYTES <= steps_bytes <= MOST_STEPS_BYTES:
+            raise UsageError(
+                f"a ring of {steps_bytes >> 20} MiB for a trace's steps",
+                found=f"a power of two, {MINIMUM_STEPS_BYTES >> 20} to {MOST_STEPS_BYTES >> 20} MiB",
+            )
         self._root = {"": "", "host": "/"}.get(root, str(Path(root).absolute()))
         if not Path(self._root).is_dir():
             raise UsageError(f"no such directory: {root}", mend='root="host", or a directory')
@@ -311,7 +318,7 @@ class Lab:
         :param calls: likewise, of functions that take none
         :param filter: which packets, in pcap-filter(7)'s language
         :param fields: more of a packet's members at each step, as in C: ``skb->dev->name``
-        :param returns: tell when calls return, too, and what
+        :param returns: tell when calls return, too, and what; without, who calls whom is not known
         :param to: where the trace file is to be kept
         :raises UnknownFunction: a pattern names no function
         :raises TraceError: a field is none, or the file cannot be written

@@ -56,7 +56,7 @@ def test_sizes_and_offsets(tmp_path: Path) -> None:
 def test_numbers() -> None:
     header = (kernel_dir() / "agent" / "agent_abi.h").read_text()
     in_c = {name: int(value, 0) for name, value in re.findall(r"\bAGENT_(\w+) = (\w+)", header)}
-    for kind in (abi.Verdict, abi.Command, abi.Event, abi.Role, abi.StepKind, abi.StepFlag):
+    for kind in (abi.Verdict, abi.Command, abi.Event, abi.Role, abi.Given, abi.StepKind, abi.StepFlag):
         for member in kind:
             assert in_c.pop(member.name) == member.value, member
     assert in_c == {}

@@ -80,6 +80,14 @@ class Event(enum.IntEnum):
     DROPPED = 4
 
 
+class Given(enum.IntEnum):
+    """How a function is given its packet."""
+
+    ITSELF = 0
+    BY_POINTER = 1
+    IN_LIST = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What became of the packets that one rule's filter took."""
@@ -196,14 +204,16 @@ class Point:
     returns: bool = True
     no_drop: int = 0
     no_reason: int = 0
+    given: Given = Given.ITSELF
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQ7Bx")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQ8B")
 
     def encode(self, cookie: int) -> bytes:
         """Return the command's bytes."""
         return self.LAYOUT.pack(
             self.LAYOUT.size, Command.POINT, self.number, cookie, self.address,
             self.skb_argument, self.argument, self.role, self.step, self.returns, self.no_drop, self.no_reason,
+            self.given,
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from skblab.agent.abi import NO_PACKET, Point, Role
+from skblab.agent.abi import NO_PACKET, Given, Point, Role
 from skblab.agent.soundness import FORBIDDEN_FILES
 from skblab.errors import UnknownFunction
 from skblab.image.image import Image
@@ -13,11 +13,20 @@ from skblab.image.missing import explain_missing
 from skblab.image.reasons import CONSUMED, NOT_SPECIFIED, reasons
 
 SKB_TYPES = (SKB_TYPE, f"const {SKB_TYPE}")
+POINTER_TYPE, LIST_TYPE = "struct sk_buff **", "struct list_head *"
+LISTS = frozenset({  # of packets: net/core/dev.c, net/ipv4/ip_input.c, net/ipv6/ip6_input.c
+    "netif_receive_skb_list", "netif_receive_skb_list_internal", "__netif_receive_skb_list_core", "ip_list_rcv",
+    "ip_sublist_rcv", "ip_list_rcv_finish", "ip_sublist_rcv_finish", "ipv6_list_rcv", "ip6_sublist_rcv",
+    "ip6_list_rcv_finish", "ip6_sublist_rcv_finish",
+})  # fmt: skip
 REASON_TYPE = "enum skb_drop_reason"
 DRIVER = "arch/um/drivers/vector_kern.c"  # the guest's network device: the one file of arch/um that packets go through
 
 # The packet is not whole yet, or no more: its bytes cannot be looked at.
-NO_PACKETS_YET = frozenset({"__build_skb_around", "__finalize_skb_around", "__skb_clone", "__copy_skb_header"})
+NO_PACKETS_YET = frozenset({
+    "__build_skb_around", "__finalize_skb_around", "__skb_clone", "__copy_skb_header", "__skb_try_recv_from_queue",
+    "__skb_try_recv_datagram",
+})  # fmt: skip
 NO_PACKETS_ANY_MORE = frozenset({"kfree_skbmem", "skb_free_head", "napi_skb_cache_put", "skb_kfree_head"})
 
 # net/core/skbuff.c, except where another file is named; of a series that lacks one, another has taken its place.
@@ -41,9 +50,15 @@ class Passage:
 
 
 def skb_argument(function: Function) -> int | None:
-    """Return which of the arguments in registers is the packet, or None."""
+    """Return which of the arguments in registers is the packet, points to it, or is a list of packets; or None."""
     types = [parameter.type for parameter in function.parameters[:6]]
-    return next((types.index(kind) for kind in SKB_TYPES if kind in types), None)
+    kinds = (*SKB_TYPES, POINTER_TYPE, *([LIST_TYPE] if function.name in LISTS else []))
+    return next((types.index(kind) for kind in kinds if kind in types), None)
+
+
+def _given(function: Function, argument: int | None) -> Given:
+    kind = function.parameters[argument].type if argument is not None else ""
+    return {POINTER_TYPE: Given.BY_POINTER, LIST_TYPE: Given.IN_LIST}.get(kind, Given.ITSELF)
 
 
 def can_be_followed(function: Function) -> str:
@@ -121,6 +136,7 @@ def passages(image: Image, functions: Iterable[Function], *, returns: bool = Tru
                     returns=returns and function.address in wanted,
                     no_drop=numbers.get(CONSUMED, 0),
                     no_reason=numbers.get(NOT_SPECIFIED, 0),
+                    given=_given(function, packet),
                 ),
             )
         )

@@ -47,7 +47,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--field", action="append", default=[], metavar="EXPR", dest="fields",
                         help="tell a member of each packet at each step: skb->dev->name")  # fmt: skip
     parser.add_argument("--no-returns", dest="returns", action="store_false",
-                        help="do not wait for returns: half the cost, no durations, no values")  # fmt: skip
+                        help="do not wait for calls to return: half the cost; who calls whom is not known")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the trace: for show, export and diff")
     parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but what was lost")
     parser.add_argument("--ring", type=int, default=64, metavar="MIB",

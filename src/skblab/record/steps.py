@@ -175,7 +175,10 @@ def load(path: Path) -> Trace:
     reader: Reader | None = None
     for kind, payload in read_chunks(path):
         if kind == META:
-            trace = Trace(json.loads(bytes(payload)))
+            try:
+                trace = Trace(json.loads(bytes(payload)))
+            except ValueError:  # cut off
+                break
             reader = Reader(trace)
         elif trace is None or reader is None:
             break

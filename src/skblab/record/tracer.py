@@ -29,7 +29,8 @@ class Tracer:
     :param calls: likewise, of functions that need not take a packet: what is called in a packet's course
     :param filter: pcap-filter(7): a packet that it takes at any function is followed from there on
     :param fields: ``skb->dev->name``: more of the packet's members at each step
-    :param returns: tell of each call how long it took, and what it returned
+    :param returns: tell of each call how long it took, and what it returned; without, nothing is known of which call
+        happens in which, nor of the packets that a packet causes
     :param to: the trace file; none: one that is gone after ``trace()``
     :param about: more to be written down, of who asked for it
     """
