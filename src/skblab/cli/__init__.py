@@ -33,7 +33,22 @@ INTERRUPTED = 130
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from skblab.cli import disk, doctor, gdb, hold, image, labs, mconsole, ping, probes, run, show, trace  # noqa: PLC0415
+    from skblab.cli import (  # noqa: PLC0415 - each registers itself
+        diff,
+        disk,
+        doctor,
+        export,
+        gdb,
+        hold,
+        image,
+        labs,
+        mconsole,
+        ping,
+        probes,
+        run,
+        show,
+        trace,
+    )
 
     top = argparse.ArgumentParser(
         prog="skblab",
@@ -44,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     top.add_argument("-v", "--verbose", action="store_true", help="say which programs are started")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, hold, ping, trace, show, probes, gdb, labs, mconsole, image, disk, doctor):
+    for module in (run, hold, ping, trace, show, export, diff, probes, gdb, labs, mconsole, image, disk, doctor):
         module.register(commands)
     return top
 

@@ -12,6 +12,7 @@ from skblab.agent.abi import Role
 from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
 from skblab.record.steps import Kin, Step, Trace
 
+ARP_OF_ETHERNET = b"\0\1"
 VERSIONS = {ETH_P_IP: 4, ETH_P_IPV6: 6}
 
 
@@ -99,7 +100,7 @@ def packet_at(step: Step) -> Packet:
 def is_readable(step: Step) -> bool:
     """Whether the packet's bytes at a step begin with the header that its protocol says."""
     if step.protocol == ETH_P_ARP:
-        return len(step.data) >= 28
+        return len(step.data) >= 28 and step.data[:2] == ARP_OF_ETHERNET
     version = VERSIONS.get(step.protocol)
     return version is not None and len(step.data) >= 20 and step.data[0] >> 4 == version
 

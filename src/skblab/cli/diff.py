@@ -1,0 +1,99 @@
+"""``skblab diff``: where the same kind of packet went in one trace, and not in another."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from skblab.errors import UsageError
+from skblab.record.difference import Line, alike, compare, differ, hunks, kind
+from skblab.record.journey import Journey, journeys
+from skblab.record.steps import Trace, load
+
+EXAMPLES = """\
+examples:
+  skblab trace -o old.skblab icmp -- ping -c1 guest
+  skblab trace --series 6.1 -o new.skblab icmp -- ping -c1 guest
+  skblab diff old.skblab new.skblab            the first packet of A, and B's first one of its kind
+  skblab diff A B --packet 4 --packet 7        A's packet 4 and B's packet 7
+  skblab diff A B --times                      every function that both have, and how long it took
+
+The exit status is diff's: 0 where the ways are the same, 1 where they differ.
+"""
+COLOURS = {"-": "red", "+": "green", " ": ""}
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "diff",
+        help="show which functions a packet passed in one trace and not in another",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("first", type=Path, metavar="A", help="a trace")
+    parser.add_argument("second", type=Path, metavar="B", help="another one")
+    parser.add_argument("--packet", type=int, action="append", default=[], metavar="N", dest="packets",
+                        help="the packet of A; a second time, of B")  # fmt: skip
+    parser.add_argument("--times", action="store_true", help="how long each function took in both")
+    parser.add_argument("--all", action="store_true", help="what is the same, too")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare two journeys; return 1 where they differ."""
+    if len(arguments.packets) > 2:
+        raise UsageError(
+            "there are two traces", found=f"{len(arguments.packets)} packets", mend="--packet A --packet B"
+        )
+    first, second = load(arguments.first), load(arguments.second)
+    ours = _chosen(first, arguments.first, arguments.packets[:1])
+    theirs = _chosen(second, arguments.second, arguments.packets[1:], like=ours)
+    lines = compare((first, ours), (second, theirs))
+    if arguments.json:
+        for line in lines:
+            print(json.dumps(asdict(line)))
+    else:
+        _print(arguments, lines, ours, theirs)
+    return int(differ(lines))
+
+
+def _chosen(trace: Trace, path: Path, packets: list[int], like: Journey | None = None) -> Journey:
+    found = [one for one in journeys(trace) if one.is_of_network]
+    if packets:
+        chosen = next((one for one in found if packets[0] in one.packets), None)
+        problem = f"there is no packet {packets[0]} in {path}"
+    elif like:
+        chosen = alike(found, like)
+        problem = f"no packet in {path} is like {kind(like)}"
+    else:
+        chosen = next(iter(found), None)
+        problem = f"there is no network packet in {path}"
+    if chosen is None:
+        raise UsageError(problem, mend=f"skblab show {path}")
+    return chosen
+
+
+def _print(arguments: argparse.Namespace, lines: list[Line], ours: Journey, theirs: Journey) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text(f"--- {arguments.first}  packet {ours.first.number}  {ours.first.summary}", style="bold"))
+    console.print(Text(f"+++ {arguments.second}  packet {theirs.first.number}  {theirs.first.summary}", style="bold"))
+    shown = [lines] if arguments.all or arguments.times else list(hunks(lines))
+    for number, run_of_lines in enumerate(shown):
+        if number:
+            console.print(Text("  ...", style="dim"))
+        for line in run_of_lines:
+            said = Text(f"{line.mark} ")
+            if arguments.times:
+                said.append("".join(f"{took / 1000:10.2f}" if took is not None else " " * 10 for took in line.took_ns))
+            said.append("  " * line.depth + f"{line.name}()")
+            if line.reason:
+                said.append(f"  drop: {line.reason}", style="bold")
+            said.stylize(COLOURS[line.mark])
+            console.print(said)
+    if not differ(lines):
+        console.print(Text("the ways are the same", style="dim"))

@@ -1,0 +1,56 @@
+"""``skblab export``: a trace for other programs."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from skblab.errors import UsageError
+from skblab.record.steps import load
+
+EXAMPLES = """\
+examples:
+  skblab export run.skblab --pcapng run.pcapng && wireshark run.pcapng
+  skblab export run.skblab --perfetto run.pftrace     for ui.perfetto.dev
+  skblab export run.skblab --html run.html            a page of its own, for any browser
+  tshark -r run.pcapng -T fields -e frame.interface_name -e frame.comment
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "export",
+        help="write a trace as pcapng, for Perfetto, or as a page",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="what skblab trace -o has written")
+    parser.add_argument(
+        "--pcapng", type=Path, metavar="F", help="an interface a function, the kernel's facts as comments"
+    )
+    parser.add_argument("--perfetto", type=Path, metavar="F", help="a track a packet, calls as slices")
+    parser.add_argument("--html", type=Path, metavar="F", help="one page that needs nothing else")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write what was asked for."""
+    if not (arguments.pcapng or arguments.perfetto or arguments.html):
+        raise UsageError("export as what?", mend="--pcapng F, --perfetto F or --html F")
+    trace = load(arguments.file)
+    if arguments.pcapng:
+        from skblab.record.pcapng import write_pcapng  # noqa: PLC0415
+
+        count = write_pcapng(trace, arguments.pcapng)
+        print(f"{arguments.pcapng}: {count} steps", file=sys.stderr)
+    if arguments.perfetto:
+        from skblab.record.perfetto import write_perfetto  # noqa: PLC0415
+
+        count = write_perfetto(trace, arguments.perfetto)
+        print(f"{arguments.perfetto}: {count} slices", file=sys.stderr)
+    if arguments.html:
+        from skblab.record.page import write_page  # noqa: PLC0415
+
+        write_page(trace, arguments.html)
+        print(f"{arguments.html}: {arguments.html.stat().st_size >> 10} KiB", file=sys.stderr)
+    return 0

@@ -1,0 +1,81 @@
+"""Two journeys side by side: which functions one packet passed and another one did not."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from skblab.record.journey import Call, Journey
+from skblab.record.steps import Trace
+from skblab.record.words import reason_in_words
+
+NUMBERS = ("id", "seq")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One function, at its depth; *mark* is " " where both have it, "-" where the first alone, "+" the second."""
+
+    mark: str
+    depth: int
+    name: str
+    reason: str = ""
+    took_ns: tuple[int | None, int | None] = (None, None)
+
+
+def compare(first: tuple[Trace, Journey], second: tuple[Trace, Journey]) -> list[Line]:
+    """Return both ways as one, in the order of the first."""
+    ours, theirs = list(first[1].walk()), list(second[1].walk())
+    matcher = difflib.SequenceMatcher(a=_keys(ours), b=_keys(theirs), autojunk=False)
+    lines: list[Line] = []
+    for kind, a, b, c, d in matcher.get_opcodes():
+        if kind == "equal":
+            lines += [_line(first[0], " ", one, other) for one, other in zip(ours[a:b], theirs[c:d], strict=True)]
+        else:
+            lines += [_line(first[0], "-", one) for one in ours[a:b]]
+            lines += [_line(second[0], "+", one) for one in theirs[c:d]]
+    return lines
+
+
+def differ(lines: list[Line]) -> bool:
+    """Whether the ways differ."""
+    return any(line.mark != " " for line in lines)
+
+
+def alike(journeys: list[Journey], like: Journey) -> Journey | None:
+    """Return the first journey whose packet is of the same kind: its summary but for the numbers that count packets."""
+    return next((one for one in journeys if kind(one) == kind(like)), None)
+
+
+def kind(journey: Journey) -> str:
+    """Return a packet in words that are the same for all of its kind."""
+    words = journey.first.summary.replace(",", "").split()
+    left_out = {at + step for at, word in enumerate(words) if word in NUMBERS for step in (0, 1)}
+    kept = [word for at, word in enumerate(words) if at not in left_out]
+    return " ".join(word.rpartition(":")[0] if ":" in word and word[-1].isdigit() and "." in word else word
+                    for word in kept)  # fmt: skip
+
+
+def _keys(calls: list[tuple[int, Call]]) -> list[tuple[int, str]]:
+    return [(depth, call.step.function.name) for depth, call in calls]
+
+
+def _line(trace: Trace, mark: str, one: tuple[int, Call], other: tuple[int, Call] | None = None) -> Line:
+    depth, call = one
+    took = (call.step.took_ns, other[1].step.took_ns if other else None)
+    return Line(mark, depth, call.step.function.name, reason_in_words(trace, call.step), took)
+
+
+def hunks(lines: list[Line], context: int = 3) -> Iterator[list[Line]]:
+    """Yield the runs of lines around differences, as diff -u does."""
+    wanted = {
+        near for at, line in enumerate(lines) if line.mark != " " for near in range(at - context, at + context + 1)
+    }
+    run: list[Line] = []
+    for at, line in enumerate(lines):
+        if at in wanted:
+            run.append(line)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run

@@ -1,0 +1,170 @@
+"""A trace as one page that needs nothing else: no server, no network, no other file.
+
+The data are columns, a number a step, which a browser takes apart in a blink; what few steps have (changes, bytes,
+reasons) is by the step's place. What a packet says comes to the page as text only.
+"""
+
+import base64
+import hashlib
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from skblab.errors import TraceError
+from skblab.record.journey import Call, Journey, journeys
+from skblab.record.steps import Trace
+from skblab.record.words import device_in_words, fields_of, kin_in_words, reason_in_words, value_in_words
+
+HERE = Path(__file__).parent
+
+
+def write_page(trace: Trace, path: Path) -> None:
+    """Write a new page of a trace's journeys.
+
+    :raises TraceError: there is such a file, or it cannot be written
+    """
+    style, script = ((HERE / f"page.{kind}").read_text() for kind in ("css", "js"))
+    words = {
+        "title": html.escape(" ".join(trace.about.get("command") or ["trace"])),
+        "style": style,
+        "script": script,
+        "style_hash": _hash(style),
+        "script_hash": _hash(script),
+        "data": json.dumps(_data(trace), separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    page = (HERE / "page.html").read_text()
+    for name, value in words.items():
+        page = page.replace(f"{{{{{name}}}}}", value)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        raise TraceError(f"cannot write {path}", found=error.strerror or "") from error
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _data(trace: Trace) -> dict[str, Any]:
+    """Return everything that the page shows."""
+    columns = _Columns(trace)
+    shown = [one for one in journeys(trace) if one.is_of_network]
+    for journey in shown:
+        columns.add(journey)
+    return {
+        "about": {
+            "command": " ".join(trace.about.get("command") or []),
+            "release": trace.about["release"],
+            "filter": trace.about.get("filter", ""),
+            "lost": trace.end.get("lost"),
+            "begin_ms": _wall_ms(trace, shown[0].begin_ns) if shown else 0,
+        },
+        "functions": columns.functions,
+        "journeys": columns.journeys,
+        "packets": columns.packets,
+        "steps": columns.steps,
+        "notes": columns.notes,
+        "bytes": columns.bytes,
+        "stacks": columns.stacks,
+    }
+
+
+def _wall_ms(trace: Trace, at_ns: int) -> float:
+    clock = trace.about["clock"]
+    return (at_ns + clock["realtime_ns"] - clock["monotonic_ns"]) / 1e6
+
+
+class _Columns:
+    """What the page gets: of the steps, a column for each thing that all of them have."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._places: dict[str, int] = {}
+        self.functions: list[tuple[str, str, int, str]] = []
+        self.journeys: list[dict[str, Any]] = []
+        self.packets: dict[int, dict[str, Any]] = {}
+        self.steps: dict[str, list[int]] = {
+            name: [] for name in ("function", "at", "took", "depth", "packet", "length", "protocol", "offset")
+        }
+        self.notes: dict[int, list[tuple[str, str]]] = {}
+        self.bytes: dict[int, str] = {}
+        self.stacks: dict[int, list[str]] = {}
+        self._begin_ns = 0
+        self._shown: dict[int, bytes] = {}
+
+    def add(self, journey: Journey) -> None:
+        """Add a journey with all its steps."""
+        self._begin_ns = self._begin_ns or journey.begin_ns
+        first = len(self.steps["at"])
+        dropped = ""
+        for depth, call in journey.walk():
+            dropped = self._add_step(journey, depth, call) or dropped
+        for packet in journey.packets.values():
+            if packet.steps:
+                self.packets[packet.number] = {
+                    "summary": packet.summary,
+                    "from": packet.origin.other if packet.origin else 0,
+                }
+        replies = [packet for packet in journey.packets.values() if packet.origin and packet.steps]
+        end_ns = max(packet.steps[-1].at_ns for packet in replies) if replies else journey.end_ns
+        held_ns = _held_ns(journey)
+        self.journeys.append(
+            {
+                "first": first,
+                "count": len(self.steps["at"]) - first,
+                "at": journey.begin_ns - self._begin_ns,
+                "took": end_ns - journey.begin_ns,
+                "held": held_ns,
+                "packet": journey.first.number,
+                "packets": [packet.number for packet in journey.packets.values() if packet.steps],
+                "dropped": dropped,
+            }
+        )
+
+    def _add_step(self, journey: Journey, depth: int, call: Call) -> str:
+        step, place = call.step, len(self.steps["at"])
+        values = (self._function(call), step.at_ns - journey.begin_ns, -1 if step.took_ns is None else step.took_ns,
+                  depth, step.packet, step.length, step.protocol, step.data_offset)  # fmt: skip
+        for column, value in zip(self.steps.values(), values, strict=True):
+            column.append(value)
+        if step.packet and self._shown.get(step.packet) != step.data:
+            self._shown[step.packet] = step.data
+            self.bytes[place] = step.data.hex()
+        reason = reason_in_words(self._trace, step)
+        notes = [("change", change) for change in call.changes]
+        notes += [("field", f"{name} = {value}") for name, value in fields_of(self._trace, step).items()]
+        notes += [("drop", reason)] if reason else []
+        notes += [("held", "released")] if step.resumed else []
+        notes += [("kin", kin_in_words(kin)) for kin in call.came]
+        if device := device_in_words(self._trace, step):
+            notes.append(("device", device))
+        if value := value_in_words(step):
+            notes.append(("value", value))
+        if step.freed:
+            notes.append(("end", "freed"))
+        if notes:
+            self.notes[place] = notes
+        if reason and step.stack:
+            self.stacks[place] = [str(frame) for frame in self._trace.places.backtrace(step)]
+        return reason
+
+    def _function(self, call: Call) -> int:
+        function = call.step.function
+        if function.name not in self._places:
+            self._places[function.name] = len(self.functions)
+            self.functions.append((function.name, function.file, function.line, function.signature))
+        return self._places[function.name]
+
+
+def _held_ns(journey: Journey) -> int:
+    """Return how long packets of a journey were held, all together: from where one was taken to where it went on."""
+    last: dict[int, int] = {}
+    held_ns = 0
+    for _, call in journey.walk():
+        step = call.step
+        if step.resumed:
+            held_ns += step.at_ns - last.get(step.packet, step.at_ns)
+        last[step.packet] = step.at_ns
+    return held_ns

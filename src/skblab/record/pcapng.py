@@ -1,0 +1,110 @@
+"""A trace as pcapng: an interface for each function, a packet for each step, the kernel's facts as its comment.
+
+Wireshark and tshark read it (draft-ietf-opsawg-pcapng). A packet's bytes are its first ones as they were at the step,
+from its network header on. ARP has no place in raw IP: its packets are given an Ethernet header that is empty but for
+the protocol, on an interface of their own.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from skblab.errors import TraceError
+from skblab.packet import ETH_P_ARP
+from skblab.record.journey import is_readable
+from skblab.record.steps import Kin, Passed, Step, Trace
+from skblab.record.words import device_in_words, fields_of, kin_in_words, reason_in_words, value_in_words
+
+LINKTYPE_ETHERNET, LINKTYPE_RAW = 1, 101
+SECTION, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6
+BYTE_ORDER, VERSION = 0x1A2B3C4D, (1, 0)
+COMMENT, NAME, DESCRIPTION, TIME_RESOLUTION = 1, 2, 3, 9
+OS, APPLICATION = 3, 4
+NANOSECONDS = b"\x09"
+SNAP_BYTES = 262144
+
+
+def write_pcapng(trace: Trace, path: Path) -> int:
+    """Write the steps of network packets to a new file; return how many.
+
+    :raises TraceError: there is such a file, it cannot be written, or no step has a network packet
+    """
+    steps = [step for step in trace.steps if is_readable(step)]
+    if not steps:
+        raise TraceError("no step of this trace has a network packet")
+    try:
+        with path.open("xb") as file:
+            for block in _blocks(trace, steps):
+                file.write(block)
+    except OSError as error:
+        raise TraceError(f"cannot write {path}", found=error.strerror or "") from error
+    return len(steps)
+
+
+def _blocks(trace: Trace, steps: list[Step]) -> Iterator[bytes]:
+    clock = trace.about["clock"]
+    to_realtime_ns = clock["realtime_ns"] - clock["monotonic_ns"]
+    yield _block(
+        SECTION,
+        struct.pack("<IHHq", BYTE_ORDER, *VERSION, -1),
+        [(OS, f"Linux {trace.about['release']}"), (APPLICATION, "skblab")],
+    )
+    interfaces: dict[tuple[str, int], int] = {}
+    kin_of: dict[int, list[Kin]] = {}
+    for kin in trace.kin:
+        kin_of.setdefault(kin.call, []).append(kin)
+    for step in steps:
+        ethernet = step.protocol == ETH_P_ARP
+        link = LINKTYPE_ETHERNET if ethernet else LINKTYPE_RAW
+        key = (step.function.name, link)
+        if key not in interfaces:
+            interfaces[key] = len(interfaces)
+            yield _interface(step.function, link)
+        header = bytes(12) + struct.pack(">H", step.protocol) if ethernet else b""
+        data = header + step.data
+        length = max(len(header) + step.length + step.data_offset, len(data))
+        at_ns = step.at_ns + to_realtime_ns
+        body = struct.pack("<IIIII", interfaces[key], at_ns >> 32, at_ns & 0xFFFFFFFF, len(data), length)
+        facts = comment(trace, step, kin_of.get(step.call, []))
+        yield _block(PACKET, body + data + bytes(-len(data) % 4), [(COMMENT, facts)])
+
+
+def comment(trace: Trace, step: Step, kin: list[Kin]) -> str:
+    """Return what the kernel knows of a packet at a step, in one line."""
+    said = [f"packet {step.packet}", f"skb {step.skb:#x}", f"len {step.length}"]
+    if device := device_in_words(trace, step):
+        said.append(f"dev {device}")
+    said += [f"{name} {value:#x}" for name, value in (("mark", step.mark), ("hash", step.hash)) if value]
+    said += [f"{name} {value}" for name, value in fields_of(trace, step).items()]
+    said.append(f"caller {step.caller:#x}")
+    if step.took_ns is not None:
+        said.append(f"took {step.took_ns} ns")
+    if value := value_in_words(step):
+        said.append(f"returned {value}")
+    if reason := reason_in_words(trace, step):
+        said.append(f"drop {reason}")
+    said += [word for word, is_so in (("released", step.resumed), ("freed", step.freed)) if is_so]
+    return ", ".join([*said, *(kin_in_words(one) for one in kin)])
+
+
+def _interface(function: Passed, link: int) -> bytes:
+    return _block(
+        INTERFACE,
+        struct.pack("<HHI", link, 0, SNAP_BYTES),
+        [
+            (NAME, function.name),
+            (DESCRIPTION, f"{function.signature} {function.file}:{function.line}"),
+            (TIME_RESOLUTION, NANOSECONDS),
+        ],
+    )
+
+
+def _block(kind: int, body: bytes, options: list[tuple[int, str | bytes]]) -> bytes:
+    """Return a block: its size stands before and behind it."""
+    packed = b""
+    for code, value in options:
+        content = value.encode() if isinstance(value, str) else value
+        packed += struct.pack("<HH", code, len(content)) + content + bytes(-len(content) % 4)
+    packed += struct.pack("<HH", 0, 0)
+    size = 12 + len(body) + len(packed)
+    return struct.pack("<II", kind, size) + body + packed + struct.pack("<I", size)

@@ -1,0 +1,186 @@
+"""The page of a trace, in a real browser: what it shows, by keys alone, in the dark, and how soon."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from skblab.errors import TraceError
+from skblab.lab import Lab
+from skblab.record.journey import journeys
+from skblab.record.page import write_page
+from skblab.record.steps import load
+
+GUEST = "192.168.10.1"
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=document.title='owned'>"
+MANY_STEPS = 100_000
+READY = "document.documentElement.dataset.ready === '1'"
+OPEN_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def lab(shared_lab: Lab) -> Lab:
+    shared_lab.run(["ping", "-n", "-c", "1", GUEST])
+    return shared_lab
+
+
+@pytest.fixture(scope="module")
+def file(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pings, one of them held, with something hostile in them; and a connection that is refused."""
+    path = tmp_path_factory.mktemp("page") / "run"
+    with lab.trace(to=path, about={"command": ["ping", HOSTILE]}) as tracer:
+        lab.run(["ping", "-n", "-c", "1", "-s", "100", "-p", HOSTILE.encode().hex()[:32], GUEST])
+        with lab.rule("icmp_rcv = delay 50ms"):
+            lab.run(["ping", "-n", "-c", "1", GUEST])
+        with lab.socket() as client, pytest.raises(ConnectionRefusedError):
+            client.connect((GUEST, 9))
+        tracer.end(status=0)
+    return path
+
+
+@pytest.fixture
+def html(file: Path, tmp_path: Path) -> Path:
+    write_page(load(file), tmp_path / "page.html")
+    return tmp_path / "page.html"
+
+
+@pytest.fixture
+def page(browser: Browser, html: Path) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("console", lambda said: problems.append(said.text) if said.type in {"error", "warning"} else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(html.as_uri())
+    page.wait_for_function(READY)
+    yield page
+    assert problems == []
+    assert asked == [html.as_uri()]
+    context.close()
+
+
+def test_it_shows_the_journeys(page: Page, file: Path) -> None:
+    found = [one for one in journeys(load(file)) if one.is_of_network]
+    assert page.locator("#count").inner_text() == str(len(found))
+    assert "lost: 0" in page.locator("#about").inner_text()
+    page.fill("#search", "echo request")
+    assert page.locator("#count").inner_text().startswith("2 of ")
+    assert "echo request" in page.locator("#packet").inner_text()
+    assert "echo reply" in page.locator("#family").inner_text()
+    assert "icmp_rcv()" in page.evaluate("document.body.textContent")
+    assert page.locator("#calls .row").count() > 10
+
+
+def test_what_was_dropped_says_why_and_where(page: Page) -> None:
+    page.check("#dropped")
+    assert "NO_SOCKET" in page.locator("#journeys").inner_text()
+    page.focus("#calls")
+    for _ in range(100):
+        if page.locator("#stack-title").is_visible():
+            break
+        page.keyboard.press("ArrowDown")
+    assert "tcp_v4_rcv()" in page.locator("#stack").inner_text()
+    assert "NO_SOCKET" in page.locator("#facts").inner_text()
+
+
+def test_a_held_packet_is_told(page: Page) -> None:
+    page.fill("#search", "released")
+    assert page.locator("#count").inner_text().startswith("1 of ")
+    assert "held 5" in page.locator("#journeys").inner_text()
+
+
+def test_by_keys_alone(page: Page) -> None:
+    page.keyboard.press("/")
+    page.keyboard.type("echo request")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "calls"
+    rows = page.locator("#calls .row").count()
+    for _ in range(60):
+        page.keyboard.press("ArrowDown")
+        if page.locator("#function").inner_text() == "icmp_rcv()":
+            break
+    assert page.locator("#function").inner_text() == "icmp_rcv()"
+    assert "type 8 code 0" in page.locator("#layers").inner_text()
+    assert page.locator("#bytes").inner_text().startswith("0000  45 00")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#calls .row.chosen").get_attribute("aria-expanded") == "false"
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#calls .row.chosen").get_attribute("aria-expanded") == "true"
+    for key in "++-.,0":
+        page.keyboard.press(key)
+    assert page.locator("#calls .row").count() == rows
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "journeys"
+    page.keyboard.press("?")
+    assert page.locator("#keys").is_visible()
+
+
+def test_dark_and_light(page: Page, browser: Browser, html: Path) -> None:
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.keyboard.press("d")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert light != dark
+    assert page.locator("#theme").get_attribute("aria-pressed") == "true"
+    with browser.new_context(color_scheme="dark") as context:
+        other = context.new_page()
+        other.goto(html.as_uri())
+        other.wait_for_function(READY)
+        assert other.evaluate("getComputedStyle(document.body).backgroundColor") == dark
+
+
+def test_what_a_packet_says_is_text(page: Page) -> None:
+    assert page.title().startswith("ping <script>")
+    assert page.locator("#command").inner_text() == f"ping {HOSTILE}"
+    assert page.locator("img").count() == 0
+    page.fill("#search", "echo request")
+    page.focus("#calls")
+    page.keyboard.press("End")
+    assert "ipt>document<sc" in page.locator("#bytes").inner_text()
+
+
+def test_a_phone(browser: Browser, html: Path) -> None:
+    with browser.new_context(viewport={"width": 390, "height": 800}) as context:
+        page = context.new_page()
+        page.goto(html.as_uri())
+        page.wait_for_function(READY)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_steps(lab: Lab, browser: Browser, tmp_path: Path) -> None:
+    path, html = tmp_path / "many", tmp_path / "many.html"
+    with lab.trace(filter="icmp", to=path):
+        lab.run(["ping", "-n", "-q", "-f", "-c", "2500", GUEST], timeout_s=60)
+    trace = load(path)
+    assert len(trace.steps) > MANY_STEPS
+    write_page(trace, html)
+    took_s = []
+    for _ in range(3):
+        with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
+            page = context.new_page()
+            begun_s = time.perf_counter()
+            page.goto(html.as_uri())
+            page.wait_for_function(READY)
+            took_s.append(time.perf_counter() - begun_s)
+            page.fill("#search", "icmp_reply")
+            assert page.locator("#count").inner_text().startswith("2500")
+    assert min(took_s) < OPEN_S, took_s
+
+
+def test_what_exists_is_not_overwritten(file: Path, html: Path) -> None:
+    with pytest.raises(TraceError, match="cannot write"):
+        write_page(load(file), html)
