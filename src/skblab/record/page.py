@@ -73,7 +73,8 @@ def _data(trace: Trace) -> dict[str, Any]:
 
 def _wall_ms(trace: Trace, at_ns: int) -> float:
     clock = trace.about["clock"]
-    return (at_ns + clock["realtime_ns"] - clock["monotonic_ns"]) / 1e6
+    shift_ns: int = clock["realtime_ns"] - clock["monotonic_ns"]
+    return (at_ns + shift_ns) / 1e6
 
 
 class _Columns:
@@ -140,8 +141,8 @@ class _Columns:
         notes += [("kin", kin_in_words(kin)) for kin in call.came]
         if device := device_in_words(self._trace, step):
             notes.append(("device", device))
-        if value := value_in_words(step):
-            notes.append(("value", value))
+        if returned := value_in_words(step):
+            notes.append(("value", returned))
         if step.freed:
             notes.append(("end", "freed"))
         if notes:
