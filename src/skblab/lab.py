@@ -165,7 +165,6 @@ class Lab:
             extra=self._kernel_arguments,
             root=self._root,
             disks=tuple(disk.file for disk in self._disks),
-            commands=self._commands,
             stopped=self._from_boot,
             terminal_fd=self.terminal.guest_fd if self.terminal else -1,
         )

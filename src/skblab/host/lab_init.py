@@ -145,6 +145,9 @@ class LabInit:
         self.agent_user: tuple[socket.socket, dict[str, Any]] | None = None
         self.farewells = self.farewells_due = 0
         self.notifications = Notifications()
+        # A connection for each command that is to run in the guest goes through here (kernel/init/exec.c).
+        self.requests, self.guest_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.requests.setblocking(False)  # noqa: FBT003 - a kernel that stands still takes none
 
     def serve(self) -> None:
         """Answer requests; return when there is nobody who asks, or could."""
@@ -226,6 +229,7 @@ class LabInit:
             self.become_kernel(argv, fds, stopped)
         self.kernel_pidfd = os.pidfd_open(self.kernel)
         os.close(self.link.guest_fd)  # the guest has it now, and the link is to end with the guest
+        self.guest_requests.close()
         return {"pid": self.kernel}, [self.kernel_pidfd, self.given.fileno()]
 
     def do_keep(self, fds: list[int], about: dict[str, Any], who: dict[str, Any]) -> Answer:
@@ -267,8 +271,9 @@ class LabInit:
             os.dup2(fds[0], 1)
             os.dup2(fds[0], 2)
             values = {"{link}": str(self.link.guest_fd), "{private}": PRIVATE}
+            values["{requests}"] = str(self.guest_requests.fileno())
             values |= {f"{{fd{number}}}": str(descriptor) for number, descriptor in enumerate(fds)}
-            for descriptor in (self.link.guest_fd, *fds[1:]):
+            for descriptor in (self.link.guest_fd, self.guest_requests.fileno(), *fds[1:]):
                 os.set_inheritable(descriptor, True)  # noqa: FBT003
             words = argv
             for place, value in values.items():
@@ -307,6 +312,14 @@ class LabInit:
         self.given = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.given.bind("")  # autobind: an abstract name of the kernel's choice, unix(7)
         self.given.connect(f"{PRIVATE}/uml/guest/mconsole")
+        return {}, [self.given.fileno()]
+
+    def do_command(self, fds: list[int]) -> Answer:
+        """Give a connection to the guest's server of commands; what is said on it is between the two."""
+        del fds
+        self.given, guests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with guests:
+            socket.send_fds(self.requests, [b"\0"], [guests.fileno()])
         return {}, [self.given.fileno()]
 
     def do_ip(self, fds: list[int], program: str, lines: list[str]) -> Answer:
