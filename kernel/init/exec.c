@@ -199,14 +199,19 @@ static void serve_command(int connection, int root, const char *home)
 /* Start the server, where the kernel has files of the host's for it. The commands' / is *root*. */
 void serve_commands(const struct root *root)
 {
-	int control = open("/proc/" HOSTFILE_PROC, O_RDONLY | O_CLOEXEC), requests, at;
+	int control = open("/proc/" HOSTFILE_PROC, O_RDONLY | O_CLOEXEC);
+	int requests = ioctl(control, HOSTFILE_REQUESTS);
+	int at = open(root->at ? root->at : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* the same, wherever it is moved to */
+	pid_t server = requests < 0 || at < 0 ? -1 : fork();
 
-	if (control < 0 || fork())
-		return;
-	requests = ioctl(control, HOSTFILE_REQUESTS);
-	at = open(root->at ? root->at : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* the same, wherever init moves it to */
-	if (requests < 0 || at < 0)
+	if (server < 0)
 		complain("cannot serve commands");
+	close(control);
+	if (server) {
+		close(requests);
+		close(at);
+		return;
+	}
 	signal(SIGCHLD, SIG_IGN); /* nobody waits for the keepers */
 	for (;;) {
 		char byte;

@@ -86,9 +86,7 @@ class Lab:
             raise UsageError(f"no such directory: {root}", mend='root="host", or a directory')
         if commands and from_boot:
             raise UsageError("a kernel that stands still runs no commands", mend="without -g, or without --from-boot")
-        if commands and disks:
-            raise UsageError("a disk's own init starts its programs", mend="without -g, or --root instead of --disk")
-        if commands and not root:
+        if commands and not (root or disks):
             raise UsageError("a command in the guest needs a root file system", mend='root="host", or --root host')
         self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
         self._wanted_image = image
