@@ -10,6 +10,7 @@
  * (init/main.c unknown_bootoption(): name=value without a dot in the name):
  *   skblab_link=vec0  skblab_ip4=192.168.10.1/24  skblab_ip6=fd00:10::1/64  skblab_memory=5  skblab_socket=6  skblab_requests=7
  *   skblab_root=2f (a directory of the host's, in hex)  skblab_disk=1 (the root is on /dev/ubda)
+ *   skblab_consoles=6 (tty1 to tty6 have a shell each)
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -68,7 +69,7 @@ int main(void)
 	if (root.init)
 		hand_over(&root);
 	else if (root.at)
-		keep_console();
+		keep_consoles();
 	for (;;)
 		if (wait(NULL) < 0)
 			pause();

@@ -21,7 +21,7 @@ struct root {
 };
 struct root mount_root(void);
 void hand_over(const struct root *root);
-void keep_console(void);
+void keep_consoles(void);
 
 /* exec.c: commands that the host asks for */
 void serve_commands(const struct root *root);

@@ -49,17 +49,18 @@ static void run_shell(void)
 	_exit(127);
 }
 
-/* A shell on tty1, another one when it ends; the host has the terminal's other side. */
-void keep_console(void)
+/* A shell on a terminal, another one when it ends; the host has the terminal's other side. */
+static void keep_console(int number)
 {
-	if (!getenv("skblab_console") || fork())
-		return;
+	char path[32];
+
+	snprintf(path, sizeof(path), ROOT "/dev/tty%d", number);
 	for (;;) {
 		if (fork() == 0) {
 			int fd;
 
 			setsid();
-			fd = open(ROOT "/dev/tty1", O_RDWR);
+			fd = open(path, O_RDWR);
 			if (fd < 0 || ioctl(fd, TIOCSCTTY, 0) < 0)
 				complain("cannot open the console");
 			dup2(fd, 0);
@@ -69,6 +70,15 @@ void keep_console(void)
 		}
 		wait(NULL);
 	}
+}
+
+void keep_consoles(void)
+{
+	const char *consoles = getenv("skblab_consoles");
+
+	for (int number = 1; consoles && number <= atoi(consoles); number++)
+		if (fork() == 0)
+			keep_console(number);
 }
 
 /* A directory of the host's, with everything that is written kept in memory; read-only where that is refused. */

@@ -20,6 +20,7 @@ examples:
   skblab hold -- ping guest                    hold single packets on a screen, and decide about each
   skblab gdb -- ping guest                     gdb's own prompt on the guest kernel, with commands for packets
   skblab up; skblab exec lab -- ping guest     a lab for several terminals; skblab down ends it
+  skblab exec --guest lab -- ip neigh          a command in the guest; skblab cp FILE lab:/tmp/
   skblab mconsole lab sysrq m                  ask the guest's kernel itself
   skblab image build                           build the guest kernel (once; some minutes)
   skblab up --disk my.cow,debian.ext4          a guest with a disk; skblab disk build makes one
@@ -32,7 +33,7 @@ INTERRUPTED = 130
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from skblab.cli import disk, doctor, gdb, hold, image, labs, mconsole, ping, run  # noqa: PLC0415 - they register
+    from skblab.cli import cp, disk, doctor, gdb, hold, image, labs, mconsole, ping, run  # noqa: PLC0415 - they register
 
     top = argparse.ArgumentParser(
         prog="skblab",
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     top.add_argument("-v", "--verbose", action="store_true", help="say which programs are started")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, hold, ping, gdb, labs, mconsole, image, disk, doctor):
+    for module in (run, hold, ping, gdb, labs, cp, mconsole, image, disk, doctor):
         module.register(commands)
     return top
 

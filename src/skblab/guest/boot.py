@@ -41,7 +41,7 @@ class Boot:
     disks: tuple[Path, ...] = ()  # images or COW files; the first has the root, and an init of its own
     agent_fds: tuple[int, ...] = ()  # memory and socket, to be handed over
     stopped: bool = False  # before its first instruction: whoever lets it go on waits for it
-    terminal_fd: int = -1  # of a shell in the guest, to be handed over; it needs a root
+    terminal_fds: tuple[int, ...] = ()  # of its virtual consoles, to be handed over; they need a root
 
 
 def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
@@ -73,7 +73,8 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
         # The link is called as we have called it, whatever the disk's udev would call it.
         *(["skblab_disk=1", "net.ifnames=0"] if boot.disks else []),
         *(f"ubd{number}={disk}" for number, disk in enumerate(boot.disks)),
-        *(["skblab_console=1", "con1=fd:{fd3}"] if boot.terminal_fd >= 0 else []),
+        *([f"skblab_consoles={len(boot.terminal_fds)}"] if boot.terminal_fds else []),
+        *(f"con{number}=fd:{{fd{number + 2}}}" for number in range(1, len(boot.terminal_fds) + 1)),
         *([f"lpj={lpj}"] if lpj else []),
         *boot.extra,
     ]
@@ -108,7 +109,7 @@ class Guest(Programs):
         spawned_s = time.perf_counter()
         reply, (pidfd, notify) = namespaces.request(
             "boot",
-            [console.writer, *boot.agent_fds, *([boot.terminal_fd] if boot.terminal_fd >= 0 else [])],
+            [console.writer, *boot.agent_fds, *boot.terminal_fds],
             argv=arguments(boot, namespaces, int(known) if known.isdigit() else None),
             stopped=boot.stopped,
         )

@@ -14,15 +14,17 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from skblab.errors import GuestCommandFailed, NoSuchProgram, SkblabError, Timeout, UsageError
 from skblab.guest.streams import AT_ONCE_BYTES, Streams
 from skblab.host.process import Argument, Stream
+
+if TYPE_CHECKING:
+    import threading
 
 HEADER = struct.Struct("=IiIIIIIII")
 MESSAGE_BYTES = 192 * 1024
@@ -166,7 +168,7 @@ class Command:
         reads = set(said)
         writes = {self.stdin} if self.stdin else set()
         if self.stdin:
-            os.set_blocking(self.stdin.fileno(), False)  # noqa: FBT003
+            os.set_blocking(self.stdin.fileno(), False)
         while reads or writes:
             wait_s = None if deadline is None else deadline - time.monotonic()
             if wait_s is not None and wait_s <= 0:

@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, overload
 
 from skblab.errors import GuestCommandFailed, GuestLost, SkblabError, UsageError
-from skblab.guest import exec
-from skblab.guest.exec import Command
+from skblab.guest.exec import Command, start
 from skblab.host.namespace import Namespaces
 from skblab.host.process import Argument, Stream
 
@@ -53,7 +52,7 @@ class Programs:
         :raises GuestCommandFailed: it cannot be started
         :raises GuestLost: the guest kernel is gone
         """
-        return exec.start(
+        return start(
             self._connection, self._hung_up, argv,
             stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=env, terminal=terminal, stays=stays,
         )  # fmt: skip

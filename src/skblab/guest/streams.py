@@ -88,7 +88,7 @@ def _lend(descriptor: int, access: int) -> int | None:
 
 def relay(origin: int, target: int) -> None:
     """Carry bytes until there are no more, or nobody wants them."""
-    with contextlib.suppress(OSError), open(origin, "rb", 0) as reads, open(target, "wb", 0) as writes:  # noqa: PTH123
+    with contextlib.suppress(OSError), open(origin, "rb", 0) as reads, open(target, "wb", 0) as writes:
         while data := reads.read(AT_ONCE_BYTES):
             left = memoryview(data)
             while left:

@@ -39,6 +39,7 @@ ADDR_NO_RANDOMIZE = 0x0040000
 
 PRIVATE = "/dev/shm"  # noqa: S108 - a tmpfs of the lab's own is mounted there
 MESSAGE_BYTES = 1 << 16
+DESCRIPTORS = 32  # beside a message, at most
 DATAGRAMS = (
     512  # that wait for their reader (unix(7), max_dgram_qlen; 10 by default): UML drops an answer that does not
 )
@@ -175,7 +176,7 @@ class LabInit:
 
     def answer(self, controller: socket.socket) -> None:
         """Answer one request of a controller, or note that it is gone."""
-        data, fds, _, _ = socket.recv_fds(controller, MESSAGE_BYTES, 16)
+        data, fds, _, _ = socket.recv_fds(controller, MESSAGE_BYTES, DESCRIPTORS)
         if not data:
             raise ConnectionResetError
         request = json.loads(data)
