@@ -64,16 +64,18 @@ static irqreturn_t something_moved(int number, void *data)
 	return IRQ_HANDLED;
 }
 
-/* A regular file of the host's cannot be in an epoll, and need not: it never makes anybody wait. */
+/* What epoll(7) refuses (EPERM), a regular file, never makes anybody wait: it is left as it is. */
 static void listen_to(struct hostfile *hostfile)
 {
 	struct epoll_event event = {
 		.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
 		.data = (u64)hostfile,
 	};
-	long flags = host(HOST_FCNTL, hostfile->fd, F_GETFL, 0);
+	long flags;
 
-	agent_host_call(HOST_EPOLL_CTL, epoll, EPOLL_CTL_ADD, hostfile->fd, (long)&event, 0, 0);
+	if (agent_host_call(HOST_EPOLL_CTL, epoll, EPOLL_CTL_ADD, hostfile->fd, (long)&event, 0, 0))
+		return;
+	flags = host(HOST_FCNTL, hostfile->fd, F_GETFL, 0);
 	host(HOST_FCNTL, hostfile->fd, F_SETOWN, host(HOST_GETPID, 0, 0, 0));
 	host(HOST_FCNTL, hostfile->fd, F_SETFL, flags | O_NONBLOCK | FASYNC);
 }

@@ -5,6 +5,7 @@ import select
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from skblab.agent.control import Agent
 from skblab.errors import GuestCommandFailed, Timeout
@@ -23,15 +24,13 @@ def start_commands(guest: Guest, agent: Agent, lines: Sequence[str]) -> None:
     :raises GuestCommandFailed: one has ended instead
     :raises Timeout: one does neither
     """
-    heard = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    try:
-        with agent.watch(LISTEN, lambda *_: os.eventfd_write(heard, 1)):
-            commands = [_start(guest, line) for line in lines]
-            _wait(guest, heard, commands)
-            # Taking the watch away needs a task of the guest, and there is one processor: the task that was in
-            # listen(2) has come out of it by then.
-    finally:
-        os.close(heard)
+    with ExitStack() as stack:
+        heard = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        stack.callback(os.close, heard)
+        # Taking the watch away needs a task of the guest, and there is one processor: the task that was in listen(2)
+        # has come out of it by then.
+        stack.enter_context(agent.watch(LISTEN, lambda *_: os.eventfd_write(heard, 1)))
+        _wait(guest, heard, [stack.enter_context(_start(guest, line)) for line in lines])
 
 
 def _start(guest: Guest, line: str) -> Command:

@@ -54,8 +54,8 @@ examples:
   skblab console deb 2                          the second of six: a login of the disk's, or a shell
   skblab console deb --tmux                     all six as windows of a tmux session
 
-A console is there as long as its lab; whoever comes back to it finds what he left. A single command, with its status and
-its pipes, is skblab exec --guest.
+A console is there as long as its lab; whoever comes back to it finds what he left. A single command, with its status
+and its pipes, is skblab exec --guest.
 """
 
 
