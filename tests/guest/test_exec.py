@@ -99,17 +99,20 @@ def test_the_built_in_root_says_that_it_has_no_programs(every_lab: Lab) -> None:
 
 
 def test_one_that_nobody_reads_holds_up_no_other_and_loses_nothing(host_root: Lab) -> None:
-    with host_root.guest.popen(["head", "-c", "100M", "/dev/zero"], stdout=subprocess.PIPE) as much:
-        with host_root.guest.popen(["cat"], stdin=subprocess.PIPE) as waits:
-            for _ in range(20):
-                assert host_root.guest.run(["echo", "here"], timeout_s=10).stdout == "here\n"
-            assert much.poll() is None
-            assert waits.poll() is None
-            out, _ = much.communicate(timeout_s=60)
-            assert len(out) == 100 << 20
-            assert waits.stdin
-            waits.stdin.close()
-            assert waits.wait(10) == 0
+    guest = host_root.guest
+    with (
+        guest.popen(["head", "-c", "100M", "/dev/zero"], stdout=subprocess.PIPE) as much,
+        guest.popen(["cat"], stdin=subprocess.PIPE) as waits,
+    ):
+        for _ in range(20):
+            assert guest.run(["echo", "here"], timeout_s=10).stdout == "here\n"
+        assert much.poll() is None
+        assert waits.poll() is None
+        out, _ = much.communicate(timeout_s=60)
+        assert len(out) == 100 << 20
+        assert waits.stdin
+        waits.stdin.close()
+        assert waits.wait(10) == 0
 
 
 def test_fifty_at_once(host_root: Lab) -> None:
@@ -274,7 +277,7 @@ def test_copies_keep_modes_and_times(every_root: Lab, tmp_path: Path) -> None:
 def test_copies_that_cannot_be(host_root: Lab, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         host_root.guest.copy_in(tmp_path / "nonesuch", "/tmp")
-    with pytest.raises(GuestCommandFailed, match="cannot copy .* in the guest"):
+    with pytest.raises(GuestCommandFailed, match=r"cannot copy .* in the guest"):
         host_root.guest.copy_in(Path(__file__), "/no/such/directory/")
     with pytest.raises(GuestCommandFailed, match="cannot copy /nonesuch out of the guest"):
         host_root.guest.copy_out("/nonesuch", tmp_path / "x")

@@ -22,12 +22,39 @@ def run_here(guest: Programs, argv: Sequence[str]) -> int:
     """
     if os.isatty(0) and os.isatty(1):
         return _on_terminal(guest, argv)
-    with guest.popen(argv, stdin=None) as command:
-        while True:
-            try:
-                return command.wait()
-            except KeyboardInterrupt:  # it is for the command, which says what it makes of that
-                command.send_signal(signal.SIGINT)
+    with _interrupts_kept() as kept, guest.popen(argv, stdin=None) as command:
+        kept.are_for(command)
+        return command.wait()
+
+
+class _Interrupts:
+    """Ctrl-C is for the command, which says what it makes of that; one that comes too early waits for it."""
+
+    def __init__(self) -> None:
+        self._command: Command | None = None
+        self._early = False
+
+    def come(self, number: int, _: object) -> None:
+        """Handle one."""
+        if self._command:
+            self._command.send_signal(number)
+        self._early = True
+
+    def are_for(self, command: Command) -> None:
+        """Send what has come, and what comes."""
+        self._command = command
+        if self._early:
+            command.send_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[_Interrupts]:
+    kept = _Interrupts()
+    before = signal.signal(signal.SIGINT, kept.come)
+    try:
+        yield kept
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _on_terminal(guest: Programs, argv: Sequence[str]) -> int:

@@ -143,6 +143,7 @@ class LabInit:
         self.listener: socket.socket | None = None
         self.about: dict[str, Any] = {}
         self.kept: list[int] = []
+        self.given: socket.socket | None = None  # open until it is sent
         self.agent_user: tuple[socket.socket, dict[str, Any]] | None = None
         self.farewells = self.farewells_due = 0
         self.notifications = Notifications()
@@ -187,7 +188,10 @@ class LabInit:
             reply, give = {"error": str(error), "errno": error.errno or 0, "detail": str(error)}, []
         for descriptor in fds:
             os.close(descriptor)
-        socket.send_fds(controller, [json.dumps(reply).encode()], give)
+        try:
+            socket.send_fds(controller, [json.dumps(reply).encode()], give)
+        finally:
+            self.given = None  # whoever has it is to be the only one, so that his end is heard at the other side
 
     def hang_up(self, controller: socket.socket) -> None:
         """Forget a controller that is gone; the agent, if it had it, lets go of all that it asked for."""
@@ -302,9 +306,7 @@ class LabInit:
     def do_socket(self, fds: list[int], family: int, kind: int, protocol: int) -> Answer:
         """Open a socket on the host side of the link and give it away."""
         del fds
-        self.given = socket.socket(
-            family, kind, protocol
-        )  # kept until the next one, so that it is open while it is sent
+        self.given = socket.socket(family, kind, protocol)
         return {}, [self.given.fileno()]
 
     def do_mconsole(self, fds: list[int]) -> Answer:
