@@ -8,6 +8,13 @@ class GdbError(Exception): ...
 
 INLINE_FRAME: int
 TYPE_CODE_INT: int
+TYPE_CODE_STRUCT: int
+TYPE_CODE_UNION: int
+TYPE_CODE_PTR: int
+TYPE_CODE_ARRAY: int
+TYPE_CODE_ENUM: int
+TYPE_CODE_BOOL: int
+TYPE_CODE_CHAR: int
 STDERR: int
 COMMAND_DATA: int
 COMMAND_STACK: int
@@ -15,6 +22,7 @@ COMMAND_RUNNING: int
 COMPLETE_EXPRESSION: int
 
 class Type:
+    is_signed: bool
     code: int
     tag: str | None
     sizeof: int

@@ -24,7 +24,35 @@ struct agent_regs {
 struct agent_probe { /* one patched function */
 	struct hlist_node node;
 	unsigned long address;
+	const struct agent_passage *passage; /* or NULL */
 	struct list_head rules; /* in the order in which they were armed: the first match wins */
+};
+
+struct agent_passage { /* a probe's part in following packets */
+	struct agent_probe *probe;
+	struct agent_point point;
+};
+
+struct agent_followed { /* one packet's bytes: all skbs with this head */
+	struct hlist_node node;
+	u64 head;
+	u32 number;
+	u32 born_in; /* the call that has brought it forth, until its first step */
+	u16 captured_bytes;
+	u64 seen[AGENT_SEEN_BYTES / sizeof(u64)];
+};
+
+struct agent_call { /* a call that is under way, and tells when it returns */
+	unsigned long slot; /* where its return address lies */
+	unsigned long caller; /* what that is */
+	const struct agent_passage *passage;
+	u64 at_ns;
+	struct sk_buff *skb;
+	u64 head; /* skb->head, at its begin */
+	u32 number;
+	u32 packet;
+	u32 other; /* packet */
+	bool shared;
 };
 
 struct agent_rule {
@@ -43,6 +71,7 @@ long agent_host_call(long number, long a, long b, long c, long d, long e, long f
 int agent_channel_open(int memory_fd, int socket_fd);
 void agent_channel_ready(void);
 void agent_channel_close(void);
+void agent_steps_prepare(void);
 void agent_ring(void);
 void agent_ring_soon(void);
 bool agent_listen(u32 *farewells);
@@ -54,12 +83,16 @@ void agent_hostfiles_close(void);
 /* ring.c: records in that memory */
 void *agent_event_begin(u16 kind, u16 rule, u32 bytes);
 void agent_event_end(const void *event);
+void *agent_step_begin(u16 kind, u16 point, u32 bytes);
+void agent_step_end(const void *step);
+void agent_steps_quiet(void);
 struct agent_record *agent_command(void);
 void agent_commands_forget(void);
 void agent_command_done(const struct agent_record *record);
 
 /* clock.c: the guest's monotonic clock */
 u64 agent_now_ns(void);
+void agent_clock_set(void);
 
 /* tell.c: what the host is told */
 bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb,
@@ -77,19 +110,48 @@ static inline struct agent_counts *agent_counts(u16 rule)
 int agent_arm(const struct agent_arm *arm);
 int agent_disarm(u16 number);
 bool agent_disarm_all(void);
+int agent_point(const struct agent_point *point);
+bool agent_unfollow(void);
 struct agent_probe *agent_probe_at(unsigned long address);
 
 /* stack.c: who called */
-unsigned int agent_stack(const struct agent_arm *arm, const struct agent_regs *regs, const u64 **words);
+unsigned int agent_stack(u64 text_start, u64 text_end, const struct agent_regs *regs, const u64 **words);
+
+/* calls.c: which calls are under way, on which stack */
+int agent_calls_begin(void);
+void agent_calls_end(void);
+void agent_call_around(const unsigned long *slot, u32 *number, u32 *packet);
+struct agent_call *agent_call_begin(unsigned long *slot);
+const struct agent_call *agent_call_end(const unsigned long *slot);
+unsigned long agent_call_caller(unsigned long slot);
+u32 agent_call_number(void);
+
+/* follow.c: which packets are followed */
+struct agent_followed *agent_followed(const struct sk_buff *skb);
+struct agent_followed *agent_meet(struct sk_buff *skb);
+struct agent_followed *agent_follow_as(const struct sk_buff *skb, u32 number);
+void agent_forget(u64 head);
+int agent_follow(const struct agent_follow *follow);
+void agent_follow_end(void);
+extern struct agent_follow agent_following;
+extern u32 agent_following_bytes; /* of all fields */
+extern u64 agent_devices_told; /* bit n: the one of index n */
+
+/* passage.c: functions that are passed by them, and return */
+void agent_passed(const struct agent_passage *passage, struct agent_regs *regs);
+void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb);
+unsigned long agent_returned(struct agent_regs *regs);
 
 /* rule.c: does a packet match? */
 struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb);
 int agent_network_offset(const struct sk_buff *skb);
+bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb);
 
 /* hit.c: what the trampoline calls */
 int agent_hit(struct agent_regs *regs);
 void agent_stop(const struct sk_buff *skb);
 void agent_trampoline(void);
+void agent_return(void);
 
 /* held.c: packets that are set aside */
 u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb);
@@ -111,12 +173,12 @@ static inline unsigned long agent_argument(const struct agent_regs *regs, unsign
 }
 
 /* Call a probed function behind its NOPs, with a packet as the caller would have passed it. */
-static inline void agent_call(unsigned long address, const unsigned long *a)
+static inline long agent_call(unsigned long address, const unsigned long *a)
 {
 	typedef long (*agent_entry)(unsigned long, unsigned long, unsigned long, unsigned long, unsigned long,
 				    unsigned long);
 
-	((agent_entry)(address + AGENT_ENTRY_BYTES))(a[0], a[1], a[2], a[3], a[4], a[5]);
+	return ((agent_entry)(address + AGENT_ENTRY_BYTES))(a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
 #endif

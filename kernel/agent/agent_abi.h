@@ -2,8 +2,8 @@
 /*
  * The contract between the agent in the guest and skblab on the host (src/skblab/agent/abi.py mirrors it).
  *
- * Both map the same memory: this header, a ring of commands that the host writes, a ring of events that the agent
- * writes. Heads and tails count bytes and only grow; a record lies at (count % size, a power of two), is a multiple of
+ * Both map the same memory: this header, a ring of commands that the host writes, and two rings that the agent writes: of
+ * events, and of steps, which are many and are not decided upon. Heads and tails count bytes and only grow; a record lies at (count % size, a power of two), is a multiple of
  * 8 bytes and never wraps: where it does not fit before the end of the ring, a record of kind 0 fills the rest. A byte on
  * the socket wakes the other side; its end (end of file) means that the host is gone, and the agent lets everything go.
  * So does a byte of AGENT_FAREWELL, said for a controller that is gone; another may come after it.
@@ -18,10 +18,15 @@
 
 #define AGENT_MAGIC 0x736b626c61623031ull /* "skblab01" */
 #define AGENT_RULES 8192
+#define AGENT_POINTS 32768
 #define AGENT_FAREWELL 1
 /* A word of the stack that can be a return address, and how far it lies from the probed function's own, in bytes. */
 #define AGENT_STACK_WORD(address, bytes) ((__u64)(bytes) << 48 | (address))
 #define AGENT_NO_PACKET 0xff /* skb_argument: the function has none; it can be traced */
+#define AGENT_SEEN_BYTES 128 /* of a packet are compared from step to step */
+#define AGENT_LONG_NS 1024
+#define AGENT_FIELDS 8
+#define AGENT_FIELD_HOPS 6
 
 struct agent_counts { /* of one rule */
 	__u64 arrived; /* packets its filter took, whatever the occurrence */
@@ -42,6 +47,7 @@ struct agent_shared {
 	__u64 clock_guest_ns, clock_host_ns;
 	__u64 stop_address; /* of agent_stop(): where a debugger stops for the verdict "stop" */
 	__u64 measured_address; /* of agent_measured(): a function that does nothing, to be probed */
+	__u64 steps_offset, steps_bytes;
 	__u64 commands_head __attribute__((aligned(64))); /* host */
 	__u64 commands_tail __attribute__((aligned(64))); /* agent */
 	__u64 events_head __attribute__((aligned(64))); /* agent */
@@ -51,6 +57,13 @@ struct agent_shared {
 	__u64 farewells; /* of hosts: all that they had asked for is undone */
 	__u64 events_tail __attribute__((aligned(64))); /* host */
 	__u64 host_waits; /* host: ring when there is an event */
+	__u64 steps_head __attribute__((aligned(64))); /* agent */
+	__u64 steps_lost; /* steps, returns and kinships that found the ring full */
+	__u64 forgotten; /* packets that were followed no more, for there were too many */
+	__u64 unhooked; /* calls whose return was not waited for: too deep, or on too many stacks */
+	__u64 steps_tail __attribute__((aligned(64))); /* host */
+	__u64 steps_wanted; /* host: of these bytes it wants to be told at once */
+	__u64 steps_soon_ms; /* host: and of fewer after that time */
 	struct agent_counts counts[AGENT_RULES] __attribute__((aligned(64)));
 };
 
@@ -78,6 +91,60 @@ enum agent_command_kind {
 	AGENT_COPY = 5, /* number: how many */
 	AGENT_WRITE = 6, /* struct agent_decide, then the packet's new bytes; number: where skb->data is to point */
 	AGENT_MEASURE = 7, /* struct agent_decide, then a packet's bytes; number: calls. The answer: ns for all of them */
+	AGENT_FOLLOW = 8, /* struct agent_follow, then its filter: what is followed, and told at each step */
+	AGENT_POINT = 9, /* struct agent_point: a function to be passed; record.rule: the point's number */
+	AGENT_UNFOLLOW = 10, /* no points any more */
+};
+
+/* What a function means for those that are followed, beside being a step. */
+enum agent_role {
+	AGENT_PASSED = 0,
+	AGENT_BORN = 1, /* it returns a packet that has been nobody before */
+	AGENT_COPIED = 2, /* it returns copies, or parts, of its packet: a list by skb->next */
+	AGENT_MOVED = 3, /* its packet has another skb->head when it returns */
+	AGENT_MERGED = 4, /* argument: the packet that it joins, if the function returns 0 */
+	AGENT_COALESCED = 5, /* likewise, if it does not */
+	AGENT_DROPS = 6, /* argument: the reason, enum skb_drop_reason */
+	AGENT_ENDS = 7, /* the packet's bytes are freed, if nobody else has them */
+	AGENT_BOUNDARY = 8, /* what is called by it is not because of whom it interrupts */
+};
+
+/* How a function is given its packet. */
+enum agent_given {
+	AGENT_ITSELF = 0,
+	AGENT_BY_POINTER = 1, /* struct sk_buff ** */
+	AGENT_IN_LIST = 2, /* struct list_head *, of one or more; each of them passes */
+};
+
+/* A number behind pointers, from the struct sk_buff on: skb->dev->ifindex is { offset of dev, offset of ifindex }. */
+struct agent_field {
+	__u16 offsets[AGENT_FIELD_HOPS]; /* all but the last one: where the next pointer lies */
+	__u8 hops; /* offsets used */
+	__u8 bytes; /* up to 64 */
+	__u8 padding[2];
+};
+
+struct agent_follow {
+	struct agent_record record;
+	__u64 cookie;
+	__u64 text_start, text_end; /* as in struct agent_arm; for functions that drop */
+	__u32 fields; /* used */
+	__u32 filter_length; /* instructions; 0: every packet */
+	struct agent_field field[AGENT_FIELDS];
+};
+
+struct agent_point {
+	struct agent_record record;
+	__u64 cookie;
+	__u64 address;
+	__u8 skb_argument;
+	__u8 argument; /* see enum agent_role */
+	__u8 role;
+	__u8 step; /* tell of each passage */
+	__u8 returns; /* and of each return */
+	__u8 no_drop; /* for functions that drop: the reason that is none (SKB_CONSUMED) */
+	__u8 no_reason; /* likewise: the one that may be none (NOT_SPECIFIED) */
+	__u8 given; /* enum agent_given */
 };
 
 struct agent_arm {
@@ -147,6 +214,74 @@ struct agent_end {
 	struct agent_record record;
 	__u64 at_ns;
 	__u64 packet;
+};
+
+enum agent_step_kind { /* in the ring of steps; record.rule: the point */
+	/*
+	 * struct agent_step; if AGENT_MORE, struct agent_more; if AGENT_CHANGED, the packet's bytes from its network header
+	 * on; of a function that takes a packet, the fields' values, together; to the record's end AGENT_STACK_WORD()s. Each
+	 * begins at a multiple of 8 bytes.
+	 */
+	AGENT_STEP = 1,
+	AGENT_RETURN = 2, /* struct agent_return */
+	AGENT_KIN = 3, /* struct agent_kin */
+	AGENT_DEVICE = 4, /* struct agent_device: before the first step there */
+};
+
+enum agent_step_flags {
+	AGENT_FREED = 1, /* nobody has the packet's bytes after this */
+	AGENT_CHANGED = 2, /* the bytes are told, for they are new */
+	AGENT_RESUMED = 4, /* it was held, and goes on here */
+	AGENT_SHARED_HEAD = 8, /* there are clones of it */
+	AGENT_MORE = 16,
+	AGENT_LET_GO = 32, /* by a function that drops, and tells a reason */
+};
+
+struct agent_step {
+	struct agent_record record;
+	__u64 at_ns;
+	__u32 packet; /* the packet's number, from 1; 0: a function that takes none */
+	__u32 call; /* this call's number, from 1 */
+	__u32 outer; /* the call in which it happens, or 0 */
+	__u32 length; /* skb->len */
+	__u64 skb;
+	__u64 caller; /* the return address */
+	__s16 data_offset; /* of skb->data from the network header */
+	__u16 protocol; /* host order */
+	__u16 device; /* index */
+	__u8 captured_bytes;
+	__u8 flags;
+};
+
+struct agent_more { /* is 0 where there is none */
+	__u32 mark;
+	__u32 hash;
+	__u32 reason;
+	__u32 padding;
+};
+
+struct agent_return {
+	struct agent_record record;
+	__u64 value;
+	__u32 call;
+	__u32 took; /* ns; from 2^31 on, without that bit, units of AGENT_LONG_NS */
+};
+
+struct agent_device {
+	struct agent_record record;
+	__u32 device; /* index */
+	__u32 padding;
+	char name[16];
+};
+
+struct agent_kin { /* a packet that comes from another, or becomes a part of it, by the function of the point */
+	struct agent_record record;
+	__u64 at_ns;
+	__u64 skb;
+	__u32 packet;
+	__u32 other;
+	__u32 call; /* in which that was */
+	__u32 role; /* BORN: because of the other. COPIED, MERGED */
 };
 
 #endif

@@ -15,7 +15,9 @@
 #define HOST_WRITE 1
 #define HOST_MMAP 9
 #define HOST_MUNMAP 11
+#define HOST_MADVISE 28
 #define HOST_CLOCK_GETTIME 228
+#define HOST_MADV_POPULATE_WRITE 23
 #define HOST_PROT_READ_WRITE 3
 #define HOST_MAP_SHARED 1
 #define HOST_CLOCK_MONOTONIC 1
@@ -101,6 +103,7 @@ int agent_channel_open(int memory_fd, int socket_fd)
 
 void agent_channel_close(void)
 {
+	agent_steps_quiet();
 	tasklet_kill(&bell_tasklet);
 	agent_host_call(HOST_MUNMAP, (long)agent_shared, agent_shared->memory_bytes, 0, 0, 0, 0);
 }
@@ -109,6 +112,13 @@ void agent_channel_ready(void)
 {
 	smp_store_release(&agent_shared->magic, AGENT_MAGIC);
 	ring_doorbell();
+}
+
+/* Have the memory of the ring of steps there before they come: each page would take longer than the steps on it. */
+void agent_steps_prepare(void)
+{
+	agent_host_call(HOST_MADVISE, (long)agent_shared + agent_shared->steps_offset, agent_shared->steps_bytes,
+			HOST_MADV_POPULATE_WRITE, 0, 0, 0); /* Linux before 5.14 does not know it, and is slower */
 }
 
 /* Empty the socket, and count the controllers that have left; false at its end: the host is gone. Interrupts are off. */

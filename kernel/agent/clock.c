@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The guest's monotonic clock for events, at half its price. The clock is the host's clock_gettime(2), 20 ns a call; what
- * it says is carried on by the time stamp counter for about a millisecond, and then asked for anew: after a pause, after a
- * stop under gdb, on a processor whose counter is behind.
+ * The guest's monotonic clock for events, at half its price and finer. The clock is the host's clock_gettime(2), 20 ns a
+ * call, in steps of 256 ns (arch/um/kernel/time.c timer_read()); what it says is carried on by the time stamp counter for
+ * about a millisecond, and then asked for anew: after a pause, after a stop under gdb, on a processor whose counter is
+ * behind. Where it says what the counter does, as far as its steps can tell, the counter's word is kept.
  */
+#include <linux/delay.h>
 #include <linux/ktime.h>
 #include <linux/math64.h>
 
@@ -12,6 +14,7 @@
 #define FRESH_TICKS (1ull << 21) /* at 2 to 3 GHz, 0.7 to 1 ms */
 #define CALIBRATION_TICKS (1ull << 25)
 #define CALIBRATION_OLD_TICKS (1ull << 31) /* the shift by 32 below has room for so many ns */
+#define CLOCK_STEP_NS 256
 #define UNDISTURBED_TICKS 2000 /* both clocks were read with nothing between */
 
 static u64 known_ns, known_ticks; /* the clock when it was last asked */
@@ -30,6 +33,19 @@ static void calibrate(u64 ns, u64 ticks)
 	}
 }
 
+/* Measure the counter now, for what is told from here on. A process sleeps here. */
+void agent_clock_set(void)
+{
+	unsigned long flags;
+
+	for (unsigned int tries = 0; tries < 4 && !ns_per_tick; tries++) {
+		local_irq_save(flags);
+		agent_now_ns();
+		local_irq_restore(flags);
+		msleep(20);
+	}
+}
+
 /* Interrupts are off. */
 u64 agent_now_ns(void)
 {
@@ -40,9 +56,15 @@ u64 agent_now_ns(void)
 	now = ktime_get_mono_fast_ns();
 	after = __builtin_ia32_rdtsc();
 	if (after - before < UNDISTURBED_TICKS) {
+		calibrate(now, before);
+		if (ns_per_tick && elapsed < CALIBRATION_OLD_TICKS) {
+			u64 carried = known_ns + mul_u64_u32_shr(elapsed, ns_per_tick, 32);
+
+			if (carried >= now && carried - now < 2 * CLOCK_STEP_NS)
+				now = carried;
+		}
 		known_ns = now;
 		known_ticks = before;
-		calibrate(now, before);
 	}
 	return now;
 }

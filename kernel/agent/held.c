@@ -196,7 +196,7 @@ static void run_queue(struct tasklet_struct *tasklet)
 		} else {
 			held->arguments[held->skb_argument] = (unsigned long)held->skb;
 			rcu_read_lock();
-			agent_call(held->address, held->arguments);
+			agent_resume(held->address, held->arguments, held->skb);
 			rcu_read_unlock();
 		}
 		drop_references(held, device);

@@ -69,6 +69,8 @@ int agent_hit(struct agent_regs *regs)
 	local_irq_save(flags);
 	busy = true;
 	probe = agent_probe_at(regs->ip - AGENT_ENTRY_BYTES);
+	if (probe && probe->passage)
+		agent_passed(probe->passage, regs);
 	if (probe)
 		rule = agent_match(probe, regs, &skb);
 	if (!rule) {

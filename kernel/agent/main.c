@@ -28,7 +28,33 @@ static DECLARE_WORK(slow_command, run_slow_command);
 
 static bool is_slow(const struct agent_record *record)
 {
-	return record->kind == AGENT_ARM || record->kind == AGENT_DISARM;
+	switch (record->kind) {
+	case AGENT_ARM:
+	case AGENT_DISARM:
+	case AGENT_FOLLOW:
+	case AGENT_POINT:
+	case AGENT_UNFOLLOW:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static int carry_out(const struct agent_record *record)
+{
+	switch (record->kind) {
+	case AGENT_ARM:
+		return agent_arm((const struct agent_arm *)record);
+	case AGENT_DISARM:
+		return agent_disarm(record->rule);
+	case AGENT_FOLLOW:
+		return agent_follow((const struct agent_follow *)record);
+	case AGENT_POINT:
+		return agent_point((const struct agent_point *)record);
+	default:
+		agent_unfollow();
+		return 0;
+	}
 }
 
 static void run_commands(struct tasklet_struct *tasklet)
@@ -82,9 +108,8 @@ static void run_slow_command(struct work_struct *work)
 	}
 	record = agent_command();
 	if (record && is_slow(record)) {
-		const struct agent_arm *arm = (const struct agent_arm *)record;
-		u64 cookie = arm->cookie;
-		int result = record->kind == AGENT_ARM ? agent_arm(arm) : agent_disarm(record->rule);
+		u64 cookie = ((const struct agent_decide *)record)->cookie; /* it is there in all of them */
+		int result = carry_out(record);
 
 		agent_command_done(record);
 		agent_answer(cookie, result);

@@ -16,6 +16,7 @@
 static const u8 nops[AGENT_ENTRY_BYTES] = { 0x90, 0x90, 0x90, 0x90, 0x90 };
 static DEFINE_HASHTABLE(probes, 12);
 static struct agent_rule *rules[AGENT_RULES];
+static unsigned int passages;
 
 static int write_entry(unsigned long address, const u8 *entry)
 {
@@ -81,6 +82,25 @@ static struct agent_probe *probe_for(unsigned long address)
 	return probe;
 }
 
+/* Nobody may want it any more: then the function is as it was. Not for interrupts. */
+static void leave_probe(struct agent_probe *probe)
+{
+	unsigned long flags;
+	bool unused;
+
+	local_irq_save(flags);
+	unused = list_empty(&probe->rules) && !probe->passage;
+	if (unused) {
+		hash_del(&probe->node);
+		agent_shared->probes--;
+	}
+	local_irq_restore(flags);
+	if (unused) {
+		write_entry(probe->address, nops);
+		kfree(probe);
+	}
+}
+
 static void free_rule(struct agent_rule *rule)
 {
 	if (rule->filter)
@@ -143,7 +163,6 @@ int agent_disarm(u16 number)
 	struct agent_rule *rule = number < AGENT_RULES ? rules[number] : NULL;
 	struct agent_probe *probe;
 	unsigned long flags;
-	bool last;
 
 	if (!rule)
 		return -ENOENT;
@@ -151,26 +170,70 @@ int agent_disarm(u16 number)
 	local_irq_save(flags);
 	list_del(&rule->list);
 	rules[number] = NULL;
-	last = list_empty(&probe->rules);
-	if (last) {
-		hash_del(&probe->node);
-		agent_shared->probes--;
-	}
 	local_irq_restore(flags);
-	if (last) {
-		write_entry(probe->address, nops);
-		kfree(probe);
-	}
+	leave_probe(probe);
 	free_rule(rule);
 	agent_release_rule(number);
 	agent_held_flush(); /* its counts are final when the host hears that it is gone */
 	return 0;
 }
 
+/* Have a function passed by the packets that are followed. */
+int agent_point(const struct agent_point *point)
+{
+	struct agent_passage *passage;
+	struct agent_probe *probe;
+	int error = 0;
+
+	if (point->record.rule >= AGENT_POINTS || point->role > AGENT_BOUNDARY ||
+	    (point->skb_argument >= AGENT_ARGUMENTS && point->skb_argument != AGENT_NO_PACKET) ||
+	    point->argument >= AGENT_ARGUMENTS)
+		return -EINVAL;
+	passage = kzalloc(sizeof(*passage), GFP_KERNEL);
+	if (!passage)
+		return -ENOMEM;
+	passage->point = *point;
+	probe = probe_for(point->address);
+	if (IS_ERR(probe))
+		error = PTR_ERR(probe);
+	else if (probe->passage)
+		error = -EEXIST;
+	if (error) {
+		kfree(passage);
+		return error;
+	}
+	WRITE_ONCE(probe->passage, passage);
+	passages++;
+	return 0;
+}
+
+/* No packet is followed any more. Were there points? */
+bool agent_unfollow(void)
+{
+	struct agent_probe *probe;
+	struct hlist_node *next;
+	bool any = passages;
+	int bucket;
+
+	agent_calls_end(); /* what is passed from now on is not waited for, and no call knows a passage */
+	hash_for_each_safe(probes, bucket, next, probe, node) {
+		const struct agent_passage *passage = probe->passage;
+
+		if (!passage)
+			continue;
+		WRITE_ONCE(probe->passage, NULL);
+		leave_probe(probe);
+		kfree(passage);
+		passages--;
+	}
+	agent_follow_end();
+	return any;
+}
+
 /* Was there anything? */
 bool agent_disarm_all(void)
 {
-	bool any = false;
+	bool any = agent_unfollow();
 
 	for (unsigned int number = 0; number < AGENT_RULES; number++)
 		if (rules[number]) {

@@ -1,14 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The two rings of records in the memory that is shared with the host: events that go there, commands that come. */
+/* The rings of records in the memory that is shared with the host: events and steps that go there, commands that come. */
 #include <asm/barrier.h>
+#include <linux/jiffies.h>
 #include <linux/prefetch.h>
+#include <linux/timer.h>
 
 #include "agent.h"
 
 #define AHEAD_BYTES 256
 #define ANSWERS_BYTES 65536 /* of the ring of events, kept free for them */
 
+#define NEAR(size) ((size) / 4) /* steps stay there while the host keeps up, in the processor's cache if they are few */
+
 static u64 events_tail; /* the host's, when last looked at: its cache line is not asked for with every event */
+static u64 steps_tail;
+
+static void tell_of_steps(struct timer_list *timer);
+static DEFINE_TIMER(steps_timer, tell_of_steps);
 
 static struct agent_record *record_at(u64 ring_offset, u64 ring_bytes, u64 count)
 {
@@ -60,6 +68,64 @@ void agent_event_end(const void *event)
 	for (u32 line = 0; line < AHEAD_BYTES; line += 64) /* the next one's place is not in this processor's cache */
 		prefetchw((const char *)event + 512 + line);
 	agent_ring_soon();
+}
+
+static void tell_of_steps(struct timer_list *timer)
+{
+	agent_ring();
+}
+
+/* Begin a record in the ring of steps, as agent_event_begin(); any of them can be done without. */
+void *agent_step_begin(u16 kind, u16 point, u32 bytes)
+{
+	u64 offset = agent_shared->steps_offset, size = agent_shared->steps_bytes, head = agent_shared->steps_head;
+	u64 left = size - (head & (size - 1)), needed;
+	struct agent_record *record;
+
+	if (size - left >= NEAR(size) && smp_load_acquire(&agent_shared->steps_tail) == head) {
+		*record_at(offset, size, head) = (struct agent_record){ .bytes = left };
+		head += left;
+		smp_store_release(&agent_shared->steps_head, head);
+		left = size;
+	}
+	bytes = ALIGN(bytes, 8);
+	needed = left < bytes ? left + bytes : bytes;
+	if (head - steps_tail + needed > size) {
+		steps_tail = smp_load_acquire(&agent_shared->steps_tail);
+		if (head - steps_tail + needed > size) {
+			agent_shared->steps_lost++;
+			return NULL;
+		}
+	}
+	if (left < bytes) {
+		*record_at(offset, size, head) = (struct agent_record){ .bytes = left };
+		agent_shared->steps_head = head += left;
+	}
+	record = record_at(offset, size, head);
+	*record = (struct agent_record){ .bytes = bytes, .kind = kind, .rule = point };
+	return record;
+}
+
+/* The host is told when there are as many as it waits for, or soon: to be woken for each would cost more than the step. */
+void agent_step_end(const void *step)
+{
+	const struct agent_record *record = step;
+	const u64 head = agent_shared->steps_head + record->bytes;
+
+	smp_store_release(&agent_shared->steps_head, head);
+	prefetchw((const char *)step + 512);
+	prefetchw((const char *)step + 576);
+	if (!READ_ONCE(agent_shared->host_waits))
+		return;
+	if (head - READ_ONCE(agent_shared->steps_tail) >= READ_ONCE(agent_shared->steps_wanted))
+		agent_ring_soon();
+	else if (!timer_pending(&steps_timer))
+		mod_timer(&steps_timer, jiffies + msecs_to_jiffies(READ_ONCE(agent_shared->steps_soon_ms)));
+}
+
+void agent_steps_quiet(void)
+{
+	del_timer_sync(&steps_timer);
 }
 
 /* The next command, or NULL; it stays in the ring until agent_command_done(). */

@@ -13,7 +13,7 @@ int agent_network_offset(const struct sk_buff *skb)
 }
 
 /* Run a filter on the packet from its network header on, wherever skb->data stands here. */
-static bool takes(const struct bpf_prog *filter, struct sk_buff *skb)
+bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb)
 {
 	int offset = agent_network_offset(skb);
 	bool taken;
@@ -61,7 +61,7 @@ struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_reg
 		*skb = NULL;
 		if (rule->arm.skb_argument != AGENT_NO_PACKET) {
 			*skb = (struct sk_buff *)agent_argument(regs, rule->arm.skb_argument);
-			if (!*skb || (rule->filter && !takes(rule->filter, *skb)))
+			if (!*skb || (rule->filter && !agent_takes(rule->filter, *skb)))
 				continue;
 		}
 		agent_counts(rule->number)->arrived++;

@@ -22,7 +22,7 @@ static bool follows_call(unsigned long address)
 }
 
 /* The words of this stack from the caller on, up to MOST_WORDS; valid while interrupts are off. Modules are not known. */
-unsigned int agent_stack(const struct agent_arm *arm, const struct agent_regs *regs, const u64 **words)
+unsigned int agent_stack(u64 text_start, u64 text_end, const struct agent_regs *regs, const u64 **words)
 {
 	static u64 found[MOST_WORDS];
 	const unsigned long start = (unsigned long)&regs->caller;
@@ -30,8 +30,8 @@ unsigned int agent_stack(const struct agent_arm *arm, const struct agent_regs *r
 	unsigned int count = 0;
 
 	for (unsigned long at = start; at < end && count < MOST_WORDS; at += sizeof(long)) {
-		unsigned long word = READ_ONCE_NOCHECK(*(const unsigned long *)at); /* KASAN: other functions' frames */
-		bool in_kernel = word > arm->text_start + 8 && word < arm->text_end && follows_call(word);
+		unsigned long word = agent_call_caller(at);
+		bool in_kernel = word > text_start + 8 && word < text_end && follows_call(word);
 
 		if (at == start || in_kernel || is_vmalloc_addr((const void *)word))
 			found[count++] = AGENT_STACK_WORD(word, at - start);

@@ -9,7 +9,7 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs
 	const int offset = skb ? agent_network_offset(skb) : 0;
 	const u32 captured = skb ? min_t(u32, skb->len - offset, rule->arm.captured_bytes) : 0;
 	const u64 *words = NULL;
-	const u32 stack = rule->arm.text_end ? agent_stack(&rule->arm, regs, &words) * sizeof(*words) : 0;
+	const u32 stack = rule->arm.text_end ? agent_stack(rule->arm.text_start, rule->arm.text_end, regs, &words) * sizeof(*words) : 0;
 	struct agent_hit *hit =
 		agent_event_begin(AGENT_HIT, rule->number, sizeof(*hit) + ALIGN(captured, 8) + stack);
 

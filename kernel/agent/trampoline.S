@@ -61,4 +61,54 @@ agent_trampoline:
 	.cfi_endproc
 	.size agent_trampoline, . - agent_trampoline
 
+/*
+ * Where a call returns to whose return is of interest (calls.c): the place of its return address is taken again, and
+ * agent_returned() says what belongs there. What is read below the stack's end is safe: an interrupt is a signal, and the
+ * host leaves 128 bytes free. A debugger looks for a frame's function at the byte before: the NOP.
+ */
+	.globl agent_return
+	.type agent_return, @function
+	.cfi_startproc
+	.cfi_def_cfa %rsp, 0
+	nop
+agent_return:
+	subq $8, %rsp
+	.cfi_adjust_cfa_offset 8
+	pushq %rbp
+	.cfi_adjust_cfa_offset 8
+	.cfi_rel_offset %rbp, 0
+	movq %rsp, %rbp
+	.cfi_def_cfa_register %rbp
+	pushq %rdi
+	pushq %rsi
+	pushq %rdx
+	pushq %rcx
+	pushq %r8
+	pushq %r9
+	pushq %rax
+	pushq %r10
+	pushq %r11
+	movq %rsp, %rdi
+	andq $-16, %rsp
+	call agent_returned
+	movq %rax, 8(%rbp)
+	leaq -72(%rbp), %rsp
+	popq %r11
+	popq %r10
+	popq %rax
+	popq %r9
+	popq %r8
+	popq %rcx
+	popq %rdx
+	popq %rsi
+	popq %rdi
+	popq %rbp
+	.cfi_def_cfa %rsp, 8
+	.cfi_same_value %rbp
+	addq $8, %rsp
+	.cfi_adjust_cfa_offset -8
+	jmp *-8(%rsp) /* no ret: the processor's own stack of return addresses stays in step with this one */
+	.cfi_endproc
+	.size agent_return, . - agent_return
+
 	.section .note.GNU-stack, "", @progbits

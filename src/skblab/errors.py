@@ -121,6 +121,10 @@ class GuestLost(SkblabError):
     exit_status = 128
 
 
+class TraceError(UsageError):
+    """A trace file that cannot be written or read, or a field that cannot be traced."""
+
+
 class DebuggerError(SkblabError):
     """gdb could not be started, could not attach, refused a request, or is gone."""
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from skblab.agent.abi import Hit
-from skblab.agent.channel import Channel
+from skblab.agent.channel import STEPS_BYTES, Channel
 from skblab.agent.control import Agent
 from skblab.agent.holds import Hold, Probe, Running
 from skblab.debugger import prompt
@@ -31,10 +31,12 @@ from skblab.image.image import Image
 from skblab.image.module import ensure_agent
 from skblab.image.store import find_image
 from skblab.packet import Packet
+from skblab.record.tracer import Tracer
 from skblab.rule import Occurrence, Rule
 from skblab.serve import start_commands
 
 MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
+MINIMUM_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
 
 _numbers = itertools.count(1)
 
@@ -61,6 +63,7 @@ class Lab:
     :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first
     :param consoles: how many virtual consoles it has, each with a shell, or a login of the disk's; with a root
     :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port
+    :param steps_bytes: the memory between a trace's kernel and its file, a power of two
     :param from_boot: the kernel stands before its first instruction, until ``gdb_prompt()`` lets it go
 
     Entering raises ImageMissing, LabNameTaken, MissingPrerequisite, BootFailed, DiskError, DiskInUse.
@@ -82,9 +85,15 @@ class Lab:
         consoles: int = 1,
         commands: Sequence[str] = (),
         from_boot: bool = False,
+        steps_bytes: int = STEPS_BYTES,
     ) -> None:
         if root and disks:
             raise UsageError("a guest has one root: a directory or a disk", mend="without --root, or without --disk")
+        if steps_bytes & (steps_bytes - 1) or not MINIMUM_STEPS_BYTES <= steps_bytes <= MOST_STEPS_BYTES:
+            raise UsageError(
+                f"a ring of {steps_bytes >> 20} MiB for a trace's steps",
+                found=f"a power of two, {MINIMUM_STEPS_BYTES >> 20} to {MOST_STEPS_BYTES >> 20} MiB",
+            )
         self._root = {"": "", "host": "/"}.get(root, str(Path(root).absolute()))
         if not Path(self._root).is_dir():
             raise UsageError(f"no such directory: {root}", mend='root="host", or a directory')
@@ -106,6 +115,7 @@ class Lab:
         self._consoles = consoles if root or disks else 0
         self._stack: ExitStack | None = None
         self._from_boot = from_boot
+        self._steps_bytes = steps_bytes
         self._joins = False
         self._agent: Agent | None = None
 
@@ -156,7 +166,7 @@ class Lab:
         self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_link(), addresses=Addresses()))
         self.console = Console()
         stack.callback(self.console.close)
-        channel, guest_socket = Channel.make()
+        channel, guest_socket = Channel.make(self._steps_bytes)
         self._agent = Agent(channel, self.image, self._why_lost)
         stack.callback(self._agent.close)
         stack.enter_context(guest_socket)
@@ -298,6 +308,33 @@ class Lab:
     def probe(self, function: str, filter: str = "", *, occurrence: Occurrence | None = None) -> Probe:  # noqa: A002
         """See packets where they enter a function. Use in a ``with``."""
         return Probe(self._ready_agent(), Rule(function, "trace", occurrence or Occurrence(), filter))
+
+    def trace(
+        self,
+        patterns: Sequence[str] = (),
+        *,
+        calls: Sequence[str] = (),
+        filter: str = "",  # noqa: A002
+        fields: Sequence[str] = (),
+        returns: bool = True,
+        to: Path | None = None,
+        about: dict[str, object] | None = None,
+    ) -> Tracer:
+        """Follow packets through the kernel's functions. Use in a ``with``; then ``trace()`` is what they did.
+
+        :param patterns: of functions' names or files; none: all that take a packet
+        :param calls: likewise, of functions that take none
+        :param filter: which packets, in pcap-filter(7)'s language
+        :param fields: more of a packet's members at each step, as in C: ``skb->dev->name``
+        :param returns: tell when calls return, too, and what; without, who calls whom is not known
+        :param to: where the trace file is to be kept
+        :raises UnknownFunction: a pattern names no function
+        :raises TraceError: a field is none, or the file cannot be written
+        """
+        return Tracer(
+            self._ready_agent(), self.image, patterns, calls=calls, filter=filter, fields=fields, returns=returns,
+            to=to, about=about,
+        )  # fmt: skip
 
     def _sound_link(self) -> str:
         """Return the kind of link that the image's kernel bears.

@@ -45,8 +45,15 @@ class Packet:
             kind, identity, sequence = echo
             protocol = "ICMP" if self.protocol == ETH_P_IP else "ICMPv6"
             ends = f"{self.source} > {self.destination}"
-            return f"{ends}: {protocol} {kind}, id {identity}, seq {sequence}, length {len(self.data)}"
+            return f"{ends}: {protocol} {kind}, id {identity}, seq {sequence}, length {self._length}"
         return str(self.layers.summary())
+
+    @property
+    def _length(self) -> int:
+        """How long the whole packet is, as its header says: of its bytes there may be but the first."""
+        if self.protocol == ETH_P_IP:
+            return int.from_bytes(self.data[2:4])
+        return 40 + int.from_bytes(self.data[4:6])
 
     @property
     def source(self) -> str:

@@ -16,7 +16,8 @@ PROGRAM = """
 int main(void)
 {
 	SIZE(agent_shared); SIZE(agent_counts); SIZE(agent_record); SIZE(agent_arm); SIZE(agent_decide);
-	SIZE(agent_hit); SIZE(agent_done); SIZE(agent_end);
+	SIZE(agent_hit); SIZE(agent_done); SIZE(agent_end); SIZE(agent_field); SIZE(agent_follow); SIZE(agent_point);
+	SIZE(agent_step); SIZE(agent_more); SIZE(agent_return); SIZE(agent_kin); SIZE(agent_device);
 	OFFSETS
 	return 0;
 }
@@ -39,6 +40,14 @@ def test_sizes_and_offsets(tmp_path: Path) -> None:
         "agent_hit": abi.Hit.LAYOUT.size,
         "agent_done": abi.Done.LAYOUT.size,
         "agent_end": abi.End.LAYOUT.size,
+        "agent_field": abi.Field.LAYOUT.size,
+        "agent_follow": abi.Follow.LAYOUT.size + abi.FIELDS * abi.Field.LAYOUT.size,
+        "agent_point": abi.Point.LAYOUT.size,
+        "agent_step": abi.STEP.size,
+        "agent_more": abi.MORE.size,
+        "agent_return": abi.RETURN.size,
+        "agent_kin": abi.KIN.size,
+        "agent_device": abi.DEVICE.size,
     }
     for name, size in (sizes | abi.OFFSETS).items():
         assert int(said[name]) == size, name
@@ -47,11 +56,16 @@ def test_sizes_and_offsets(tmp_path: Path) -> None:
 def test_numbers() -> None:
     header = (kernel_dir() / "agent" / "agent_abi.h").read_text()
     in_c = {name: int(value, 0) for name, value in re.findall(r"\bAGENT_(\w+) = (\w+)", header)}
-    for kind in (abi.Verdict, abi.Command, abi.Event):
+    for kind in (abi.Verdict, abi.Command, abi.Event, abi.Role, abi.Given, abi.StepKind, abi.StepFlag):
         for member in kind:
             assert in_c.pop(member.name) == member.value, member
     assert in_c == {}
     assert f"#define AGENT_RULES {abi.RULES}\n" in header
+    assert f"#define AGENT_POINTS {abi.POINTS}\n" in header
+    assert f"#define AGENT_LONG_NS {abi.LONG_NS}\n" in header
+    assert f"#define AGENT_FIELDS {abi.FIELDS}\n" in header
+    assert f"#define AGENT_FIELD_HOPS {abi.FIELD_HOPS}\n" in header
+    assert f"#define AGENT_SEEN_BYTES {abi.SEEN_BYTES} " in header
     assert f"#define AGENT_FAREWELL {abi.FAREWELL}\n" in header
     assert f"#define AGENT_NO_PACKET {abi.NO_PACKET:#x} " in header
     assert f"(bytes) << {abi.STACK_SHIFT} |" in header

@@ -7,6 +7,10 @@ from typing import ClassVar
 
 MAGIC = 0x736B626C61623031
 RULES = 8192
+POINTS = 32768
+FIELDS, FIELD_HOPS, FIELD_BYTES = 8, 6, 64
+SEEN_BYTES = 128
+LONG, LONG_NS = 1 << 31, 1024
 NO_PACKET = 0xFF
 FAREWELL = 1
 RECORD = struct.Struct("=IHH")
@@ -17,11 +21,14 @@ STACK_SHIFT, STACK_ADDRESS = 48, (1 << 48) - 1
 OFFSETS = {
     "magic": 0, "memory_bytes": 8, "commands_offset": 16, "commands_bytes": 24, "events_offset": 32, "events_bytes": 40,
     "clock_guest_ns": 48, "clock_host_ns": 56, "stop_address": 64, "measured_address": 72,
+    "steps_offset": 80, "steps_bytes": 88,
     "commands_head": 128, "commands_tail": 192,
     "events_head": 256, "lost": 264, "held": 272, "probes": 280, "farewells": 288,
-    "events_tail": 320, "host_waits": 328, "counts": 384,
+    "events_tail": 320, "host_waits": 328,
+    "steps_head": 384, "steps_lost": 392, "forgotten": 400, "unhooked": 408,
+    "steps_tail": 448, "steps_wanted": 456, "steps_soon_ms": 464, "counts": 512,
 }  # fmt: skip
-SHARED_BYTES = 524672
+SHARED_BYTES = 524800
 
 
 class Verdict(enum.IntEnum):
@@ -45,6 +52,23 @@ class Command(enum.IntEnum):
     COPY = 5
     WRITE = 6
     MEASURE = 7
+    FOLLOW = 8
+    POINT = 9
+    UNFOLLOW = 10
+
+
+class Role(enum.IntEnum):
+    """What a function means for the packets that are followed, beside being a step of theirs."""
+
+    PASSED = 0
+    BORN = 1
+    COPIED = 2
+    MOVED = 3
+    MERGED = 4
+    COALESCED = 5
+    DROPS = 6
+    ENDS = 7
+    BOUNDARY = 8
 
 
 class Event(enum.IntEnum):
@@ -54,6 +78,14 @@ class Event(enum.IntEnum):
     DONE = 2
     RELEASED = 3
     DROPPED = 4
+
+
+class Given(enum.IntEnum):
+    """How a function is given its packet."""
+
+    ITSELF = 0
+    BY_POINTER = 1
+    IN_LIST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +156,68 @@ def encode_decide(
 
 
 @dataclass(frozen=True, slots=True)
+class Field:
+    """struct agent_field: a value behind pointers, from the struct sk_buff on."""
+
+    offsets: tuple[int, ...]
+    size_bytes: int
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct(f"={FIELD_HOPS}HBB2x")
+
+    def encode(self) -> bytes:
+        """Return its bytes."""
+        padded = (*self.offsets, *[0] * FIELD_HOPS)[:FIELD_HOPS]
+        return self.LAYOUT.pack(*padded, len(self.offsets), self.size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """struct agent_follow: which packets are followed, and what is told at each of their steps."""
+
+    filter: bytes = b""
+    fields: tuple[Field, ...] = ()
+    text_start: int = 0
+    text_end: int = 0
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQQII")
+
+    def encode(self, cookie: int) -> bytes:
+        """Return the command's bytes."""
+        fields = b"".join(field.encode() for field in self.fields).ljust(FIELDS * Field.LAYOUT.size, b"\0")
+        size = self.LAYOUT.size + len(fields) + len(self.filter)
+        head = self.LAYOUT.pack(
+            size, Command.FOLLOW, 0, cookie, self.text_start, self.text_end, len(self.fields), len(self.filter) // 8
+        )
+        return head + fields + self.filter
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """struct agent_point: a function that the packets pass."""
+
+    number: int
+    address: int
+    skb_argument: int = NO_PACKET
+    argument: int = 0
+    role: Role = Role.PASSED
+    step: bool = True
+    returns: bool = True
+    no_drop: int = 0
+    no_reason: int = 0
+    given: Given = Given.ITSELF
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQ8B")
+
+    def encode(self, cookie: int) -> bytes:
+        """Return the command's bytes."""
+        return self.LAYOUT.pack(
+            self.LAYOUT.size, Command.POINT, self.number, cookie, self.address,
+            self.skb_argument, self.argument, self.role, self.step, self.returns, self.no_drop, self.no_reason,
+            self.given,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header.
 
@@ -190,3 +284,35 @@ def decode(record: bytes) -> Hit | Done | End:
         at_ns, packet = End.LAYOUT.unpack_from(record)[3:]
         return End(rule, at_ns, packet, kind == Event.DROPPED)
     raise ValueError(f"unknown event of kind {kind}")
+
+
+class StepKind(enum.IntEnum):
+    """What is in the ring of steps."""
+
+    STEP = 1
+    RETURN = 2
+    KIN = 3
+    DEVICE = 4
+
+
+class StepFlag(enum.IntFlag):
+    """What a step is, too."""
+
+    FREED = 1
+    CHANGED = 2
+    RESUMED = 4
+    SHARED_HEAD = 8
+    MORE = 16
+    LET_GO = 32
+
+
+def took_ns(took: int) -> int:
+    """Return agent_return.took in ns."""
+    return took if took < LONG else (took - LONG) * LONG_NS
+
+
+STEP = struct.Struct("=IHHQ4IQQhHHBB")
+MORE = struct.Struct("=III4x")
+RETURN = struct.Struct("=IHHQII")
+KIN = struct.Struct("=IHHQQ4I")
+DEVICE = struct.Struct("=IHHI4x16s")

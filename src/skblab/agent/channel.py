@@ -8,20 +8,22 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from skblab.agent import abi
 from skblab.errors import GuestLost, Timeout
 
 COMMANDS_BYTES = 1 << 20
 EVENTS_BYTES = 16 << 20
+STEPS_BYTES = 64 << 20
+STEPS_SOON_MS = 1000  # what a killed controller has not yet written down is no older
 PAGE = 4096
 WORD = struct.Struct("=Q")
 
 
 COMMANDS_OFFSET = -(-abi.SHARED_BYTES // PAGE) * PAGE
 EVENTS_OFFSET = COMMANDS_OFFSET + COMMANDS_BYTES
-MEMORY_BYTES = EVENTS_OFFSET + EVENTS_BYTES
+STEPS_OFFSET = EVENTS_OFFSET + EVENTS_BYTES
 FAREWELL_TIMEOUT_S = 10.0
 
 
@@ -36,22 +38,28 @@ class Channel:
         self.memory_fd = memory_fd
         self.socket = host_socket
         self.socket.setblocking(False)  # noqa: FBT003
-        self._memory = mmap.mmap(memory_fd, MEMORY_BYTES)
+        self._memory = mmap.mmap(memory_fd, os.fstat(memory_fd).st_size)
+        self.steps_bytes = len(self._memory) - STEPS_OFFSET
         self._writing = threading.Lock()
         self._leave = os.eventfd(0, os.EFD_CLOEXEC)
         self.kept = False  # by process 1 of the lab, for others after us
 
     @classmethod
-    def make(cls) -> tuple["Channel", socket.socket]:
-        """Return a new channel, and the guest's end of its socket."""
+    def make(cls, steps_bytes: int = STEPS_BYTES) -> tuple["Channel", socket.socket]:
+        """Return a new channel, and the guest's end of its socket.
+
+        :param steps_bytes: the ring of steps, a power of two; no memory is taken before there are steps
+        """
         memory_fd = os.memfd_create("skblab-agent", os.MFD_CLOEXEC)
-        os.ftruncate(memory_fd, MEMORY_BYTES)
+        os.ftruncate(memory_fd, STEPS_OFFSET + steps_bytes)
         ours, guests = socket.socketpair()
         channel = cls(memory_fd, ours)
         for name, value in (
-            ("memory_bytes", MEMORY_BYTES),
+            ("memory_bytes", STEPS_OFFSET + steps_bytes),
             ("commands_offset", COMMANDS_OFFSET), ("commands_bytes", COMMANDS_BYTES),
             ("events_offset", EVENTS_OFFSET), ("events_bytes", EVENTS_BYTES),
+            ("steps_offset", STEPS_OFFSET), ("steps_bytes", steps_bytes), ("steps_wanted", steps_bytes // 2),
+            ("steps_soon_ms", STEPS_SOON_MS),
         ):  # fmt: skip
             channel._write(name, value)
         return channel, guests
@@ -71,6 +79,7 @@ class Channel:
             channel.close()
             raise
         channel._write("events_tail", channel._read("events_head"))
+        channel._write("steps_tail", channel._read("steps_head"))
         return channel
 
     def _wait_for_farewells(self, count: int) -> None:
@@ -114,6 +123,21 @@ class Channel:
     def lost(self) -> int:
         """How many events found the ring full."""
         return self._read("lost")
+
+    @property
+    def steps_lost(self) -> int:
+        """How many records found the ring of steps full, since the lab is up."""
+        return self._read("steps_lost")
+
+    @property
+    def forgotten(self) -> int:
+        """How many packets were no longer followed because there were too many, since the lab is up."""
+        return self._read("forgotten")
+
+    @property
+    def unhooked(self) -> int:
+        """How many calls did not tell of their return, being too deep or on too many stacks, since the lab is up."""
+        return self._read("unhooked")
 
     @property
     def held(self) -> int:
@@ -171,13 +195,18 @@ class Channel:
             raise GuestLost("the agent is gone with the guest kernel") from None
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Wait until there are events; whether there are.
+        """Wait until there are events, or steps; whether there are events.
 
         :raises GuestLost: the other end is closed
         """
         self._ask_to_be_rung()
         if self._read("events_head") != self._read("events_tail"):
             return True
+        steps = self._read("steps_head") - self._read("steps_tail")
+        if steps >= self.steps_bytes // 2:
+            return False
+        if steps:  # they came while nobody waited, and the agent may have been silent about them
+            timeout_s = STEPS_SOON_MS / 1000
         return self._listen(timeout_s) and self._read("events_head") != self._read("events_tail")
 
     def _ask_to_be_rung(self) -> None:
@@ -210,3 +239,22 @@ class Channel:
             self._write("events_tail", tail)
             if kind:
                 yield abi.decode(record)
+
+    def steps(self, take: Callable[[memoryview], object]) -> None:
+        """Give the records of steps that are there, piece by piece, each of whole records; then they are gone.
+
+        A record of kind 0 is no step (kernel/agent/agent_abi.h).
+        """
+        tail = self._read("steps_tail")
+        while size := self._read("steps_head") - tail:
+            place = tail % self.steps_bytes
+            size = min(size, self.steps_bytes - place)
+            filler_bytes, kind, _ = abi.RECORD.unpack_from(self._memory, STEPS_OFFSET + place)
+            if not kind:  # the agent goes back to the ring's begin as soon as we have caught up
+                tail += filler_bytes
+                self._write("steps_tail", tail)
+                continue
+            with memoryview(self._memory)[STEPS_OFFSET + place : STEPS_OFFSET + place + size] as piece:
+                take(piece)
+            tail += size
+            self._write("steps_tail", tail)

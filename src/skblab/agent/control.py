@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from skblab.agent import abi
@@ -24,6 +24,7 @@ from skblab.rule import Rule
 
 READY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
+POINTS_AT_ONCE = 4096  # that fit into the ring of commands
 SHOWN_BYTES = 128  # of a packet that is only told of
 WHOLE_PACKET = 0xFFFF
 DEVICE_TYPE, SOCKET_TYPE = "struct net_device *", "struct sock *"
@@ -74,10 +75,12 @@ class Agent:
         self._answers: dict[int, int] = {}
         self._news = threading.Condition()
         self._gone = False
+        self._following = False
         self._rules: dict[int, tuple[Rule, Listener]] = {}
         self._free = list(range(abi.RULES - 1, -1, -1))
         self._held: dict[int, HeldPacket] = {}
         self._when_gone: list[Callable[[], None]] = []
+        self._steps: Callable[[memoryview], object] = lambda _: None
         self._reader = threading.Thread(target=self._read, name="skblab-agent", daemon=True)
         self._reader.start()
 
@@ -151,6 +154,35 @@ class Agent:
             lambda number: abi.Arm(number, address, abi.Verdict.TRACE, skb_argument=abi.NO_PACKET),
             listener,
         )
+
+    def follow(
+        self, follow: abi.Follow, points: Sequence[abi.Point], take: Callable[[memoryview], object]
+    ) -> list[abi.Point]:
+        """Follow packets through functions, until ``unfollow()``; return the points that the agent could not set.
+
+        :param take: called on the reading thread with the records of steps, whole ones (kernel/agent/agent_abi.h)
+        :raises UsageError: packets are followed already
+        """
+        if self._following:
+            raise UsageError("packets are followed already in this lab", mend="one trace at a time")
+        self._following = True
+        self._steps = take
+        self._ask(follow.encode, "following packets")
+        refused = []
+        for first in range(0, len(points), POINTS_AT_ONCE):
+            asked = points[first : first + POINTS_AT_ONCE]
+            results = self._ask_each([point.encode for point in asked], "arming functions")
+            refused += [point for point, result in zip(asked, results, strict=True) if result < 0]
+        return refused
+
+    def unfollow(self) -> None:
+        """Follow packets no more; all steps have been given when this returns."""
+        try:
+            self._ask(lambda cookie: abi.encode_decide(abi.Command.UNFOLLOW, cookie), "ending a trace")
+        except GuestLost:
+            pass
+        finally:
+            self._following = False
 
     def measure_ns(self, rule: Rule | None, packet: bytes, calls: int) -> float:
         """Return what one call of a function that does nothing takes in the guest, with a rule at it or without."""
@@ -227,20 +259,29 @@ class Agent:
 
     def _ask(self, encode: Callable[[int], bytes], what: str, *, quick: bool = False) -> int:
         """Send a command, wait for its answer and return it; a *quick* one is not waited for."""
-        if self._gone:
-            raise self._lost()
-        cookie = 0 if quick else next(self._cookies)
-        try:
-            self.channel.send(encode(cookie))
-        except GuestLost:
-            raise self._lost() from None
         if quick:
+            self._send(encode(0))
             return 0
-        self._wait(lambda: cookie in self._answers, ANSWER_TIMEOUT_S, what)
-        result = self._answers.pop(cookie)
+        (result,) = self._ask_each([encode], what)
         if result < 0:
             raise SkblabError(f"the agent refused: {what}", found=os.strerror(-result))
         return result
+
+    def _ask_each(self, encode: Sequence[Callable[[int], bytes]], what: str) -> list[int]:
+        """Send commands, wait for all answers and return them."""
+        if self._gone:
+            raise self._lost()
+        cookies = [next(self._cookies) for _ in encode]
+        for one, cookie in zip(encode, cookies, strict=True):
+            self._send(one(cookie))
+        self._wait(lambda: self._answers.keys() >= {*cookies}, ANSWER_TIMEOUT_S, what)
+        return [self._answers.pop(cookie) for cookie in cookies]
+
+    def _send(self, command: bytes) -> None:
+        try:
+            self.channel.send(command)
+        except GuestLost:
+            raise self._lost() from None
 
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         with self._news:
@@ -259,7 +300,9 @@ class Agent:
         try:
             while True:
                 self.channel.wait(None)
-                for event in self.channel.events():
+                events = list(self.channel.events())
+                self.channel.steps(self._steps)  # those that were told before the answer that ends a trace
+                for event in events:
                     self._take(event)
                 with self._news:
                     self._news.notify_all()

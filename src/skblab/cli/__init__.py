@@ -17,6 +17,7 @@ examples:
   skblab ping --at ip_rcv --series 6.1         another function, another kernel
   skblab run -r 'icmp_rcv = delay 300ms @2' -- ping -c3 guest
                                                a verdict on single packets, while the kernel runs on
+  skblab trace -- ping -c1 guest               the ping's whole way through the kernel, call by call
   skblab hold -- ping guest                    hold single packets on a screen, and decide about each
   skblab gdb -- ping guest                     gdb's own prompt on the guest kernel, with commands for packets
   skblab up; skblab exec lab -- ping guest     a lab for several terminals; skblab down ends it
@@ -33,7 +34,7 @@ INTERRUPTED = 130
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from skblab.cli import cp, disk, doctor, gdb, hold, image, labs, mconsole, ping, run  # noqa: PLC0415 - they register
+    from skblab.cli import cp, disk, doctor, gdb, hold, image, labs, mconsole, ping, probes, run, show, trace  # noqa: PLC0415
 
     top = argparse.ArgumentParser(
         prog="skblab",
@@ -44,14 +45,14 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     top.add_argument("-v", "--verbose", action="store_true", help="say which programs are started")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, hold, ping, gdb, labs, cp, mconsole, image, disk, doctor):
+    for module in (run, hold, ping, trace, show, probes, gdb, labs, cp, mconsole, image, disk, doctor):
         module.register(commands)
     return top
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse; or, where a shell asks for completions, print them and exit."""
-    from skblab.cli import gdb  # noqa: PLC0415
+    from skblab.cli import gdb, trace  # noqa: PLC0415
 
     top = parser()
     if "_ARGCOMPLETE" in os.environ:
@@ -60,8 +61,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         argcomplete.autocomplete(top)
     words = list(sys.argv[1:] if argv is None else argv)
     client: list[str] = []
-    if "--" in words and next(word for word in words if not word.startswith("-")) == gdb.NAME:
-        # argparse would take the client's first word for the lab's name.
+    if "--" in words and next(word for word in words if not word.startswith("-")) in {gdb.NAME, trace.NAME}:
+        # argparse would take the client's first word for the lab's name, or the filter.
         dashes = words.index("--")
         words, client = words[:dashes], words[dashes + 1 :]
     return top.parse_args(words, argparse.Namespace(client=client))

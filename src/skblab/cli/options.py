@@ -104,4 +104,5 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         commands=getattr(arguments, "guest_commands", ()),
         memory_mib=getattr(arguments, "memory", 64),
         from_boot=getattr(arguments, "from_boot", False),
+        steps_bytes=getattr(arguments, "ring", 64) << 20,
     )

@@ -76,6 +76,11 @@ class FunctionIndex:
         rows = self._connection.execute("SELECT DISTINCT name FROM functions WHERE name GLOB ? ORDER BY name", (glob,))
         return [name for (name,) in rows]
 
+    def all(self) -> list[Function]:
+        """Return every function, by address."""
+        rows = self._connection.execute(f"SELECT {COLUMNS} FROM functions ORDER BY address").fetchall()  # noqa: S608
+        return [_function(row) for row in rows]
+
     def near(self, name: str, count: int = 5) -> list[str]:
         """Return the names most like *name*."""
         return difflib.get_close_matches(name, self.names(), n=count, cutoff=0.7)
@@ -93,11 +98,13 @@ class FunctionIndex:
 
     def _one(self, where: str, *values: object) -> Function | None:
         row = self._connection.execute(f"SELECT {COLUMNS} FROM functions WHERE {where} LIMIT 1", values).fetchone()  # noqa: S608
-        if row is None:
-            return None
-        name, address, size, file, line, return_type, listed = row
-        parameters = tuple(Parameter(*one) for one in json.loads(listed))
-        return Function(name, address, size, file, line, return_type, parameters)
+        return _function(row) if row else None
+
+
+def _function(row: tuple[str, int, int, str, int, str, str]) -> Function:
+    name, address, size, file, line, return_type, listed = row
+    parameters = tuple(Parameter(*one) for one in json.loads(listed))
+    return Function(name, address, size, file, line, return_type, parameters)
 
 
 def write_index(path: Path, functions: Iterable[tuple[object, ...]], objects: dict[str, int]) -> None:

@@ -13,6 +13,7 @@ COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 ENTRY = re.compile(r"^\s*(SKB_\w+)\s*(?:=\s*(\w+))?,", re.MULTILINE)
 PREFIX = "SKB_DROP_REASON_"
 NOT_SPECIFIED = "NOT_SPECIFIED"
+CONSUMED = "SKB_CONSUMED"
 
 
 @lru_cache(maxsize=8)

@@ -68,6 +68,12 @@ class Unwinder:
         end = next((at for at, frame in enumerate(frames, 1) if frame.function in OUTERMOST), None)
         return tuple(frames[:end])
 
+    def callers(self, addresses: Iterable[int]) -> dict[int, tuple[Frame, ...]]:
+        """Return where calls stand, by their return addresses: from the innermost inlined function to the real one."""
+        wanted = list(addresses)
+        self._find_lines(wanted)
+        return {address: self._lines[address] for address in wanted}
+
     def _returns(self, stack: list[tuple[int, int]]) -> Iterable[int]:
         """Yield the words that are return addresses."""
         word_at = dict(stack)

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Which packets are followed. A packet is known by where its bytes lie, skb->head: its clones share them, and so are the
+ * same packet. From its first sight on it has a number, whatever becomes of its headers, until its bytes are freed; what
+ * gives a packet other bytes, or other packets its bytes, is in passage.c. Interrupts are off.
+ */
+#include <linux/hashtable.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+
+#include "agent.h"
+
+#define MOST 8192
+
+struct agent_follow agent_following;
+u32 agent_following_bytes;
+u64 agent_devices_told;
+static struct bpf_prog *filter;
+static DEFINE_HASHTABLE(heads, 12);
+static struct agent_followed *packets; /* a ring: the one that was met longest ago makes room */
+static unsigned int next_place;
+static u32 last_number;
+
+static struct agent_followed *followed_at(u64 head)
+{
+	struct agent_followed *packet;
+
+	hash_for_each_possible(heads, packet, node, head)
+		if (packet->head == head)
+			return packet;
+	return NULL;
+}
+
+static void forget(struct agent_followed *packet)
+{
+	hash_del(&packet->node);
+	packet->head = 0;
+}
+
+struct agent_followed *agent_followed(const struct sk_buff *skb)
+{
+	return followed_at((u64)skb->head);
+}
+
+/* Follow a packet under a number, or under a new one (0). */
+struct agent_followed *agent_follow_as(const struct sk_buff *skb, u32 number)
+{
+	struct agent_followed *packet = followed_at((u64)skb->head);
+
+	if (!packet) {
+		packet = &packets[next_place++ % MOST];
+		if (packet->head) {
+			forget(packet);
+			agent_shared->forgotten++;
+		}
+		packet->head = (u64)skb->head;
+		hash_add(heads, &packet->node, packet->head);
+	}
+	packet->number = number ?: ++last_number;
+	packet->born_in = 0;
+	packet->captured_bytes = 0;
+	return packet;
+}
+
+/* A packet is where a function is passed: the one that is followed, or that is from now on, or NULL. */
+struct agent_followed *agent_meet(struct sk_buff *skb)
+{
+	struct agent_followed *packet = followed_at((u64)skb->head);
+
+	if (packet)
+		packet->born_in = 0;
+	else if (!filter || agent_takes(filter, skb))
+		packet = agent_follow_as(skb, 0);
+	return packet;
+}
+
+void agent_forget(u64 head)
+{
+	struct agent_followed *packet = followed_at(head);
+
+	if (packet)
+		forget(packet);
+}
+
+/* Begin to follow, or follow others from now on. Called by a process. */
+int agent_follow(const struct agent_follow *follow)
+{
+	struct sock_fprog_kern program = { .len = follow->filter_length, .filter = (struct sock_filter *)(follow + 1) };
+	struct bpf_prog *new = NULL, *old;
+	unsigned long flags;
+	int error = 0;
+
+	if (follow->fields > AGENT_FIELDS)
+		return -EINVAL;
+	for (u32 i = 0; i < follow->fields; i++)
+		if (!follow->field[i].hops || follow->field[i].hops > AGENT_FIELD_HOPS || follow->field[i].bytes > 64)
+			return -EINVAL;
+	if (!packets)
+		packets = kvcalloc(MOST, sizeof(*packets), GFP_KERNEL);
+	if (!packets || agent_calls_begin())
+		return -ENOMEM;
+	if (program.len)
+		error = bpf_prog_create(&new, &program);
+	if (error)
+		return error;
+	agent_clock_set();
+	agent_steps_prepare();
+	local_irq_save(flags);
+	agent_following = *follow;
+	agent_following_bytes = 0;
+	for (u32 i = 0; i < follow->fields; i++)
+		agent_following_bytes += follow->field[i].bytes;
+	agent_devices_told = 0;
+	old = filter;
+	filter = new;
+	local_irq_restore(flags);
+	if (old)
+		bpf_prog_destroy(old);
+	return 0;
+}
+
+/* No point is left. */
+void agent_follow_end(void)
+{
+	struct agent_followed *old = packets;
+
+	if (filter)
+		bpf_prog_destroy(filter);
+	filter = NULL;
+	hash_init(heads);
+	packets = NULL;
+	kvfree(old);
+}

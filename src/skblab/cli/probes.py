@@ -1,0 +1,52 @@
+"""``skblab probes``: which functions can be probed, what they are, and what may be done to a packet there."""
+
+import argparse
+import json
+
+from skblab.agent.points import can_be_followed, choose, skb_argument
+from skblab.agent.soundness import TABLE
+from skblab.cli.options import add_image_options, complete, function_names
+from skblab.image.store import find_image
+
+EXAMPLES = """\
+examples:
+  skblab probes 'icmp_*'                       functions by name
+  skblab probes 'net/ipv4/*.c'                 and by file
+  skblab probes --calls 'fib_*'                those that take no packet, too
+  skblab probes --json | jq -r 'select(.verdicts | index("hold")) | .name'
+"""
+EVERYWHERE = ("accept", "trace", "stop")
+OWNING = ("hold", "delay", "drop", "duplicate", "edit")
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "probes",
+        help="list the functions that can be probed, and which verdicts are sound there",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    pattern = parser.add_argument("patterns", nargs="*", metavar="PATTERN",
+                                  help="of a name, or of a file (default: all that take an sk_buff)")  # fmt: skip
+    complete(pattern, function_names)
+    parser.add_argument("--calls", action="append", default=[], metavar="PATTERN",
+                        help="functions that take no sk_buff, too")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    add_image_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List them."""
+    image = find_image(arguments.series, arguments.variant)
+    for function in sorted(choose(image, arguments.patterns, arguments.calls), key=lambda one: (one.file, one.line)):
+        assert not can_be_followed(function)
+        verdicts = [] if skb_argument(function) is None else [*EVERYWHERE, *(OWNING if function.name in TABLE else ())]
+        if arguments.json:
+            print(json.dumps({"name": function.name, "file": function.file, "line": function.line,
+                              "signature": function.signature, "verdicts": verdicts}))  # fmt: skip
+        else:
+            what = "every verdict" if len(verdicts) > len(EVERYWHERE) else ", ".join(verdicts) or "followed, no packet"
+            print(f"{function.signature}\n    {function.file}:{function.line}  {what}")
+    return 0

@@ -1,0 +1,90 @@
+"""``skblab trace``: follow packets through the kernel's functions while a command runs, and show where they went."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from skblab.cli import stops
+from skblab.cli.options import add_guest_options, add_lab_options, complete, function_names, lab_from
+from skblab.cli.show import add_output_options, losses, show
+from skblab.errors import UsageError
+from skblab.host import process
+
+NAME = "trace"
+EXAMPLES = """\
+examples:
+  skblab trace -- ping -c1 guest               a ping's way, function by function, and its reply's
+  skblab trace icmp -- ping -c3 guest          only packets that a pcap filter takes, and what they cause
+  skblab trace -p 'tcp_*' -p 'net/ipv4/ip_*.c' --root host -g 'python3 -m http.server 80' \\
+               -o run.skblab 'tcp port 80' -- curl -s http://guest/
+  skblab trace --field 'skb->dev->name' --field 'skb->priority' --table -- ping -c1 guest
+  skblab trace -p 'ip_*' --calls 'fib_*' -- ping -c1 guest
+  skblab trace -o run.skblab --lab web -- curl -s http://guest/ ; skblab export run.skblab --html run.html
+
+A packet is followed from the first function at which the filter takes it until it is freed, whatever becomes of its
+headers, and with it the packets that it causes and that are made of it. The command runs on the host side; its exit
+status is skblab's.
+"""
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        NAME,
+        help="follow packets through the kernel: every function, its time, and why a packet died",
+        usage="skblab trace [OPTION]... [FILTER] -- COMMAND [ARGUMENT]...",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("filter", nargs="?", default="", metavar="FILTER", help="pcap-filter(7): which packets")
+    probes = parser.add_argument("-p", "--probe", action="append", default=[], metavar="PATTERN", dest="patterns",
+                                 help="functions to follow through: tcp_* or net/ipv4/*.c; "
+                                 "default: all that take an sk_buff")  # fmt: skip
+    complete(probes, function_names)
+    calls = parser.add_argument("--calls", action="append", default=[], metavar="PATTERN",
+                                help="functions that take no sk_buff, too, if called in a packet's course")  # fmt: skip
+    complete(calls, function_names)
+    parser.add_argument("--field", action="append", default=[], metavar="EXPR", dest="fields",
+                        help="tell a member of each packet at each step: skb->dev->name")  # fmt: skip
+    parser.add_argument("--no-returns", dest="returns", action="store_false",
+                        help="do not wait for calls to return: half the cost; who calls whom is not known")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the trace: for show, export and diff")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but what was lost")
+    parser.add_argument("--ring", type=int, default=64, metavar="MIB",
+                        help="memory between kernel and file, a power of two (default: %(default)s)")  # fmt: skip
+    add_output_options(parser)
+    add_lab_options(parser)
+    add_guest_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trace while the command runs; return its status."""
+    if not arguments.client:
+        raise UsageError("no command that sends packets", mend="it stands behind --: skblab trace -- ping -c1 guest")
+    with lab_from(arguments) as lab:
+        tracer = lab.trace(
+            arguments.patterns,
+            calls=arguments.calls,
+            filter=arguments.filter,
+            fields=arguments.fields,
+            returns=arguments.returns,
+            to=arguments.output,
+            about={"command": arguments.client},
+        )
+        with tracer:
+            if tracer.refused:
+                print(f"{len(tracer.refused)} functions cannot be probed: {', '.join(tracer.refused)}", file=sys.stderr)
+            command = lab.popen(arguments.client)
+            status = stops.wait(command, lab.guest, None, sys.stderr)
+            lab.check()
+            tracer.end(status=process.exit_status(status))
+        if arguments.quiet and arguments.output:
+            print(f"lost: {tracer.losses()['lost']}", file=sys.stderr)
+            return process.exit_status(status)
+        trace = tracer.trace()
+    if arguments.quiet:
+        print(losses(trace), file=sys.stderr)
+    else:
+        show(trace, arguments)
+    return process.exit_status(status)

@@ -1,0 +1,76 @@
+"""Fields that a person names as in C, ``skb->dev->name``: where they lie in this kernel's structures."""
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skblab.errors import TraceError
+from skblab.host import process
+from skblab.host.gdb import find_gdb
+from skblab.image.image import Image
+
+IN_GDB = Path(__file__).with_name("fields_in_gdb.py")
+EXPRESSION = re.compile(r"skb((?:\s*(?:->|\.)\s*\w+)+)\s*")
+MEMBER = re.compile(r"(?:->|\.)\s*(\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One value behind pointers.
+
+    :param offsets: bytes; all but the last lead to a pointer
+    :param kind: ``unsigned``, ``signed``, ``pointer``, ``text`` or ``bytes``
+    :param bits: of a bit field, which begins at bit *shift*; else 0
+    """
+
+    expression: str
+    offsets: tuple[int, ...]
+    size_bytes: int
+    kind: str
+    bits: int = 0
+    shift: int = 0
+
+    def value(self, data: bytes) -> int | str:
+        """Return what its bytes say."""
+        if self.kind == "text":
+            return data.split(b"\0")[0].decode(errors="replace")
+        if self.kind == "bytes":
+            return data.hex()
+        number = int.from_bytes(data, "little", signed=self.kind == "signed" and not self.bits)
+        if self.bits:
+            number = number >> self.shift & ((1 << self.bits) - 1)
+        return f"{number:#x}" if self.kind == "pointer" else number
+
+
+def resolve_fields(image: Image, expressions: Sequence[str]) -> list[Field]:
+    """Return where the fields lie that expressions name; gdb asks the kernel's debug info.
+
+    :raises TraceError: an expression is none, or names no member
+    """
+    if not expressions:
+        return []
+    for expression in expressions:
+        if not EXPRESSION.fullmatch(expression):
+            raise TraceError(
+                f'"{expression}" is no field of a packet', found="members of a struct sk_buff", mend="skb->dev->name"
+            )
+    paths = [MEMBER.findall(expression) for expression in expressions]
+    gdb = find_gdb()
+    argv: list[process.Argument] = [*gdb.argv, "-nx", "-batch", "-x", IN_GDB, image.kernel]
+    done = process.run(argv, env=gdb.env | {"SKBLAB_FIELDS": json.dumps(paths)}, timeout_s=60)
+    if done.returncode:
+        raise TraceError("gdb could not look fields up", found=done.stderr.strip()[-500:])
+    fields = []
+    for expression, found in zip(expressions, json.loads(done.stdout), strict=True):
+        if "error" in found:
+            near = difflib.get_close_matches(MEMBER.findall(expression)[-1], found.get("near", []))
+            raise TraceError(
+                f"{expression}: {found['error']}", found=f"near: {', '.join(near)}" if near else "", mend="skb->len"
+            )
+        fields.append(
+            Field(expression, tuple(found["offsets"]), found["bytes"], found["kind"], found["bits"], found["shift"])
+        )
+    return fields

@@ -1,0 +1,69 @@
+"""Run by gdb in batch mode over a kernel: where fields lie that are named as in C. gdb and the library alone."""
+
+import json
+import os
+import sys
+
+import gdb
+
+
+def find(kind: gdb.Type, name: str) -> tuple[gdb.Type, int, int]:
+    """Return a member's type, offset in bits, and bits where it is a bit field (else 0); also of an unnamed member.
+
+    :raises KeyError: there is none
+    """
+    for field in kind.fields():
+        if field.name == name:
+            return field.type, field.bitpos, field.bitsize
+        if not field.name and field.type.strip_typedefs().code in {gdb.TYPE_CODE_STRUCT, gdb.TYPE_CODE_UNION}:
+            try:
+                found, place, bits = find(field.type.strip_typedefs(), name)
+            except KeyError:
+                continue
+            return found, field.bitpos + place, bits
+    raise KeyError(name)
+
+
+def resolve(path: list[str]) -> dict[str, object]:
+    """Follow members from a struct sk_buff on: where the value lies behind which pointers, and what it is."""
+    kind = gdb.lookup_type("struct sk_buff")
+    offsets, place, bits = [], 0, 0
+    for number, name in enumerate(path):
+        if kind.code == gdb.TYPE_CODE_PTR:
+            offsets.append(place // 8)
+            kind, place = kind.target().strip_typedefs(), 0
+        if kind.code not in {gdb.TYPE_CODE_STRUCT, gdb.TYPE_CODE_UNION}:
+            return {"error": f"{'->'.join(['skb', *path[:number]])} is no structure: it is {kind}"}
+        try:
+            kind, offset, bits = find(kind, name)
+        except KeyError:
+            return {
+                "error": f"{kind} has no member {name}",
+                "near": [field.name for field in kind.fields() if field.name],
+            }
+        kind = kind.strip_typedefs()
+        place += offset
+    text = kind.code == gdb.TYPE_CODE_ARRAY and kind.target().strip_typedefs().sizeof == 1
+    return {
+        "offsets": [*offsets, place // 8],
+        "bytes": kind.sizeof,
+        "bits": bits,
+        "shift": place % 8,
+        "kind": "text" if text and "char" in str(kind.target().strip_typedefs().unqualified()) else _kind(kind),
+        "type": str(kind),
+    }
+
+
+def _kind(kind: gdb.Type) -> str:
+    if kind.code == gdb.TYPE_CODE_PTR:
+        return "pointer"
+    if kind.code in {gdb.TYPE_CODE_INT, gdb.TYPE_CODE_ENUM, gdb.TYPE_CODE_BOOL, gdb.TYPE_CODE_CHAR}:
+        return "signed" if kind.code == gdb.TYPE_CODE_INT and kind.is_signed else "unsigned"
+    return "bytes"
+
+
+try:
+    sys.stdout.write(json.dumps([resolve(path) for path in json.loads(os.environ["SKBLAB_FIELDS"])]))
+except BaseException as error:  # noqa: BLE001 - gdb's batch mode would go on and end with status 0
+    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    gdb.execute("quit 1")

@@ -1,0 +1,198 @@
+"""What is in a trace file, as Python knows it: steps, returns, kinships, and what they are about."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from skblab.agent import abi
+from skblab.errors import TraceError
+from skblab.record.file import END, META, STEP, TOLD, read_chunks
+from skblab.record.places import Places
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A function that packets pass: the trace's own copy of what the image knows of it."""
+
+    name: str
+    file: str
+    line: int
+    signature: str
+    return_type: str
+    address: int
+
+
+@dataclass(slots=True)
+class Step:
+    """One packet at one function. Times are nanoseconds of the host's CLOCK_MONOTONIC.
+
+    ``data``: the packet's first bytes from its network header, as they are here; ``changed``: other than at its last
+    step. ``outer``: the call in which this one happens, 0: none that is known. Where the return was not told,
+    ``took_ns`` and ``value`` are None. ``let_go``: by a function that tells a reason; ``stack`` then says who called,
+    for reasons that are none only at the first packet that is let go there.
+    """
+
+    function: Passed
+    at_ns: int
+    packet: int
+    call: int
+    outer: int
+    length: int
+    skb: int
+    caller: int
+    mark: int
+    hash: int
+    device: int
+    reason: int
+    data_offset: int
+    protocol: int
+    data: bytes
+    changed: bool
+    freed: bool
+    resumed: bool
+    shared: bool
+    let_go: bool
+    fields: bytes = b""
+    stack: tuple[tuple[int, int], ...] = ()
+    took_ns: int | None = None
+    value: int | None = None
+
+    @property
+    def end_ns(self) -> int:
+        """When the call was over, as far as that is known."""
+        return self.at_ns + (self.took_ns or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Kin:
+    """A packet comes from another, or becomes a part of it, by a function."""
+
+    function: Passed
+    at_ns: int
+    packet: int
+    other: int
+    call: int
+    role: abi.Role
+    skb: int
+
+
+@dataclass
+class Trace:
+    """A whole trace. ``whole``: its writer has ended it."""
+
+    about: dict[str, Any]
+    steps: list[Step] = field(default_factory=list)
+    kin: list[Kin] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+    devices: dict[int, str] = field(default_factory=dict)
+    end: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where in the source packets were let go."""
+        return Places(self)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the writer came to its end."""
+        return bool(self.end)
+
+
+class Reader:
+    """Take records of steps apart, one after another: what comes later completes what came before."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._functions = {int(number): Passed(*fields) for number, fields in trace.about["functions"].items()}
+        self._shift_ns: int = trace.about["clock"]["host_ns"] - trace.about["clock"]["guest_ns"]
+        self._field_bytes = sum(size_bytes for _, _, size_bytes, _, _ in trace.about["fields"])
+        self._open: dict[int, Step] = {}
+        self._seen: dict[int, bytes] = {}
+
+    def take(self, records: memoryview) -> None:
+        """Take records apart; of the last one there may be a part."""
+        place = 0
+        while place + abi.RECORD.size <= len(records):
+            size, kind, point = abi.RECORD.unpack_from(records, place)
+            if size < abi.RECORD.size or place + size > len(records):
+                return
+            if kind == abi.StepKind.STEP:
+                self._step(records[place : place + size], self._functions[point])
+            elif kind == abi.StepKind.RETURN:
+                self._return(records[place : place + size])
+            elif kind == abi.StepKind.DEVICE:
+                _, _, _, index, name = abi.DEVICE.unpack_from(records, place)
+                self._trace.devices[index] = name.rstrip(b"\0").decode(errors="replace")
+            elif kind == abi.StepKind.KIN:
+                self._kin(records[place : place + size], self._functions[point])
+            place += size
+
+    def _step(self, record: memoryview, function: Passed) -> None:
+        (_, _, _, at_ns, packet, call, outer, length, skb, caller, data_offset, protocol, device, captured,
+         flags) = abi.STEP.unpack_from(record)  # fmt: skip
+        place = abi.STEP.size
+        mark = hashed = reason = 0
+        if flags & abi.StepFlag.MORE:
+            mark, hashed, reason = abi.MORE.unpack_from(record, place)
+            place += abi.MORE.size
+        if flags & abi.StepFlag.CHANGED:
+            self._seen[packet] = bytes(record[place : place + captured])
+            place += -(-captured // abi.ALIGNMENT) * abi.ALIGNMENT
+        fields = bytes(record[place : place + self._field_bytes]) if packet else b""
+        place += -(-len(fields) // abi.ALIGNMENT) * abi.ALIGNMENT
+        stack = tuple((word >> abi.STACK_SHIFT, word & abi.STACK_ADDRESS) for word in record[place:].cast("Q"))
+        step = Step(
+            function, at_ns + self._shift_ns, packet, call, outer, length, skb, caller, mark, hashed, device, reason,
+            data_offset, protocol, self._seen.get(packet, b""), bool(flags & abi.StepFlag.CHANGED),
+            bool(flags & abi.StepFlag.FREED), bool(flags & abi.StepFlag.RESUMED),
+            bool(flags & abi.StepFlag.SHARED_HEAD), bool(flags & abi.StepFlag.LET_GO), fields, stack,
+        )  # fmt: skip
+        self._trace.steps.append(step)
+        self._open[call] = step
+        if step.freed:
+            self._seen.pop(packet, None)
+
+    def _return(self, record: memoryview) -> None:
+        _, _, _, value, call, took = abi.RETURN.unpack_from(record)
+        step = self._open.pop(call, None)
+        if step:
+            step.took_ns = abi.took_ns(took)
+            step.value = value
+
+    def _kin(self, record: memoryview, function: Passed) -> None:
+        _, _, _, at_ns, skb, packet, other, call, role = abi.KIN.unpack_from(record)
+        self._trace.kin.append(Kin(function, at_ns + self._shift_ns, packet, other, call, abi.Role(role), skb))
+
+
+def load(path: Path) -> Trace:
+    """Read a trace file.
+
+    :raises TraceError: it is none
+    """
+    trace: Trace | None = None
+    reader: Reader | None = None
+    for kind, payload in read_chunks(path):
+        if kind == META:
+            try:
+                trace = Trace(json.loads(bytes(payload)))
+            except ValueError:  # cut off
+                break
+            reader = Reader(trace)
+        elif trace is None or reader is None:
+            break
+        elif kind == STEP:
+            reader.take(payload)
+        elif kind in {TOLD, END}:
+            try:
+                fields = json.loads(bytes(payload))
+            except ValueError:  # cut off
+                break
+            if kind == TOLD:
+                trace.told.append(fields)
+            else:
+                trace.end = fields
+    if trace is None:
+        raise TraceError(f"{path} tells of nothing", found="it was cut off before its first chunk ended")
+    return trace

@@ -1,0 +1,81 @@
+"""A journey as a tree that reads like a story: when, how long, which packet, which function, and what happened."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from skblab.image.reasons import NOT_SPECIFIED
+from skblab.record.journey import Call, Journey
+from skblab.record.steps import Step, Trace
+from skblab.record.words import (
+    device_in_words,
+    fields_of,
+    kin_in_words,
+    reason_in_words,
+    value_in_words,
+)
+
+US = 1000
+
+
+def tell(console: Console, trace: Trace, found: list[Journey]) -> None:
+    """Print journeys."""
+    for number, journey in enumerate(found):
+        if number:
+            console.print()
+        for line in lines(trace, journey):
+            console.print(line, soft_wrap=True)
+
+
+def lines(trace: Trace, journey: Journey) -> Iterator[Text]:
+    """Return a journey's lines."""
+    several = len(journey.packets) > 1
+    for packet in journey.packets.values():
+        if packet.steps:
+            line = Text(f"packet {packet.number}  ", style="bold").append(packet.summary, style="bold cyan")
+            if packet.origin:
+                line.append(f"   from packet {packet.origin.other}", style="dim")
+            yield line
+    yield Text(f"{'us':>11}{'took':>9}  {'packet  ' if several else ''}{'device':8}", style="dim")
+    device = ""
+    for depth, call in journey.walk():
+        step = call.step
+        line = Text(f"{(step.at_ns - journey.begin_ns) / US:11.2f}", style="dim")
+        line.append(f"{step.took_ns / US:9.2f}" if step.took_ns is not None else " " * 9, style="dim")
+        if several:
+            line.append(f"  {step.packet or '':<6}", style="dim")
+        here = device_in_words(trace, step) or (device if not step.packet else "")
+        line.append(f"  {here if here != device else '':8}", style="green")
+        device = here
+        line.append("  " * depth + step.function.name, style="bold red" if _drops(trace, step) else "")
+        line.append("()", style="dim")
+        for word, style in notes(trace, call):
+            line.append("  ").append(word, style=style)
+        yield line
+
+
+def notes(trace: Trace, call: Call) -> Iterator[tuple[str, str]]:
+    """Return what is to be said of a call behind its name, each with its style."""
+    step = call.step
+    if step.resumed:
+        yield "released", "yellow"
+    for change in call.changes:
+        yield change, "magenta"
+    for name, value in fields_of(trace, step).items():
+        yield f"{name}={value}", "blue"
+    if step.let_go and trace.places.is_consumed(step):
+        yield "consumed", "dim"
+    if reason := reason_in_words(trace, step):
+        yield f"drop: {reason}" if reason != NOT_SPECIFIED else "let go", "bold red" if _drops(trace, step) else "dim"
+    if step.freed:
+        yield "freed", "dim"
+    if value := value_in_words(step):
+        yield f"= {value}", "dim"
+    for kin in call.came:
+        yield kin_in_words(kin), "yellow"
+
+
+def _drops(trace: Trace, step: Step) -> bool:
+    """Whether a packet is dropped here: for a reason; a kernel without tracepoints says NOT_SPECIFIED of the others."""
+    return reason_in_words(trace, step) not in {"", NOT_SPECIFIED}

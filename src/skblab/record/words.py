@@ -1,0 +1,65 @@
+"""What a step comes to, in words that a tree, a table and a page share."""
+
+import re
+
+from skblab.agent.abi import Role
+from skblab.image.fields import Field
+from skblab.image.reasons import CONSUMED, NOT_SPECIFIED
+from skblab.record.steps import Kin, Step, Trace
+
+SIGNED = re.compile(r"^(int|long|s\d+|ssize_t|short|__s\d+|netdev_tx_t|enum .*)$")
+NARROW = {"int": 32, "s32": 32, "__s32": 32, "short": 16, "s16": 16, "s8": 8}
+ERRNO_MAX = 4095
+NO_DROPS = frozenset({CONSUMED, "SKB_NOT_DROPPED_YET", "NOT_DROPPED_YET"})
+KINSHIPS = {Role.BORN: "causes", Role.COPIED: "copied to", Role.MERGED: "joins"}
+
+
+def value_in_words(step: Step) -> str:
+    """Return what a call has returned, as its type has it; "" where that is nothing, or was not told."""
+    kind = step.function.return_type.removeprefix("const ")
+    if step.value is None or kind == "void":
+        return ""
+    if kind.endswith("*"):
+        error = step.value - (1 << 64)
+        if -ERRNO_MAX <= error < 0:
+            return str(error)
+        return f"{step.value:#x}" if step.value else "NULL"
+    if kind in {"bool", "_Bool"}:
+        return "true" if step.value & 0xFF else "false"
+    bits = NARROW.get(kind, 64 if "long" in kind or "64" in kind else 32)
+    value = step.value & ((1 << bits) - 1)
+    if SIGNED.match(kind) and value >> (bits - 1):
+        value -= 1 << bits
+    return str(value)
+
+
+def reason_in_words(trace: Trace, step: Step) -> str:
+    """Return why a packet was dropped at a step: the reason's name in this kernel; "" where it was not."""
+    if not step.let_go:
+        return ""
+    name = str(trace.about["reasons"].get(str(step.reason), step.reason))
+    return "" if name in NO_DROPS or (name == NOT_SPECIFIED and trace.places.is_consumed(step)) else name
+
+
+def fields_of(trace: Trace, step: Step) -> dict[str, int | str]:
+    """Return the values of the fields that were asked for."""
+    values: dict[str, int | str] = {}
+    place = 0
+    for expression, kind, size_bytes, bits, shift in trace.about["fields"]:
+        if place + size_bytes <= len(step.fields):
+            field = Field(expression, (), size_bytes, kind, bits, shift)
+            values[expression] = field.value(step.fields[place : place + size_bytes])
+        place += size_bytes
+    return values
+
+
+def kin_in_words(kin: Kin) -> str:
+    """Return what a packet has to do with another one."""
+    if kin.role is Role.MERGED:
+        return f"packet {kin.packet} joins packet {kin.other}"
+    return f"{KINSHIPS[kin.role]} packet {kin.packet}"
+
+
+def device_in_words(trace: Trace, step: Step) -> str:
+    """Return the name of the device that the packet is at."""
+    return trace.devices.get(step.device, str(step.device) if step.device else "")

@@ -1,0 +1,76 @@
+"""``skblab trace``, ``show`` and ``probes``, as a person types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support import skblab
+
+PING = ("--", "ping", "-n", "-c", "1", "guest")
+
+
+def test_the_tree(tmp_path: Path) -> None:
+    done = skblab("trace", "-o", str(tmp_path / "run.skblab"), "icmp", *PING)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    request = next(line for line in lines if line.startswith("packet") and "echo request" in line)
+    assert any("echo reply" in line and f"from packet {request.split()[1]}" in line for line in lines)
+    depth = {line.split("()")[0].split()[-1]: line.index(line.split("()")[0].split()[-1])
+             for line in lines if "()" in line}  # fmt: skip
+    assert depth["ip_rcv"] < depth["icmp_rcv"] < depth["icmp_reply"] < depth["ip_output"] < depth["dev_hard_start_xmit"]
+    assert done.stderr.splitlines()[-1] == "lost: 0"
+    shown = skblab("show", str(tmp_path / "run.skblab"))
+    assert shown.stdout in done.stdout
+
+
+def test_the_exit_status_is_the_commands() -> None:
+    assert skblab("trace", "-q", "icmp", "--", "sh", "-c", "exit 7").returncode == 7
+
+
+def test_the_table_and_json() -> None:
+    table = skblab("trace", "--table", "-p", "icmp_*", "icmp", *PING)
+    assert "icmp_rcv" in table.stdout
+    assert "192.168.10.254 > 192.168.10.1" in table.stdout
+    done = skblab("trace", "--json", "--field", "skb->dev->name", "-p", "icmp_*", "icmp", *PING)
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert said[0]["type"] == "trace"
+    assert said[0]["command"] == ["ping", "-n", "-c", "1", "guest"]
+    assert said[-1]["lost"] == 0
+    steps = [one for one in said if one["type"] == "step" and one["function"] == "icmp_rcv"]
+    assert [one["fields"] for one in steps] == [{"skb->dev->name": "vec0"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "mend"),
+    [
+        (["icmp"], "no command that sends packets", "skblab trace -- ping"),
+        (["-p", "icmp_rvc", *PING], 'no function "icmp_rvc"', "icmp_rcv"),
+        (["-p", "nosuch_*", *PING], 'is named by "nosuch_*"', "skblab probes"),
+        (["-p", "fib_table_insert", *PING], "takes a packet", "--calls"),
+        (["-p", "kfree_skbmem", *PING], "has been freed already", ""),
+        (["no filter", *PING], "", "no filter"),
+        (["--field", "skb->nosuch", *PING], "has no member nosuch", ""),
+        (["--field", "dev->name", *PING], "is no field of a packet", "skb->dev->name"),
+        (["-o", "/nosuch/run.skblab", *PING], "cannot write /nosuch/run.skblab", ""),
+        (["--ring", "3", *PING], "power of two", ""),
+    ],
+)
+def test_bad_input(words: list[str], error: str, mend: str) -> None:
+    done = skblab("trace", *words)
+    assert done.returncode == 2
+    assert error in done.stderr
+    assert mend in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_probes() -> None:
+    done = skblab("probes", "icmp_rcv", "ip_route_input_noref")
+    assert "int icmp_rcv(struct sk_buff *skb)" in done.stdout
+    assert "every verdict" in done.stdout
+    assert "accept, trace, stop" in done.stdout
+    listed = [json.loads(line) for line in skblab("probes", "--json", "net/ipv4/icmp.c").stdout.splitlines()]
+    assert {one["file"] for one in listed} == {"net/ipv4/icmp.c"}
+    assert "hold" in next(one for one in listed if one["name"] == "icmp_rcv")["verdicts"]
+    called = skblab("probes", "--calls", "fib_table_*")
+    assert "fib_table_lookup" in called.stdout

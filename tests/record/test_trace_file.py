@@ -1,0 +1,128 @@
+"""The trace file survives whatever ends its writer, up to its last whole record."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from skblab.agent import abi
+from skblab.errors import TraceError
+from skblab.host import process
+from skblab.lab import Lab
+from skblab.record.file import CHUNK, END, MAGIC, META, STEP, TraceWriter, read_chunks
+from skblab.record.steps import load
+
+WRITER = """
+import os, sys
+from pathlib import Path
+from skblab.lab import Lab
+with Lab() as lab, lab.trace(filter="icmp", to=Path(sys.argv[1])):
+    lab.run(["ping", "-c", "3", "-i", "0.1", "192.168.10.1"])
+    lab.agent.channel.steps(lab.agent._steps)
+    print("now", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(shared_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace file of some pings."""
+    path = tmp_path_factory.mktemp("trace") / "whole.skblab"
+    with shared_lab.trace(filter="icmp", to=path):
+        shared_lab.run(["ping", "-n", "-c", "3", "-i", "0.1", "192.168.10.1"])
+    return path
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1))
+def test_a_file_that_was_cut_off_anywhere(whole: Path, tmp_path: Path, share: float) -> None:
+    content, path = whole.read_bytes(), tmp_path / "cut.skblab"
+    cut = round(share * len(content))
+    path.write_bytes(content[:cut])
+    if cut < len(MAGIC) + CHUNK.size + CHUNK.unpack_from(content, len(MAGIC))[1]:
+        with pytest.raises(TraceError):
+            load(path)
+        return
+    trace, all_of_it = load(path), load(whole)
+    assert [step.call for step in trace.steps] == [step.call for step in all_of_it.steps[: len(trace.steps)]]
+    kinds = [kind for name, payload in read_chunks(path) if name == STEP for kind in _whole_records(payload)]
+    assert len(trace.steps) == kinds.count(abi.StepKind.STEP)
+
+
+def _whole_records(payload: memoryview) -> list[int]:
+    found, place = [], 0
+    while place + abi.RECORD.size <= len(payload):
+        size, kind, _ = abi.RECORD.unpack_from(payload, place)
+        if place + size > len(payload):
+            break
+        if kind:
+            found.append(kind)
+        place += size
+    return found
+
+
+def test_every_whole_record_is_read(whole: Path) -> None:
+    trace = load(whole)
+    kinds = [kind for name, payload in read_chunks(whole) if name == STEP for kind in _whole_records(payload)]
+    assert kinds.count(abi.StepKind.STEP) == len(trace.steps) > 100
+    assert trace.whole
+    assert kinds.count(abi.StepKind.KIN) == len(trace.kin)
+    assert kinds.count(abi.StepKind.RETURN) == sum(step.took_ns is not None for step in trace.steps)
+
+
+def test_a_killed_writer(tmp_path: Path) -> None:
+    path = tmp_path / "killed.skblab"
+    writer = process.start([sys.executable, "-c", WRITER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert writer.stdout
+    assert writer.stdin
+    assert writer.stdout.readline() in {b"now\n", "now\n"}
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait(10)
+    writer.stdout.close()
+    writer.stdin.close()
+    trace = load(path)
+    assert not trace.whole
+    assert [step.function.name for step in trace.steps].count("icmp_rcv") == 3
+
+
+def test_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "not.skblab"
+    with pytest.raises(TraceError, match="cannot read"):
+        load(path)
+    path.write_text("nothing of that kind")
+    with pytest.raises(TraceError, match="is no trace of skblab"):
+        load(path)
+    path.write_bytes(MAGIC[:-1] + b"\xff")
+    with pytest.raises(TraceError, match="another version") as raised:
+        load(path)
+    assert "another version" in str(raised.value)
+
+
+def test_a_file_that_cannot_be_written(shared_lab: Lab, tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="cannot write"), shared_lab.trace(to=tmp_path / "no" / "such"):
+        pass
+
+
+def test_a_full_disk_is_told(shared_lab: Lab) -> None:
+    with pytest.raises(TraceError, match="not whole"), shared_lab.trace(filter="icmp", to=Path("/dev/full")):
+        shared_lab.run(["ping", "-n", "-c", "1", "192.168.10.1"])
+
+
+def test_chunks(tmp_path: Path) -> None:
+    path = tmp_path / "chunks.skblab"
+    writer = TraceWriter(path)
+    writer.tell(META, {"a": 1})
+    writer.steps(memoryview(b"12345678"))
+    writer.tell(END, {})
+    writer.close()
+    assert [(kind, bytes(payload)) for kind, payload in read_chunks(path)] == [
+        (META, json.dumps({"a": 1}, separators=(",", ":")).encode()),
+        (STEP, b"12345678"),
+        (END, b"{}"),
+    ]
