@@ -1,14 +1,17 @@
 """What all tests share: images of every series, labs, and the rule that CI skips nothing unexpectedly."""
 
+import hashlib
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from skblab.guest import debian
 from skblab.image.image import Image
 from skblab.image.recipe import SERIES
-from skblab.image.store import find_image
+from skblab.image.store import cache_dir, find_image
 from skblab.lab import Lab
 
 # Reasons for which a test may be skipped in CI; everywhere else a skip only says its reason.
@@ -68,3 +71,14 @@ def shared_lab(image: Image) -> Iterator[Lab]:
     """A lab for tests that leave it as they found it."""
     with Lab(image=image) as lab:
         yield lab
+
+
+@pytest.fixture(scope="session")
+def debian_disk() -> Path:
+    """A Debian, built once for what it is built of."""
+    made_of = debian.hook().read_text() + Path(debian.__file__).read_text()
+    path = cache_dir() / "disks" / f"debian-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.ext4"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        debian.build(path)
+    return path

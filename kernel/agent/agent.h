@@ -76,6 +76,10 @@ void agent_ring(void);
 void agent_ring_soon(void);
 bool agent_listen(u32 *farewells);
 
+/* hostfile.c: descriptors of the host's as files of the guest's */
+int agent_hostfiles_open(int socket_fd);
+void agent_hostfiles_close(void);
+
 /* ring.c: records in that memory */
 void *agent_event_begin(u16 kind, u16 rule, u32 bytes);
 void agent_event_end(const void *event);

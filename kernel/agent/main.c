@@ -13,12 +13,13 @@
 
 #include "agent.h"
 
-static int memory_fd = -1, socket_fd = -1, irq = -1;
+static int memory_fd = -1, socket_fd = -1, requests_fd = -1, irq = -1;
 static bool host_is_gone;
 static u32 farewells; /* heard, and nothing done about them yet */
 
 module_param(memory_fd, int, 0);
 module_param(socket_fd, int, 0);
+module_param(requests_fd, int, 0);
 
 static void run_commands(struct tasklet_struct *tasklet);
 static void run_slow_command(struct work_struct *work);
@@ -135,6 +136,9 @@ static int __init agent_init(void)
 		agent_channel_close();
 		return irq;
 	}
+	error = agent_hostfiles_open(requests_fd);
+	if (error) /* packets are what it is for; commands in the guest are refused then */
+		pr_err("skblab agent: no files of the host's: error %d\n", error);
 	agent_channel_ready();
 	tasklet_schedule(&commands_tasklet); /* the host may have spoken before there was anybody to hear */
 	return 0;
@@ -147,6 +151,7 @@ static void __exit agent_exit(void)
 	tasklet_kill(&commands_tasklet);
 	cancel_work_sync(&slow_command);
 	agent_disarm_all();
+	agent_hostfiles_close();
 	agent_channel_close();
 }
 

@@ -8,12 +8,12 @@
  *
  * Its orders are parameters of the kernel's command line, which the kernel hands to init as its environment
  * (init/main.c unknown_bootoption(): name=value without a dot in the name):
- *   skblab_link=vec0  skblab_ip4=192.168.10.1/24  skblab_ip6=fd00:10::1/64  skblab_memory=5  skblab_socket=6
+ *   skblab_link=vec0  skblab_ip4=192.168.10.1/24  skblab_ip6=fd00:10::1/64  skblab_memory=5  skblab_socket=6  skblab_requests=7
  *   skblab_root=2f (a directory of the host's, in hex)  skblab_disk=1 (the root is on /dev/ubda)
+ *   skblab_consoles=6 (tty1 to tty6 have a shell each)
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mount.h>
@@ -29,13 +29,15 @@
 static void load_agent(void)
 {
 	const char *memory = getenv("skblab_memory"), *doorbell = getenv("skblab_socket");
-	char parameters[64];
+	const char *requests = getenv("skblab_requests");
+	char parameters[96];
 	int fd;
 
-	if (!memory || !doorbell)
+	if (!memory || !doorbell || !requests)
 		return;
 	fd = open("/agent.ko", O_RDONLY | O_CLOEXEC);
-	snprintf(parameters, sizeof(parameters), "memory_fd=%s socket_fd=%s", memory, doorbell);
+	snprintf(parameters, sizeof(parameters), "memory_fd=%s socket_fd=%s requests_fd=%s", memory, doorbell,
+		 requests);
 	if (fd < 0 || syscall(SYS_finit_module, fd, parameters, 0) < 0) {
 		/* The host would wait for it: a lab is nothing without, and its end is heard at once. */
 		complain("cannot load the agent");
@@ -46,13 +48,9 @@ static void load_agent(void)
 
 int main(void)
 {
-	sigset_t interrupt;
 	struct root root;
 
-	/* Ctrl-Alt-Del is SIGINT for us, and not a reboot (kernel/reboot.c ctrl_alt_del()). */
-	sigemptyset(&interrupt);
-	sigaddset(&interrupt, SIGINT);
-	sigprocmask(SIG_BLOCK, &interrupt, NULL);
+	/* Ctrl-Alt-Del is SIGINT for us, which a first process ignores, and not a reboot (kernel/reboot.c ctrl_alt_del()). */
 	reboot(RB_DISABLE_CAD);
 	mkdir("/proc", 0555);
 	if (mount("proc", "/proc", "proc", 0, NULL) < 0)
@@ -67,22 +65,12 @@ int main(void)
 	mkdir("/tmp", 01777);
 	mount("tmpfs", "/tmp", "tmpfs", 0, NULL);
 	root = mount_root();
-	if (root.init) {
-		sigprocmask(SIG_UNBLOCK, &interrupt, NULL);
+	serve_commands(&root);
+	if (root.init)
 		hand_over(&root);
-	} else if (root.at) {
-		keep_console(interrupt);
-		run_commands(interrupt);
-	}
-	for (;;) {
-		char ended[32];
-		int status;
-
-		if (wait(&status) < 0) {
+	else if (root.at)
+		keep_consoles();
+	for (;;)
+		if (wait(NULL) < 0)
 			pause();
-			continue;
-		}
-		snprintf(ended, sizeof(ended), "ended %d", WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
-		put("/proc/mconsole", ended);
-	}
 }

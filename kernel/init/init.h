@@ -3,8 +3,9 @@
 #ifndef SKBLAB_INIT_H
 #define SKBLAB_INIT_H
 
-#include <signal.h>
+#include <poll.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 /* tell.c: words on the console, words into files */
 void complain(const char *what);
@@ -20,7 +21,27 @@ struct root {
 };
 struct root mount_root(void);
 void hand_over(const struct root *root);
-void keep_console(sigset_t interrupt);
-void run_commands(sigset_t interrupt);
+void keep_consoles(void);
+
+/* exec.c: commands that the host asks for */
+void serve_commands(const struct root *root);
+
+/* terminal.c: a terminal for one of them */
+struct carried {
+	size_t from, to;
+	char bytes[4096];
+};
+struct terminal {
+	int master, command; /* its two sides */
+	int input, output; /* the host's pipes */
+	bool hung_up;
+	struct carried typed, shown;
+};
+#define TERMINAL_POLLS 3
+int terminal_open(struct terminal *terminal, int input, int output, unsigned int rows, unsigned int columns);
+void terminal_resize(const struct terminal *terminal, unsigned int rows, unsigned int columns);
+int terminal_wants(const struct terminal *terminal, struct pollfd *polls);
+void terminal_moves(struct terminal *terminal, const struct pollfd *polls);
+void terminal_drain(struct terminal *terminal);
 
 #endif

@@ -3,7 +3,6 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,62 +39,46 @@ static char *from_hex(char *text)
 }
 
 /* Become a shell among the host's own programs. */
-static void run_shell(sigset_t interrupt, const char *option, const char *command)
+static void run_shell(void)
 {
-	sigprocmask(SIG_UNBLOCK, &interrupt, NULL);
 	if (chroot(ROOT) < 0 || chdir("/tmp") < 0)
 		_exit(126);
-	execve("/bin/sh", (char *[]){ "sh", (char *)option, (char *)command, NULL },
+	execve("/bin/sh", (char *[]){ "sh", "-i", NULL },
 	       (char *[]){ "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "TERM=linux", "PS1=guest# ",
-			   "PYTHONUNBUFFERED=1", NULL });
+			   NULL });
 	_exit(127);
 }
 
-/*
- * A shell for each skblab_runN. What they print goes to the kernel's log. Their end is told to the host: a command that
- * was to serve and has ended will not answer.
- */
-void run_commands(sigset_t interrupt)
+/* A shell on a terminal, another one when it ends; the host has the terminal's other side. */
+static void keep_console(int number)
 {
-	char name[32];
+	char path[32];
 
-	/* Not before the host says so (mconsole "cad"): it wants to see what they do from their first moment. */
-	sigwaitinfo(&interrupt, NULL);
-	for (int number = 0;; number++) {
-		char *command;
-
-		snprintf(name, sizeof(name), "skblab_run%d", number);
-		command = getenv(name);
-		if (!command)
-			return;
-		from_hex(command);
-		if (fork() == 0) {
-			setsid();
-			run_shell(interrupt, "-c", command);
-		}
-	}
-}
-
-/* A shell on tty1, another one when it ends; the host has the terminal's other side. */
-void keep_console(sigset_t interrupt)
-{
-	if (!getenv("skblab_console") || fork())
-		return;
+	snprintf(path, sizeof(path), ROOT "/dev/tty%d", number);
 	for (;;) {
 		if (fork() == 0) {
 			int fd;
 
 			setsid();
-			fd = open(ROOT "/dev/tty1", O_RDWR);
+			fd = open(path, O_RDWR);
 			if (fd < 0 || ioctl(fd, TIOCSCTTY, 0) < 0)
 				complain("cannot open the console");
 			dup2(fd, 0);
 			dup2(fd, 1);
 			dup2(fd, 2);
-			run_shell(interrupt, "-i", NULL);
+			run_shell();
 		}
 		wait(NULL);
 	}
+}
+
+void keep_consoles(void)
+{
+	const char *consoles = getenv("skblab_consoles");
+
+	for (int number = 1; consoles && number <= atoi(consoles); number++)
+		if (fork() == 0)
+			keep_console(number);
 }
 
 /* A directory of the host's, with everything that is written kept in memory; read-only where that is refused. */
@@ -117,6 +100,7 @@ static bool mount_directory(const char *directory)
 	mount_at("proc", "proc");
 	mount_at("sys", "sysfs");
 	mount_at("dev", "devtmpfs");
+	mount_at("dev/pts", "devpts");
 	mount_at("tmp", "tmpfs");
 	mount_at("run", "tmpfs");
 	return true;

@@ -106,7 +106,13 @@ class DiskInUse(DiskError):
 
 
 class GuestCommandFailed(SkblabError):
-    """A command that was to serve in the guest has ended."""
+    """A command in the guest that cannot be started, or that has ended before its time."""
+
+
+class NoSuchProgram(SkblabError):
+    """A program that is not in the guest, or cannot be run there; the status is a shell's, 127 or 126."""
+
+    exit_status = 127
 
 
 class GuestLost(SkblabError):

@@ -35,6 +35,7 @@ from skblab.record.tracer import Tracer
 from skblab.rule import Occurrence, Rule
 from skblab.serve import start_commands
 
+MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
 MINIMUM_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
 
 _numbers = itertools.count(1)
@@ -60,6 +61,7 @@ class Lab:
     :param root: a directory, or ``"host"`` for ``/``: the guest's programs see its files;
         what they write stays in memory
     :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first
+    :param consoles: how many virtual consoles it has, each with a shell, or a login of the disk's; with a root
     :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port
     :param steps_bytes: the memory between a trace's kernel and its file, a power of two
     :param from_boot: the kernel stands before its first instruction, until ``gdb_prompt()`` lets it go
@@ -80,6 +82,7 @@ class Lab:
         boot_timeout_s: float = 15.0,
         root: str = "",
         disks: Sequence[str] = (),
+        consoles: int = 1,
         commands: Sequence[str] = (),
         from_boot: bool = False,
         steps_bytes: int = STEPS_BYTES,
@@ -96,10 +99,10 @@ class Lab:
             raise UsageError(f"no such directory: {root}", mend='root="host", or a directory')
         if commands and from_boot:
             raise UsageError("a kernel that stands still runs no commands", mend="without -g, or without --from-boot")
-        if commands and disks:
-            raise UsageError("a disk's own init starts its programs", mend="without -g, or --root instead of --disk")
-        if commands and not root:
+        if commands and not (root or disks):
             raise UsageError("a command in the guest needs a root file system", mend='root="host", or --root host')
+        if not 0 <= consoles <= MOST_CONSOLES:
+            raise UsageError(f"a guest has no {consoles} consoles", mend=f"{MOST_CONSOLES} at most")
         self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
         self._wanted_image = image
         self._series, self._variant = series, variant
@@ -109,6 +112,7 @@ class Lab:
         self._boot_timeout_s = boot_timeout_s
         self._disks = tuple(Disk.parse(disk) for disk in disks)
         self._commands = tuple(commands)
+        self._consoles = consoles if root or disks else 0
         self._stack: ExitStack | None = None
         self._from_boot = from_boot
         self._steps_bytes = steps_bytes
@@ -166,7 +170,7 @@ class Lab:
         self._agent = Agent(channel, self.image, self._why_lost)
         stack.callback(self._agent.close)
         stack.enter_context(guest_socket)
-        self.terminal = Terminal.make(stack) if self._root or self._disks else None
+        self.terminals = [Terminal.make(stack) for _ in range(self._consoles)]
         boot = Boot(
             agent_fds=(channel.memory_fd, guest_socket.fileno()),
             kernel=self.image.kernel,
@@ -176,22 +180,21 @@ class Lab:
             extra=self._kernel_arguments,
             root=self._root,
             disks=tuple(disk.file for disk in self._disks),
-            commands=self._commands,
             stopped=self._from_boot,
-            terminal_fd=self.terminal.guest_fd if self.terminal else -1,
+            terminal_fds=tuple(terminal.guest_fd for terminal in self.terminals),
         )
         self.guest = Guest.boot(boot, self.namespaces, self.console)
         stack.callback(self.guest.close)
-        if self.terminal:
-            self.terminal.hand_over()
+        for terminal in self.terminals:
+            terminal.hand_over()
         guest_socket.close()  # the guest has it now: its end is then the end of the socket
         if not self._from_boot:
             self._receive_one_by_one()
 
     def _join(self, stack: ExitStack) -> None:
         namespaces = stack.enter_context(JoinedNamespaces(self.name))
-        kernel_pidfd, console_fd, notify_fd, *terminal = namespaces.fds
-        self.terminal = Terminal(terminal[0], stack) if terminal else None
+        kernel_pidfd, console_fd, notify_fd, *terminals = namespaces.fds
+        self.terminals = [Terminal(descriptor, stack) for descriptor in terminals]
         self.namespaces, about = namespaces, namespaces.about
         self.image = Image.open(Path(about["image"]))
         self.console = Console(console_fd)
@@ -213,6 +216,11 @@ class Lab:
             self._stack.callback(self._agent.close)
         return self._agent
 
+    @property
+    def terminal(self) -> Terminal | None:
+        """The first of the guest's virtual consoles (``terminals`` has all), or None."""
+        return next(iter(self.terminals), None)
+
     def keep(self) -> None:
         """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it."""
         channel = self._ready_agent().channel
@@ -221,7 +229,7 @@ class Lab:
             channel.memory_fd,
             channel.socket.fileno(),
         )
-        fds += (self.terminal.fd,) if self.terminal else ()
+        fds += tuple(terminal.fd for terminal in self.terminals)
         self.namespaces.keep(fds, {"image": str(self.image.path)})
         channel.kept = True
 

@@ -1,6 +1,7 @@
 """The command line: parse, call, print. No logic of its own."""
 
 import argparse
+import importlib
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ examples:
   skblab hold -- ping guest                    hold single packets on a screen, and decide about each
   skblab gdb -- ping guest                     gdb's own prompt on the guest kernel, with commands for packets
   skblab up; skblab exec lab -- ping guest     a lab for several terminals; skblab down ends it
+  skblab exec --guest lab -- ip neigh          a command in the guest; skblab cp FILE lab:/tmp/
   skblab mconsole lab sysrq m                  ask the guest's kernel itself
   skblab image build                           build the guest kernel (once; some minutes)
   skblab up --disk my.cow,debian.ext4          a guest with a disk; skblab disk build makes one
@@ -28,28 +30,16 @@ examples:
 
 completion:  eval "$(register-python-argcomplete skblab)"
 """
+# In the order in which --help lists them; each module registers its own.
+COMMANDS = (
+    "run", "hold", "ping", "trace", "show", "export", "diff", "probes", "gdb", "labs", "cp", "mconsole", "image",
+    "disk", "doctor",
+)  # fmt: skip
 INTERRUPTED = 130
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from skblab.cli import (  # noqa: PLC0415 - each registers itself
-        diff,
-        disk,
-        doctor,
-        export,
-        gdb,
-        hold,
-        image,
-        labs,
-        mconsole,
-        ping,
-        probes,
-        run,
-        show,
-        trace,
-    )
-
     top = argparse.ArgumentParser(
         prog="skblab",
         description="Stop packets inside a running Linux kernel.",
@@ -59,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     top.add_argument("-v", "--verbose", action="store_true", help="say which programs are started")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, hold, ping, trace, show, export, diff, probes, gdb, labs, mconsole, image, disk, doctor):
-        module.register(commands)
+    for name in COMMANDS:
+        importlib.import_module(f"skblab.cli.{name}").register(commands)
     return top
 
 

@@ -1,18 +1,20 @@
 """``skblab up``, ``ls``, ``down``, ``exec``, ``shell``, ``console``, ``log``: labs that several terminals share."""
 
 import argparse
+import contextlib
 import json
 import os
 import select
 import sys
 import termios
 import time
-import tty
 from collections.abc import Callable
 from dataclasses import asdict
 
+from skblab.cli import tmux
 from skblab.cli.options import add_guest_options, add_lab_options, complete, lab_from, lab_names
 from skblab.errors import UsageError
+from skblab.guest.session import raw_keyboard
 from skblab.guest.terminal import NAME_OF_LEAVE
 from skblab.host import registry
 from skblab.host.process import Running, exit_status
@@ -33,6 +35,29 @@ examples:
 Any number of terminals can use one lab; rules and holds are one command's at a time, and so is gdb.
 """
 
+EXEC_EXAMPLES = """\
+examples:
+  skblab exec lab -- ping -c3 guest             on the host side of the link
+  skblab exec --guest lab -- ip -s link         in the guest
+  skblab exec --guest lab -- bash               with a terminal, where stdin and stdout are one
+  skblab exec --guest lab -- tcpdump -i vec0 -w - -c 10 >guest.pcap
+  tar c . | skblab exec --guest lab -- tar xC /tmp
+
+stdin, stdout, stderr and the exit status are the command's: 128 and the signal's number where a signal ended it, 127
+where there is no such program. Ctrl-C is for the command; where skblab itself is ended, a command in the guest gets
+SIGHUP. The built-in root has no programs: a lab has some with --root host, --root DIR or --disk FILE.
+"""
+
+CONSOLE_EXAMPLES = """\
+examples:
+  skblab up deb --disk deb.cow --consoles 6
+  skblab console deb 2                          the second of six: a login of the disk's, or a shell
+  skblab console deb --tmux                     all six as windows of a tmux session
+
+A console is there as long as its lab; whoever comes back to it finds what he left. A single command, with its status
+and its pipes, is skblab exec --guest.
+"""
+
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands."""
@@ -46,14 +71,19 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     down = _command(commands, "down", _down, "end labs that are up")
     complete(down.add_argument("names", nargs="*", metavar="NAME", help=f"default: {DEFAULT_NAME}"), lab_names)
     down.add_argument("--all", action="store_true", help="every lab that is up")
-    execute = _command(commands, "exec", _exec, "run a command on the host side of a lab",
-                       "example:\n  skblab exec lab -- ping -c3 guest\n")  # fmt: skip
+    execute = _command(
+        commands, "exec", _exec, "run a command on the host side of a lab, or in its guest", EXEC_EXAMPLES
+    )
+    execute.add_argument("--guest", action="store_true", help="in the guest, instead of on the host side")
     complete(execute.add_argument("name", metavar="NAME"), lab_names)
     execute.add_argument("command", nargs="+", metavar="COMMAND", help="after --; its exit status is skblab's")
     shell = _command(commands, "shell", _shell, "start your shell on the host side of a lab")
     complete(shell.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME"), lab_names)
-    console = _command(commands, "console", _console, f"talk to a shell in a lab's guest; {NAME_OF_LEAVE} leaves")
+    console = _command(commands, "console", _console, f"talk to a virtual console of a guest; {NAME_OF_LEAVE} leaves",
+                       CONSOLE_EXAMPLES)  # fmt: skip
     complete(console.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME"), lab_names)
+    console.add_argument("number", nargs="?", type=int, default=1, metavar="N", help="which one (default: %(default)s)")
+    console.add_argument("--tmux", action="store_true", help="all of them, each in a window of a tmux session")
     log = _command(commands, "log", _log, "print what a lab's guest kernel has said")
     complete(log.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME"), lab_names)
     log.add_argument("-f", "--follow", action="store_true", help="go on as it says more, until the lab ends")
@@ -118,7 +148,13 @@ def _down(arguments: argparse.Namespace) -> int:
 
 
 def _exec(arguments: argparse.Namespace) -> int:
-    return _run_in(arguments.name, arguments.command)
+    if not arguments.guest:
+        return _run_in(arguments.name, arguments.command)
+    from skblab.guest.session import run_here  # noqa: PLC0415
+    from skblab.lab import Lab  # noqa: PLC0415
+
+    with Lab.join(arguments.name) as lab:
+        return exit_status(run_here(lab.guest, arguments.command))
 
 
 def _shell(arguments: argparse.Namespace) -> int:
@@ -146,27 +182,31 @@ def _status(client: Running) -> int:
 def _console(arguments: argparse.Namespace) -> int:
     from skblab.lab import Lab  # noqa: PLC0415
 
-    with Lab.join(arguments.name) as lab:
+    name, number = arguments.name, arguments.number
+    with Lab.join(name) as lab:
         lab.check()
-        if lab.terminal is None:
+        if not lab.terminals:
             raise UsageError(
-                f"the guest of {arguments.name} has no programs to talk to",
+                f"the guest of {name} has no consoles: nor has it programs to talk to",
                 mend="skblab up NAME --root host, or --disk FILE",
             )
-        print(f"skblab: a shell in the guest of {arguments.name}; {NAME_OF_LEAVE} leaves", file=sys.stderr)
-        keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
-        before = None
-        if os.isatty(keyboard):
-            before = termios.tcgetattr(keyboard)
-            tty.setraw(keyboard)
-            termios.tcsetwinsize(lab.terminal.fd, termios.tcgetwinsize(keyboard))
-        os.write(lab.terminal.fd, b"\r")  # for a prompt
-        try:
-            ended = lab.terminal.talk(keyboard, screen, lab.guest.pidfd)
-        finally:
-            if before:
-                termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
-                print(file=sys.stderr)
+        if not 1 <= number <= len(lab.terminals):
+            raise UsageError(
+                f"the guest of {name} has no console {number}", found=f"it has {len(lab.terminals)}",
+                mend="skblab up NAME --consoles N",
+            )  # fmt: skip
+        if arguments.tmux:
+            return tmux.show(name, len(lab.terminals))
+        terminal = lab.terminals[number - 1]
+        print(f"skblab: console {number} of {name}'s guest; {NAME_OF_LEAVE} leaves", file=sys.stderr)
+        keyboard = sys.stdin.fileno()
+        with contextlib.ExitStack() as stack:
+            if os.isatty(keyboard):
+                stack.callback(print, file=sys.stderr)
+                stack.enter_context(raw_keyboard())
+                termios.tcsetwinsize(terminal.fd, termios.tcgetwinsize(keyboard))
+            os.write(terminal.fd, b"\r")  # for a prompt
+            ended = terminal.talk(keyboard, sys.stdout.fileno(), lab.guest.pidfd)
         if ended:
             raise lab.guest.lost()
     return 0

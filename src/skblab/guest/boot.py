@@ -17,6 +17,7 @@ from skblab.guest import mconsole
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import diagnose, disk_refused
 from skblab.guest.panic import GuestPanicked, PanicWatch, panicked
+from skblab.guest.programs import Programs
 from skblab.host import process
 from skblab.host.namespace import Namespaces
 from skblab.image.store import cache_dir
@@ -38,10 +39,9 @@ class Boot:
     extra: tuple[str, ...] = ()
     root: str = ""  # a directory of the host's, whose files the guest's programs see
     disks: tuple[Path, ...] = ()  # images or COW files; the first has the root, and an init of its own
-    commands: tuple[str, ...] = ()  # to be run there, each by a shell
     agent_fds: tuple[int, ...] = ()  # memory and socket, to be handed over
     stopped: bool = False  # before its first instruction: whoever lets it go on waits for it
-    terminal_fd: int = -1  # of a shell in the guest, to be handed over; it needs a root
+    terminal_fds: tuple[int, ...] = ()  # of its virtual consoles, to be handed over; they need a root
 
 
 def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
@@ -68,19 +68,19 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
         "skblab_link=vec0",
         f"skblab_ip4={ip4}",
         f"skblab_ip6={ip6}",
-        *(["skblab_memory={fd1}", "skblab_socket={fd2}"] if boot.agent_fds else []),
+        *(["skblab_memory={fd1}", "skblab_socket={fd2}", "skblab_requests={requests}"] if boot.agent_fds else []),
         *([f"skblab_root={boot.root.encode().hex()}"] if boot.root else []),
         # The link is called as we have called it, whatever the disk's udev would call it.
         *(["skblab_disk=1", "net.ifnames=0"] if boot.disks else []),
         *(f"ubd{number}={disk}" for number, disk in enumerate(boot.disks)),
-        *(["skblab_console=1", "con1=fd:{fd3}"] if boot.terminal_fd >= 0 else []),
-        *(f"skblab_run{number}={command.encode().hex()}" for number, command in enumerate(boot.commands)),
+        *([f"skblab_consoles={len(boot.terminal_fds)}"] if boot.terminal_fds else []),
+        *(f"con{number}=fd:{{fd{number + 2}}}" for number in range(1, len(boot.terminal_fds) + 1)),
         *([f"lpj={lpj}"] if lpj else []),
         *boot.extra,
     ]
 
 
-class Guest:
+class Guest(Programs):
     """A running guest kernel: its process, its console, its end."""
 
     spawned_s = ready_s = 0.0  # time.perf_counter(), where this process booted it
@@ -109,7 +109,7 @@ class Guest:
         spawned_s = time.perf_counter()
         reply, (pidfd, notify) = namespaces.request(
             "boot",
-            [console.writer, *boot.agent_fds, *([boot.terminal_fd] if boot.terminal_fd >= 0 else [])],
+            [console.writer, *boot.agent_fds, *boot.terminal_fds],
             argv=arguments(boot, namespaces, int(known) if known.isdigit() else None),
             stopped=boot.stopped,
         )

@@ -39,6 +39,7 @@ ADDR_NO_RANDOMIZE = 0x0040000
 
 PRIVATE = "/dev/shm"  # noqa: S108 - a tmpfs of the lab's own is mounted there
 MESSAGE_BYTES = 1 << 16
+DESCRIPTORS = 32  # beside a message, at most
 DATAGRAMS = (
     512  # that wait for their reader (unix(7), max_dgram_qlen; 10 by default): UML drops an answer that does not
 )
@@ -142,9 +143,13 @@ class LabInit:
         self.listener: socket.socket | None = None
         self.about: dict[str, Any] = {}
         self.kept: list[int] = []
+        self.given: socket.socket | None = None  # open until it is sent
         self.agent_user: tuple[socket.socket, dict[str, Any]] | None = None
         self.farewells = self.farewells_due = 0
         self.notifications = Notifications()
+        # A connection for each command that is to run in the guest goes through here (kernel/init/exec.c).
+        self.requests, self.guest_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.requests.setblocking(False)  # noqa: FBT003 - a kernel that stands still takes none
 
     def serve(self) -> None:
         """Answer requests; return when there is nobody who asks, or could."""
@@ -172,7 +177,7 @@ class LabInit:
 
     def answer(self, controller: socket.socket) -> None:
         """Answer one request of a controller, or note that it is gone."""
-        data, fds, _, _ = socket.recv_fds(controller, MESSAGE_BYTES, 16)
+        data, fds, _, _ = socket.recv_fds(controller, MESSAGE_BYTES, DESCRIPTORS)
         if not data:
             raise ConnectionResetError
         request = json.loads(data)
@@ -183,7 +188,10 @@ class LabInit:
             reply, give = {"error": str(error), "errno": error.errno or 0, "detail": str(error)}, []
         for descriptor in fds:
             os.close(descriptor)
-        socket.send_fds(controller, [json.dumps(reply).encode()], give)
+        try:
+            socket.send_fds(controller, [json.dumps(reply).encode()], give)
+        finally:
+            self.given = None  # whoever has it is to be the only one, so that his end is heard at the other side
 
     def hang_up(self, controller: socket.socket) -> None:
         """Forget a controller that is gone; the agent, if it had it, lets go of all that it asked for."""
@@ -226,6 +234,7 @@ class LabInit:
             self.become_kernel(argv, fds, stopped)
         self.kernel_pidfd = os.pidfd_open(self.kernel)
         os.close(self.link.guest_fd)  # the guest has it now, and the link is to end with the guest
+        self.guest_requests.close()
         return {"pid": self.kernel}, [self.kernel_pidfd, self.given.fileno()]
 
     def do_keep(self, fds: list[int], about: dict[str, Any], who: dict[str, Any]) -> Answer:
@@ -267,8 +276,9 @@ class LabInit:
             os.dup2(fds[0], 1)
             os.dup2(fds[0], 2)
             values = {"{link}": str(self.link.guest_fd), "{private}": PRIVATE}
+            values["{requests}"] = str(self.guest_requests.fileno())
             values |= {f"{{fd{number}}}": str(descriptor) for number, descriptor in enumerate(fds)}
-            for descriptor in (self.link.guest_fd, *fds[1:]):
+            for descriptor in (self.link.guest_fd, self.guest_requests.fileno(), *fds[1:]):
                 os.set_inheritable(descriptor, True)  # noqa: FBT003
             words = argv
             for place, value in values.items():
@@ -296,9 +306,7 @@ class LabInit:
     def do_socket(self, fds: list[int], family: int, kind: int, protocol: int) -> Answer:
         """Open a socket on the host side of the link and give it away."""
         del fds
-        self.given = socket.socket(
-            family, kind, protocol
-        )  # kept until the next one, so that it is open while it is sent
+        self.given = socket.socket(family, kind, protocol)
         return {}, [self.given.fileno()]
 
     def do_mconsole(self, fds: list[int]) -> Answer:
@@ -307,6 +315,14 @@ class LabInit:
         self.given = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.given.bind("")  # autobind: an abstract name of the kernel's choice, unix(7)
         self.given.connect(f"{PRIVATE}/uml/guest/mconsole")
+        return {}, [self.given.fileno()]
+
+    def do_command(self, fds: list[int]) -> Answer:
+        """Give a connection to the guest's server of commands; what is said on it is between the two."""
+        del fds
+        self.given, guests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with guests:
+            socket.send_fds(self.requests, [b"\0"], [guests.fileno()])
         return {}, [self.given.fileno()]
 
     def do_ip(self, fds: list[int], program: str, lines: list[str]) -> Answer:

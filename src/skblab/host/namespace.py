@@ -118,7 +118,7 @@ class Namespaces:
     def _receive(self, what: str) -> tuple[dict[str, Any], list[int]]:
         assert self._control
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, lab_init.MESSAGE_BYTES, 8)
+            data, fds, _, _ = socket.recv_fds(self._control, lab_init.MESSAGE_BYTES, lab_init.DESCRIPTORS)
         except TimeoutError:
             raise Timeout(
                 f"lab {self.name}: its first process did not answer in time", found=f"asked for: {what}"

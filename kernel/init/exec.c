@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Commands that the host asks for: a server, a child of init's, that forks a keeper for each. The keeper starts the
+ * command in the guest's root, passes signals on to it, and tells how it ended; where the host hangs up, the command gets
+ * SIGHUP. The command reads and writes the host's own pipes (kernel/agent/hostfile.c): nothing is copied here, but for a
+ * terminal (terminal.c).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../agent/hostfile_abi.h"
+#include "exec_abi.h"
+#include "init.h"
+
+#define PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+struct failure {
+	int error;
+	enum exec_step step;
+};
+
+static void tell(int connection, enum exec_kind kind, int value, enum exec_step step)
+{
+	struct exec_message message = { .kind = kind, .value = value, .step = step };
+
+	if (write(connection, &message, sizeof(message)) < 0)
+		return; /* nobody is there to be told */
+}
+
+/* Split what follows a request's head into its words; false where they are not all there. */
+static bool split(const struct exec_message *request, size_t bytes, char **words)
+{
+	char *next = (char *)request->text, *end = (char *)request + bytes;
+
+	if (bytes <= sizeof(*request) || end[-1])
+		return false;
+	for (size_t i = 0; i < 1 + request->argc + request->envc; i++) {
+		if (next >= end)
+			return false;
+		words[i] = next;
+		next += strlen(next) + 1;
+	}
+	return request->argc > 0;
+}
+
+static int enter_root(int root)
+{
+	return fchdir(root) < 0 || chroot(".") < 0 ? -1 : 0;
+}
+
+/* Become the command; on *failed*, which ends with execve(2), what kept us from it. */
+static void become(const struct exec_message *request, char **words, const int *standard, int failed, const char *home)
+{
+	char **argv = calloc(request->argc + 1, sizeof(*argv)), **envp = calloc(request->envc + 1, sizeof(*envp));
+	struct failure failure = { 0 };
+	sigset_t none;
+
+	for (uint32_t i = 0; argv && i < request->argc; i++)
+		argv[i] = words[1 + i];
+	for (uint32_t i = 0; envp && i < request->envc; i++)
+		envp[i] = words[1 + request->argc + i];
+	setsid();
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	signal(SIGCHLD, SIG_DFL);
+	signal(SIGPIPE, SIG_DFL);
+	if (request->terminal && ioctl(standard[0], TIOCSCTTY, 0) < 0)
+		failure = (struct failure){ errno, EXEC_STEP_TERMINAL };
+	for (int i = 0; i < 3; i++)
+		dup2(standard[i], i);
+	environ = envp;
+	setenv("PATH", PATH, 0);
+	setenv("HOME", home, 0);
+	if (!failure.error && *words[0] && chdir(words[0]) < 0)
+		failure = (struct failure){ errno, EXEC_STEP_DIRECTORY };
+	else if (!*words[0] && chdir(getenv("HOME")) < 0 && chdir("/") < 0)
+		failure = (struct failure){ errno, EXEC_STEP_DIRECTORY };
+	if (!failure.error) {
+		execvp(argv[0], argv);
+		failure = (struct failure){ errno, access("/agent.ko", F_OK) ? EXEC_STEP_PROGRAM : EXEC_STEP_NO_PROGRAMS };
+	}
+	if (write(failed, &failure, sizeof(failure)) < 0)
+		_exit(126);
+	_exit(127);
+}
+
+static void no_action(int number)
+{
+	(void)number;
+}
+
+/* Obey the host, and carry the terminal's bytes, until the command has ended; return its status. */
+static int keep(int connection, pid_t command, bool stays, struct terminal *terminal)
+{
+	struct pollfd watched[1 + TERMINAL_POLLS] = { { .fd = connection, .events = POLLIN } };
+	sigset_t none;
+	int status;
+
+	sigemptyset(&none);
+	while (waitpid(command, &status, WNOHANG) == 0) {
+		int count = 1 + (terminal ? terminal_wants(terminal, watched + 1) : 0);
+
+		if (ppoll(watched, count, NULL, &none) < 0)
+			continue; /* SIGCHLD, which is let in here alone */
+		if (terminal)
+			terminal_moves(terminal, watched + 1);
+		if (watched[0].revents) {
+			struct exec_message order;
+
+			if (read(connection, &order, sizeof(order)) < (ssize_t)sizeof(order)) {
+				if (!stays) {
+					kill(-command, SIGHUP);
+					kill(-command, SIGCONT);
+				}
+				watched[0].fd = -1;
+			} else if (order.kind == EXEC_SIGNAL) {
+				kill(-command, order.value);
+			} else if (order.kind == EXEC_WINDOW && terminal) {
+				terminal_resize(terminal, order.rows, order.columns);
+			}
+		}
+	}
+	if (terminal)
+		terminal_drain(terminal);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+}
+
+/* Run one command for the host at the other end of a connection. */
+static void serve_command(int connection, int root, const char *home)
+{
+	static char bytes[EXEC_MESSAGE_BYTES];
+	struct hostfile_message received = { .data = (uintptr_t)bytes, .bytes = sizeof(bytes) };
+	const struct exec_message *request = (struct exec_message *)bytes;
+	struct failure failure = { 0 };
+	struct terminal terminal;
+	sigset_t ended;
+	char **words;
+	int standard[3], failed[2];
+	int got = ioctl(connection, HOSTFILE_RECEIVE, &received);
+	pid_t command;
+
+	if (got <= 0)
+		return; /* it has hung up before it asked */
+	words = got < (int)sizeof(*request) ? NULL : calloc(1 + request->argc + request->envc, sizeof(*words));
+	if (!words || !split(request, got, words) || received.count != (request->terminal ? 2u : 3u)) {
+		tell(connection, EXEC_FAILED, EINVAL, EXEC_STEP_REQUEST);
+		return;
+	}
+	if (enter_root(root) < 0) {
+		tell(connection, EXEC_FAILED, errno, EXEC_STEP_ROOT);
+		return;
+	}
+	for (uint32_t i = 0; i < received.count; i++) {
+		standard[i] = received.fds[i];
+		if (standard[i] < 0) {
+			tell(connection, EXEC_FAILED, -standard[i], EXEC_STEP_REQUEST);
+			return;
+		}
+	}
+	if (request->terminal) {
+		if (terminal_open(&terminal, standard[0], standard[1], request->rows, request->columns) < 0) {
+			tell(connection, EXEC_FAILED, errno, EXEC_STEP_TERMINAL);
+			return;
+		}
+		standard[0] = standard[1] = standard[2] = terminal.command;
+	}
+	sigemptyset(&ended);
+	sigaddset(&ended, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &ended, NULL);
+	signal(SIGCHLD, no_action);
+	signal(SIGPIPE, SIG_IGN);
+	if (pipe2(failed, O_CLOEXEC) < 0 || (command = fork()) < 0) {
+		tell(connection, EXEC_FAILED, errno, EXEC_STEP_FORK);
+		return;
+	}
+	if (command == 0)
+		become(request, words, standard, failed[1], home);
+	/* What the command has, it has alone: its end is the end of its pipes. */
+	close(failed[1]);
+	for (int i = 0; i < (request->terminal ? 1 : 3); i++)
+		close(standard[i]);
+	if (read(failed[0], &failure, sizeof(failure)) == sizeof(failure)) {
+		tell(connection, EXEC_FAILED, failure.error, failure.step);
+		return;
+	}
+	close(failed[0]);
+	tell(connection, EXEC_STARTED, command, 0);
+	tell(connection, EXEC_ENDED, keep(connection, command, request->stays, request->terminal ? &terminal : NULL), 0);
+}
+
+/* Start the server, where the kernel has files of the host's for it. The commands' / is *root*. */
+void serve_commands(const struct root *root)
+{
+	int control = open("/proc/" HOSTFILE_PROC, O_RDONLY | O_CLOEXEC);
+	int requests = ioctl(control, HOSTFILE_REQUESTS);
+	int at = open(root->at ? root->at : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* the same, wherever it is moved to */
+	pid_t server = requests < 0 || at < 0 ? -1 : fork();
+
+	if (server < 0)
+		complain("cannot serve commands");
+	close(control);
+	if (server) {
+		close(requests);
+		close(at);
+		return;
+	}
+	signal(SIGCHLD, SIG_IGN); /* nobody waits for the keepers */
+	for (;;) {
+		char byte;
+		struct hostfile_message request = { .data = (uintptr_t)&byte, .bytes = 1 };
+		int got = ioctl(requests, HOSTFILE_RECEIVE, &request);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got <= 0)
+			_exit(1);
+		if (fork() == 0) {
+			close(requests);
+			serve_command(request.fds[0], at, root->init ? "/root" : "/tmp");
+			_exit(0);
+		}
+		close(request.fds[0]);
+	}
+}

@@ -1,0 +1,275 @@
+"""Commands in the guest: their pipes are this machine's own, and their end is heard here.
+
+A connection for each command comes from process 1 of the lab; at its other end is a keeper in the guest
+(kernel/init/exec.c, and exec_abi.h for the messages). It is given the guest's ends of the command's pipes, which the
+guest's kernel makes files of its own (kernel/agent/hostfile.c): nobody copies, and whoever does not read holds up
+nobody but his own command.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+from typing import IO, TYPE_CHECKING, Self
+
+from skblab.errors import GuestCommandFailed, NoSuchProgram, SkblabError, Timeout, UsageError
+from skblab.guest.streams import AT_ONCE_BYTES, Streams
+from skblab.host.process import Argument, Stream
+
+if TYPE_CHECKING:
+    import threading
+
+HEADER = struct.Struct("=IiIIIIIII")
+MESSAGE_BYTES = 192 * 1024
+START_TIMEOUT_S = 20.0
+
+
+class Kind(IntEnum):
+    """Of a message: kernel/init/exec_abi.h enum exec_kind."""
+
+    START = 1
+    SIGNAL = 2
+    WINDOW = 3
+    STARTED = 4
+    FAILED = 5
+    ENDED = 6
+
+
+class Step(IntEnum):
+    """What failed: kernel/init/exec_abi.h enum exec_step."""
+
+    PROGRAM = 0
+    NO_PROGRAMS = 1
+    DIRECTORY = 2
+    ROOT = 3
+    TERMINAL = 4
+    FORK = 5
+    REQUEST = 6
+
+
+def _message(
+    kind: Kind, value: int = 0, *, size: tuple[int, int] | None = None, rest: tuple[int, int, int] = (0, 0, 0)
+) -> bytes:
+    return HEADER.pack(kind, value, 0, size is not None, *(size or (0, 0)), *rest)
+
+
+class Command:
+    """A command that runs in the guest, as subprocess.Popen has one that runs here.
+
+    ``stdin``, ``stdout``, ``stderr`` are files where PIPE was asked for, else None. Whoever drops it hangs up: the
+    command gets SIGHUP.
+    """
+
+    def __init__(self, args: Sequence[str], connection: socket.socket, lost: Callable[[], SkblabError]) -> None:
+        self.args = args
+        self.stdin: IO[bytes] | None = None
+        self.stdout: IO[bytes] | None = None
+        self.stderr: IO[bytes] | None = None
+        self.returncode: int | None = None
+        self.pid = 0  # in the guest
+        self._connection = connection
+        self._lost = lost
+        self.relays: list[threading.Thread] = []  # of what it says
+
+    def fileno(self) -> int:
+        """Return what is readable once the command has ended."""
+        return self._connection.fileno()
+
+    def _receive(self, deadline: float | None) -> tuple[Kind, int, Step] | None:
+        """Return the keeper's next word, or None where the time is over."""
+        left = None if deadline is None else max(deadline - time.monotonic(), 0)
+        if not select.select([self._connection], [], [], left)[0]:
+            return None
+        with contextlib.suppress(ConnectionError):
+            if data := self._connection.recv(HEADER.size):
+                kind, value, step, *_ = HEADER.unpack(data)
+                return Kind(kind), value, Step(step)
+        raise self._lost()
+
+    def started(self) -> Self:
+        """Wait until the command runs.
+
+        :raises NoSuchProgram: it cannot: there is no such program
+        :raises GuestCommandFailed: it cannot, for another reason
+        :raises Timeout: the guest says nothing
+        """
+        said = self._receive(time.monotonic() + START_TIMEOUT_S)
+        if said is None:
+            raise Timeout(
+                f"the guest has not started {self.args[0]} within {START_TIMEOUT_S:g} s",
+                mend="a kernel that stands still under gdb starts nothing: let it go on",
+            )
+        kind, value, step = said
+        if kind is Kind.FAILED:
+            raise _refusal(self.args[0], step, value)
+        self.pid = value
+        return self
+
+    def poll(self) -> int | None:
+        """Return the exit status, minus the number of the signal that ended it, or None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for the end; return as poll().
+
+        :raises subprocess.TimeoutExpired: it runs on
+        :raises GuestLost: the guest kernel is gone
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if self.returncode is None:
+            said = self._receive(deadline)
+            if said is None:
+                assert timeout_s is not None
+                raise subprocess.TimeoutExpired(self.args, timeout_s)
+            self.returncode = said[1]
+            self._connection.close()
+        for relay in self.relays:
+            relay.join()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the command's process group; nothing where it has ended."""
+        self._order(_message(Kind.SIGNAL, number))
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell its terminal another size."""
+        self._order(_message(Kind.WINDOW, size=(rows, columns)))
+
+    def _order(self, message: bytes) -> None:
+        if self.returncode is None:
+            with contextlib.suppress(ConnectionError):
+                self._connection.send(message)
+
+    def communicate(self, input: bytes = b"", timeout_s: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002
+        """Write all of *input*, read all output, wait for the end.
+
+        :raises subprocess.TimeoutExpired: it runs on
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        left = memoryview(input)
+        said: dict[IO[bytes], bytearray] = {pipe: bytearray() for pipe in (self.stdout, self.stderr) if pipe}
+        reads = set(said)
+        writes = {self.stdin} if self.stdin else set()
+        if self.stdin:
+            os.set_blocking(self.stdin.fileno(), False)
+        while reads or writes:
+            wait_s = None if deadline is None else deadline - time.monotonic()
+            if wait_s is not None and wait_s <= 0:
+                assert timeout_s is not None
+                raise subprocess.TimeoutExpired(self.args, timeout_s)
+            readable, writable, _ = select.select(reads, writes, [], wait_s)
+            for pipe in readable:
+                if data := os.read(pipe.fileno(), AT_ONCE_BYTES):
+                    said[pipe] += data
+                else:
+                    reads.discard(pipe)
+                    pipe.close()
+            for pipe in writable:
+                try:
+                    left = left[os.write(pipe.fileno(), left[:AT_ONCE_BYTES]) :] if left else left
+                except BlockingIOError:
+                    continue
+                except BrokenPipeError:  # it does not want the rest
+                    left = left[:0]
+                if not left:
+                    writes.clear()
+                    pipe.close()
+        self.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
+        out, err = (bytes(said[pipe]) if pipe else b"" for pipe in (self.stdout, self.stderr))
+        return out, err
+
+    def close(self) -> None:
+        """Hang up: a command that still runs gets SIGHUP, and its pipes are closed."""
+        self._connection.close()
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def start(
+    open_connection: Callable[[], socket.socket],
+    lost: Callable[[], SkblabError],
+    argv: Sequence[Argument],
+    *,
+    stdin: Stream = subprocess.DEVNULL,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    cwd: str = "",
+    env: Mapping[str, str] | None = None,
+    terminal: tuple[int, int] | None = None,
+    stays: bool = False,
+) -> Command:
+    """Start a command in the guest; see ``Guest.popen()``."""
+    words = [str(word) for word in argv]
+    if not words:
+        raise UsageError("no command")
+    pairs = [f"{name}={value}" for name, value in (env or {}).items()]
+    if any("\0" in word for word in (cwd, *words, *pairs)):
+        raise UsageError("a word of a command has no NUL byte")
+    text = b"".join(os.fsencode(word) + b"\0" for word in (cwd, *words, *pairs))
+    request = _message(Kind.START, size=terminal, rest=(stays, len(words), len(pairs))) + text
+    if len(request) > MESSAGE_BYTES:
+        raise UsageError(f"a command's words come to {len(text)} bytes", mend=f"{MESSAGE_BYTES} at most; use a file")
+    streams = Streams()
+    command = Command(words, open_connection(), lost)
+    try:
+        command.stdin = streams.add(stdin, 0)
+        command.stdout = streams.add(stdout, 1)
+        if terminal is None:
+            command.stderr = streams.add(stderr, 2)
+        with contextlib.suppress(ConnectionError):  # its end is heard below
+            socket.send_fds(command._connection, [request], streams.given)  # noqa: SLF001
+        streams.sent()
+        command.started()
+    except BaseException:
+        streams.close()
+        command.close()
+        raise
+    command.relays = streams.carry()
+    return command
+
+
+def _refusal(program: str, step: Step, number: int) -> SkblabError:
+    reason = os.strerror(number)
+    match step:
+        case Step.NO_PROGRAMS:
+            return NoSuchProgram(
+                f"the guest has no program {program}",
+                found="its built-in root has no programs at all, but its first process, /init",
+                mend="skblab up NAME --root host (this machine's programs), --root DIR, or --disk FILE",
+            )
+        case Step.PROGRAM:
+            error = NoSuchProgram(
+                f"the guest has no program {program}" if number == errno.ENOENT else f"the guest cannot run {program}",
+                found=reason,
+            )
+            error.exit_status = 127 if number == errno.ENOENT else 126
+            return error
+        case Step.DIRECTORY:
+            return GuestCommandFailed(f"the guest cannot start {program} in that directory", found=reason)
+        case _:
+            return GuestCommandFailed(f"the guest cannot start {program}: no {step.name.lower()}", found=reason)

@@ -1,0 +1,178 @@
+"""Programs of the guest: run them, talk to them, copy files by one."""
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal, overload
+
+from skblab.errors import GuestCommandFailed, GuestLost, SkblabError, UsageError
+from skblab.guest.exec import Command, start
+from skblab.host.namespace import Namespaces
+from skblab.host.process import Argument, Stream
+
+LAST_WORDS_S = 1.0  # between the end of a connection and that of the kernel's process
+
+
+class Programs:
+    """What ``lab.guest`` can do with the programs of its root."""
+
+    _namespaces: Namespaces
+    pidfd: int
+
+    def lost(self) -> GuestLost:
+        """Return the error that tells how the guest went."""
+        raise NotImplementedError
+
+    def popen(
+        self,
+        argv: Sequence[Argument],
+        *,
+        stdin: Stream = subprocess.DEVNULL,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        cwd: str = "",
+        env: Mapping[str, str] | None = None,
+        terminal: tuple[int, int] | None = None,
+        stays: bool = False,
+    ) -> Command:
+        """Start a program in the guest; return once it runs.
+
+        :param stdin: as subprocess.Popen takes it, and so *stdout* and *stderr*
+        :param cwd: a directory of the guest's; default: its HOME
+        :param env: names and values beside PATH and HOME, which are there unless they are given
+        :param terminal: rows and columns of a terminal to run it on; then *stdout* has all that it says
+        :param stays: it outlives this process, for as long as the lab does
+
+        :raises NoSuchProgram: it is not there
+        :raises GuestCommandFailed: it cannot be started
+        :raises GuestLost: the guest kernel is gone
+        """
+        return start(
+            self._connection, self._hung_up, argv,
+            stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=env, terminal=terminal, stays=stays,
+        )  # fmt: skip
+
+    @overload
+    def run(
+        self, argv: Sequence[Argument], *, input: str | bytes = ..., check: bool = ..., timeout_s: float | None = ...,
+        cwd: str = ..., env: Mapping[str, str] | None = ..., text: Literal[True] = ...,
+    ) -> subprocess.CompletedProcess[str]: ...  # fmt: skip
+    @overload
+    def run(
+        self, argv: Sequence[Argument], *, input: str | bytes = ..., check: bool = ..., timeout_s: float | None = ...,
+        cwd: str = ..., env: Mapping[str, str] | None = ..., text: Literal[False],
+    ) -> subprocess.CompletedProcess[bytes]: ...  # fmt: skip
+    def run(
+        self,
+        argv: Sequence[Argument],
+        *,
+        input: str | bytes = b"",  # noqa: A002
+        check: bool = False,
+        timeout_s: float | None = None,
+        cwd: str = "",
+        env: Mapping[str, str] | None = None,
+        text: bool = True,
+    ) -> subprocess.CompletedProcess[str] | subprocess.CompletedProcess[bytes]:
+        """Run a program in the guest to its end; return its status and its output, as text or bytes.
+
+        :param input: what it reads
+        :raises subprocess.CalledProcessError: with *check*, its status is not 0
+        :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was hung up on
+        :raises NoSuchProgram: it is not there
+        :raises GuestLost: the guest kernel is gone
+        """
+        given = input.encode() if isinstance(input, str) else input
+        pipe = subprocess.PIPE
+        with self.popen(
+            argv, stdin=pipe if given else subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd=cwd, env=env
+        ) as command:
+            out, err = command.communicate(given, timeout_s)
+        assert command.returncode is not None
+        status = command.returncode
+        if check and status:
+            raise subprocess.CalledProcessError(status, list(command.args), out, err)
+        if not text:
+            return subprocess.CompletedProcess(command.args, status, out, err)
+        texts = (said.decode(errors="replace") for said in (out, err))
+        return subprocess.CompletedProcess(command.args, status, *texts)
+
+    def copy_in(self, path: Path | str, to: str) -> None:
+        """Copy a file, or a directory and all in it, into the guest; modes and times are kept, the owner is root.
+
+        :param to: its name there; or a directory that is there, in which it keeps its name
+        :raises NoSuchProgram: the guest has no tar
+        :raises GuestCommandFailed: tar refused
+        """
+        path = Path(path)
+        if not path.exists():
+            raise UsageError(f"no such file: {path}")
+        inside = to.endswith("/") or self.run(["test", "-d", to]).returncode == 0
+        target = PurePosixPath(to, path.absolute().name) if inside else PurePosixPath(to)
+        argv = ["tar", "-C", str(target.parent), "-xpf", "-"]
+        with self.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as tar:
+            assert tar.stdin
+            assert tar.stdout
+            try:
+                with tar.stdin, tarfile.open(fileobj=tar.stdin, mode="w|") as archive:
+                    archive.add(path, target.name, filter=_owned(0, 0))
+            except BrokenPipeError:
+                pass  # it says why
+            self._ended(tar, tar.stdout.read(), f"cannot copy {path} to {to} in the guest")
+
+    def copy_out(self, path: str, to: Path | str) -> None:
+        """Copy a file, or a directory and all in it, out of the guest; modes and times are kept, the owner is us.
+
+        :param to: its name here; or a directory that is here, in which it keeps its name
+        :raises NoSuchProgram: the guest has no tar
+        :raises GuestCommandFailed: tar refused
+        """
+        source, to = PurePosixPath(path), Path(to)
+        target = to / source.name if to.is_dir() else to
+        owned = _owned(os.geteuid(), os.getegid())
+
+        def kept(member: tarfile.TarInfo, directory: str) -> tarfile.TarInfo:
+            safe = tarfile.tar_filter(member, directory)  # nothing out of *directory*
+            return owned(safe.replace(mode=member.mode))
+
+        argv = ["tar", "-C", str(source.parent), "-cf", "-", "--", source.name]
+        with self.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tar:
+            assert tar.stdout
+            assert tar.stderr
+            with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=tar.stdout, mode="r|") as archive:
+                for member in archive:
+                    rest = PurePosixPath(member.name).relative_to(source.name)
+                    member.name = str(target.name / rest)
+                    archive.extract(member, target.parent, filter=kept)
+            self._ended(tar, tar.stderr.read(), f"cannot copy {path} out of the guest")
+
+    def _ended(self, tar: Command, said: bytes, failed: str) -> None:
+        if tar.wait():
+            raise GuestCommandFailed(failed, found=said.decode(errors="replace").strip())
+
+    def _connection(self) -> socket.socket:
+        try:
+            _, (descriptor,) = self._namespaces.request("command")
+        except SkblabError:
+            if select.select([self.pidfd], [], [], 0)[0]:
+                raise self.lost() from None
+            raise
+        return socket.socket(fileno=descriptor)
+
+    def _hung_up(self) -> SkblabError:
+        """Return why a command's connection has ended without a word."""
+        if select.select([self.pidfd], [], [], LAST_WORDS_S)[0]:
+            return self.lost()
+        return GuestCommandFailed("a command in the guest is lost: what kept it there was killed")
+
+
+def _owned(user: int, group: int) -> Callable[[tarfile.TarInfo], tarfile.TarInfo]:
+    def owned(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.uid, member.gid, member.uname, member.gname = user, group, "", ""
+        return member
+
+    return owned

@@ -1,0 +1,114 @@
+"""Run a command in the guest as if it ran here: this process's terminal or pipes, Ctrl-C, window size, status."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import termios
+import tty
+from collections.abc import Iterator, Sequence
+
+from skblab.guest.exec import Command
+from skblab.guest.programs import Programs
+
+AT_ONCE_BYTES = 1 << 16
+
+
+def run_here(guest: Programs, argv: Sequence[str]) -> int:
+    """Run a command in the guest to its end; return its status, minus the signal's number where one ended it.
+
+    It has a terminal of its own where standard input and output are one; else it has both as they are, and stderr.
+    """
+    if os.isatty(0) and os.isatty(1):
+        return _on_terminal(guest, argv)
+    with _interrupts_kept() as kept, guest.popen(argv, stdin=None) as command:
+        kept.are_for(command)
+        return command.wait()
+
+
+class _Interrupts:
+    """Ctrl-C is for the command, which says what it makes of that; one that comes too early waits for it."""
+
+    def __init__(self) -> None:
+        self._command: Command | None = None
+        self._early = False
+
+    def come(self, number: int, _: object) -> None:
+        """Handle one."""
+        if self._command:
+            self._command.send_signal(number)
+        self._early = True
+
+    def are_for(self, command: Command) -> None:
+        """Send what has come, and what comes."""
+        self._command = command
+        if self._early:
+            command.send_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[_Interrupts]:
+    kept = _Interrupts()
+    before = signal.signal(signal.SIGINT, kept.come)
+    try:
+        yield kept
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _on_terminal(guest: Programs, argv: Sequence[str]) -> int:
+    pipe = subprocess.PIPE
+    environment = {"TERM": os.environ.get("TERM", "dumb")}
+    with guest.popen(argv, stdin=pipe, stdout=pipe, env=environment, terminal=termios.tcgetwinsize(0)) as command:
+        with raw_keyboard(), _window_followed(command):
+            _talk(command)
+        return command.wait()
+
+
+@contextlib.contextmanager
+def raw_keyboard() -> Iterator[None]:
+    """Let every key through as it is; put the terminal right in the end."""
+    before = termios.tcgetattr(0)
+    tty.setraw(0)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _window_followed(command: Command) -> Iterator[None]:
+    before = signal.signal(signal.SIGWINCH, lambda *_: command.resize(*termios.tcgetwinsize(0)))
+    command.resize(*termios.tcgetwinsize(0))  # it may have changed since it was asked for
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGWINCH, before)
+
+
+def _talk(command: Command) -> None:
+    """Carry bytes between the terminals until the command's is closed; what is typed waits until it is read."""
+    assert command.stdin
+    assert command.stdout
+    typed = b""
+    to, said = command.stdin.fileno(), command.stdout.fileno()
+    os.set_blocking(to, False)
+    listening = True
+    while True:
+        reads = [said] if typed or not listening else [said, 0]
+        readable, writable, _ = select.select(reads, [to] if typed else [], [])
+        if said in readable:
+            data = os.read(said, AT_ONCE_BYTES)
+            if not data:
+                return
+            while data:
+                data = data[os.write(1, data) :]
+        if 0 in readable:
+            typed = os.read(0, AT_ONCE_BYTES)
+            listening = bool(typed)
+        if writable:
+            try:
+                typed = typed[os.write(to, typed) :]
+            except BrokenPipeError:
+                typed, listening = b"", False
