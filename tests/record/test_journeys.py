@@ -228,6 +228,15 @@ def test_a_rule_of_nftables_drops(filtering: Lab) -> None:
     assert "ip_local_deliver" in frames
 
 
+def test_within_the_guest(filtering: Lab) -> None:
+    """Over loopback a packet is received twice by the backlog: the request, and the reply that came of it."""
+    with filtering.trace(filter="icmp and host 127.0.0.2") as tracer:
+        filtering.guest.run(["ping", "-n", "-c", "1", "-W", "1", "127.0.0.2"])
+    trace = complete(tracer.trace())
+    seen = [step.function.name for step in trace.steps]
+    in_order(("ip_output", "dev_hard_start_xmit", "__netif_rx", "__netif_receive_skb_one_core", "ip_rcv"), seen)
+
+
 def test_a_connection(filtering: Lab) -> None:
     with filtering.trace(filter="tcp port 80") as tracer:
         done = filtering.run(["curl", "-sS", "--max-time", "10", f"http://{GUEST}/"])
