@@ -16,6 +16,7 @@ from skblab.errors import GuestLost, Timeout
 COMMANDS_BYTES = 1 << 20
 EVENTS_BYTES = 16 << 20
 STEPS_BYTES = 64 << 20
+STEPS_AT_ONCE = 4 << 20  # so that the agent has room again soon
 STEPS_SOON_MS = 1000  # what a killed controller has not yet written down is no older
 PAGE = 4096
 WORD = struct.Struct("=Q")
@@ -58,7 +59,7 @@ class Channel:
             ("memory_bytes", STEPS_OFFSET + steps_bytes),
             ("commands_offset", COMMANDS_OFFSET), ("commands_bytes", COMMANDS_BYTES),
             ("events_offset", EVENTS_OFFSET), ("events_bytes", EVENTS_BYTES),
-            ("steps_offset", STEPS_OFFSET), ("steps_bytes", steps_bytes), ("steps_wanted", steps_bytes // 2),
+            ("steps_offset", STEPS_OFFSET), ("steps_bytes", steps_bytes), ("steps_wanted", steps_bytes // 8),
             ("steps_soon_ms", STEPS_SOON_MS),
         ):  # fmt: skip
             channel._write(name, value)
@@ -203,7 +204,7 @@ class Channel:
         if self._read("events_head") != self._read("events_tail"):
             return True
         steps = self._read("steps_head") - self._read("steps_tail")
-        if steps >= self.steps_bytes // 2:
+        if steps >= self.steps_bytes // 8:
             return False
         if steps:  # they came while nobody waited, and the agent may have been silent about them
             timeout_s = STEPS_SOON_MS / 1000
@@ -241,20 +242,22 @@ class Channel:
                 yield abi.decode(record)
 
     def steps(self, take: Callable[[memoryview], object]) -> None:
-        """Give the records of steps that are there, piece by piece, each of whole records; then they are gone.
+        """Give the records of steps that are there, in pieces that may end within one; then they are gone.
 
         A record of kind 0 is no step (kernel/agent/agent_abi.h).
         """
-        tail = self._read("steps_tail")
-        while size := self._read("steps_head") - tail:
-            place = tail % self.steps_bytes
-            size = min(size, self.steps_bytes - place)
-            filler_bytes, kind, _ = abi.RECORD.unpack_from(self._memory, STEPS_OFFSET + place)
-            if not kind:  # the agent goes back to the ring's begin as soon as we have caught up
-                tail += filler_bytes
-                self._write("steps_tail", tail)
-                continue
-            with memoryview(self._memory)[STEPS_OFFSET + place : STEPS_OFFSET + place + size] as piece:
-                take(piece)
+        tail, head = self._read("steps_tail"), self._read("steps_head")
+        whole = True  # the tail is where a record begins
+        while tail != head:
+            place = STEPS_OFFSET + tail % self.steps_bytes
+            size, kind, _ = abi.RECORD.unpack_from(self._memory, place)
+            if not whole or kind:
+                size = min(head - tail, self.steps_bytes - tail % self.steps_bytes, STEPS_AT_ONCE)
+                with memoryview(self._memory)[place : place + size] as piece:
+                    take(piece)
+            # else the agent has gone back to the ring's begin, for we had caught up
             tail += size
             self._write("steps_tail", tail)
+            whole = tail == head
+            if whole:
+                head = self._read("steps_head")

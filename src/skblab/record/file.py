@@ -1,10 +1,11 @@
 r"""The trace file: append-only, so that what a killed writer leaves is whole up to its last whole record.
 
-A file is ``skblab\\0\\1`` and then chunks: four letters, the payload's size in bytes (both 4 bytes, little-endian), the
-payload, and zeros up to a multiple of 8 bytes. ``META`` is a JSON object, the first chunk: the kernel, the functions by
-their points' numbers, the clock. ``STEP`` is records as the agent wrote them (kernel/agent/agent_abi.h: struct
-agent_step, agent_return, agent_kin). ``TOLD`` is a JSON object: what a rule did to a packet. ``END `` is a JSON object,
-the last chunk: what was lost, and the command's exit status. Others are to be skipped.
+A file is ``skblab\\0\\1`` and then chunks: four letters, the payload's size in bytes (both 4 bytes, little-endian),
+the payload, and zeros up to a multiple of 8 bytes. ``META`` is a JSON object, the first chunk: the kernel, the
+functions by their points' numbers, the clock. ``STEP``, one behind the other, are records as the agent wrote them
+(kernel/agent/agent_abi.h: struct agent_step, agent_return, agent_kin). ``TOLD`` is a JSON object: what a rule did to
+a packet. ``END `` is a JSON object, the last chunk: what was lost, and the command's exit status. Others are to be
+skipped.
 """
 
 import json

@@ -108,16 +108,22 @@ class Reader:
         self._functions = {int(number): Passed(*fields) for number, fields in trace.about["functions"].items()}
         self._shift_ns: int = trace.about["clock"]["host_ns"] - trace.about["clock"]["guest_ns"]
         self._field_bytes = sum(size_bytes for _, _, size_bytes, _, _ in trace.about["fields"])
+        self._rest = b""
         self._open: dict[int, Step] = {}
         self._seen: dict[int, bytes] = {}
 
-    def take(self, records: memoryview) -> None:
-        """Take records apart; of the last one there may be a part."""
+    def take(self, piece: memoryview) -> None:
+        """Take records apart; of the last one there may be a part, whose rest the next piece has."""
+        records = memoryview(self._rest + bytes(piece)) if self._rest else piece
+        place = self._take(records)
+        self._rest = bytes(records[place:])
+
+    def _take(self, records: memoryview) -> int:
         place = 0
         while place + abi.RECORD.size <= len(records):
             size, kind, point = abi.RECORD.unpack_from(records, place)
             if size < abi.RECORD.size or place + size > len(records):
-                return
+                break
             if kind == abi.StepKind.STEP:
                 self._step(records[place : place + size], self._functions[point])
             elif kind == abi.StepKind.RETURN:
@@ -128,6 +134,7 @@ class Reader:
             elif kind == abi.StepKind.KIN:
                 self._kin(records[place : place + size], self._functions[point])
             place += size
+        return place
 
     def _step(self, record: memoryview, function: Passed) -> None:
         (_, _, _, at_ns, packet, call, outer, length, skb, caller, data_offset, protocol, device, captured,
