@@ -28,7 +28,9 @@ def flood_s(lab: Lab) -> float:
 
 def measure(image: Image) -> Iterator[Number]:
     """Flood by turns: nothing armed, followed, followed without returns."""
-    plain_s, followed_s, flat_s = [], [], []
+    plain_s: list[float] = []
+    followed_s: list[float] = []
+    flat_s: list[float] = []
     lost = size_bytes = 0
     with Lab(image=image, steps_bytes=RING_BYTES) as lab, tempfile.TemporaryDirectory() as scratch:
         flood_s(lab)
