@@ -149,6 +149,7 @@ bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb);
 
 /* hit.c: what the trampoline calls */
 int agent_hit(struct agent_regs *regs);
+extern struct agent_by_hand agent_by_hand;
 void agent_stop(const struct sk_buff *skb);
 void agent_trampoline(void);
 void agent_return(void);

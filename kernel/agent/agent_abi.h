@@ -18,6 +18,7 @@
 
 #define AGENT_MAGIC 0x736b626c61623031ull /* "skblab01" */
 #define AGENT_RULES 8192
+#define AGENT_BY_HAND (AGENT_RULES - 1) /* the rule of what a debugger holds; no other is of that number */
 #define AGENT_POINTS 32768
 #define AGENT_FAREWELL 1
 /* A word of the stack that can be a return address, and how far it lies from the probed function's own, in bytes. */
@@ -48,6 +49,8 @@ struct agent_shared {
 	__u64 stop_address; /* of agent_stop(): where a debugger stops for the verdict "stop" */
 	__u64 measured_address; /* of agent_measured(): a function that does nothing, to be probed */
 	__u64 steps_offset, steps_bytes;
+	__u64 trampoline_address; /* of agent_trampoline(): a debugger calls it in a function's place */
+	__u64 by_hand_address; /* of a struct agent_by_hand, for a debugger to fill in before */
 	__u64 commands_head __attribute__((aligned(64))); /* host */
 	__u64 commands_tail __attribute__((aligned(64))); /* agent */
 	__u64 events_head __attribute__((aligned(64))); /* agent */
@@ -166,6 +169,16 @@ struct agent_arm {
 	__u8 socket_arguments; /* likewise struct sock * */
 	__u8 padding;
 	__u32 filter_length; /* instructions; 0: every packet */
+};
+
+struct agent_by_hand {
+	__u64 address; /* of the function's first instruction; 0: nothing is to be held */
+	__u64 packet; /* agent_hit.packet; 0: it could not be held, and goes on */
+	__s32 held_returns;
+	__u8 skb_argument;
+	__u8 device_arguments;
+	__u8 socket_arguments;
+	__u8 padding;
 };
 
 struct agent_decide {

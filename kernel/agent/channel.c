@@ -94,6 +94,8 @@ int agent_channel_open(int memory_fd, int socket_fd)
 	agent_shared = (struct agent_shared *)mapped;
 	doorbell = socket_fd;
 	agent_shared->stop_address = (u64)agent_stop;
+	agent_shared->trampoline_address = (u64)agent_trampoline;
+	agent_shared->by_hand_address = (u64)&agent_by_hand;
 	agent_shared->measured_address = (u64)agent_measured;
 	agent_shared->clock_guest_ns = ktime_get_mono_fast_ns();
 	agent_host_call(HOST_CLOCK_GETTIME, HOST_CLOCK_MONOTONIC, (long)now, 0, 0, 0, 0);

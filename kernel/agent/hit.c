@@ -54,6 +54,31 @@ static noinline void carry_out(u32 verdict, u32 reason, const struct agent_rule 
 	asm volatile("fxrstor %0" : : "m"(fp));
 }
 
+/* A debugger has called the trampoline where it found a packet: hold that one. */
+struct agent_by_hand agent_by_hand;
+
+static noinline bool hold_by_hand(struct agent_regs *regs)
+{
+	struct agent_probe probe = { .address = agent_by_hand.address };
+	struct agent_rule rule = {
+		.probe = &probe,
+		.number = AGENT_BY_HAND,
+		.arm = {
+			.verdict = AGENT_HOLD,
+			.captured_bytes = U16_MAX,
+			.skb_argument = agent_by_hand.skb_argument,
+			.device_arguments = agent_by_hand.device_arguments,
+			.socket_arguments = agent_by_hand.socket_arguments,
+		},
+	};
+
+	agent_by_hand.address = 0;
+	agent_by_hand.packet =
+		agent_hold(&rule, regs, (struct sk_buff *)agent_argument(regs, agent_by_hand.skb_argument));
+	regs->rax = (long)agent_by_hand.held_returns;
+	return agent_by_hand.packet;
+}
+
 /* 0: go on in the function. 1: back to its caller, with regs->rax. */
 int agent_hit(struct agent_regs *regs)
 {
@@ -68,6 +93,13 @@ int agent_hit(struct agent_regs *regs)
 		return 0;
 	local_irq_save(flags);
 	busy = true;
+	if (unlikely(agent_by_hand.address) && agent_by_hand.address == regs->ip - AGENT_ENTRY_BYTES) {
+		bool held = hold_by_hand(regs);
+
+		busy = false;
+		local_irq_restore(flags);
+		return held;
+	}
 	probe = agent_probe_at(regs->ip - AGENT_ENTRY_BYTES);
 	if (probe && probe->passage)
 		agent_passed(probe->passage, regs);

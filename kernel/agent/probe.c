@@ -116,7 +116,7 @@ int agent_arm(const struct agent_arm *arm)
 	unsigned long flags;
 	int error = 0;
 
-	if (arm->record.rule >= AGENT_RULES)
+	if (arm->record.rule >= AGENT_BY_HAND)
 		return -EINVAL;
 	old = rules[arm->record.rule];
 	if (old && old->probe->address != arm->address)
@@ -234,6 +234,9 @@ bool agent_unfollow(void)
 bool agent_disarm_all(void)
 {
 	bool any = agent_unfollow();
+
+	agent_release_rule(AGENT_BY_HAND);
+	agent_held_flush();
 
 	for (unsigned int number = 0; number < AGENT_RULES; number++)
 		if (rules[number]) {

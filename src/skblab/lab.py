@@ -17,7 +17,7 @@ from skblab.agent.control import Agent
 from skblab.agent.holds import Hold, Probe, Running
 from skblab.debugger import prompt
 from skblab.debugger.session import Debugger
-from skblab.errors import SkblabError, UsageError
+from skblab.errors import LabBusy, SkblabError, Timeout, UsageError
 from skblab.guest import initramfs, receive
 from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
@@ -388,8 +388,16 @@ class Lab:
         :raises DebuggerError: gdb cannot attach
         """
         self.check()
+        holds, no_hold = self._holds_by_hand()
         how = functools.partial(
-            prompt.run, self.image, self.guest, self.namespaces, commands=commands, user_init=user_init
+            prompt.run,
+            self.image,
+            self.guest,
+            self.namespaces,
+            commands=commands,
+            user_init=user_init,
+            holds=holds,
+            no_hold=no_hold,
         )
         if not self._from_boot:
             return how(attached=attached)
@@ -399,6 +407,16 @@ class Lab:
             attached()
 
         return how(booted=booted)
+
+    def _holds_by_hand(self) -> tuple[prompt.Holds | None, str]:
+        """Return how gdb's user holds packets; or None, and why not."""
+        if self._from_boot:
+            return None, "the kernel was attached to before it had booted, and the agent loads when it has"
+        try:
+            agent = self._ready_agent()
+        except (LabBusy, Timeout) as error:
+            return None, error.what
+        return prompt.Holds(*agent.channel.by_hand, agent.release_by_hand), ""
 
     def _receive_one_by_one(self) -> None:
         try:

@@ -17,7 +17,7 @@ int main(void)
 {
 	SIZE(agent_shared); SIZE(agent_counts); SIZE(agent_record); SIZE(agent_arm); SIZE(agent_decide);
 	SIZE(agent_hit); SIZE(agent_done); SIZE(agent_end); SIZE(agent_field); SIZE(agent_follow); SIZE(agent_point);
-	SIZE(agent_step); SIZE(agent_more); SIZE(agent_return); SIZE(agent_kin); SIZE(agent_device);
+	SIZE(agent_step); SIZE(agent_by_hand); SIZE(agent_more); SIZE(agent_return); SIZE(agent_kin); SIZE(agent_device);
 	OFFSETS
 	return 0;
 }
@@ -45,6 +45,7 @@ def test_sizes_and_offsets(tmp_path: Path) -> None:
         "agent_point": abi.Point.LAYOUT.size,
         "agent_step": abi.STEP.size,
         "agent_more": abi.MORE.size,
+        "agent_by_hand": abi.BY_HAND_LAYOUT.size,
         "agent_return": abi.RETURN.size,
         "agent_kin": abi.KIN.size,
         "agent_device": abi.DEVICE.size,
@@ -61,6 +62,8 @@ def test_numbers() -> None:
             assert in_c.pop(member.name) == member.value, member
     assert in_c == {}
     assert f"#define AGENT_RULES {abi.RULES}\n" in header
+    assert "#define AGENT_BY_HAND (AGENT_RULES - 1)" in header
+    assert abi.BY_HAND == abi.RULES - 1
     assert f"#define AGENT_POINTS {abi.POINTS}\n" in header
     assert f"#define AGENT_LONG_NS {abi.LONG_NS}\n" in header
     assert f"#define AGENT_FIELDS {abi.FIELDS}\n" in header

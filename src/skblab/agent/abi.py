@@ -7,6 +7,7 @@ from typing import ClassVar
 
 MAGIC = 0x736B626C61623031
 RULES = 8192
+BY_HAND = RULES - 1
 POINTS = 32768
 FIELDS, FIELD_HOPS, FIELD_BYTES = 8, 6, 64
 SEEN_BYTES = 128
@@ -21,7 +22,7 @@ STACK_SHIFT, STACK_ADDRESS = 48, (1 << 48) - 1
 OFFSETS = {
     "magic": 0, "memory_bytes": 8, "commands_offset": 16, "commands_bytes": 24, "events_offset": 32, "events_bytes": 40,
     "clock_guest_ns": 48, "clock_host_ns": 56, "stop_address": 64, "measured_address": 72,
-    "steps_offset": 80, "steps_bytes": 88,
+    "steps_offset": 80, "steps_bytes": 88, "trampoline_address": 96, "by_hand_address": 104,
     "commands_head": 128, "commands_tail": 192,
     "events_head": 256, "lost": 264, "held": 272, "probes": 280, "farewells": 288,
     "events_tail": 320, "host_waits": 328,
@@ -144,6 +145,7 @@ class Arm:
         return head + self.filter
 
 
+BY_HAND_LAYOUT = struct.Struct("=QQi3Bx")
 DECIDE = struct.Struct("=IHHQQQiI")
 
 

@@ -156,6 +156,11 @@ class Channel:
         return self._read("stop_address")
 
     @property
+    def by_hand(self) -> tuple[int, int]:
+        """Where a debugger calls to have a packet held, and where it says before which one."""
+        return self._read("trampoline_address"), self._read("by_hand_address")
+
+    @property
     def measured_address(self) -> int:
         """Where the agent has a function that does nothing, to be probed and called."""
         return self._read("measured_address")

@@ -77,7 +77,7 @@ class Agent:
         self._gone = False
         self._following = False
         self._rules: dict[int, tuple[Rule, Listener]] = {}
-        self._free = list(range(abi.RULES - 1, -1, -1))
+        self._free = list(range(abi.BY_HAND - 1, -1, -1))
         self._held: dict[int, HeldPacket] = {}
         self._when_gone: list[Callable[[], None]] = []
         self._steps: Callable[[memoryview], object] = lambda _: None
@@ -123,7 +123,7 @@ class Agent:
     def _arm(self, rule: Rule, arm: Callable[[int], abi.Arm], listener: Listener) -> Armed:
         with self._news:
             if not self._free:
-                raise UsageError(f"there are {abi.RULES} rules already")
+                raise UsageError(f"there are {abi.BY_HAND} rules already")
             number = self._free.pop()
             self._rules[number] = (rule, listener)
         try:
@@ -215,6 +215,13 @@ class Agent:
             quick=command in {abi.Command.RELEASE, abi.Command.DISCARD},
         )
 
+    def release_by_hand(self, packet: int = 0) -> None:
+        """Let go of what a debugger has the agent hold: a packet of that number, or all."""
+        with self._news:
+            ours = [number for number, held in self._held.items() if held.hit.rule == abi.BY_HAND]
+        for number in [packet] if packet else ours:
+            self.decide(abi.Command.RELEASE, number)
+
     def _describe(self, rule: Rule, function: Function) -> Callable[[int], abi.Arm]:
         """Return what the agent has to know of a rule, for the number it will have."""
         takeover = check(rule.verdict, function, self._file_of)
@@ -244,8 +251,8 @@ class Agent:
             held_returns=takeover.held if takeover else 0,
             dropped_returns=takeover.dropped if takeover else 0,
             skb_argument=function.skb_parameter or 0,
-            device_arguments=_bits(types, DEVICE_TYPE),
-            socket_arguments=_bits(types, SOCKET_TYPE),
+            device_arguments=bits(types, DEVICE_TYPE),
+            socket_arguments=bits(types, SOCKET_TYPE),
         )
 
     @functools.cached_property
@@ -337,5 +344,6 @@ class Agent:
                     held.end(state, self.channel.host_ns(event.at_ns))
 
 
-def _bits(types: list[str], wanted: str) -> int:
+def bits(types: list[str], wanted: str) -> int:
+    """Return a number whose bit n says whether argument n is of a type."""
     return sum(1 << place for place, one in enumerate(types) if one == wanted)

@@ -21,6 +21,8 @@ examples:
 commands for packets, beside gdb's own (help COMMAND says more):
   skb [EXPR]         print a packet: one line as tcpdump has it, its struct sk_buff, its first bytes
   skb-path           print the functions of the network on the backtrace, each with its packet
+  skb-hold           set the packet aside there; the kernel goes on without it
+  skb-held, skb-release [NUMBER]...  list what is held; let it go on
   skb-watch [EXPR]   go on until this packet gets to its next function, or is freed
   skb-drop           drop the packet at the entry of the function that was about to take it over
 

@@ -9,7 +9,9 @@ import socket
 import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+from skblab.agent.control import DEVICE_TYPE, SOCKET_TYPE, bits
 from skblab.agent.soundness import TABLE
 from skblab.debugger import attach
 from skblab.debugger.inside import wire
@@ -35,6 +37,15 @@ ENDS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Holds:
+    """How a packet is held for gdb's user: where in the agent, and whom to tell that one may go (0: all)."""
+
+    trampoline: int
+    by_hand: int
+    release: Callable[[int], object]
+
+
 def run(
     image: Image,
     guest: Guest,
@@ -44,6 +55,8 @@ def run(
     user_init: bool = False,
     attached: Callable[[], object] = lambda: None,
     booted: Callable[[], object] | None = None,
+    holds: Holds | None = None,
+    no_hold: str = "",
 ) -> int:
     """Give gdb's prompt to whoever is at standard input; return gdb's exit status when they have left it.
 
@@ -53,6 +66,7 @@ def run(
     :param user_init: read the user's own ~/.gdbinit first
     :param attached: is called once gdb has attached
     :param booted: the kernel stands before its first instruction; this is called once the guest is ready
+    :param holds: how packets are held by hand; None: not at all, for which *no_hold* is the reason
     :raises DebuggerError: gdb cannot attach
     """
     gdb = find_gdb()
@@ -74,28 +88,43 @@ def run(
                 namespaces.command(argv), env=gdb.env, stdin=None, pass_fds=[namespaces.pidfd, theirs.fileno()]
             )
         stack.callback(process.end, running)
-        _attach(ours, _order(image, guest, from_boot=booted is not None), guest)
+        _attach(ours, _order(image, guest, holds, no_hold, from_boot=booted is not None), guest)
         attached()
-        status = _wait(running, guest, booted)
+        if holds:
+            stack.callback(holds.release, 0)  # nobody is there any more to decide
+        status = _wait(running, guest, booted, ours, holds)
     if status and guest.alive:
         attach.restore_all(guest.pid, image.kernel)
     return process.exit_status(status)
 
 
-def _wait(running: process.Running, guest: Guest, booted: Callable[[], object] | None) -> int:
-    """Wait for gdb's end; tell of the guest's being ready meanwhile."""
+def _wait(
+    running: process.Running,
+    guest: Guest,
+    booted: Callable[[], object] | None,
+    channel: socket.socket,
+    holds: Holds | None,
+) -> int:
+    """Wait for gdb's end; tell of the guest's being ready meanwhile, and release what gdb says."""
     pidfd = os.pidfd_open(running.pid)
+    said = channel.makefile("rb")
+    watched: list[socket.socket | int] = [pidfd, channel, *([guest.notifications] if booted else [])]
     try:
-        while booted:
-            watched: list[socket.socket | int] = [guest.notifications, pidfd]
+        while True:
             ready, _, _ = select.select(watched, [], [])
-            if pidfd in ready:
-                break
-            said = guest.notification()
-            if said.kind is Kind.USER and said.text == READY:
-                booted()
-                booted = None
-        return running.wait()
+            if guest.notifications in ready and booted:
+                notification = guest.notification()
+                if notification.kind is Kind.USER and notification.text == READY:
+                    booted()
+                    watched.remove(guest.notifications)
+            elif channel in ready:
+                message = wire.decode(line) if (line := said.readline()) else None
+                if isinstance(message, wire.Release) and holds:
+                    holds.release(message.packet)
+                elif message is None:
+                    watched.remove(channel)
+            elif pidfd in ready:
+                return running.wait()
     finally:
         os.close(pidfd)
 
@@ -145,7 +174,7 @@ def _scripts(image: Image) -> str:
         return ""
 
 
-def _order(image: Image, guest: Guest, *, from_boot: bool) -> wire.OpenPrompt:
+def _order(image: Image, guest: Guest, holds: Holds | None, no_hold: str, *, from_boot: bool) -> wire.OpenPrompt:
     """Return what gdb has to know of this kernel: where packets come by, where they end, how one is dropped."""
     found = {name: image.functions.lookup(name) for name in (*TABLE, *ENDS)}
     ends = [_place(one) for name in ENDS if (one := found[name]) and one.skb_parameter is not None]
@@ -155,7 +184,7 @@ def _order(image: Image, guest: Guest, *, from_boot: bool) -> wire.OpenPrompt:
         from_boot=from_boot,
         scripts=_scripts(image),
         path=tuple(
-            _place(one, takeover.dropped)
+            _place(one, takeover.dropped, takeover.held)
             for name, takeover in TABLE.items()
             if (one := found[name]) and one.skb_parameter is not None
         ),
@@ -163,9 +192,16 @@ def _order(image: Image, guest: Guest, *, from_boot: bool) -> wire.OpenPrompt:
         drop=_place(drop),
         reason_argument=len(drop.parameters) - 1,
         reason=drop_reason(image, ""),
+        trampoline=holds.trampoline if holds else 0,
+        by_hand=holds.by_hand if holds else 0,
+        no_hold=no_hold,
     )
 
 
-def _place(function: Function, told: int | None = None) -> wire.Place:
+def _place(function: Function, told: int | None = None, held: int = 0) -> wire.Place:
     assert function.skb_parameter is not None
-    return wire.Place(function.name, function.address, function.skb_parameter, told)
+    types = [parameter.type for parameter in function.parameters[:6]]
+    return wire.Place(
+        function.name, function.address, function.skb_parameter, told, held, bits(types, DEVICE_TYPE),
+        bits(types, SOCKET_TYPE),
+    )  # fmt: skip

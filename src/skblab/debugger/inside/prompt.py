@@ -5,30 +5,31 @@ import sys
 
 import gdb
 
-from skblab.debugger.inside import commands, drop, follow, watch, wire
+from skblab.debugger.inside import commands, drop, follow, hold, watch, wire
 
 ABSENT = "skblab: the kernel's own commands (lx-...) are absent: {}\n"
 
 
 def main(descriptor: int) -> None:
     """Do what the message on an inherited socket says; what an interactive gdb is started with."""
-    with socket.socket(fileno=descriptor) as channel:
-        with channel.makefile("rb") as stream:
-            order = wire.decode(stream.readline())
-        assert isinstance(order, wire.OpenPrompt)
-        follow.set_up()
-        try:
-            gdb.execute(f"attach {order.pid}", to_string=True)
-        except gdb.error as error:
-            channel.sendall(wire.encode(wire.Failed(str(error))))
-            gdb.execute("quit 1")
-        if order.from_boot:
-            follow.execute_kernel()
-        commands.register()
-        watch.register(order)
-        drop.register(order)
-        _load_scripts(order.scripts)
-        channel.sendall(wire.encode(wire.Done()))
+    channel = socket.socket(fileno=descriptor)
+    with channel.makefile("rb") as stream:
+        order = wire.decode(stream.readline())
+    assert isinstance(order, wire.OpenPrompt)
+    follow.set_up()
+    try:
+        gdb.execute(f"attach {order.pid}", to_string=True)
+    except gdb.error as error:
+        channel.sendall(wire.encode(wire.Failed(str(error))))
+        gdb.execute("quit 1")
+    if order.from_boot:
+        follow.execute_kernel()
+    commands.register()
+    watch.register(order)
+    drop.register(order)
+    hold.register(order, channel)
+    _load_scripts(order.scripts)
+    channel.sendall(wire.encode(wire.Done()))
 
 
 def _load_scripts(scripts: str) -> None:

@@ -37,21 +37,27 @@ class Place:
     """A function that is entered with a packet: its address, and which argument the packet is.
 
     ``told`` is what its caller is to be told where the packet is dropped at its entry; None where it may not be.
+    ``held`` likewise, where it is held; ``devices`` and ``sockets``: bit n, argument n is one.
     """
 
     function: str
     address: int
     argument: int
     told: int | None
+    held: int = 0
+    devices: int = 0
+    sockets: int = 0
 
 
 @dataclass(frozen=True)
 class OpenPrompt(Message):
-    """Attach to the process and give the prompt to the user; answered by Done, after which nothing more is said.
+    """Attach to the process and give the prompt to the user; answered by Done, after which gdb says Release alone.
 
-    ``path`` is where packets come by, ``ends`` the functions that free them. ``drop`` is the one by which a packet is
-    dropped, with ``reason_argument`` and ``reason`` for its drop reason. ``scripts`` is a file of the kernel's own
-    commands for gdb, or empty. ``from_boot``: the process is stopped, and about to execute the kernel.
+    ``path`` is where packets come by, ``ends`` the functions that free them. ``drop`` is the one by which a packet
+    is dropped, with ``reason_argument`` and ``reason`` for its drop reason. ``scripts`` is a file of the kernel's
+    own commands for gdb, or empty. ``from_boot``: the process is stopped, and about to execute the kernel.
+    ``trampoline`` and ``by_hand`` are where the agent holds a packet (kernel/agent/agent_abi.h struct
+    agent_by_hand); where it cannot, ``no_hold`` says why.
     """
 
     pid: int
@@ -62,6 +68,9 @@ class OpenPrompt(Message):
     drop: Place
     reason_argument: int
     reason: int
+    trampoline: int
+    by_hand: int
+    no_hold: str
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,13 @@ class Evaluate(Message):
 @dataclass(frozen=True)
 class Detach(Message):
     """Let go of the kernel, which runs on; answered by Done, and gdb ends."""
+
+
+@dataclass(frozen=True)
+class Release(Message):
+    """Said by gdb while its user has the prompt: the agent is to let a packet go, or all (0), once the kernel runs."""
+
+    packet: int
 
 
 # What gdb answers.

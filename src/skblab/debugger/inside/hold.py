@@ -1,0 +1,125 @@
+"""``skb-hold``, ``skb-held`` and ``skb-release``: set a packet aside while the kernel goes on, and let it go later."""
+
+import socket
+import struct
+import time
+
+import gdb
+
+from skblab.debugger.inside import skbs
+from skblab.debugger.inside.commands import one_clear_error, say
+from skblab.debugger.inside.instead import call_instead, stack_pointer, taking_over
+from skblab.debugger.inside.wire import OpenPrompt, Release, encode
+
+BY_HAND = struct.Struct("=QQi3Bx")  # kernel/agent/agent_abi.h struct agent_by_hand
+ENTRY_BYTES = 5  # a call's, in the place of the NOPs
+
+
+class Held:
+    """What is held: the packet's number, what it is, where, and since when."""
+
+    def __init__(self) -> None:
+        self.packets: dict[int, tuple[str, str, float]] = {}
+
+    def lines(self) -> list[str]:
+        """Return a line a packet."""
+        now_s = time.monotonic()
+        return [f"{number:4}  {now_s - since_s:8.1f} s  {function}()  {line}"
+                for number, (function, line, since_s) in self.packets.items()]  # fmt: skip
+
+
+class SkbHold(gdb.Command):
+    """Set the packet aside at the entry of the function that was about to take it over.
+
+    skb-hold
+
+    The agent keeps it, and the function returns to its caller as if it had taken it; you stand in the caller then.
+    continue lets the kernel run on without it. skb-release lets it go on, from that function's entry. Leaving gdb
+    releases everything. It works where skb-drop does.
+    """
+
+    def __init__(self, order: OpenPrompt, held: Held) -> None:
+        super().__init__("skb-hold", gdb.COMMAND_RUNNING)
+        self.order, self.held = order, held
+        self.places = {place.address: place for place in order.path if place.told is not None}
+
+    @one_clear_error
+    def invoke(self, argument: str, from_tty: bool) -> None:  # noqa: ARG002, FBT001 - gdb's own
+        """Do it."""
+        self.dont_repeat()
+        if argument:
+            raise gdb.GdbError("skb-hold takes no argument: it holds the packet of the function at whose entry you are")
+        if self.order.no_hold:
+            raise gdb.GdbError(f"packets cannot be held here: {self.order.no_hold}")
+        place, skb = taking_over("skb-hold", self.places)
+        line, inferior = skbs.line(skb), gdb.selected_inferior()
+        wanted = (place.address, 0, place.held, place.argument, place.devices, place.sockets)
+        inferior.write_memory(self.order.by_hand, BY_HAND.pack(*wanted))
+        # As if its NOPs were a call of the agent's trampoline, which they are where a rule is armed.
+        stack = stack_pointer() - 8
+        inferior.write_memory(stack, struct.pack("=Q", place.address + ENTRY_BYTES))
+        back = call_instead({"rsp": stack, "rip": self.order.trampoline})
+        _, number, *_ = BY_HAND.unpack(bytes(inferior.read_memory(self.order.by_hand, BY_HAND.size)))
+        if not number:
+            raise gdb.GdbError("the kernel has no memory to hold it, or its route does not last: it went on")
+        self.held.packets[number] = (place.function, line, time.monotonic())
+        if not back:
+            raise gdb.GdbError(f"packet {number} is held, but something stopped the kernel on the way")
+        where = gdb.newest_frame().name() or "??"
+        say(f"held as packet {number}: {line}", f"{place.function}() returns {place.held} to {where}()")
+
+
+class SkbHeld(gdb.Command):
+    """List the packets that skb-hold has set aside: number, for how long, where, and what they are.
+
+    skb-held
+    """
+
+    def __init__(self, held: Held) -> None:
+        super().__init__("skb-held", gdb.COMMAND_DATA)
+        self.held = held
+
+    def invoke(self, argument: str, from_tty: bool) -> None:  # noqa: ARG002, FBT001 - gdb's own
+        """List them."""
+        say(*(self.held.lines() or ["no packet is held"]))
+
+
+class SkbRelease(gdb.Command):
+    """Let packets go that skb-hold has set aside: each goes on from where it was taken, as soon as the kernel runs.
+
+    skb-release [NUMBER]...
+
+    Without a number, all of them, in the order in which they were taken.
+    """
+
+    def __init__(self, held: Held, channel: socket.socket) -> None:
+        super().__init__("skb-release", gdb.COMMAND_RUNNING)
+        self.held, self.channel = held, channel
+
+    def complete(self, text: str, word: str) -> list[str]:  # noqa: ARG002 - gdb's own
+        """Return the numbers that begin so."""
+        return [str(number) for number in self.held.packets if str(number).startswith(word)]
+
+    @one_clear_error
+    def invoke(self, argument: str, from_tty: bool) -> None:  # noqa: ARG002, FBT001 - gdb's own
+        """Do it."""
+        self.dont_repeat()
+        numbers = argument.split() or [str(number) for number in self.held.packets]
+        for number in numbers:
+            if not number.isdigit() or int(number) not in self.held.packets:
+                held = ", ".join(map(str, self.held.packets)) or "none"
+                raise gdb.GdbError(f"no packet {number} is held here; held: {held}")
+        for number in numbers:
+            function, line, _ = self.held.packets.pop(int(number))
+            self.channel.sendall(encode(Release(int(number))))
+            say(f"packet {number} goes on in {function}() once the kernel runs: {line}")
+        if not numbers:
+            say("no packet is held")
+
+
+def register(order: OpenPrompt, channel: socket.socket) -> None:
+    """Bring the commands to gdb; *channel* is how skblab is told."""
+    held = Held()
+    SkbHold(order, held)
+    SkbHeld(held)
+    SkbRelease(held, channel)
