@@ -60,8 +60,9 @@ def test_a_script_on_standard_input_sees_the_ping(series: str) -> None:
 
 
 def test_the_systems_own_gdb_does_as_well() -> None:
-    said = gdb(*CONTINUE_AT_ECHO, "skb", "skb-path", "skb-watch", SKBLAB_GDB="/usr/bin/gdb")
+    said = gdb(*CONTINUE_AT_ECHO, "skb", "skb-path", "skb-watch", "skb-watch", SKBLAB_GDB="/usr/bin/gdb")
     assert "ICMP echo request" in said
+    assert "changes in icmp_rcv()" in said, said[-1500:]
     assert "is freed" in said, said[-1500:]
     assert len(parse_ping(said)) == 1, said
 
@@ -77,14 +78,59 @@ def test_the_way_of_the_packet() -> None:
 
 
 def test_watching_a_packet_to_its_next_function_and_its_end() -> None:
-    said = gdb("break ip_rcv", "continue", "delete", *["skb-watch"] * 4)
+    said = gdb("break ip_rcv", "continue", "delete", *["skb-watch"] * 6)
     reached = re.findall(r"skb 0x\w+ (reaches|is freed)(?:: )? ?(\w+)\(\)", said)
     assert reached[0] == ("reaches", "ip_local_deliver")
     assert ("reaches", "icmp_rcv") in reached
     assert reached[-1][0] == "is freed"
-    assert "len: 84 -> 64" in said
+    assert re.search(r"changes in __skb_pull\(\)\n  len: 84 -> 64", said)  # where it is written, not where it is seen
     assert "called by icmp_rcv()" in said
     assert len(parse_ping(said)) == 1, said
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_two_pings_are_held_and_answered_in_reverse(series: str) -> None:
+    hold = ("continue", "skb-hold")
+    said = gdb(
+        "break icmp_rcv", *hold, *hold, "skb-held", "disable", "skb-release 2", "skb-release", "skb-held", count=3,
+        options=("--series", series),
+    )  # fmt: skip
+    assert re.search(
+        r"held as packet 1: .* seq 1, length 84\nicmp_rcv\(\) returns 0 to ip_protocol_deliver_rcu\(\)", said
+    )
+    assert re.search(r" 1 +0\.\d s  icmp_rcv\(\) .* seq 1, .*\n +2 +0\.0 s  icmp_rcv\(\) .* seq 2, ", said), said
+    assert "no packet is held" in said
+    assert re.findall(r"icmp_seq=(\d)", said) == ["2", "1", "3"], said
+    assert parse_ping(said)[0].rtt_ms < 150 < parse_ping(said)[1].rtt_ms
+
+
+@pytest.mark.parametrize("how", [("quit",), ("kill-gdb",)], ids=" ".join)
+def test_who_leaves_gdb_leaves_nothing_held(how: tuple[str, ...]) -> None:
+    end = "python import os, signal; os.kill(os.getpid(), signal.SIGKILL)" if how == ("kill-gdb",) else how[0]
+    script = f"""
+import sys
+from skblab import Lab
+with Lab() as lab:
+    commands = ["break icmp_rcv", "continue", "skb-hold", {end!r}]
+    clients = []
+    ping = ["ping", "-n", "-c", "1", "-W", "9", "guest"]
+    lab.gdb_prompt(commands, attached=lambda: clients.append(lab.popen(ping, stdout=-3)))
+    print("ping", clients[0].wait(15), lab.agent.channel.held)
+"""
+    done = process.run([sys.executable, "-c", script], timeout_s=60)
+    assert "held as packet 1" in done.stdout
+    assert "ping 0 0" in done.stdout, done.stdout + done.stderr
+
+
+def test_holding_is_refused_where_it_cannot_be() -> None:
+    said = gdb("skb-hold", *CONTINUE_AT_ECHO, "skb-hold now", "stepi", "skb-hold", "skb-release 7", "skb-release x")
+    assert said.count("skb-hold works at the entry of ip_rcv, ") == 2
+    assert "skb-hold takes no argument" in said
+    assert "no packet 7 is held here; held: none" in said
+    assert "no packet x is held here" in said
+    assert len(parse_ping(said)) == 1, said
+    done = fed((*SKBLAB, "gdb", "--from-boot"), ("break start_kernel", "continue", "skb-hold", "kill", "quit"))
+    assert "packets cannot be held here: the kernel was attached to before it had booted" in done.stdout
 
 
 @pytest.mark.parametrize("series", SERIES)
@@ -159,7 +205,7 @@ def test_options_for_gdb() -> None:
     assert done.returncode == 0, done.stderr
     assert "$1 = 42" in done.stdout
     assert "net/ipv4/icmp.c" in done.stdout
-    for command in ("skb", "skb-path", "skb-watch", "skb-drop"):
+    for command in ("skb", "skb-path", "skb-watch", "skb-drop", "skb-hold", "skb-held"):
         assert f"{command}\n" in skblab("gdb", "-ex", f"help {command}").stdout.replace(" [EXPR]", "")
 
 

@@ -1,4 +1,4 @@
-"""``skb-watch``: go on until one packet gets to its next function, or is freed."""
+"""``skb-watch``: go on until one packet gets to its next function, changes, or is freed."""
 
 import gdb
 
@@ -8,6 +8,7 @@ from skblab.debugger.inside.wire import OpenPrompt, Place
 
 WATCHED = ("len", "data_len", "mark", "users.refs.counter", "cloned")
 ALL_BYTES = 1 << 16
+ETH_P_IP = 0x0800
 
 
 class Waypoint(gdb.Breakpoint):
@@ -24,13 +25,23 @@ class Waypoint(gdb.Breakpoint):
         return _argument(self.place) == self.skb
 
 
+class Change(gdb.Breakpoint):
+    """A stop where some bytes of a packet are written: the processor watches, and there are four places for that."""
+
+    def __init__(self, kind: str, address: int) -> None:
+        super().__init__(f"*({kind} *){address:#x}", type=gdb.BP_WATCHPOINT, wp_class=gdb.WP_WRITE, internal=True)
+        self.silent = True
+
+
 class SkbWatch(gdb.Command):
-    """Go on until a packet gets to its next function, or is freed; say which, and what has changed in it.
+    """Go on until a packet gets to its next function, changes, or is freed; say which, and what has changed in it.
 
     skb-watch [EXPR]
 
     EXPR is as for skb. Its next function is one of those that take over their packets, from ip_rcv() to
-    __dev_queue_xmit(), or one that frees it. Other packets pass. Your own breakpoints stop it as well.
+    __dev_queue_xmit(), or one that frees it. A change is one of len, data_len or mark, or of 16 bytes of its network
+    header: IPv4's from the TTL to the destination, the first ones of others. Where the processor's watchpoints cannot
+    be had, changes are told when the packet gets somewhere. Other packets pass. Your own breakpoints stop it as well.
     A copy or a clone is another packet, with an address of its own: the reply to a ping is not the request.
     """
 
@@ -47,17 +58,20 @@ class SkbWatch(gdb.Command):
         # Where we stand is not where it gets to: a signal that waits there would find us there once more.
         here = gdb.newest_frame().pc()
         places = {place.address: place for place in (*self.path, *self.ends) if place.address != here}
-        waypoints = [Waypoint(place, address) for place in places.values()]
+        stops = [*(Waypoint(place, address) for place in places.values()), *_changes(skb)]
         try:
-            gdb.execute("continue", to_string=True)
+            _go_on(stops)
         finally:
-            for waypoint in waypoints:
-                waypoint.delete()
+            for stop in stops:
+                stop.delete()
         if not gdb.selected_inferior().pid:
             raise gdb.GdbError("the guest kernel has ended")
         place = places.get(gdb.newest_frame().pc())
         if place is None or _argument(place) != address:
-            say("stopped before the packet went anywhere:")
+            changes = [f"{name}: {old} -> {new}" for name, old, new in _compare(before, _look(skb))]
+            name = gdb.newest_frame().name() or "??"
+            said = f"skb {address:#x} changes in {name}()" if changes else "stopped before the packet went anywhere:"
+            say(said, *(f"  {change}" for change in changes))
         else:
             if place in self.ends:
                 users = int(skb["users"]["refs"]["counter"])
@@ -68,6 +82,32 @@ class SkbWatch(gdb.Command):
             changes = [f"{name}: {old} -> {new}" for name, old, new in _compare(before, _look(skb))]
             say(*(f"  {change}" for change in changes or ["unchanged"]))
         gdb.execute("frame")
+
+
+def _changes(skb: gdb.Value) -> list[gdb.Breakpoint]:
+    """Return stops where the packet is changed."""
+    ipv4 = skbs.protocol_of(skb) == ETH_P_IP
+    network = int(skb["head"]) + int(skb["network_header"]) + (8 if ipv4 else 0)
+    return [
+        Change("unsigned long", int(skb["len"].address)),  # and data_len behind it
+        Change("unsigned int", int(skb["mark"].address)),
+        Change("unsigned long", network),
+        Change("unsigned long", network + 8),
+    ]
+
+
+def _go_on(stops: list[gdb.Breakpoint]) -> None:
+    """Let the kernel go on; without watchpoints, where the processor has none to give."""
+    try:
+        gdb.execute("continue", to_string=True)
+    except gdb.error as error:
+        if "watchpoint" not in str(error) and "hardware" not in str(error):
+            raise
+        for stop in stops:
+            if isinstance(stop, Change):
+                stop.enabled = False
+        say("no hardware watchpoints here: changes are told when the packet gets somewhere")
+        gdb.execute("continue", to_string=True)
 
 
 def _argument(place: Place) -> int:
