@@ -65,7 +65,8 @@ class Person:
         return self.app.screen_stack[0].query_one(HeldTable)
 
     def cell(self, row: int, column: int) -> str:
-        return str(self.table.get_row_at(row)[column])
+        """Return what stands in the table, or nothing where it has no such row at the moment."""
+        return str(self.table.get_row_at(row)[column]) if row < self.table.row_count else ""
 
     @property
     def title(self) -> str:
