@@ -19,13 +19,19 @@ EXPECTED_IN_CI: frozenset[str] = frozenset(
     {"no sshd here: openssh-server has it, and would begin to listen on this machine"}
 )
 
+# Of a test that failed once and then passed: enough to see why.
+LAST_LINES = 30
+
 _unexpected: list[str] = []
+_first_failures: list[pytest.TestReport] = []
 
 # What is started in the background of a script ignores Ctrl-C, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.outcome == "rerun":  # type: ignore[comparison-overlap] # pytest-rerunfailures' own outcome
+        _first_failures.append(report)
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if reason.removeprefix("Skipped: ") not in EXPECTED_IN_CI:
@@ -33,6 +39,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in _first_failures:
+        terminalreporter.section(f"failed once: {report.nodeid}", sep="_")
+        terminalreporter.write_line("\n".join(report.longreprtext.splitlines()[-LAST_LINES:]))
     for line in _unexpected:
         terminalreporter.write_line(f"unexpected skip in CI: {line}", red=True)
 

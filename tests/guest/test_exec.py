@@ -20,15 +20,16 @@ from support import eventually_nothing, kill, read_until, remains
 
 EVERY_BYTE = bytes(range(256))
 LAST_CLIENT = """
+import subprocess
 import sys
 from skblab import Lab
 with Lab.join(sys.argv[1]) as lab:
-    lab.guest.popen(["sh", "-c", sys.argv[2]])
-    print("runs", flush=True)
+    command = lab.guest.popen(["sh", "-c", sys.argv[2]], stdout=subprocess.PIPE)
+    print(command.stdout.readline().decode(), end="", flush=True)
     sys.stdin.read()
 """
 # The shell would say that sleep was hung up on, to nobody, and die of that (SIGPIPE).
-HANGS_UP = "exec 2>/dev/null; trap 'echo hung up >/tmp/told; exit' HUP; sleep 1000"
+HANGS_UP = "exec 2>/dev/null; trap 'echo hung up >/tmp/told; exit' HUP; echo runs; sleep 1000"
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ REPLY_HEAD = struct.Struct("<III")
 NOTIFY_HEAD = struct.Struct("<IIiI")
 TIME = struct.Struct("<Q")  # process 1 of the lab puts it before each (host/lab_init.py Notifications)
 LONGEST_BYTES = 511  # of a command (MCONSOLE_MAX_DATA)
+STACK_TRIES = 50
 TIMEOUT_S = 5.0
 END_TIMEOUT_S = 5.0
 ENDING_KEYS = "bco"  # of sysrq: reboot, crash, power off
@@ -112,8 +113,22 @@ class Mconsole:
         return self.command(f"proc {path.removeprefix('/proc/')}").removeprefix("\n")
 
     def stack(self, pid: int) -> str:
-        """Return the kernel stack of a task of the guest."""
-        return self.command(f"stack {pid:d}")
+        """Return the kernel stack of a task of the guest.
+
+        The kernel answers from within an interrupt. One that came while the kernel itself ran is on the stack for
+        signals, where ``show_stack()`` (arch/um/kernel/sysrq.c) declines; the next one may come at a better moment.
+
+        :raises MconsoleRefused: every one of ``STACK_TRIES`` came at such a moment, or there is no such task
+        """
+        for _ in range(STACK_TRIES):
+            shown = self.command(f"stack {pid:d}")
+            if "aborting stack trace" not in shown:
+                return shown
+        raise MconsoleRefused(
+            f"the guest shows no stack of task {pid}",
+            found=shown.strip(),
+            mend="ask again: it shows none while an interrupt comes at a bad moment",
+        )
 
     def config(self, device: str, value: str | None = None) -> str:
         """Return how a device is configured (``con0``, ``mem``); given a *value*, plug it in: ``con2``, ``null``."""

@@ -70,7 +70,7 @@ def _on_terminal(guest: Programs, argv: Sequence[str]) -> int:
 def raw_keyboard() -> Iterator[None]:
     """Let every key through as it is; put the terminal right in the end."""
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is kept
     try:
         yield
     finally:
