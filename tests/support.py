@@ -140,12 +140,12 @@ def kill(pid: int) -> None:
 class Person:
     """Somebody at a terminal of 100 columns and 50 lines."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, program: Sequence[str] = SKBLAB) -> None:
         self.terminal, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 100, 0, 0))
         with os.fdopen(theirs, "r+b", buffering=0, closefd=True) as tty:
             self.program = process.start(
-                ["setsid", "--ctty", "--wait", *SKBLAB, *words],
+                ["setsid", "--ctty", "--wait", *program, *words],
                 stdin=tty,
                 stdout=tty,
                 stderr=tty,

@@ -2,12 +2,14 @@
 
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from skblab.host import process
 from skblab.image.image import Image
-from support import SKBLAB
+from support import SKBLAB, Person
 
 
 def completions(line: str) -> set[str]:
@@ -43,3 +45,29 @@ def test_what_a_shell_is_offered(line: str, offered: set[str]) -> None:
 
 def test_images_are_offered(image: Image) -> None:
     assert image.name in completions("skblab image rm 6.")
+
+
+SHELLS = {
+    "bash": (["bash", "--norc", "-i"], 'eval "$(skblab completion bash)"; echo up$((40+2))'),
+    "zsh": (
+        ["zsh", "-f", "-i"],
+        'autoload -U compinit; compinit -D; eval "$(skblab completion zsh)"; echo up$((40+2))',
+    ),
+    "fish": (["fish", "--private"], "skblab completion fish | source; echo up(math 40+2)"),
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes(shell: str, image: Image) -> None:
+    """In the shell itself, at a terminal, by the key that completes: a command, a kernel function, an image."""
+    program, reads_ours = SHELLS[shell]
+    path = f"PATH={Path(sys.executable).parent}:/usr/bin:/bin"
+    person = Person(program=["env", path, "HISTFILE=", *program])
+    person.types(f"{reads_ours}\r".encode())
+    person.reads("up42")
+    for typed, becomes in (("docto", "doctor"), ("ping --at icmp_rc", "icmp_rcv"), ("image rm 6.12-d", image.name)):
+        person.types(f"skblab {typed}\t".encode())
+        person.reads(becomes)
+        person.types(b"\x15")
+    os.close(person.terminal)
+    person.program.wait(20)

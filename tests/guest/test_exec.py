@@ -29,7 +29,13 @@ with Lab.join(sys.argv[1]) as lab:
     sys.stdin.read()
 """
 # The shell would say that sleep was hung up on, to nobody, and die of that (SIGPIPE).
-HANGS_UP = "exec 2>/dev/null; trap 'echo hung up >/tmp/told; exit' HUP; echo runs; sleep 1000"
+HANGS_UP = """exec 2>/dev/null
+trap 'echo hung up >/tmp/told; exit' HUP
+sleep 1000 &
+until test "$(cat /proc/$!/comm)" = sleep; do :; done
+echo runs
+wait"""
+"""Says that it was hung up. It `runs` when its sleep is one: what is still a copy of the shell forgets a signal."""
 
 
 @pytest.fixture(scope="module")

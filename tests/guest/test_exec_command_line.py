@@ -14,7 +14,13 @@ from skblab.image.image import Image
 from skblab.lab import Lab
 from support import SKBLAB, Person, eventually_nothing, plain, remains, skblab, start_skblab
 
-SAYS_HOW_IT_ENDS = "exec 2>/dev/null; trap 'echo hung up >/tmp/told; exit' HUP; echo runs; sleep 1000"
+SAYS_HOW_IT_ENDS = """exec 2>/dev/null
+trap 'echo hung up >/tmp/told; exit' HUP
+sleep 1000 &
+until test "$(cat /proc/$!/comm)" = sleep; do :; done
+echo runs
+wait"""
+"""Says that it was hung up. It `runs` when its sleep is one: what is still a copy of the shell forgets a signal."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,9 @@ def test_whoever_ends_skblab_ends_the_command(name: str, number: signal.Signals)
     assert running.stdout.readline() == b"runs\n"
     running.send_signal(number)
     process.finish(running, timeout_s=20)
-    waits = "while ! test -s /tmp/told; do sleep 0.01; done; cat /tmp/told; rm /tmp/told; pgrep -x sleep"
+    waits = (
+        "until test -s /tmp/told; do sleep 0.01; done; cat /tmp/told; rm /tmp/told; while pgrep -x sleep; do :; done"
+    )
     assert skblab("exec", "--guest", name, "--", "sh", "-c", waits).stdout == "hung up\n"
 
 

@@ -40,9 +40,10 @@ class Tmux:
     def screen(self, *, colours: bool = False) -> str:
         return self._do("capture-pane", "-p", *(["-e"] if colours else []))
 
-    def line_of(self, words: str) -> int:
-        """Return the line, from 1, that shows some words."""
-        return next(at for at, line in enumerate(self.screen().splitlines(), 1) if words in line)
+    def place_of(self, words: str) -> tuple[int, int]:
+        """Return the column and the line, from 1, where the screen shows some words."""
+        lines = enumerate(self.screen().splitlines(), 1)
+        return next((line.index(words) + 1, at) for at, line in lines if words in line)
 
     def shows(self, pattern: str) -> re.Match[str]:
         """Wait until the screen matches: tmux tells nobody what it draws, and is asked until then."""

@@ -28,12 +28,12 @@ examples:
   skblab up --disk my.cow,debian.ext4          a guest with a disk; skblab disk build makes one
   skblab doctor                                what this machine allows and lacks
 
-completion:  eval "$(register-python-argcomplete skblab)"
+completion:  eval "$(skblab completion bash)"; also for zsh and fish
 """
 # In the order in which --help lists them; each module registers its own.
 COMMANDS = (
     "run", "hold", "ping", "trace", "show", "export", "diff", "probes", "gdb", "labs", "cp", "mconsole", "image",
-    "disk", "doctor",
+    "disk", "doctor", "completion",
 )  # fmt: skip
 INTERRUPTED = 130
 
