@@ -3,13 +3,13 @@
 import argparse
 import glob
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skblab.errors import UsageError
 from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
 
 if TYPE_CHECKING:
+    from skblab.image.image import Image
     from skblab.lab import Lab
 
 
@@ -20,9 +20,14 @@ def complete(action: argparse.Action, candidates: Callable[..., Iterable[str]]) 
 
 def function_names(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """Return the kernel's functions that begin with a prefix."""
-    from skblab.image.store import find_image  # noqa: PLC0415
+    return chosen_image(parsed_args).functions.names(f"{glob.escape(prefix)}*")
 
-    return find_image(parsed_args.series, parsed_args.variant).functions.names(f"{glob.escape(prefix)}*")
+
+def chosen_image(arguments: argparse.Namespace) -> "Image":
+    """Return the image that the options name."""
+    from skblab.image.store import find_image, open_named  # noqa: PLC0415
+
+    return open_named(arguments.image) if arguments.image else find_image(arguments.series, arguments.variant)
 
 
 def image_names(**_: object) -> list[str]:
@@ -37,7 +42,10 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which kernel")
     group.add_argument("--series", default=DEFAULT_SERIES, help="kernel series: 6.12 or 6.1 (default: %(default)s)")
     group.add_argument("--variant", default="default", choices=sorted(VARIANTS), help="set of kernel options")
-    group.add_argument("--image", type=Path, metavar="DIR", help="an image's directory, instead of series and variant")
+    image = group.add_argument(
+        "--image", metavar="IMAGE", help="an image's name or directory, instead of series and variant"
+    )
+    complete(image, image_names)
 
 
 def lab_names(**_: object) -> list[str]:
@@ -94,9 +102,7 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         return Lab.join(arguments.lab)
     return Lab(
         getattr(arguments, "name", None),
-        image=arguments.image,
-        series=arguments.series,
-        variant=arguments.variant,
+        image=chosen_image(arguments),
         link=arguments.link,
         root=getattr(arguments, "root", ""),
         disks=getattr(arguments, "disks", ()),

@@ -5,8 +5,7 @@ import json
 
 from skblab.agent.points import can_be_followed, choose, skb_argument
 from skblab.agent.soundness import TABLE
-from skblab.cli.options import add_image_options, complete, function_names
-from skblab.image.store import find_image
+from skblab.cli.options import add_image_options, chosen_image, complete, function_names
 
 EXAMPLES = """\
 examples:
@@ -39,7 +38,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(arguments: argparse.Namespace) -> int:
     """List them."""
-    image = find_image(arguments.series, arguments.variant)
+    image = chosen_image(arguments)
     for function in sorted(choose(image, arguments.patterns, arguments.calls), key=lambda one: (one.file, one.line)):
         assert not can_be_followed(function)
         verdicts = [] if skb_argument(function) is None else [*EVERYWHERE, *(OWNING if function.name in TABLE else ())]

@@ -1,4 +1,8 @@
-"""Build an image: source, configuration, kernel, indexes; moved in whole, or nothing."""
+"""Build an image: source, configuration, kernel, indexes; moved in whole, or nothing.
+
+A tree is built in a directory that is kept, so that the next build compiles what has changed; a tarball, which never
+changes, in one that is thrown away.
+"""
 
 import contextlib
 import fcntl
@@ -10,6 +14,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +23,7 @@ from skblab.host import process
 from skblab.image import corrections, debuginfo, module, prune, recipe, unwind
 from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, describe_files
 from skblab.image.source import Source, find_source, unpack
-from skblab.image.store import images_dir
+from skblab.image.store import builds_dir, images_dir
 
 TOOLS = ("make", "gcc", "ld", "nm", "objcopy", "flex", "bison", "bc", "tar", "xz", "setpriv")
 OBJECTS = 900  # about; for the progress
@@ -33,11 +38,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to build: Debian's source of *series*, or *source*, a tree or a tarball."""
+    """What to build: Debian's source of *series*, or *source*, a tree or a tarball; *config*: more fragments."""
 
     series: str = recipe.DEFAULT_SERIES
     variant: str = "default"
     source: Path | None = None
+    config: tuple[Path, ...] = ()
 
 
 def build_image(request: Request, progress: Progress = lambda *_: None) -> Image:
@@ -50,11 +56,11 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
     if absent:
         raise MissingPrerequisite(f"building a kernel needs: {', '.join(absent)}", mend="make setup, or skblab doctor")
     source = find_source(request.series, request.source)
-    wanted = recipe.recipe_for(request.variant)
+    wanted = recipe.recipe_for(request.variant, request.config)
     progress("reading the source", 0, 0)
     identity = f"{source.identity()} {wanted.key} {recipe.compiler()}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    target = images_dir() / f"{source.series}-{request.variant}-{key}"
+    target = images_dir() / f"{source.series}-{wanted.variant}-{key}"
     _sweep(target.parent)
     with _alone(target, progress):
         if target.exists():
@@ -62,11 +68,27 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
         scratch = target.with_name(f"{BUILDING}{target.name}")
         scratch.mkdir()
         try:
-            _build(source, wanted, scratch, progress)
+            with _build_directory(source, wanted, scratch, progress) as obj:
+                _build(source, wanted, obj, scratch, progress)
             (scratch / "image").rename(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return Image.open(target)
+
+
+@contextlib.contextmanager
+def _build_directory(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progress) -> Iterator[Path]:
+    """Yield where make puts what it makes: for a tree, what it made last time is there, and nobody else."""
+    if source.is_tarball:
+        obj = scratch / "obj"
+        obj.mkdir()
+        yield obj
+        return
+    key = hashlib.sha256(f"{source.path} {wanted.key} {recipe.compiler()}".encode()).hexdigest()[:12]
+    obj = builds_dir() / f"{source.path.name}-{wanted.variant}-{key}"
+    obj.mkdir(exist_ok=True)
+    with _alone(obj, progress):
+        yield obj
 
 
 def _sweep(directory: Path) -> None:
@@ -94,19 +116,19 @@ def _alone(target: Path, progress: Progress) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress("waiting for another build of the same image", 0, 0)
+            progress("waiting for another build of the same", 0, 0)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
 
 
-def _build(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progress) -> None:
-    """Do the work in *scratch*; the finished image is its directory ``image``."""
-    progress("unpacking the source", 0, 0)
+def _build(source: Source, wanted: recipe.Recipe, obj: Path, scratch: Path, progress: Progress) -> None:
+    """Build in *obj*; the finished image is the directory ``image`` in *scratch*."""
+    if source.is_tarball:
+        progress("unpacking the source", 0, 0)
     tree = unpack(source, scratch)
-    obj, image = scratch / "obj", scratch / "image"
-    obj.mkdir()
+    image = scratch / "image"
     image.mkdir()
     _configure(tree, obj, wanted, progress)
     corrections.correct(tree, obj)
@@ -119,11 +141,12 @@ def _build(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progr
     shutil.copyfile(obj / "vmlinux", kernel)
     kernel.chmod(0o755)
     debuginfo.add_gdb_index(kernel)
-    debuginfo.build_index(kernel, image / INDEX)
-    unwind.ensure_table(image, kernel)
-    progress("keeping the source that was used", 0, 0)
-    prune.copy_used(tree, obj, image / SOURCE)
-    module.keep_build_tree(tree, obj, image / SOURCE)
+    with ThreadPoolExecutor(max_workers=1) as beside:  # gdb reads debug info for seconds; meanwhile the rest is done
+        indexed = beside.submit(debuginfo.build_index, kernel, image / INDEX)
+        unwind.ensure_table(image, kernel)
+        prune.copy_used(tree, obj, image / SOURCE)
+        module.keep_build_tree(tree, obj, image / SOURCE)
+        indexed.result()
     os.utime(kernel)  # or gdb finds the source to be newer, and says so of every file
     shutil.copyfile(obj / ".config", image / CONFIG)
     manifest = {
@@ -137,17 +160,31 @@ def _build(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progr
 
 
 def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress) -> None:
-    """Write .config: tinyconfig, the fragments over it, and what the kernel makes of that."""
+    """Write .config: tinyconfig, the fragments over it, and what the kernel makes of that.
+
+    :raises BuildFailed: an option that the user's own fragments ask for is not there then
+    """
     progress("configuring", 0, 0)
+    configured, config = obj / ".skblab-configured", obj / ".config"
+    if configured.exists():  # by the same recipe: the directory is named for it
+        _make(tree, obj, progress, "olddefconfig")
+        return
     _make(tree, obj, progress, "tinyconfig")
-    options = recipe.wanted_options(wanted.fragments)
+    options = recipe.wanted_options((*wanted.fragments, *wanted.own))
     lines = [f"# {name} is not set" if value == "n" else f"{name}={value}" for name, value in options.items()]
-    config = obj / ".config"
     kept = [line for line in config.read_text().splitlines() if not recipe.parse_config(line).keys() & options.keys()]
     config.write_text("\n".join([*kept, *lines, ""]))
     _make(tree, obj, progress, "olddefconfig")
-    if missing := recipe.refused(options, recipe.parse_config(config.read_text())):
+    missing = recipe.refused(options, recipe.parse_config(config.read_text()))
+    if own := [f"{name}={options[name]}" for name in missing if name in recipe.wanted_options(wanted.own)]:
+        raise BuildFailed(
+            f"this kernel does not take: {', '.join(own)}",
+            found=f"asked for in {', '.join(map(str, wanted.own))}",
+            mend="it has no such option, or the option depends on others: make menuconfig, / tells on which",
+        )
+    if missing:
         progress(f"this kernel does not take: {', '.join(missing)}", 0, 0)
+    configured.touch()
 
 
 def _make(tree: Path, obj: Path, progress: Progress, *arguments: str) -> None:

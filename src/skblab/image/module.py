@@ -4,6 +4,7 @@ The agent is one; people bring their own.
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -63,7 +64,16 @@ def build_module(image: Path, directory: Path) -> None:
     :raises BuildFailed: with the compiler's own lines
     """
     source = image / SOURCE
-    argv: list[process.Argument] = ["make", "-C", source, f"O={source / 'obj'}", "ARCH=um", f"M={directory}", "modules"]
+    argv: list[process.Argument] = [
+        "make",
+        "-C",
+        source,
+        f"O={source / 'obj'}",
+        f"-j{os.cpu_count() or 1}",
+        "ARCH=um",
+        f"M={directory}",
+        "modules",
+    ]
     done = process.run(argv, timeout_s=TIMEOUT_S)
     if done.returncode:
         raise BuildFailed(

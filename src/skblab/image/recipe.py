@@ -1,6 +1,7 @@
 """What an image is made of: which options, which flags, which compiler; and the key that names the whole."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,10 @@ SERIES = ("6.12", "6.1")
 # Which fragments of kernel/kconfig/ make a variant, in the order in which they are merged.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "default": ("base", "net"),
-    "kasan": ("base", "net", "kasan"),
+    "kasan": ("base", "net", "lockdep", "kasan"),
+    "lockdep": ("base", "net", "lockdep"),
+    "kcov": ("base", "net", "kcov"),
+    "debug": ("base", "net", "debug"),
 }
 
 # The agent patches the five NOPs at a function's entry; the other two keep arguments readable and backtraces whole.
@@ -22,6 +26,8 @@ FLAGS = ("-fpatchable-function-entry=5", "-fno-ipa-sra", "-fno-optimize-sibling-
 
 # Raised when the way an image is made or laid out changes, so that older ones are not taken for new ones.
 LAYOUT = 5
+
+OPTION_LINE = re.compile(r'CONFIG_\w+=(?:[ymn]|-?\d+|0x[0-9a-fA-F]+|".*")\s*')
 
 
 def kernel_dir() -> Path:
@@ -33,26 +39,40 @@ def kernel_dir() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How images of one variant are made, whatever the source and the compiler."""
+    """How images of one variant are made, whatever the source and the compiler; *own*: the user's fragments."""
 
     variant: str
     fragments: tuple[Path, ...]
+    own: tuple[Path, ...] = ()
 
     @property
     def key(self) -> str:
         """A digest of the options, the flags, the corrections and the layout."""
-        options = sorted(wanted_options(self.fragments).items())
+        options = sorted(wanted_options((*self.fragments, *self.own)).items())
         return hashlib.sha256(repr((LAYOUT, FLAGS, CORRECTIONS, options)).encode()).hexdigest()[:16]
 
 
-def recipe_for(variant: str) -> Recipe:
-    """Return the recipe of a variant.
+def recipe_for(variant: str, own: tuple[Path, ...] = ()) -> Recipe:
+    """Return the recipe of a variant, with fragments of the user's over it; it is named for them: ``default+mine``.
 
-    :raises UsageError: there is no such variant
+    :raises UsageError: there is no such variant, or a fragment is none
     """
     if variant not in VARIANTS:
         raise UsageError(f"no such variant: {variant}", mend=f"one of: {', '.join(VARIANTS)}")
-    return Recipe(variant, tuple(kernel_dir() / "kconfig" / f"{name}.config" for name in VARIANTS[variant]))
+    for fragment in own:
+        _check_fragment(fragment)
+    fragments = tuple(kernel_dir() / "kconfig" / f"{name}.config" for name in VARIANTS[variant])
+    return Recipe("+".join((variant, *(fragment.stem for fragment in own))), fragments, own)
+
+
+def _check_fragment(path: Path) -> None:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"no fragment of a kernel's configuration: {path}", found=str(error)) from None
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.startswith("#") and not OPTION_LINE.fullmatch(line):
+            raise UsageError(f"{path}:{number}: this is no option", found=line, mend="CONFIG_NAME=y, or a comment")
 
 
 def compiler() -> str:
@@ -74,7 +94,7 @@ def parse_config(text: str) -> dict[str, str]:
     for line in text.splitlines():
         if line.startswith("CONFIG_"):
             name, _, value = line.partition("=")
-            options[name] = value
+            options[name] = value.rstrip()
         elif line.startswith("# CONFIG_") and line.endswith(" is not set"):
             options[line.split()[1]] = "n"
     return options

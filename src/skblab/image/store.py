@@ -24,6 +24,13 @@ def images_dir() -> Path:
     return path
 
 
+def builds_dir() -> Path:
+    """Return where builds of developers' trees are kept between one and the next, made where it is missing."""
+    path = cache_dir() / "builds"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
 def list_images() -> tuple[list[Image], list[ImageDamaged]]:
     """Return the images, newest first, and what is wrong with those that cannot be opened."""
     images, damaged = [], []
@@ -66,6 +73,11 @@ def open_named(name: str) -> Image:
     :raises ImageMissing: there is none of that name
     """
     return Image.open(Path(name) if "/" in name else images_dir() / name)
+
+
+def remove_builds() -> None:
+    """Remove what is kept of builds; one that is going on fails."""
+    shutil.rmtree(builds_dir())
 
 
 def remove_image(name: str) -> None:
