@@ -110,6 +110,7 @@ static inline struct agent_counts *agent_counts(u16 rule)
 int agent_arm(const struct agent_arm *arm);
 int agent_disarm(u16 number);
 bool agent_disarm_all(void);
+void agent_disarm_module(struct module *module);
 int agent_point(const struct agent_point *point);
 bool agent_unfollow(void);
 struct agent_probe *agent_probe_at(unsigned long address);

@@ -117,6 +117,23 @@ static void run_slow_command(struct work_struct *work)
 	tasklet_schedule(&commands_tasklet);
 }
 
+/*
+ * Commands and this are processes that do not meet: the worker that carries commands out is waited for, and the tasklet
+ * that would start it again is held back meanwhile.
+ */
+static int module_changes(struct notifier_block *block, unsigned long state, void *module)
+{
+	if (state == MODULE_STATE_GOING && module != THIS_MODULE) {
+		tasklet_disable(&commands_tasklet);
+		flush_work(&slow_command);
+		agent_disarm_module(module);
+		tasklet_enable(&commands_tasklet);
+	}
+	return NOTIFY_OK;
+}
+
+static struct notifier_block module_notifier = { .notifier_call = module_changes };
+
 static irqreturn_t doorbell_rang(int number, void *data)
 {
 	if (!agent_listen(&farewells))
@@ -139,6 +156,7 @@ static int __init agent_init(void)
 	error = agent_hostfiles_open(requests_fd);
 	if (error) /* packets are what it is for; commands in the guest are refused then */
 		pr_err("skblab agent: no files of the host's: error %d\n", error);
+	register_module_notifier(&module_notifier);
 	agent_channel_ready();
 	tasklet_schedule(&commands_tasklet); /* the host may have spoken before there was anybody to hear */
 	return 0;
@@ -146,6 +164,7 @@ static int __init agent_init(void)
 
 static void __exit agent_exit(void)
 {
+	unregister_module_notifier(&module_notifier);
 	um_free_irq(irq, &commands_tasklet);
 	host_is_gone = true;
 	tasklet_kill(&commands_tasklet);

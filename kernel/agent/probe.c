@@ -5,6 +5,7 @@
  */
 #include <linux/hashtable.h>
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/slab.h>
 
 #include "agent.h"
@@ -25,6 +26,13 @@ static int write_entry(unsigned long address, const u8 *entry)
 	unsigned long flags;
 	long result;
 
+	/* A module's text shares pages with its data, in some kernels, and may be written always. */
+	if (is_vmalloc_addr((void *)address)) {
+		local_irq_save(flags);
+		memcpy((void *)address, entry, AGENT_ENTRY_BYTES);
+		local_irq_restore(flags);
+		return 0;
+	}
 	result = agent_host_call(HOST_MPROTECT, first, bytes, HOST_PROT_ALL, 0, 0, 0);
 	if (result < 0)
 		return result;
@@ -207,6 +215,16 @@ int agent_point(const struct agent_point *point)
 	return 0;
 }
 
+static void leave_passage(struct agent_probe *probe)
+{
+	const struct agent_passage *passage = probe->passage;
+
+	WRITE_ONCE(probe->passage, NULL);
+	leave_probe(probe);
+	kfree(passage);
+	passages--;
+}
+
 /* No packet is followed any more. Were there points? */
 bool agent_unfollow(void)
 {
@@ -217,17 +235,26 @@ bool agent_unfollow(void)
 
 	agent_calls_end(); /* what is passed from now on is not waited for, and no call knows a passage */
 	hash_for_each_safe(probes, bucket, next, probe, node) {
-		const struct agent_passage *passage = probe->passage;
-
-		if (!passage)
-			continue;
-		WRITE_ONCE(probe->passage, NULL);
-		leave_probe(probe);
-		kfree(passage);
-		passages--;
+		if (probe->passage)
+			leave_passage(probe);
 	}
 	agent_follow_end();
 	return any;
+}
+
+/* A module is about to go, and its functions: what is held there goes on, and nothing is patched any more. */
+void agent_disarm_module(struct module *module)
+{
+	struct agent_probe *probe;
+	struct hlist_node *next;
+	int bucket;
+
+	for (unsigned int number = 0; number < AGENT_RULES; number++)
+		if (rules[number] && within_module(rules[number]->probe->address, module))
+			agent_disarm(number);
+	hash_for_each_safe(probes, bucket, next, probe, node)
+		if (probe->passage && within_module(probe->address, module))
+			leave_passage(probe);
 }
 
 /* Was there anything? */

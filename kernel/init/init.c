@@ -4,7 +4,8 @@
  *
  * It gives lo and the link their addresses, says "ready" through /proc/mconsole (arch/um/drivers/mconsole_kern.c: a
  * write there becomes a USER_NOTIFY datagram on the host), mounts what a guest is expected to have, and then becomes
- * the init of the guest's disk; or, where there is none, reaps children for ever. Readiness comes first: everything that can wait, waits until after it.
+ * the init of the guest's disk; or, where there is none, reaps children for ever. Readiness comes first,
+ * behind the user's own modules: everything that can wait, waits until after it.
  *
  * Its orders are parameters of the kernel's command line, which the kernel hands to init as its environment
  * (init/main.c unknown_bootoption(): name=value without a dot in the name):
@@ -56,6 +57,7 @@ int main(void)
 	if (mount("proc", "/proc", "proc", 0, NULL) < 0)
 		complain("cannot mount /proc");
 	set_up_link();
+	load_modules();
 	if (put("/proc/mconsole", "ready") < 0)
 		complain("cannot tell the host that the guest is ready");
 	load_agent();

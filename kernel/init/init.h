@@ -14,6 +14,9 @@ int put(const char *path, const char *text);
 /* link.c: addresses, so that the guest can be reached */
 void set_up_link(void);
 
+/* modules.c: the user's own */
+void load_modules(void);
+
 /* root.c: the files that the guest's programs see, and the programs */
 struct root {
 	const char *at; /* where it is mounted; NULL: there is none */

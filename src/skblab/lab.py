@@ -5,6 +5,7 @@ import itertools
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,7 @@ from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import too_little_memory
 from skblab.guest.disk import Disk
+from skblab.guest.modules import Module, append
 from skblab.guest.panic import GuestPanicked, PanicWatch
 from skblab.guest.terminal import Terminal
 from skblab.host import process
@@ -61,6 +63,7 @@ class Lab:
     :param root: a directory, or ``"host"`` for ``/``: the guest's programs see its files;
         what they write stays in memory
     :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first
+    :param modules: kernel modules to load first, ``"FILE.ko"`` or ``"FILE.ko,NAME=VALUE,..."``
     :param consoles: how many virtual consoles it has, each with a shell, or a login of the disk's; with a root
     :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port
     :param steps_bytes: the memory between a trace's kernel and its file, a power of two
@@ -84,6 +87,7 @@ class Lab:
         disks: Sequence[str] = (),
         consoles: int = 1,
         commands: Sequence[str] = (),
+        modules: Sequence[str] = (),
         from_boot: bool = False,
         steps_bytes: int = STEPS_BYTES,
     ) -> None:
@@ -97,6 +101,10 @@ class Lab:
         self._root = {"": "", "host": "/"}.get(root, str(Path(root).absolute()))
         if not Path(self._root).is_dir():
             raise UsageError(f"no such directory: {root}", mend='root="host", or a directory')
+        if modules and from_boot:
+            raise UsageError(
+                "a kernel that stands still loads no modules", mend="without modules, or without --from-boot"
+            )
         if commands and from_boot:
             raise UsageError("a kernel that stands still runs no commands", mend="without -g, or without --from-boot")
         if commands and not (root or disks):
@@ -112,6 +120,7 @@ class Lab:
         self._boot_timeout_s = boot_timeout_s
         self._disks = tuple(Disk.parse(disk) for disk in disks)
         self._commands = tuple(commands)
+        self._modules = tuple(Module.parse(module) for module in modules)
         self._consoles = consoles if root or disks else 0
         self._stack: ExitStack | None = None
         self._from_boot = from_boot
@@ -162,7 +171,12 @@ class Lab:
             disk.check_root()
         if refused := too_little_memory(self._memory_mib, self.image.config.read_text()):
             raise refused
+        for module in self._modules:
+            module.check(self.image)
         archive = initramfs.ensure(self.image.path)
+        if self._modules:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="skblab-"))
+            append(archive, self._modules, archive := Path(directory, archive.name))
         self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_link(), addresses=Addresses()))
         self.console = Console()
         stack.callback(self.console.close)
@@ -185,11 +199,22 @@ class Lab:
         )
         self.guest = Guest.boot(boot, self.namespaces, self.console)
         stack.callback(self.guest.close)
+        self._learn_modules({str(module.file): self.guest.modules.get(module.name, {}) for module in self._modules})
         for terminal in self.terminals:
             terminal.hand_over()
         guest_socket.close()  # the guest has it now: its end is then the end of the socket
         if not self._from_boot:
             self._receive_one_by_one()
+
+    def _learn_modules(self, sections: dict[str, dict[str, int]]) -> None:
+        """Know the functions of modules that the guest has loaded: each one's file, and where its code lies."""
+        self.modules = sections
+        if sections:
+            self.image = self.image.with_functions(
+                function for file, places in sections.items() for function in Module(Path(file)).functions(places)
+            )
+            if self._agent:
+                self._agent.knows(self.image)
 
     def _join(self, stack: ExitStack) -> None:
         namespaces = stack.enter_context(JoinedNamespaces(self.name))
@@ -199,6 +224,7 @@ class Lab:
         self.image = Image.open(Path(about["image"]))
         self.console = Console(console_fd)
         stack.callback(self.console.close)
+        self._learn_modules(about.get("modules", {}))
         self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel)
         stack.callback(self.guest.close)
 
@@ -230,7 +256,7 @@ class Lab:
             channel.socket.fileno(),
         )
         fds += tuple(terminal.fd for terminal in self.terminals)
-        self.namespaces.keep(fds, {"image": str(self.image.path)})
+        self.namespaces.keep(fds, {"image": str(self.image.path), "modules": self.modules})
         channel.kept = True
 
     def __exit__(

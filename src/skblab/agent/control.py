@@ -90,6 +90,10 @@ class Agent:
         self._reader.join()
         self.channel.close()
 
+    def knows(self, image: Image) -> None:
+        """Know the functions of an image from now on: a guest's kernel has more when it has loaded modules."""
+        self._image = image
+
     @property
     def gone(self) -> bool:
         """Whether the agent, or the host's end of the conversation, is gone."""

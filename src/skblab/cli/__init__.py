@@ -33,7 +33,7 @@ completion:  eval "$(skblab completion bash)"; also for zsh and fish
 # In the order in which --help lists them; each module registers its own.
 COMMANDS = (
     "run", "hold", "ping", "trace", "show", "export", "diff", "probes", "gdb", "labs", "cp", "mconsole", "image",
-    "disk", "doctor", "completion",
+    "module", "disk", "doctor", "completion",
 )  # fmt: skip
 INTERRUPTED = 130
 

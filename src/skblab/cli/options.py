@@ -80,6 +80,8 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--disk", action="append", default=[], metavar="FILE[,BACKING]", dest="disks",
                        help="boot from a disk image, or from a COW file, made where it is not there yet; "
                        "again for more disks")  # fmt: skip
+    group.add_argument("--module", action="append", default=[], metavar="FILE[,NAME=VALUE]...", dest="modules",
+                       help="load a kernel module of yours: skblab module build; again for more")  # fmt: skip
     group.add_argument("--consoles", type=int, default=1, metavar="N",
                        help="how many virtual consoles it has: skblab console (default: %(default)s)")  # fmt: skip
     group.add_argument("-g", "--guest", action="append", default=[], metavar="CMD", dest="guest_commands",
@@ -106,6 +108,7 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         link=arguments.link,
         root=getattr(arguments, "root", ""),
         disks=getattr(arguments, "disks", ()),
+        modules=getattr(arguments, "modules", ()),
         consoles=getattr(arguments, "consoles", 1),
         commands=getattr(arguments, "guest_commands", ()),
         memory_mib=getattr(arguments, "memory", 64),

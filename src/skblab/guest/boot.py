@@ -16,6 +16,7 @@ from skblab.errors import BootFailed, GuestLost, SkblabError, Timeout
 from skblab.guest import mconsole
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import diagnose, disk_refused
+from skblab.guest.modules import sections_told
 from skblab.guest.panic import GuestPanicked, PanicWatch, panicked
 from skblab.guest.programs import Programs
 from skblab.host import process
@@ -92,6 +93,7 @@ class Guest(Programs):
         self._kernel = kernel
         self._namespaces = namespaces
         self.pidfd = pidfd
+        self.modules: dict[str, dict[str, int]] = {}  # the user's own: where each one's sections with code lie
         self.inner_pid = inner_pid  # as the lab's own processes see it
         self.pid = process.pid_of(pidfd)
         self._notify = socket.socket(fileno=notify_fd)
@@ -140,6 +142,8 @@ class Guest(Programs):
                 said = self.notification()
                 if said.kind is mconsole.Kind.USER and said.text == READY:
                     return
+                if said.kind is mconsole.Kind.USER and (told := sections_told(said.text)):
+                    self.modules |= dict([told])
                 if said.kind is mconsole.Kind.PANIC:
                     select.select([self.pidfd], [], [], LAST_WORDS_S)
                     raise self._never_ready(boot, f"the guest kernel panicked at boot: {said.text}")

@@ -147,6 +147,13 @@ CAUSES = (
         "the agent cannot be loaded: {why}",
         "skblab image rm IMAGE && skblab image build",
     ),
+    _cause(  # kernel/init/modules.c load_modules()
+        r"(?P<said>(?:\w+: (?:Unknown symbol|version magic|disagrees about|unknown parameter)[^\n]*)?)[^\n]*\n?"
+        r"(?:\[[^\n]*\n)*skblab init: cannot load the module (?P<module>\S+): (?P<why>[^\n]*)",
+        "the module {module} cannot be loaded: {why}",
+        "what the kernel says of it stands above: a symbol may be another module's, to be given before with --module,\n"
+        "or not be exported; skblab module build DIRECTORY makes one for this very kernel",
+    ),
     _cause(  # init/initramfs.c unpack_to_rootfs()
         r"Initramfs unpacking failed: (?P<why>[^\n]*)",
         "the guest's first files are damaged: {why}",

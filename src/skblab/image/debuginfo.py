@@ -4,11 +4,12 @@ import json
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from skblab.errors import BuildFailed
 from skblab.host import process
 from skblab.host.gdb import find_gdb
-from skblab.image.index import write_index
+from skblab.image.index import Function, function_of, write_index
 
 IN_GDB = Path(__file__).with_name("index_in_gdb.py")
 TIMEOUT_S = 600.0
@@ -44,18 +45,40 @@ def build_index(kernel: Path, index: Path) -> int:
         name, kind, address, *size = line.split()
         if kind in "tTwW" and size and not PARTS.search(name):
             functions.append((name, int(address, 16), int(size[0], 16)))
-    with tempfile.TemporaryDirectory() as scratch:
-        request, answer = Path(scratch, "request"), Path(scratch, "answer")
-        request.write_text(json.dumps({"functions": functions, "objects": OBJECTS}))
-        _gdb(kernel, "-x", str(IN_GDB), SKBLAB_INDEX_REQUEST=str(request), SKBLAB_INDEX_ANSWER=str(answer))
-        described = json.loads(answer.read_text())
+    described = _describe(functions, [kernel])
     write_index(index, described["functions"], described["objects"])
     return len(described["functions"])
 
 
-def _gdb(kernel: Path, *arguments: str, **environment: str) -> str:
+def describe_module(module: Path, sections: dict[str, int]) -> list[Function]:
+    """Return the functions of a loaded module, those with debug info.
+
+    :param sections: where its sections with code lie: ``{".text": 0x64400000}``
+    :raises BuildFailed: nm or gdb refused
+    """
+    functions = []
+    for line in _run(["nm", "--format=sysv", "--defined-only", module]).splitlines():
+        name, value, _, kind, size, _, section = ([*(cell.strip() for cell in line.split("|")), *7 * [""]])[:7]
+        if kind == "FUNC" and section in sections and not PARTS.search(name):
+            functions.append((name, sections[section] + int(value, 16), int(size, 16)))
+    places = " ".join(f"-s {name} {address:#x}" for name, address in sections.items())
+    described = _describe(functions, ["-ex", f"add-symbol-file {module} {places}"])
+    return [function_of(name, *rest) for name, *rest in described["functions"]]
+
+
+def _describe(functions: list[tuple[str, int, int]], arguments: list[process.Argument]) -> dict[str, Any]:
+    """Have gdb say what it knows of functions, (name, address, bytes) each."""
+    with tempfile.TemporaryDirectory() as scratch:
+        request, answer = Path(scratch, "request"), Path(scratch, "answer")
+        request.write_text(json.dumps({"functions": functions, "objects": OBJECTS}))
+        _gdb(*arguments, "-x", IN_GDB, SKBLAB_INDEX_REQUEST=str(request), SKBLAB_INDEX_ANSWER=str(answer))
+        described: dict[str, Any] = json.loads(answer.read_text())
+        return described
+
+
+def _gdb(*arguments: process.Argument, **environment: str) -> str:
     gdb = find_gdb()
-    return _run([*gdb.argv, "-nx", "-batch", *arguments, kernel], env=gdb.env | environment)
+    return _run([*gdb.argv, "-nx", "-batch", *arguments], env=gdb.env | environment)
 
 
 def _run(argv: list[process.Argument], env: dict[str, str] | None = None) -> str:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from skblab.errors import ImageDamaged, ImageMissing
-from skblab.image.index import FunctionIndex
+from skblab.image.index import Function, FunctionIndex
 
 MANIFEST = "manifest.json"
 KERNEL = "vmlinux"
@@ -91,6 +92,12 @@ class Image:
     def functions(self) -> FunctionIndex:
         """The index of the kernel's functions."""
         return FunctionIndex(self.path / INDEX)
+
+    def with_functions(self, more: Iterable[Function]) -> "Image":
+        """Return this image, whose kernel has loaded modules: *more* functions are to be found."""
+        image = replace(self)
+        image.__dict__["functions"] = FunctionIndex(self.path / INDEX, tuple(more))
+        return image
 
     def check(self) -> None:
         """Read every recorded file whole and compare.

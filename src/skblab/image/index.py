@@ -3,7 +3,7 @@
 import difflib
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,10 +58,15 @@ class Function:
 
 
 class FunctionIndex:
-    """The functions of one kernel, in an SQLite file of its image."""
+    """The functions of one kernel, in an SQLite file of its image; and *more*, those of its modules."""
 
-    def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+    def __init__(self, path: Path, more: Sequence[Function] = ()) -> None:
+        self._kernels = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+        self._connection = self._kernels
+        if more:
+            self._connection = sqlite3.connect(":memory:", check_same_thread=False)
+            self._kernels.backup(self._connection)
+            _insert(self._connection, map(_row, more))
 
     def lookup(self, name: str) -> Function | None:
         """Return the function of a name; of several static ones of one name, the one at the lowest address."""
@@ -87,8 +92,8 @@ class FunctionIndex:
 
     @cached_property
     def text(self) -> tuple[int, int]:
-        """Where the functions' code begins and ends."""
-        start, end = self._connection.execute("SELECT min(address), max(address + size) FROM functions").fetchone()
+        """Where the kernel's code begins and ends, without modules."""
+        start, end = self._kernels.execute("SELECT min(address), max(address + size) FROM functions").fetchone()
         return start, end
 
     def object_address(self, name: str) -> int | None:
@@ -101,17 +106,31 @@ class FunctionIndex:
         return _function(row) if row else None
 
 
+def function_of(
+    name: str, address: int, size: int, file: str, line: int, return_type: str, parameters: Iterable[tuple[str, str]]
+) -> Function:
+    """Return the function of a row of COLUMNS, the parameters as pairs."""
+    return Function(name, address, size, file, line, return_type, tuple(Parameter(*one) for one in parameters))
+
+
 def _function(row: tuple[str, int, int, str, int, str, str]) -> Function:
-    name, address, size, file, line, return_type, listed = row
-    parameters = tuple(Parameter(*one) for one in json.loads(listed))
-    return Function(name, address, size, file, line, return_type, parameters)
+    return function_of(*row[:-1], json.loads(row[-1]))
+
+
+def _row(function: Function) -> tuple[object, ...]:
+    *fields, parameters = (getattr(function, name) for name in Function.__slots__)
+    return (*fields, [(one.name, one.type) for one in parameters])
 
 
 def write_index(path: Path, functions: Iterable[tuple[object, ...]], objects: dict[str, int]) -> None:
     """Write an index; a function is a tuple of COLUMNS with the parameters as pairs."""
     with sqlite3.connect(path) as connection:
         connection.executescript(SCHEMA)
-        rows = ((*fields, json.dumps(parameters)) for *fields, parameters in functions)
-        connection.executemany("INSERT INTO functions VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        _insert(connection, functions)
         connection.executemany("INSERT INTO objects VALUES (?, ?)", objects.items())
     connection.close()
+
+
+def _insert(connection: sqlite3.Connection, functions: Iterable[tuple[object, ...]]) -> None:
+    rows = ((*fields, json.dumps(parameters)) for *fields, parameters in functions)
+    connection.executemany("INSERT INTO functions VALUES (?, ?, ?, ?, ?, ?, ?)", rows)

@@ -9,10 +9,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from skblab.errors import BuildFailed
+from skblab.errors import BuildFailed, UsageError
 from skblab.host import process
 from skblab.image.image import SOURCE
-from skblab.image.recipe import compiler, kernel_dir
+from skblab.image.recipe import FLAGS, compiler, kernel_dir
 
 # What kbuild reads when it builds an external module (Documentation/kbuild/modules.rst), beside the headers.
 OF_TREE = (
@@ -58,7 +58,7 @@ def ensure_agent(image: Path) -> Path:
     return module
 
 
-def build_module(image: Path, directory: Path) -> None:
+def build_module(image: Path, directory: Path, *more: str) -> None:
     """Build the external module in a directory, as ``make M=`` does.
 
     :raises BuildFailed: with the compiler's own lines
@@ -72,6 +72,7 @@ def build_module(image: Path, directory: Path) -> None:
         f"-j{os.cpu_count() or 1}",
         "ARCH=um",
         f"M={directory}",
+        *more,
         "modules",
     ]
     done = process.run(argv, timeout_s=TIMEOUT_S)
@@ -79,6 +80,26 @@ def build_module(image: Path, directory: Path) -> None:
         raise BuildFailed(
             f"cannot build the module in {directory}", found=f"{done.stdout}{done.stderr}".strip()[-4000:]
         )
+
+
+def build_own(image: Path, directory: Path) -> list[Path]:
+    """Build the user's modules in a directory; return their files, newest last.
+
+    They have the NOPs that the image's kernel has, to be probed like it.
+
+    :raises UsageError: there is nothing to be built there
+    :raises BuildFailed: with the compiler's own lines
+    """
+    directory = directory.expanduser().absolute()
+    makefiles = [path for name in ("Kbuild", "Makefile") if (path := directory / name).is_file()]
+    if not any("obj-m" in path.read_text(errors="replace") for path in makefiles):
+        raise UsageError(
+            f"{directory} has no module to build",
+            found="no Kbuild or Makefile there says obj-m" if directory.is_dir() else "there is no such directory",
+            mend="echo 'obj-m := NAME.o' >Kbuild, with NAME.c beside it",
+        )
+    build_module(image, directory, f"KCFLAGS={' '.join(FLAGS)}")
+    return sorted(directory.glob("*.ko"), key=lambda path: path.stat().st_mtime)
 
 
 def offset_in_text(module: Path, function: str) -> int:
