@@ -49,6 +49,8 @@ static int patch(unsigned long address)
 
 	if (distance != (s32)distance)
 		return -ERANGE;
+	if (is_vmalloc_addr((void *)address) && !vmalloc_to_page((void *)address))
+		return -EFAULT; /* of a module that has gone */
 	if (memcmp((void *)address, nops, sizeof(nops)))
 		return -EINVAL; /* no entry of ours: not built with the NOPs, or not a function */
 	memcpy(call + 1, &(s32){ distance }, sizeof(s32));

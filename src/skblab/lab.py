@@ -199,7 +199,9 @@ class Lab:
         )
         self.guest = Guest.boot(boot, self.namespaces, self.console)
         stack.callback(self.guest.close)
-        self._learn_modules({str(module.file): self.guest.modules.get(module.name, {}) for module in self._modules})
+        self._learn_modules(
+            {str(module.file): self.guest.modules_told.get(module.name, {}) for module in self._modules}
+        )
         for terminal in self.terminals:
             terminal.hand_over()
         guest_socket.close()  # the guest has it now: its end is then the end of the socket
@@ -208,7 +210,7 @@ class Lab:
 
     def _learn_modules(self, sections: dict[str, dict[str, int]]) -> None:
         """Know the functions of modules that the guest has loaded: each one's file, and where its code lies."""
-        self.modules = sections
+        self.guest.modules = sections
         if sections:
             self.image = self.image.with_functions(
                 function for file, places in sections.items() for function in Module(Path(file)).functions(places)
@@ -224,9 +226,9 @@ class Lab:
         self.image = Image.open(Path(about["image"]))
         self.console = Console(console_fd)
         stack.callback(self.console.close)
-        self._learn_modules(about.get("modules", {}))
         self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel)
         stack.callback(self.guest.close)
+        self._learn_modules(about.get("modules", {}))
 
     @property
     def agent(self) -> Agent:
@@ -256,7 +258,7 @@ class Lab:
             channel.socket.fileno(),
         )
         fds += tuple(terminal.fd for terminal in self.terminals)
-        self.namespaces.keep(fds, {"image": str(self.image.path), "modules": self.modules})
+        self.namespaces.keep(fds, {"image": str(self.image.path), "modules": self.guest.modules})
         channel.kept = True
 
     def __exit__(

@@ -1,9 +1,11 @@
 """Builds that fail and builds that are interrupted leave nothing half-made."""
 
+import json
 import os
 import select
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from skblab.errors import UsageError
 from skblab.host import process
 from skblab.image.build import Request, build_image
+from skblab.image.difference import compare
 from skblab.image.image import Image
 from skblab.image.recipe import DEFAULT_SERIES
 from skblab.image.source import find_source, series_of, unpack
+from skblab.image.store import find_image
 from support import SKBLAB, eventually_nothing, read_until, remains, skblab, start_skblab
 
 
@@ -75,6 +79,66 @@ def test_what_a_killed_build_left_is_swept_away_by_the_next(cache: Path, image: 
     shutil.copytree(image.path, cache / image.name, copy_function=os.link)
     assert build_image(Request()).name == image.name
     assert not left.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_tree_is_built_again_in_seconds(cache: Path, tmp_path: Path) -> None:
+    """A developer's own tree, with options of theirs: a line is changed, built and seen to run."""
+    tree = unpack(find_source(DEFAULT_SERIES), tmp_path)
+    fragment = tmp_path / "bbr.config"
+    fragment.write_text("# mine\nCONFIG_TCP_CONG_BBR=y\n")
+    asked = ("image", "build", "--source", str(tree), "--variant", "debug", "--config", str(fragment))
+    first = skblab(*asked, timeout_s=900)
+    assert first.returncode == 0, first.stderr
+    assert Path(first.stdout).name.startswith("6.12-debug+bbr-")
+    icmp = tree / "net/ipv4/icmp.c"
+    icmp.write_text(icmp.read_text().replace("int icmp_rcv(", "int mine(int x)\n{\n\treturn x;\n}\n\nint icmp_rcv("))
+    began = time.monotonic()
+    second = skblab(*asked, timeout_s=300)
+    assert second.returncode == 0, second.stderr
+    done = skblab(
+        "run", "--image", Path(second.stdout.strip()).name, "-r", "icmp_rcv = trace", "--", "ping", "-c1", "guest"
+    )
+    took_s = time.monotonic() - began
+    assert "icmp_rcv = trace: arrived 1, traced 1" in done.stdout + done.stderr
+    print(f"changed, built, booted: {took_s:.1f} s")
+    assert took_s < 90  # 20 s where nothing else runs
+    names = [Path(one.stdout.strip()).name for one in (first, second)]
+    different = json.loads(skblab("image", "diff", *names, "--json").stdout)
+    assert different["options"] == {}
+    assert different["new"] == ["int mine(int x)"]
+    assert [(one["file"], one["added"], one["removed"]) for one in different["sources"]] == [("net/ipv4/icmp.c", 5, 0)]
+    assert "\n+int mine(int x)\n" in skblab("image", "diff", "-p", *names).stdout
+    assert not (tree / ".config").exists()
+    assert skblab("image", "rm", "--builds").returncode == 0
+    assert not list(cache.parent.glob("builds/*"))
+    assert skblab("image", "diff", names[0], names[0]).returncode == 0
+
+
+def test_fragments_that_make_no_sense(cache: Path, tmp_path: Path) -> None:
+    for content, said in (
+        ("hello\n", "mine.config:1: this is no option"),
+        ("CONFIG_NOBODY_HAS=y\n", "CONFIG_NOBODY_HAS=y"),
+    ):
+        (tmp_path / "mine.config").write_text(content)
+        done = skblab("image", "build", "--config", str(tmp_path / "mine.config"), timeout_s=120)
+        assert done.returncode in {1, 2}
+        assert said in done.stderr
+    assert left_in(cache) == []
+    assert "no fragment" in skblab("image", "build", "--config", str(tmp_path / "none")).stderr
+
+
+def test_what_is_different(image: Image) -> None:
+    other = find_image(variant="kasan")
+    difference = compare(image, other)
+    assert difference.options["CONFIG_KASAN"] == ("n", "y")
+    assert not [one for one in difference.sources if one.file.startswith("net/")]
+    assert any("kasan_" in one for one in difference.new)
+    said = skblab("image", "diff", image.name, other.name)
+    assert said.returncode == 1
+    assert "\n  CONFIG_KASAN: n -> y\n" in said.stdout
+    assert skblab("image", "diff", image.name, "nobody").returncode == 3
 
 
 def test_what_is_no_source(tmp_path: Path) -> None:

@@ -68,6 +68,17 @@ def restore_text(pid: int, first_bytes: dict[int, bytes]) -> None:
         os.close(descriptor)
 
 
+def symbols_of(modules: dict[str, dict[str, int]]) -> list[str]:
+    """Return gdb's arguments for the symbols of modules: each one's file, and where its sections with code lie."""
+    words = []
+    for file, sections in modules.items():
+        places = " ".join(f"-s {name} {address:#x}" for name, address in sections.items())
+        # By Python, for the command itself would ask whether it may.
+        command = f'add-symbol-file "{file}" {places}'
+        words += ["-ex", f"python gdb.execute({command!r}, to_string=True)"]
+    return words
+
+
 def restore_all(pid: int, kernel: Path) -> None:
     """Put back every byte of the kernel's code where a killed gdb left a breakpoint of its user's, wherever that was.
 

@@ -78,6 +78,7 @@ def run(
                 "-iex", "set debuginfod enabled off",
                 *(["-iex", "set style emoji off"] if gdb.origin == "wheel" else []),
                 "-ex", f"set substitute-path /skblab {image.source}",
+                *attach.symbols_of(guest.modules),
                 "-ex", f"python from skblab.debugger.inside import prompt; prompt.main({theirs.fileno()})",
                 *(word for command in commands for word in ("-ex", command)),
                 image.kernel,

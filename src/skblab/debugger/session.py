@@ -57,6 +57,7 @@ class Debugger:
             argv: list[process.Argument] = [
                 *gdb.argv, "-nx", "-quiet", "-batch",
                 "-ex", f"set substitute-path /skblab {self.image.source}",
+                *attach.symbols_of(self._guest.modules),
                 "-ex", f"python from skblab.debugger.inside import server; server.main({theirs.fileno()})",
                 self.image.kernel,
             ]  # fmt: skip

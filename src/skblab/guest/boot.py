@@ -93,7 +93,8 @@ class Guest(Programs):
         self._kernel = kernel
         self._namespaces = namespaces
         self.pidfd = pidfd
-        self.modules: dict[str, dict[str, int]] = {}  # the user's own: where each one's sections with code lie
+        self.modules_told: dict[str, dict[str, int]] = {}  # the user's own: where each one's sections with code lie
+        self.modules: dict[str, dict[str, int]] = {}  # the same, by their files
         self.inner_pid = inner_pid  # as the lab's own processes see it
         self.pid = process.pid_of(pidfd)
         self._notify = socket.socket(fileno=notify_fd)
@@ -143,7 +144,7 @@ class Guest(Programs):
                 if said.kind is mconsole.Kind.USER and said.text == READY:
                     return
                 if said.kind is mconsole.Kind.USER and (told := sections_told(said.text)):
-                    self.modules |= dict([told])
+                    self.modules_told |= dict([told])
                 if said.kind is mconsole.Kind.PANIC:
                     select.select([self.pidfd], [], [], LAST_WORDS_S)
                     raise self._never_ready(boot, f"the guest kernel panicked at boot: {said.text}")
