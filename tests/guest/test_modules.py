@@ -136,7 +136,7 @@ def test_parameters_and_joining(built: dict[str, Path], image: Image) -> None:
     assert skblab("down", name).returncode == 0
 
 
-def test_the_command_line(tmp_path: Path, image: Image) -> None:
+def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.c").write_text(MINE)
     assert "no Kbuild or Makefile there says obj-m" in skblab("module", "build", str(tmp_path)).stderr
     (tmp_path / "Makefile").write_text("obj-m := mine.o\n")

@@ -102,8 +102,7 @@ def test_a_tree_is_built_again_in_seconds(cache: Path, tmp_path: Path) -> None:
     )
     took_s = time.monotonic() - began
     assert "icmp_rcv = trace: arrived 1, traced 1" in done.stdout + done.stderr
-    print(f"changed, built, booted: {took_s:.1f} s")
-    assert took_s < 90  # 20 s where nothing else runs
+    assert took_s < 60  # 20 s where nothing else runs
     names = [Path(one.stdout.strip()).name for one in (first, second)]
     different = json.loads(skblab("image", "diff", *names, "--json").stdout)
     assert different["options"] == {}
@@ -133,7 +132,9 @@ def test_what_is_different(image: Image) -> None:
     other = find_image(variant="kasan")
     difference = compare(image, other)
     assert difference.options["CONFIG_KASAN"] == ("n", "y")
-    assert not [one for one in difference.sources if one.file.startswith("net/")]
+    assert not [
+        one for one in difference.sources if one.added and one.removed
+    ]  # one source; of it, other files are used
     assert any("kasan_" in one for one in difference.new)
     said = skblab("image", "diff", image.name, other.name)
     assert said.returncode == 1

@@ -131,7 +131,7 @@ def _build(source: Source, wanted: recipe.Recipe, obj: Path, scratch: Path, prog
     image = scratch / "image"
     image.mkdir()
     _configure(tree, obj, wanted, progress)
-    corrections.correct(tree, obj)
+    corrections.correct(tree, obj, wanted.corrections)
     prefixes = f"-ffile-prefix-map={tree}=/skblab -ffile-prefix-map={obj}=/skblab/obj"
     flags = f"KCFLAGS={' '.join(recipe.FLAGS)} {prefixes}"
     _make(tree, obj, progress, f"-j{os.cpu_count() or 1}", flags, "vmlinux")

@@ -12,8 +12,13 @@ kconfig/base.config).
 
 **Locks of the vector device.** vector_reset_stats() takes a lock that vector_poll() takes in a softirq, and lets
 softirqs run. On one processor nothing comes of it, but lockdep says so, and then watches nothing else any more.
+
+**The current task.** UML's main() calls functions of the kernel's before there is a current task, and KCOV has them look
+at it (kernel/kcov.c check_kcov_mode()): a kernel with KCOV dies before its first word. Nobody can have asked for coverage
+before there are tasks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +50,24 @@ CORRECTIONS = (
 )  # fmt: skip
 
 
-def correct(tree: Path, obj: Path) -> None:
+KCOV_MODE = "check_kcov_mode(enum kcov_mode needed_mode, struct task_struct *t)\n{\n\tunsigned int mode;\n"
+# With KCOV alone, for the key of every image is made of its corrections.
+KCOV_CORRECTIONS = (
+    Correction(
+        Path("kernel/kcov.c"), KCOV_MODE, f"{KCOV_MODE}\n\tif (system_state < SYSTEM_SCHEDULING)\n\t\treturn false;\n"
+    ),
+)
+
+
+def correct(tree: Path, obj: Path, corrections: Sequence[Correction]) -> None:
     """Put corrected copies into the build directory *obj* where the source in *tree* needs them."""
-    for file in {correction.file for correction in CORRECTIONS}:
+    for file in {correction.file for correction in corrections}:
         source = tree / file
         text = corrected = source.read_text() if source.is_file() else ""
-        for correction in CORRECTIONS:
+        for correction in corrections:
             if correction.file == file:
                 corrected = corrected.replace(correction.old, correction.new)
-        if corrected != text:
-            copy = obj / file
+        copy = obj / file
+        if corrected != text and not (copy.is_file() and copy.read_text() == corrected):  # make goes by its time
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(corrected)

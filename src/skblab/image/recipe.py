@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skblab.errors import UsageError
 from skblab.host import process
-from skblab.image.corrections import CORRECTIONS
+from skblab.image.corrections import CORRECTIONS, KCOV_CORRECTIONS, Correction
 
 DEFAULT_SERIES = "6.12"
 SERIES = ("6.12", "6.1")
@@ -46,10 +46,15 @@ class Recipe:
     own: tuple[Path, ...] = ()
 
     @property
+    def corrections(self) -> tuple[Correction, ...]:
+        """What is corrected in the source."""
+        return CORRECTIONS + (KCOV_CORRECTIONS if self.variant.startswith("kcov") else ())
+
+    @property
     def key(self) -> str:
         """A digest of the options, the flags, the corrections and the layout."""
         options = sorted(wanted_options((*self.fragments, *self.own)).items())
-        return hashlib.sha256(repr((LAYOUT, FLAGS, CORRECTIONS, options)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((LAYOUT, FLAGS, self.corrections, options)).encode()).hexdigest()[:16]
 
 
 def recipe_for(variant: str, own: tuple[Path, ...] = ()) -> Recipe:
