@@ -13,9 +13,9 @@ kconfig/base.config).
 **Locks of the vector device.** vector_reset_stats() takes a lock that vector_poll() takes in a softirq, and lets
 softirqs run. On one processor nothing comes of it, but lockdep says so, and then watches nothing else any more.
 
-**The current task.** UML's main() calls functions of the kernel's before there is a current task, and KCOV has them look
-at it (kernel/kcov.c check_kcov_mode()): a kernel with KCOV dies before its first word. Nobody can have asked for coverage
-before there are tasks.
+**The current task.** UML's main() calls functions of the kernel's before there is a current task, and KCOV has them
+look at it (kernel/kcov.c check_kcov_mode()): a kernel with KCOV dies before its first word. Nobody can have asked for
+coverage before there are tasks.
 """
 
 from collections.abc import Sequence
