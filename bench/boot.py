@@ -15,7 +15,8 @@ from skblab.guest import initramfs
 from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
 from skblab.host import process
-from skblab.host.namespace import Addresses, Namespaces
+from skblab.host.links import Addresses
+from skblab.host.namespace import Namespaces
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.packet import echo_request

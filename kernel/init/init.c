@@ -9,7 +9,7 @@
  *
  * Its orders are parameters of the kernel's command line, which the kernel hands to init as its environment
  * (init/main.c unknown_bootoption(): name=value without a dot in the name):
- *   skblab_link=vec0  skblab_ip4=192.168.10.1/24  skblab_ip6=fd00:10::1/64  skblab_memory=5  skblab_socket=6  skblab_requests=7
+ *   skblab_link0=vec0,192.168.10.1/24,fd00:10::1/64  skblab_link1=...  skblab_memory=5  skblab_socket=6  skblab_requests=7
  *   skblab_root=2f (a directory of the host's, in hex)  skblab_disk=1 (the root is on /dev/ubda)
  *   skblab_consoles=6 (tty1 to tty6 have a shell each)
  */
@@ -56,7 +56,7 @@ int main(void)
 	mkdir("/proc", 0555);
 	if (mount("proc", "/proc", "proc", 0, NULL) < 0)
 		complain("cannot mount /proc");
-	set_up_link();
+	set_up_links();
 	load_modules();
 	if (put("/proc/mconsole", "ready") < 0)
 		complain("cannot tell the host that the guest is ready");

@@ -12,7 +12,7 @@ void complain(const char *what);
 int put(const char *path, const char *text);
 
 /* link.c: addresses, so that the guest can be reached */
-void set_up_link(void);
+void set_up_links(void);
 
 /* modules.c: the user's own */
 void load_modules(void);

@@ -17,6 +17,8 @@
 
 #include "init.h"
 
+#define MOST_LINKS 8 /* src/skblab/host/links.py MOST */
+
 /* Split "ADDRESS/PREFIX" in place; returns the prefix length, or -1. */
 static int split_prefix(char *text)
 {
@@ -126,37 +128,46 @@ static void set_option(const char *family, const char *device, const char *name,
 	put(path, value);
 }
 
-void set_up_link(void)
+/* "vec0,192.168.10.1/24,fd00:10::1/64": a device, and its addresses. */
+static void set_up_one(int fd4, int fd6, char *words)
 {
-	const char *device = getenv("skblab_link");
-	char *ip4 = getenv("skblab_ip4");
-	char *ip6 = getenv("skblab_ip6");
-	int fd4 = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	int fd6 = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	char *next, *device = strtok_r(words, ",", &next), *address, *ip4 = NULL, *ip6 = NULL;
 
-	if (bring_up(fd4, "lo") < 0)
-		complain("cannot bring up lo");
 	if (!device)
 		return;
+	while ((address = strtok_r(NULL, ",", &next)))
+		*(strchr(address, ':') ? &ip6 : &ip4) = address;
 	/*
-	 * Nobody else is on a private link: an address needs no duplicate detection and can be used at once.
+	 * Nobody else has it: an address needs no duplicate detection and can be used at once.
 	 * The larger of "all" and the device's own counts (Documentation/networking/ip-sysctl.rst accept_dad).
 	 * And the link is to be quiet: no asking for routers, no repeated reports of multicast groups.
 	 */
-	put("/proc/sys/net/ipv6/conf/all/accept_dad", "0");
-	put("/proc/sys/net/ipv6/mld_qrv", "1");
 	set_option("ipv6", device, "accept_dad", "0");
 	set_option("ipv6", device, "router_solicitations", "0");
 	set_option("ipv6", device, "mldv2_unsolicited_report_interval", "1");
 	set_option("ipv6", device, "ndisc_notify", "1");
 	if (ip4 && set_ip4(fd4, device, ip4) < 0)
-		complain("cannot set the link's IPv4 address");
+		complain("cannot set a link's IPv4 address");
 	if (bring_up(fd4, device) < 0)
-		complain("cannot bring up the link");
+		complain("cannot bring up a link");
 	if (ip4 && announce(fd4, device, ip4) < 0)
-		complain("cannot announce the link's IPv4 address");
+		complain("cannot announce a link's IPv4 address");
 	if (ip6 && set_ip6(fd6, device, ip6) < 0)
-		complain("cannot set the link's IPv6 address");
+		complain("cannot set a link's IPv6 address");
+}
+
+void set_up_links(void)
+{
+	int fd4 = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int fd6 = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	char name[] = "skblab_link0", *words;
+
+	if (bring_up(fd4, "lo") < 0)
+		complain("cannot bring up lo");
+	put("/proc/sys/net/ipv6/conf/all/accept_dad", "0");
+	put("/proc/sys/net/ipv6/mld_qrv", "1");
+	for (; name[11] < '0' + MOST_LINKS && (words = getenv(name)); name[11]++)
+		set_up_one(fd4, fd6, words);
 	close(fd4);
 	close(fd6);
 }

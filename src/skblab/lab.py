@@ -28,7 +28,7 @@ from skblab.guest.modules import Module, append
 from skblab.guest.panic import GuestPanicked, PanicWatch
 from skblab.guest.terminal import Terminal
 from skblab.host import process
-from skblab.host.namespace import Addresses, JoinedNamespaces, Namespaces
+from skblab.host.namespace import JoinedNamespaces, Namespaces
 from skblab.image.image import Image
 from skblab.image.module import ensure_agent
 from skblab.image.store import find_image
@@ -55,7 +55,8 @@ class Lab:
     :param image: an image, or the directory of one. Default: the newest of *series* and *variant*
     :param series: kernel series, ``"6.12"`` or ``"6.1"``
     :param variant: which set of kernel options
-    :param link: ``"tap"``, ``"veth"``, or ``"auto"``: a tap where this user may open /dev/net/tun
+    :param link: ``"tap"``, ``"veth"``, or ``"auto"``: a tap where this user may open /dev/net/tun; several, each in the
+        words of ``--link``: ``["lan,tap", "wan,guest=10.0.0.1/24,host=10.0.0.2/24", "on=otherlab"]``
     :param memory_mib: the guest's memory
     :param kernel_arguments: more words for the kernel's command line
     :param boot_timeout_s: how long the guest may take to say that it is ready
@@ -79,7 +80,7 @@ class Lab:
         image: Image | Path | None = None,
         series: str = "6.12",
         variant: str = "default",
-        link: str = "auto",
+        link: str | Sequence[str] = "auto",
         memory_mib: int = 64,
         kernel_arguments: Sequence[str] = (),
         boot_timeout_s: float = 15.0,
@@ -114,7 +115,7 @@ class Lab:
         self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
         self._wanted_image = image
         self._series, self._variant = series, variant
-        self._link = link
+        self._links = [link] if isinstance(link, str) else list(link)
         self._memory_mib = memory_mib
         self._kernel_arguments = tuple(kernel_arguments)
         self._boot_timeout_s = boot_timeout_s
@@ -177,7 +178,7 @@ class Lab:
         if self._modules:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="skblab-"))
             append(archive, self._modules, archive := Path(directory, archive.name))
-        self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_link(), addresses=Addresses()))
+        self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_links()))
         self.console = Console()
         stack.callback(self.console.close)
         channel, guest_socket = Channel.make(self._steps_bytes)
@@ -364,17 +365,17 @@ class Lab:
             to=to, about=about,
         )  # fmt: skip
 
-    def _sound_link(self) -> str:
-        """Return the kind of link that the image's kernel bears.
+    def _sound_links(self) -> list[str]:
+        """Return the links as the image's kernel bears them.
 
         A vector device without queues, as a tap makes it, locks what is not there (arch/um/drivers/vector_kern.c
         vector_poll(), from 6.11 on): nothing to a kernel whose locks are nothing, a panic with lockdep.
         """
         if "CONFIG_LOCKDEP=y" not in self.image.config.read_text():
-            return self._link
-        if self._link == "tap":
+            return self._links
+        if any("tap" in link.split(",") for link in self._links):
             raise UsageError(f"{self.image.name} checks its locks, and bears no tap", mend="--link veth")
-        return "veth"
+        return [f"{link},veth" for link in self._links] or ["veth"]
 
     def _ready_agent(self) -> Agent:
         self.check()

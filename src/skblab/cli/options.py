@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from skblab.errors import UsageError
+from skblab.host.links import GRAMMAR, KINDS
 from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
 
 if TYPE_CHECKING:
@@ -65,10 +66,16 @@ def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> N
         )
         complete(joined, lab_names)
         group.add_argument("--name", help="the lab's name, one lab a name (default: one of its own)")
-    group.add_argument(
-        "--link", default="auto", choices=("auto", "tap", "veth"),
-        help="what connects client and guest (default: a tap where /dev/net/tun may be opened, else veth)",
-    )  # fmt: skip
+    link = group.add_argument(
+        "--link",
+        action="append",
+        default=[],
+        dest="links",
+        metavar="LINK",
+        help=f"what connects client and guest: {GRAMMAR}; again for more (default: one, a tap where /dev/net/tun may "
+        "be opened, else veth)",
+    )
+    complete(link, lambda **_: (*KINDS, *(f"on={name}" for name in lab_names())))  # fmt: skip
 
 
 def add_guest_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +112,7 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
     return Lab(
         getattr(arguments, "name", None),
         image=chosen_image(arguments),
-        link=arguments.link,
+        link=arguments.links,
         root=getattr(arguments, "root", ""),
         disks=getattr(arguments, "disks", ()),
         modules=getattr(arguments, "modules", ()),

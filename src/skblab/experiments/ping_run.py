@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from skblab.errors import UsageError
 from skblab.experiments.ping import PingExperiment, Result, Staircase, Stop
 from skblab.image.missing import find_function
 from skblab.lab import Lab
@@ -27,6 +28,10 @@ def run(lab: Lab, plan: Plan, progress: Callable[[str], None] = lambda _: None) 
     :raises GuestLost: the guest kernel ended
     """
     find_function(lab.image, plan.function)
+    if not lab.namespaces.addresses.guest:
+        raise UsageError(
+            f"lab {lab.name} has no host side of its own, where ping could run", mend="without --link on=LAB"
+        )
     experiment = PingExperiment(lab, plan.function)
     progress(f"{plan.count} plain pings")
     baseline = experiment.baseline(plan.count, plan.interval_s)

@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from skblab.guest.modules import sections_told
 from skblab.guest.panic import GuestPanicked, PanicWatch, panicked
 from skblab.guest.programs import Programs
 from skblab.host import process
-from skblab.host.namespace import Namespaces
+from skblab.host.namespace import GuestLink, Namespaces
 from skblab.image.store import cache_dir
 
 CALIBRATED = re.compile(r"\(lpj=(\d+)\)")
@@ -49,10 +49,8 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
     """Return the kernel's command line.
 
     ``{link}`` and ``{private}`` are filled in by process 1 of the lab. ``con`` and ``ssl`` are null, for their default
-    starts an xterm. A tap takes one frame a system call (``vec=0``); a socket takes many.
+    starts an xterm.
     """
-    link = "vec0:transport=fd,fd={link}" + (",vec=0" if namespaces.link == "tap" else "")
-    ip4, ip6 = namespaces.addresses.guest
     return [
         str(boot.kernel),
         f"mem={boot.memory_mib}M",
@@ -65,10 +63,7 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
         "con0=null,fd:1",
         "ssl=null",
         "noreboot",
-        link,
-        "skblab_link=vec0",
-        f"skblab_ip4={ip4}",
-        f"skblab_ip6={ip6}",
+        *links_of(namespaces.guest_links, 1 + len(boot.agent_fds) + len(boot.terminal_fds)),
         *(["skblab_memory={fd1}", "skblab_socket={fd2}", "skblab_requests={requests}"] if boot.agent_fds else []),
         *([f"skblab_root={boot.root.encode().hex()}"] if boot.root else []),
         # The link is called as we have called it, whatever the disk's udev would call it.
@@ -79,6 +74,17 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
         *([f"lpj={lpj}"] if lpj else []),
         *boot.extra,
     ]
+
+
+def links_of(links: Sequence[GuestLink], first_fd: int) -> list[str]:
+    """Return the words for the guest's links. A tap takes one frame a system call (``vec=0``); a socket takes many."""
+    words = []
+    for number, link in enumerate(links):
+        place = "{link}" if link.fd is None else f"{{fd{first_fd}}}"
+        first_fd += link.fd is not None
+        words.append(f"vec{number}:transport=fd,fd={place}" + (",vec=0" if link.kind == "tap" else ""))
+        words.append(f"skblab_link{number}=" + ",".join((f"vec{number}", *link.addresses)))
+    return words
 
 
 class Guest(Programs):
@@ -112,10 +118,16 @@ class Guest(Programs):
         spawned_s = time.perf_counter()
         reply, (pidfd, notify) = namespaces.request(
             "boot",
-            [console.writer, *boot.agent_fds, *boot.terminal_fds],
+            [
+                console.writer,
+                *boot.agent_fds,
+                *boot.terminal_fds,
+                *(link.fd for link in namespaces.guest_links if link.fd is not None),
+            ],
             argv=arguments(boot, namespaces, int(known) if known.isdigit() else None),
             stopped=boot.stopped,
         )
+        namespaces.booted()
         guest = cls(namespaces, console, pidfd, notify, reply["pid"], kernel=boot.kernel)
         guest.spawned_s = spawned_s
         if boot.stopped:

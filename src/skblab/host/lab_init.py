@@ -13,14 +13,16 @@ lab that is told to outlive its controller listens for others, and keeps for the
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import select
 import signal
 import socket
 import time
+from io import FileIO
 
-from skblab.host.link import Link, SetUpError, check, ip, libc, read_file, write_file
+from skblab.host.link import Link, SetUpError, Switch, check, ip, libc, read_file, write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing.TYPE_CHECKING without importing typing
@@ -135,15 +137,16 @@ class Notifications:
 class LabInit:
     """Process 1: answers its controllers' requests; of those, one at a time has the agent."""
 
-    def __init__(self, control: socket.socket, link: Link) -> None:
+    def __init__(self, control: socket.socket, link: Link | None) -> None:
         self.controllers = [control]
         self.link = link
+        self.switch: Switch | None = None
         self.kernel = self.kernel_pidfd = 0
         self.kernel_status: int | None = None
         self.listener: socket.socket | None = None
         self.about: dict[str, Any] = {}
         self.kept: list[int] = []
-        self.given: socket.socket | None = None  # open until it is sent
+        self.given: socket.socket | FileIO | None = None  # open until it is sent
         self.agent_user: tuple[socket.socket, dict[str, Any]] | None = None
         self.farewells = self.farewells_due = 0
         self.notifications = Notifications()
@@ -233,7 +236,8 @@ class LabInit:
         if self.kernel == 0:
             self.become_kernel(argv, fds, stopped)
         self.kernel_pidfd = os.pidfd_open(self.kernel)
-        os.close(self.link.guest_fd)  # the guest has it now, and the link is to end with the guest
+        if self.link:
+            os.close(self.link.guest_fd)  # the guest has it now, and the link is to end with the guest
         self.guest_requests.close()
         return {"pid": self.kernel}, [self.kernel_pidfd, self.given.fileno()]
 
@@ -275,10 +279,11 @@ class LabInit:
             os.dup2(os.open("/dev/null", os.O_RDWR), 0)
             os.dup2(fds[0], 1)
             os.dup2(fds[0], 2)
-            values = {"{link}": str(self.link.guest_fd), "{private}": PRIVATE}
+            first = [self.link.guest_fd] if self.link else []
+            values = {"{private}": PRIVATE, "{link}": str(*first)}
             values["{requests}"] = str(self.guest_requests.fileno())
             values |= {f"{{fd{number}}}": str(descriptor) for number, descriptor in enumerate(fds)}
-            for descriptor in (self.link.guest_fd, self.guest_requests.fileno(), *fds[1:]):
+            for descriptor in (*first, self.guest_requests.fileno(), *fds[1:]):
                 os.set_inheritable(descriptor, True)  # noqa: FBT003
             words = argv
             for place, value in values.items():
@@ -308,6 +313,35 @@ class LabInit:
         del fds
         self.given = socket.socket(family, kind, protocol)
         return {}, [self.given.fileno()]
+
+    def do_link(self, fds: list[int], kind: str, device: str, addresses: list[str]) -> Answer:
+        """Make one more link, and give the guest's end of it."""
+        del fds
+        try:
+            link = Link(kind, device)
+            link.bring_up(addresses)
+        except SetUpError as error:
+            return error.reply, []
+        self.given = FileIO(link.guest_fd)
+        return {"link": link.kind}, [link.guest_fd]
+
+    def do_plug(self, fds: list[int], kind: str, name: str, addresses: list[str]) -> Answer:
+        """Make a port on this lab's switch for another lab's guest, and give the guest's end of it.
+
+        The first link becomes a switch with the first port; what is on it notices nothing.
+        """
+        del fds
+        if self.link is None:
+            return SetUpError("no link", errno.ENODEV, "that lab has no link of its own, and no switch").reply, []
+        try:
+            self.switch = self.switch or Switch(self.link)
+            link, addresses = self.switch.plug(kind, addresses)
+        except SetUpError as error:
+            return error.reply, []
+        with open(f"{PRIVATE}/hosts", "a") as hosts:  # noqa: PTH123
+            hosts.writelines(f"{address.partition('/')[0]} {name}\n" for address in addresses)
+        self.given = FileIO(link.guest_fd)
+        return {"link": link.kind, "addresses": addresses}, [link.guest_fd]
 
     def do_mconsole(self, fds: list[int]) -> Answer:
         """Give a datagram socket connected to the guest's mconsole; it is bound, for UML answers to an address."""
@@ -341,15 +375,17 @@ def inner(control: socket.socket, order: dict[str, Any]) -> None:
     try:
         private_mounts(order["hosts"])
         let_datagrams_wait()
-        link = Link(order["link"], order["device"])
-        link.bring_up(order["addresses"])
+        link = Link(order["link"], order["device"]) if order["link"] != "none" else None
+        if link:
+            link.bring_up(order["addresses"])
     except SetUpError as error:
         control.send(json.dumps(error.reply).encode())
         return
     except OSError as error:  # fork(2)
         control.send(json.dumps(SetUpError("first process", error.errno or 0).reply).encode())
         return
-    control.send(json.dumps({"link": link.kind, "why_not_tap": link.why_not_tap}).encode())
+    about = {"link": link.kind, "why_not_tap": link.why_not_tap} if link else {"link": "none", "why_not_tap": ""}
+    control.send(json.dumps(about).encode())
     LabInit(control, link).serve()
 
 

@@ -14,6 +14,7 @@ import struct
 
 TUNSETIFF = 0x400454CA
 SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
+SIOCGIFHWADDR = 0x8927
 SOL_PACKET, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 263, 20, 23
 ETH_P_ALL = 0x0003
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
@@ -103,6 +104,13 @@ def compute_checksums(device: str) -> None:
         fcntl.ioctl(control, SIOCETHTOOL, request)
 
 
+def hardware_address(device: str) -> str:
+    """Return a device's hardware address; the lab's /sys is the machine's, and does not know it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        reply = fcntl.ioctl(control, SIOCGIFHWADDR, struct.pack("16s24x", device.encode()))
+    return reply[18:24].hex(":")
+
+
 class Link:
     """The link: a tap where /dev/net/tun can be opened, else a veth pair with a packet socket on its far end.
 
@@ -111,6 +119,7 @@ class Link:
 
     def __init__(self, kind: str, device: str) -> None:
         self.device = device
+        self.addresses: list[str] = []
         self.guest_fd = -1
         self.why_not_tap = ""
         if kind != "veth":
@@ -135,6 +144,7 @@ class Link:
         quiet: a packet on it is one that a client sent.
         """
         device = self.device
+        self.addresses = addresses
         for path, text in QUIET:
             if os.access(path.format(device), os.F_OK):  # not there without IPv6
                 write_file(path.format(device), text)
@@ -145,3 +155,47 @@ class Link:
             f"ntable change name {table} dev {device} base_reachable 3600000" for table in ("arp_cache", "ndisc_cache")
         ]
         ip(*lines)
+
+
+def in_net(address: str, host: int) -> str:
+    """Return the address of a net with another last byte, or last word: 192.168.10.254/24, 2 -> 192.168.10.2/24."""
+    text, _, length = address.partition("/")
+    separator = ":" if ":" in text else "."
+    return f"{text.rpartition(separator)[0]}{separator}{host:{'x' if separator == ':' else 'd'}}/{length}"
+
+
+class Switch:
+    """A bridge in place of a link's device: the host side's addresses are its, and the link is its first port.
+
+    It has the device's name, as clients and tcpdump know it, and its hardware address, as the guest knows it.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.name, self.addresses = link.device, link.addresses
+        self.ports = 1
+        hardware = hardware_address(link.device)
+        port = link.device = f"{self.name}-p1"
+        lines = [
+            f"link set {self.name} down",
+            f"address flush dev {self.name}",
+            f"link set {self.name} name {port}",
+            f"link add {self.name} address {hardware} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+            f"link set {port} master {self.name}",
+            f"link set {port} up",
+        ]
+        ip(*lines)
+        for path, text in QUIET:
+            for device in (self.name, port):
+                if os.access(path.format(device), os.F_OK):
+                    write_file(path.format(device), text)
+        ip(
+            *(f"address add {address} dev {self.name}" + " nodad" * (":" in address) for address in self.addresses),
+            f"link set {self.name} up",
+        )
+
+    def plug(self, kind: str, addresses: list[str]) -> tuple[Link, list[str]]:
+        """Return a link that is a port of the switch, and its guest's addresses: those given, or the next ones."""
+        self.ports += 1
+        link = Link(kind, f"{self.name}-p{self.ports}")
+        ip(f"link set {link.device} master {self.name}", f"link set {link.device} up")
+        return link, list(addresses) or [in_net(address, self.ports) for address in self.addresses]

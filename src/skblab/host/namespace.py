@@ -17,27 +17,23 @@ from types import TracebackType
 from typing import Any, Self
 
 from skblab.errors import GuestLost, LabBusy, MissingPrerequisite, SkblabError, Timeout, UsageError
-from skblab.host import lab_init, process, registry
+from skblab.host import lab_init, links, process, registry
+from skblab.host.links import Addresses
 
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).parents[2]
 START_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 10.0
-DEVICE = "skb0"
 
 
 @dataclass(frozen=True, slots=True)
-class Addresses:
-    """An address pair of each family for the two ends of the link, with prefix length: 192.168.10.254/24."""
+class GuestLink:
+    """One of the guest's devices: what carries it, its addresses, and its descriptor, where process 1 has it not."""
 
-    guest: tuple[str, ...] = ("192.168.10.1/24", "fd00:10::1/64")
-    host: tuple[str, ...] = ("192.168.10.254/24", "fd00:10::254/64")
-
-    def hosts_file(self) -> str:
-        """Return lines for /etc/hosts by which clients find ``guest`` and ``host``."""
-        names = ((self.guest, "guest"), (self.host, "host"))
-        return "\n".join(f"{address.split('/')[0]} {name}" for addresses, name in names for address in addresses)
+    kind: str
+    addresses: tuple[str, ...]
+    fd: int | None = None
 
 
 def _program(module: str, call: str) -> list[str]:
@@ -55,19 +51,19 @@ class Namespaces:
     """Private user, mount, IPC, PID and network namespaces with the host side of a link in them.
 
     Use as a context manager; leaving it ends every process inside. *link* is ``"tap"``, ``"veth"`` or ``"auto"``: a
-    tap where this user may open /dev/net/tun.
+    tap where this user may open /dev/net/tun; or more of them, and in more words (see ``links``).
 
     :raises MissingPrerequisite: this machine forbids a namespace, a mount or the link
     :raises LabNameTaken: another lab has that name
     """
 
-    def __init__(self, name: str, *, link: str = "auto", addresses: Addresses | None = None) -> None:
-        if link not in ("auto", "tap", "veth"):
-            raise UsageError(f"no such kind of link: {link!r}", mend="auto, tap or veth")
+    def __init__(self, name: str, *, link: str | Sequence[str] = "auto") -> None:
         self.name = name
-        self.device = DEVICE
-        self.addresses = addresses or Addresses()
-        self._wanted_link = link
+        self._wanted = links.parse([link] if isinstance(link, str) else link)
+        first = self._wanted[0]
+        self.device = first.name
+        self.addresses = first.addresses
+        self.guest_links: list[GuestLink] = []
         self.link = ""
         self.why_not_tap = ""
         self._control: socket.socket | None = None
@@ -104,7 +100,7 @@ class Namespaces:
             )
         order = {
             "hosts": self.addresses.hosts_file(),
-            "link": self._wanted_link,
+            "link": "none" if self._wanted[0].on else self._wanted[0].kind,
             "device": self.device,
             "addresses": self.addresses.host,
         }
@@ -114,6 +110,25 @@ class Namespaces:
         registry.record_init(self._lock, self.pid)
         reply, _ = self._receive("link")
         self.link, self.why_not_tap = reply["link"], reply["why_not_tap"]
+        for wanted in self._wanted:
+            self.guest_links.append(self._guest_link(wanted))
+
+    def _guest_link(self, wanted: links.Wanted) -> GuestLink:
+        if wanted.on:
+            with JoinedNamespaces(wanted.on) as other:
+                reply, (fd,) = other.request("plug", kind=wanted.kind, name=self.name, addresses=wanted.addresses.guest)
+                return GuestLink(reply["link"], tuple(reply["addresses"]), fd)
+        if not self.guest_links:
+            return GuestLink(self.link, wanted.addresses.guest)
+        reply, (fd,) = self.request("link", kind=wanted.kind, device=wanted.name, addresses=wanted.addresses.host)
+        return GuestLink(reply["link"], wanted.addresses.guest, fd)
+
+    def booted(self) -> None:
+        """Leave the links to the guest: they are to end with it."""
+        for link in self.guest_links:
+            if link.fd is not None:
+                os.close(link.fd)
+        self.guest_links = []
 
     def _receive(self, what: str) -> tuple[dict[str, Any], list[int]]:
         assert self._control
@@ -172,7 +187,10 @@ class Namespaces:
         """Let the lab outlive this process; process 1 keeps *fds* (see ``lab_init``) for others who join it."""
         with registry.listen(self.name, self._lock) as listener:
             who = {"pid": os.getpid(), "command": registry.command_line()}
-            self.request("keep", [listener.fileno(), *fds], about={**about, "link": self.link}, who=who)
+            addresses = [self.addresses.guest, self.addresses.host]
+            self.request(
+                "keep", [listener.fileno(), *fds], about=about | {"link": self.link, "addresses": addresses}, who=who
+            )
         self._kept = True
 
     def close(self) -> None:
@@ -188,6 +206,7 @@ class Namespaces:
             return
         self._control.close()
         self._control = None
+        self.booted()
         if self._kept:
             os.close(self.pidfd)
             os.close(self._lock)  # process 1 has it too
@@ -225,6 +244,7 @@ class JoinedNamespaces(Namespaces):
         self.about, (self.pidfd, *self.fds) = self.request("join")
         self.pid = process.pid_of(self.pidfd)
         self.link = self.about["link"]
+        self.addresses = Addresses(*map(tuple, self.about["addresses"]))
         return self
 
     def agent(self) -> tuple[int, int, int]:
@@ -278,6 +298,8 @@ def _explain(reply: dict[str, Any]) -> SkblabError:
                 mend = f"{remedy}   (as root)"
                 break
         return MissingPrerequisite("this machine does not let you make a user namespace", found=detail, mend=mend)
+    if step == "no link":
+        return UsageError(detail, mend="a lab with a link of its own: skblab up LAB")
     if step == "tap":
         return MissingPrerequisite(
             "cannot make a tap", found=detail, mend="--link veth, or: chmod 666 /dev/net/tun   (as root)"
