@@ -65,7 +65,8 @@ def test_a_shell_completes(shell: str, image: Image) -> None:
     person = Person(program=["env", path, "HISTFILE=", *program])
     person.types(f"{reads_ours}\r".encode())
     person.reads("up42")
-    for typed, becomes in (("docto", "doctor"), ("ping --at icmp_rc", "icmp_rcv"), ("image rm 6.12-d", image.name)):
+    only_this = f"image rm {image.name[:-6]}"  # there may be others
+    for typed, becomes in (("docto", "doctor"), ("ping --at icmp_rc", "icmp_rcv"), (only_this, image.name)):
         person.types(f"skblab {typed}\t".encode())
         person.reads(becomes)
         person.types(b"\x15")

@@ -31,7 +31,7 @@ def nothing_stays() -> Iterator[None]:
 def test_two_links(every_image: Image, kinds: tuple[str, str]) -> None:
     with Lab(image=every_image, link=[kinds[0], f"wan,{kinds[1]}"], root="host") as lab:
         devices = json.loads(lab.run(["ip", "-j", "address"]).stdout)
-        assert [one["ifname"] for one in devices][1:3] == ["skb0", "wan"]
+        assert {"skb0", "wan"} <= {one["ifname"] for one in devices}
         for address in ("guest", "192.168.11.1", "fd00:11::1"):
             assert ping(lab, address)[0] == 1
         with lab.probe("icmp_rcv") as probe:

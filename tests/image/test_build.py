@@ -87,7 +87,7 @@ def test_a_tree_is_built_again_in_seconds(cache: Path, tmp_path: Path) -> None:
     """A developer's own tree, with options of theirs: a line is changed, built and seen to run."""
     tree = unpack(find_source(DEFAULT_SERIES), tmp_path)
     fragment = tmp_path / "bbr.config"
-    fragment.write_text("# mine\nCONFIG_TCP_CONG_BBR=y\n")
+    fragment.write_text("# mine\nCONFIG_TCP_CONG_ADVANCED=y\nCONFIG_TCP_CONG_BBR=y\n")
     asked = ("image", "build", "--source", str(tree), "--variant", "debug", "--config", str(fragment))
     first = skblab(*asked, timeout_s=900)
     assert first.returncode == 0, first.stderr
