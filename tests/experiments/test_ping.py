@@ -118,7 +118,7 @@ def test_plain_pings_need_no_gdb() -> None:
         (["--interval", "0"], "not a time between"),
         (["--series", "5.4"], "skblab image build --series 5.4"),
         (["--variant", "none"], "invalid choice"),
-        (["--link", "none"], "invalid choice"),
+        (["--link", "lan,bridge"], "no such kind of link: 'lan,bridge'"),
         (["--image", "/none"], "no image at /none"),
         (["--name", "../x"], "not a name for a lab"),
         (["--at", ""], "no function"),

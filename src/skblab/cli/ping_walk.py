@@ -1,7 +1,9 @@
 """The ping experiment by hand: a walk along its steps, with Enter as the only key."""
 
 import contextlib
+import os
 import select
+import signal
 import sys
 import termios
 import time
@@ -123,13 +125,30 @@ def _hold(console: Console, experiment: PingExperiment, arrest: Arrest) -> None:
 
 def _pause(console: Console, text: str) -> None:
     console.print(text)
-    sys.stdin.readline()
+    _line()
 
 
 def _again(console: Console) -> bool:
     console.print("\nEnter holds another one; [bold]s[/bold] and Enter goes on to the staircase.")
-    answer = sys.stdin.readline()
+    answer = _line()
     return bool(answer) and not answer.strip().lower().startswith(("s", "q"))
+
+
+def _line() -> str:
+    """Read what a person types, up to Enter.
+
+    A signal between Python's last look at its signals and the ``read`` of a terminal is not heard before the next
+    key: Ctrl-C seems dead. Its byte in a pipe is not lost, whenever it comes (PEP 475; signal.set_wakeup_fd).
+    """
+    woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(waker)
+    try:
+        select.select([sys.stdin, woken], [], [])
+        return sys.stdin.readline()
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(woken)
+        os.close(waker)
 
 
 @contextlib.contextmanager
