@@ -1,9 +1,7 @@
 """The ping experiment by hand: a walk along its steps, with Enter as the only key."""
 
 import contextlib
-import os
 import select
-import signal
 import sys
 import termios
 import time
@@ -15,6 +13,7 @@ from rich.padding import Padding
 from rich.syntax import Syntax
 from rich.text import Text
 
+from skblab.cli.keyboard import read_line
 from skblab.debugger.inside.wire import Frame, Stopped
 from skblab.experiments.ping import Arrest, PingExperiment
 from skblab.experiments.ping_report import staircase_text
@@ -125,30 +124,13 @@ def _hold(console: Console, experiment: PingExperiment, arrest: Arrest) -> None:
 
 def _pause(console: Console, text: str) -> None:
     console.print(text)
-    _line()
+    read_line()
 
 
 def _again(console: Console) -> bool:
     console.print("\nEnter holds another one; [bold]s[/bold] and Enter goes on to the staircase.")
-    answer = _line()
+    answer = read_line()
     return bool(answer) and not answer.strip().lower().startswith(("s", "q"))
-
-
-def _line() -> str:
-    """Read what a person types, up to Enter.
-
-    A signal between Python's last look at its signals and the ``read`` of a terminal is not heard before the next
-    key: Ctrl-C seems dead. Its byte in a pipe is not lost, whenever it comes (PEP 475; signal.set_wakeup_fd).
-    """
-    woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = signal.set_wakeup_fd(waker)
-    try:
-        select.select([sys.stdin, woken], [], [])
-        return sys.stdin.readline()
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(woken)
-        os.close(waker)
 
 
 @contextlib.contextmanager

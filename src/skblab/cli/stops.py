@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from skblab.cli.keyboard import read_line
 from skblab.debugger.inside.wire import Stopped
 from skblab.debugger.session import Debugger
 from skblab.guest.boot import LAST_WORDS_S, Guest
@@ -41,7 +42,7 @@ def wait(command: process.Running, guest: Guest, debugger: Debugger | None, out:
                 if sys.stdin.isatty() and out.isatty():
                     out.write("the whole kernel stands still; Enter lets it go ")
                     out.flush()
-                    sys.stdin.readline()
+                    read_line()
                 debugger.resume()
                 print(f"it stood still for {time.monotonic() - started:.3f} s", file=out)
             elif pidfd in ready:
