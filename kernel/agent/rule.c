@@ -12,15 +12,32 @@ int agent_network_offset(const struct sk_buff *skb)
 	return skb_network_offset(skb);
 }
 
+/* What IP itself says, where a sender has not come to where the kernel notes it down (net/ipv4/ip_output.c ip_output()). */
+static __be16 protocol_by_version(const struct sk_buff *skb)
+{
+	switch (skb_headlen(skb) ? *skb->data >> 4 : 0) {
+	case 4:
+		return htons(ETH_P_IP);
+	case 6:
+		return htons(ETH_P_IPV6);
+	default:
+		return 0;
+	}
+}
+
 /* Run a filter on the packet from its network header on, wherever skb->data stands here. */
 bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb)
 {
+	const __be16 protocol = skb->protocol;
 	int offset = agent_network_offset(skb);
 	bool taken;
 
 	skb->data += offset;
 	skb->len -= offset;
+	if (unlikely(!protocol))
+		skb->protocol = protocol_by_version(skb);
 	taken = bpf_prog_run(filter, skb);
+	skb->protocol = protocol;
 	skb->data -= offset;
 	skb->len += offset;
 	return taken;

@@ -92,8 +92,13 @@ class Rule:
         return cls.parse(f"{bare.group(1)} = hold {bare.group(2)}" if bare else text)
 
     def __str__(self) -> str:
-        words = [f"{self.function} =", self.verdict, *self._arguments(), str(self.occurrence)]
+        words = [f"{self.function} =", self.action, str(self.occurrence)]
         return " ".join(filter(None, words)) + (f" if {self.filter}" if self.filter else "")
+
+    @property
+    def action(self) -> str:
+        """The verdict with its arguments: ``delay 300ms``."""
+        return " ".join(filter(None, (self.verdict, *self._arguments())))
 
     def _arguments(self) -> list[str]:
         match self.verdict:

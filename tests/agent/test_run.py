@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,44 @@ def test_a_stop_shows_the_packet_and_the_way_there(series: str) -> None:
     assert "  #0  icmp_rcv()  net/ipv4/icmp.c:" in done.stderr
     assert "it stood still for 0.0" in done.stderr
     assert "icmp_rcv = stop @2: arrived 3, accepted 2, stopped 1" in done.stderr
+
+
+SCENARIO = """\
+# The second request is late, the fourth is lost, the fifth comes twice.
+ip_rcv = drop @4 if icmp[icmptype] == icmp-echo   # the whole packet
+icmp_rcv = delay 150ms @2 if icmp[icmptype] == icmp-echo
+
+icmp_rcv = duplicate @4 if icmp[icmptype] == icmp-echo
+"""
+
+
+def test_a_scenario_is_the_same_on_every_series(tmp_path: Path) -> None:
+    (tmp_path / "late-lost-twice.rules").write_text(SCENARIO)
+    seen = {}
+    for series in SERIES:
+        done = skblab(
+            "run", "--series", series, "-f", str(tmp_path / "late-lost-twice.rules"),
+            "--", "ping", "-n", "-c6", "-i0.3", "-W1", "guest",
+        )  # fmt: skip
+        replies = parse_ping(done.stdout)
+        assert [reply.icmp_seq for reply in replies] == [1, 2, 3, 5, 5, 6]
+        assert [reply.icmp_seq for reply in replies if reply.rtt_ms > 100] == [2]
+        seen[series] = [line for line in done.stderr.splitlines() if ": arrived " in line], done.returncode
+    assert len({str(one) for one in seen.values()}) == 1, seen
+    counts, _ = seen[SERIES[0]]
+    assert counts[0].endswith("arrived 6, accepted 5, dropped 1")
+    assert counts[2].endswith("arrived 4, accepted 3, duplicated 1")
+
+
+def test_a_fault_in_a_file_of_rules(tmp_path: Path) -> None:
+    path = tmp_path / "faulty.rules"
+    path.write_text("# fine\nicmp_rcv = trace\nicmp_rcv = hodl\n")
+    done = skblab("run", "-f", str(path), "--", "true")
+    assert done.returncode == 2
+    assert f"{path}:3: " in done.stderr
+    assert "icmp_rcv = hodl" in done.stderr
+    done = skblab("run", "-f", str(tmp_path / "none"), "--", "true")
+    assert "cannot read the rules in" in done.stderr
 
 
 def test_it_ends_as_its_command_does() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from skblab.errors import TraceError
 from skblab.lab import Lab
@@ -18,15 +18,6 @@ HOSTILE = "<script>document.title='owned'</script><img src=x onerror=document.ti
 MANY_STEPS = 100_000
 READY = "document.documentElement.dataset.ready === '1'"
 OPEN_S = 2.0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,38 @@ def test_the_exit_status_is_the_commands() -> None:
     assert skblab("trace", "-q", "icmp", "--", "sh", "-c", "exit 7").returncode == 7
 
 
+def test_what_rules_do_is_told(tmp_path: Path) -> None:
+    path = str(tmp_path / "run.skblab")
+    rules = ("-r", "icmp_rcv = delay 60ms @2", "-r", "ip_rcv = drop @3 if icmp", "-o", path)
+    done = skblab("trace", *rules, "icmp", "--", "ping", "-n", "-c3", "-i0.2", "-W1", "guest")
+    assert "2 received" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if "delay 60ms" in line or "drop: " in line or ")  drop" in line]
+    assert "icmp_rcv()  delay 60ms: released after 60." in lines[0]
+    assert "ip_rcv()  drop" in lines[1]
+    said = [json.loads(line) for line in skblab("show", "--json", path).stdout.splitlines()]
+    verdicts = [(one["function"], one["verdict"]) for one in said if one["type"] == "verdict"]
+    assert verdicts == [("icmp_rcv", "delay 60ms"), ("icmp_rcv", "released"), ("ip_rcv", "drop")]
+    assert next(one["held_ns"] for one in said if "held_ns" in one) / 1e6 == pytest.approx(60, abs=1)
+    (late,) = [one for one in said if one["type"] == "step" and one.get("verdict", "").startswith("delay")]
+    assert late["function"] == "icmp_rcv"
+
+
+def test_arp_and_ethernet() -> None:
+    """A filter that speaks of the link takes packets at functions that have not read their headers yet."""
+    done = skblab("trace", "arp or icmp", *PING)
+    assert "ARP who has 192.168.10.1 says 192.168.10.254" in done.stdout
+    assert " arp_process()" in done.stdout
+    assert " icmp_rcv()" in done.stdout
+    done = skblab("run", "-r", "arp_rcv = trace if arp host 192.168.10.1", "-r", "icmp_rcv = trace if arp", *PING)
+    assert "arp_rcv = trace if arp host 192.168.10.1: arrived 1" in done.stderr
+    assert "icmp_rcv = trace if arp: arrived 0" in done.stderr
+    said = skblab("run", "-r", "ip_rcv = trace if ether[6:4] == 0 and icmp", "-r", "ip_rcv = trace if ether[0] & 1 = 0",
+                  *PING).stderr  # fmt: skip
+    assert "icmp: arrived 0" in said
+    assert "= 0: arrived 1" in said
+    assert "beside ARP or Ethernet" in skblab("run", "-r", "ip_rcv = trace if vlan and arp", *PING).stderr
+
+
 def test_the_table_and_json() -> None:
     table = skblab("trace", "--table", "-p", "icmp_*", "icmp", *PING)
     assert "icmp_rcv" in table.stdout

@@ -36,6 +36,9 @@ VERDICTS = {
 Listener = Callable[[abi.Hit, HeldPacket | None], None]
 """Called on the reading thread for each hit of a rule; with the packet, where it is held."""
 
+Witness = Callable[[abi.Hit, str, str, int], object]
+"""Called on the reading thread for each verdict on a packet: the hit, the function, what was done, when (host's ns)."""
+
 
 class Armed:
     """A rule that is in force, until ``disarm()`` or the end of the ``with``."""
@@ -81,6 +84,7 @@ class Agent:
         self._held: dict[int, HeldPacket] = {}
         self._when_gone: list[Callable[[], None]] = []
         self._steps: Callable[[memoryview], object] = lambda _: None
+        self._witness: Witness = lambda *_: None
         self._reader = threading.Thread(target=self._read, name="skblab-agent", daemon=True)
         self._reader.start()
 
@@ -160,17 +164,22 @@ class Agent:
         )
 
     def follow(
-        self, follow: abi.Follow, points: Sequence[abi.Point], take: Callable[[memoryview], object]
+        self,
+        follow: abi.Follow,
+        points: Sequence[abi.Point],
+        take: Callable[[memoryview], object],
+        witness: Witness = lambda *_: None,
     ) -> list[abi.Point]:
         """Follow packets through functions, until ``unfollow()``; return the points that the agent could not set.
 
         :param take: called on the reading thread with the records of steps, whole ones (kernel/agent/agent_abi.h)
+        :param witness: called, after the step in question, with what rules do meanwhile
         :raises UsageError: packets are followed already
         """
         if self._following:
             raise UsageError("packets are followed already in this lab", mend="one trace at a time")
         self._following = True
-        self._steps = take
+        self._steps, self._witness = take, witness
         self._ask(follow.encode, "following packets")
         refused = []
         for first in range(0, len(points), POINTS_AT_ONCE):
@@ -187,6 +196,7 @@ class Agent:
             pass
         finally:
             self._following = False
+            self._witness = lambda *_: None
 
     def measure_ns(self, rule: Rule | None, packet: bytes, calls: int) -> float:
         """Return what one call of a function that does nothing takes in the guest, with a rule at it or without."""
@@ -340,13 +350,17 @@ class Agent:
                 held = HeldPacket(self, event, rule.function if rule else "?") if event.packet else None
                 if held:
                     self._held[event.packet] = held
+                if rule and event.skb:
+                    self._witness(event, rule.function, rule.action, self.channel.host_ns(event.at_ns))
                 if listener:
                     listener(event, held)
             case abi.End():
                 held = self._held.pop(event.packet, None)
                 if held:
                     state = State.DROPPED if event.dropped else State.RELEASED
-                    held.end(state, self.channel.host_ns(event.at_ns))
+                    at_ns = self.channel.host_ns(event.at_ns)
+                    held.end(state, at_ns)
+                    self._witness(held.hit, held.function, state.value, at_ns)
 
 
 def bits(types: list[str], wanted: str) -> int:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
+from skblab.cli.rules import add_rule_options, rules_from
 from skblab.errors import UsageError
 from skblab.rule import Rule
 
@@ -42,8 +43,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-r", "--rule", action="append", default=[], metavar="RULE", dest="rules",
-                        help=f"what to hold (default: {DEFAULT_RULE}); several may be given")  # fmt: skip
+    add_rule_options(parser, f"what to hold (default: {DEFAULT_RULE}); several may be given")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run on the host side, after --")
     add_lab_options(parser)
     add_guest_options(parser)
@@ -52,7 +52,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the screen; return the client's status if it ended, else 0; or that of what ended the screen."""
-    rules = [Rule.parse_hold(text) for text in arguments.rules or [DEFAULT_RULE]]
+    rules = rules_from(arguments, Rule.parse_hold) or [Rule.parse_hold(DEFAULT_RULE)]
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         words = shlex.join(word for rule in rules for word in ("-r", str(rule)))
         raise UsageError(

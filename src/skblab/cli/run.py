@@ -2,19 +2,17 @@
 
 import argparse
 import json
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TextIO
 
 from skblab.agent.abi import Hit
 from skblab.agent.holds import Running
-from skblab.cli import stops
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
+from skblab.cli.rules import add_rule_options, in_force, rules_from
 from skblab.errors import GuestLost
 from skblab.guest.panic import GuestPanicked
 from skblab.host import process
@@ -29,6 +27,7 @@ examples:
   skblab run -r 'tcp_v4_rcv = drop @1 if tcp[tcpflags] & tcp-syn != 0' \\
              --root host -g 'python3 -m http.server 80' -- curl -s http://guest/
   skblab run -r 'icmp_rcv = edit ip.ttl=3' -r 'ip_output = trace' --json -- ping -c1 guest
+  skblab run -f faults.rules --series 6.1 -- ./my-test guest     rules from a file, one a line
 
 a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]:
   verdicts     accept, trace, hold [N] [release fifo|reverse|random], delay TIME [+-JITTER], drop [REASON],
@@ -48,8 +47,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-r", "--rule", action="append", default=[], metavar="RULE", dest="rules",
-                        help="a rule; of several at one function the first that matches wins")  # fmt: skip
+    add_rule_options(parser, "a rule; of several at one function the first that matches wins")
     parser.add_argument("--json", action="store_true", help="print what happens as JSON lines")
     parser.add_argument("-q", "--quiet", action="store_true", help="print the summary alone")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run on the host side, after --")
@@ -60,32 +58,18 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command under the rules; return its status."""
-    rules = [Rule.parse(text) for text in arguments.rules]
+    rules = rules_from(arguments)
     teller = _Teller(sys.stderr, as_json=arguments.json, quiet=arguments.quiet)
-    with lab_from(arguments) as lab, ExitStack() as stack:
+    with lab_from(arguments) as lab:
         teller.started_ns = time.monotonic_ns()
-        running = []
-        for rule in rules:
-            told = teller.for_rule(rule, lab.agent.channel.host_ns)
-            running.append(lab.rule(rule, told))
-            stack.callback(running[-1].close)
-        debugger = None
-        if any(rule.verdict == "stop" for rule in rules):
-            debugger = stack.enter_context(lab.debugger())
-            lab.stop_on_rules(debugger)
-            debugger.resume()
-        command = lab.popen(arguments.command, stdin=subprocess.DEVNULL if debugger else None)
-        try:
-            status = stops.wait(command, lab.guest, debugger, sys.stderr)
-            lab.check()
-        except GuestLost:
-            teller.panicked(lab.guest.panic())
-            raise
-        if debugger:
-            debugger.close()
-        for one in reversed(running):
-            one.close()
-        teller.summary(running, lab.agent.channel.lost, status)
+        with in_force(lab, rules, lambda rule: teller.for_rule(rule, lab.agent.channel.host_ns)) as force:
+            try:
+                status = force.run(arguments.command)
+            except GuestLost:
+                teller.panicked(lab.guest.panic())
+                raise
+            force.close()
+            teller.summary(force.running, lab.agent.channel.lost, status)
     return process.exit_status(status)
 
 

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from skblab.cli import stops
 from skblab.cli.options import add_guest_options, add_lab_options, complete, function_names, lab_from
+from skblab.cli.rules import add_rule_options, in_force, rules_from
 from skblab.cli.show import add_output_options, losses, show
 from skblab.errors import UsageError
 from skblab.host import process
@@ -19,6 +19,7 @@ examples:
                -o run.skblab 'tcp port 80' -- curl -s http://guest/
   skblab trace --field 'skb->dev->name' --field 'skb->priority' --table -- ping -c1 guest
   skblab trace -p 'ip_*' --calls 'fib_*' -- ping -c1 guest
+  skblab trace -r 'icmp_rcv = delay 50ms' icmp -- ping -c1 guest        what a rule does, and what comes of it
   skblab trace -o run.skblab --lab web -- curl -s http://guest/ ; skblab export run.skblab --html run.html
 
 A packet is followed from the first function at which the filter takes it until it is freed, whatever becomes of its
@@ -48,6 +49,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
                         help="tell a member of each packet at each step: skb->dev->name")  # fmt: skip
     parser.add_argument("--no-returns", dest="returns", action="store_false",
                         help="do not wait for calls to return: half the cost; who calls whom is not known")  # fmt: skip
+    add_rule_options(parser, "a verdict on packets on their way, as for skblab run: the trace tells of it")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the trace: for show, export and diff")
     parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but what was lost")
     parser.add_argument("--ring", type=int, default=64, metavar="MIB",
@@ -62,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Trace while the command runs; return its status."""
     if not arguments.client:
         raise UsageError("no command that sends packets", mend="it stands behind --: skblab trace -- ping -c1 guest")
+    rules = rules_from(arguments)
     with lab_from(arguments) as lab:
         tracer = lab.trace(
             arguments.patterns,
@@ -75,9 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         with tracer:
             if tracer.refused:
                 print(f"{len(tracer.refused)} functions cannot be probed: {', '.join(tracer.refused)}", file=sys.stderr)
-            command = lab.popen(arguments.client)
-            status = stops.wait(command, lab.guest, None, sys.stderr)
-            lab.check()
+            with in_force(lab, rules) as force:
+                status = force.run(arguments.client)
             tracer.end(status=process.exit_status(status))
         if arguments.quiet and arguments.output:
             print(f"lost: {tracer.losses()['lost']}", file=sys.stderr)

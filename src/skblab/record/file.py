@@ -50,8 +50,10 @@ class TraceWriter:
         self._chunk(kind, json.dumps(fields, separators=(",", ":")).encode())
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Close the file; what is told later is not written."""
+        with self._lock:
+            os.close(self._fd)
+            self._fd = -1
 
     def _chunk(self, kind: bytes, payload: bytes | memoryview) -> None:
         self._append(CHUNK.pack(kind, len(payload)), payload, bytes(-len(payload) % ALIGNMENT))
@@ -60,7 +62,7 @@ class TraceWriter:
         left = [memoryview(piece) for piece in pieces if len(piece)]
         with self._lock:
             try:
-                while left and not self.failed:
+                while left and self._fd >= 0 and not self.failed:
                     written = os.writev(self._fd, left)
                     while left and written >= len(left[0]):
                         written -= len(left.pop(0))

@@ -223,7 +223,7 @@
     const facts = [["at", span_of(steps.at[at])]];
     if (steps.took[at] >= 0) facts.push(["took", span_of(steps.took[at])]);
     if (packet) facts.push(["packet", `${packet}`], ["skb->len", `${steps.length[at]}`]);
-    const names = { value: "returned", drop: "dropped", kin: "kin", change: "changed", device: "device", field: "field", held: "held", end: "then" };
+    const names = { value: "returned", drop: "dropped", kin: "kin", change: "changed", device: "device", field: "field", held: "held", verdict: "verdict", end: "then" };
     for (const [kind, words] of said) facts.push([names[kind], words]);
     pairs($("facts"), facts);
     $("stack-title").hidden = !stacks[at];

@@ -137,6 +137,7 @@ class _Columns:
         notes = [("change", change) for change in call.changes]
         notes += [("field", f"{name} = {value}") for name, value in fields_of(self._trace, step).items()]
         notes += [("drop", reason)] if reason else []
+        notes += [("verdict", step.verdict)] if step.verdict else []
         notes += [("held", "released")] if step.resumed else []
         notes += [("kin", kin_in_words(kin)) for kin in call.came]
         if device := device_in_words(self._trace, step):

@@ -83,6 +83,8 @@ def comment(trace: Trace, step: Step, kin: list[Kin]) -> str:
         said.append(f"returned {value}")
     if reason := reason_in_words(trace, step):
         said.append(f"drop {reason}")
+    if step.verdict:
+        said.append(f"verdict {step.verdict}")
     said += [word for word, is_so in (("released", step.resumed), ("freed", step.freed)) if is_so]
     return ", ".join([*said, *(kin_in_words(one) for one in kin)])
 

@@ -136,4 +136,6 @@ def _facts(trace: Trace, step: Step, reason: str) -> dict[str, int | str]:
         facts["returned"] = value
     if reason:
         facts["drop reason"] = reason
+    if step.verdict:
+        facts["verdict"] = step.verdict
     return facts | fields_of(trace, step)

@@ -10,6 +10,7 @@ from skblab.agent import abi
 from skblab.errors import TraceError
 from skblab.record.file import END, META, STEP, TOLD, read_chunks
 from skblab.record.places import Places
+from skblab.record.verdicts import Verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class Step:
     ``data``: the packet's first bytes from its network header, as they are here; ``changed``: other than at its last
     step. ``outer``: the call in which this one happens, 0: none that is known. Where the return was not told,
     ``took_ns`` and ``value`` are None. ``let_go``: by a function that tells a reason; ``stack`` then says who called,
-    for reasons that are none only at the first packet that is let go there.
+    for reasons that are none only at the first packet that is let go there. ``verdict``: what a rule did to the packet
+    here.
     """
 
     function: Passed
@@ -58,6 +60,7 @@ class Step:
     stack: tuple[tuple[int, int], ...] = ()
     took_ns: int | None = None
     value: int | None = None
+    verdict: str = ""
 
     @property
     def end_ns(self) -> int:
@@ -180,6 +183,7 @@ def load(path: Path) -> Trace:
     """
     trace: Trace | None = None
     reader: Reader | None = None
+    verdicts = Verdicts()
     for kind, payload in read_chunks(path):
         if kind == META:
             try:
@@ -198,6 +202,7 @@ def load(path: Path) -> Trace:
                 break
             if kind == TOLD:
                 trace.told.append(fields)
+                verdicts.note(trace.steps, fields)
             else:
                 trace.end = fields
     if trace is None:

@@ -58,6 +58,8 @@ def lines(trace: Trace, journey: Journey) -> Iterator[Text]:
 def notes(trace: Trace, call: Call) -> Iterator[tuple[str, str]]:
     """Return what is to be said of a call behind its name, each with its style."""
     step = call.step
+    if step.verdict:
+        yield step.verdict, "bold yellow"
     if step.resumed:
         yield "released", "yellow"
     for change in call.changes:

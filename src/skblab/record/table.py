@@ -34,7 +34,7 @@ def rows(trace: Trace, steps: list[Step]) -> Iterator[str]:
                     f"{step.mark:x}" if step.packet else "",
                     str(step.length) if step.packet else "",
                     ends,
-                    " ".join([step.function.name, *([f"({reason})"] if reason else []), *extra]),
+                    " ".join([step.function.name, *(f"({said})" for said in (reason, step.verdict) if said), *extra]),
                 ),
                 WIDTHS,
                 strict=True,
@@ -86,6 +86,8 @@ def _step(trace: Trace, step: Step) -> dict[str, Any]:
         fields["data"] = step.data.hex()
     if reason := reason_in_words(trace, step):
         fields["reason"] = reason
+    if step.verdict:
+        fields["verdict"] = step.verdict
     return fields | {"fields": values} if (values := fields_of(trace, step)) else fields
 
 

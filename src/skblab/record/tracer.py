@@ -97,16 +97,21 @@ class Tracer:
         self._ended = False
         try:
             points = [one.point for one in self.passages]
-            refused = {point.number for point in self._agent.follow(self._follow, points, self._writer.steps)}
+            refused = {
+                point.number for point in self._agent.follow(self._follow, points, self._writer.steps, self._witness)
+            }
         except BaseException:
             self._writer.close()
             raise
         self.refused = [one.function.name for one in self.passages if one.point.number in refused]
         return self
 
-    def tell(self, **fields: object) -> None:
-        """Write down what else happened: what a rule did to a packet."""
-        self._writer.tell(TOLD, fields)
+    def _witness(self, hit: abi.Hit, function: str, verdict: str, at_ns: int) -> None:
+        """Write down what a rule did to a packet, or what became of one that it held."""
+        told: dict[str, Any] = {"time_ns": at_ns, "function": function, "skb": f"{hit.skb:#x}", "verdict": verdict}
+        if held_ns := at_ns - self._agent.channel.host_ns(hit.at_ns):
+            told["held_ns"] = held_ns
+        self._writer.tell(TOLD, told | {"occurrence": hit.occurrence})
 
     def end(self, **fields: object) -> None:
         """Follow no more; write down what was lost, and *fields*. Safe to call twice."""

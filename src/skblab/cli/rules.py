@@ -1,0 +1,94 @@
+"""Rules on the command line: one by one, or a line each in a file; in force while a command runs."""
+
+import argparse
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skblab.cli import stops
+from skblab.errors import RuleError, UsageError
+from skblab.rule import Rule
+
+if TYPE_CHECKING:
+    from skblab.agent.abi import Hit
+    from skblab.agent.holds import Running
+    from skblab.debugger.session import Debugger
+    from skblab.lab import Lab
+    from skblab.packet import Packet
+
+Teller = Callable[[Rule], "Callable[[Hit, Packet, str], None]"]
+"""Returns what is to be called for each packet of a rule."""
+
+
+def add_rule_options(parser: argparse.ArgumentParser, help: str) -> None:  # noqa: A002
+    """Add the options that give rules."""
+    parser.add_argument("-r", "--rule", action="append", default=[], metavar="RULE", dest="rules", help=help)
+    parser.add_argument("-f", "--rules", action="append", default=[], type=Path, metavar="FILE", dest="rule_files",
+                        help="rules from a file, one a line, behind those of -r; # begins a comment")  # fmt: skip
+
+
+def rules_from(arguments: argparse.Namespace, parse: Callable[[str], Rule] = Rule.parse) -> list[Rule]:
+    """Return the rules that the options give.
+
+    :raises UsageError: a file cannot be read
+    :raises RuleError: one cannot be parsed; of a file, with its line
+    """
+    rules = [parse(text) for text in arguments.rules]
+    for path in arguments.rule_files:
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the rules in {path}", found=str(error)) from None
+        for number, line in enumerate(lines, 1):
+            text = line.partition("#")[0].strip()
+            try:
+                rules += [parse(text)] if text else []
+            except RuleError as error:
+                error.what = f"{path}:{number}: {error.what}"
+                raise
+    return rules
+
+
+class InForce:
+    """Rules that are in force, and gdb where one of them stops the kernel."""
+
+    def __init__(self, lab: "Lab", running: "list[Running]", debugger: "Debugger | None") -> None:
+        self.running = running
+        self.debugger = debugger
+        self._lab = lab
+
+    def run(self, command: Sequence[str]) -> int:
+        """Run a command on the host side to its end; return its status, as the shell has it not yet.
+
+        :raises GuestLost: the guest kernel was gone before
+        """
+        client = self._lab.popen(command, stdin=subprocess.DEVNULL if self.debugger else None)
+        status = stops.wait(client, self._lab.guest, self.debugger, sys.stderr)
+        self._lab.check()
+        return status
+
+    def close(self) -> None:
+        """Take them away, the last one first. Safe to call twice."""
+        if self.debugger:
+            self.debugger.close()
+        for one in reversed(self.running):
+            one.close()
+
+
+@contextlib.contextmanager
+def in_force(lab: "Lab", rules: Sequence[Rule], teller: Teller = lambda _: lambda *_: None) -> Iterator[InForce]:
+    """Put rules in force, and attach gdb if one of them wants it."""
+    with contextlib.ExitStack() as stack:
+        running = []
+        for rule in rules:
+            running.append(lab.rule(rule, teller(rule)))
+            stack.callback(running[-1].close)
+        debugger = None
+        if any(rule.verdict == "stop" for rule in rules):
+            debugger = stack.enter_context(lab.debugger())
+            lab.stop_on_rules(debugger)
+            debugger.resume()
+        yield InForce(lab, running, debugger)
