@@ -65,11 +65,11 @@ def test_a_stop_shows_the_packet_and_the_way_there(series: str) -> None:
 
 
 SCENARIO = """\
-# The second request is late, the fourth is lost, the fifth comes twice.
+# The second request is late, the fourth is lost, the fifth comes twice: the third that no rule before has taken.
 ip_rcv = drop @4 if icmp[icmptype] == icmp-echo   # the whole packet
 icmp_rcv = delay 150ms @2 if icmp[icmptype] == icmp-echo
 
-icmp_rcv = duplicate @4 if icmp[icmptype] == icmp-echo
+icmp_rcv = duplicate @3 if icmp[icmptype] == icmp-echo
 """
 
 
