@@ -37,7 +37,7 @@ struct agent_followed { /* one packet's bytes: all skbs with this head */
 	struct hlist_node node;
 	u64 head;
 	u32 number;
-	u32 born_in; /* the call that has brought it forth, until its first step */
+	bool is_new; /* brought forth by a call, and at no step yet */
 	u16 captured_bytes;
 	u64 seen[AGENT_SEEN_BYTES / sizeof(u64)];
 };

@@ -57,7 +57,7 @@ struct agent_followed *agent_follow_as(const struct sk_buff *skb, u32 number)
 		hash_add(heads, &packet->node, packet->head);
 	}
 	packet->number = number ?: ++last_number;
-	packet->born_in = 0;
+	packet->is_new = false;
 	packet->captured_bytes = 0;
 	return packet;
 }
@@ -68,7 +68,7 @@ struct agent_followed *agent_meet(struct sk_buff *skb)
 	struct agent_followed *packet = followed_at((u64)skb->head);
 
 	if (packet)
-		packet->born_in = 0;
+		packet->is_new = false;
 	else if (!filter || agent_takes(filter, skb))
 		packet = agent_follow_as(skb, 0);
 	return packet;

@@ -62,7 +62,7 @@ static void born(const struct agent_call *call, const struct sk_buff *skb)
 	if (!call->packet || !is_packet(skb) || agent_followed(skb))
 		return;
 	packet = agent_follow_as(skb, 0);
-	packet->born_in = call->number;
+	packet->is_new = true;
 	tell_kin(call, AGENT_BORN, packet->number, call->packet, skb);
 }
 
@@ -71,11 +71,11 @@ static void copied(const struct agent_call *call, const struct sk_buff *copy)
 	for (; is_packet(copy); copy = copy->next) {
 		struct agent_followed *packet = agent_followed(copy);
 
-		if (packet && !packet->born_in)
+		if (packet && !packet->is_new)
 			continue; /* the packet itself, or a clone */
 		if (!packet)
 			packet = agent_follow_as(copy, 0);
-		packet->born_in = 0;
+		packet->is_new = false;
 		tell_kin(call, AGENT_COPIED, packet->number, call->packet, copy);
 	}
 }
@@ -321,6 +321,8 @@ static bool pass(const struct agent_passage *passage, struct agent_regs *regs, s
 		call->packet = packet ? packet->number : because;
 		if (point->role == AGENT_BOUNDARY)
 			call->packet = 0;
+		else if (!point->step)
+			call->number = outer; /* nobody is told of this call: what happens in it happens in that one */
 		call->other = 0;
 		if (point->role == AGENT_MERGED || point->role == AGENT_COALESCED)
 			call->other = number_of((const struct sk_buff *)agent_argument(regs, point->argument));

@@ -125,7 +125,7 @@ void agent_step_end(const void *step)
 
 void agent_steps_quiet(void)
 {
-	del_timer_sync(&steps_timer);
+	timer_delete_sync(&steps_timer);
 }
 
 /* The next command, or NULL; it stays in the ring until agent_command_done(). */
