@@ -272,7 +272,7 @@ class Agent:
 
     @functools.cached_property
     def unwinder(self) -> Unwinder:
-        """What makes a backtrace of a hit's stack; the first time in an image's life it takes 5 s."""
+        """What makes a backtrace of a hit's stack."""
         return Unwinder(self._image)
 
     def _file_of(self, name: str) -> str:

@@ -222,6 +222,7 @@ class Guest(Programs):
 
     def lost(self) -> GuestLost:
         """Return the error that tells how the guest went, for the caller to raise."""
+        select.select([self.pidfd], [], [], LAST_WORDS_S)  # its sockets close before it has an exit status
         ended = self.how_it_ended()
         error = diagnose(self.console.text(), ended) if self.console.panic() is None else None
         if error and "agent" in error.what:  # it loads when the guest is ready already

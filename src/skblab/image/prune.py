@@ -11,12 +11,11 @@ FIRST = re.compile(r"^source_\S+ := (\S+)$", re.MULTILINE)
 
 def used_files(obj: Path) -> set[Path]:
     """Return every file that an object of the build was made from, as the build names it."""
-    used: set[Path] = set()
+    used: set[str] = set()
     for record in obj.rglob(".*.o.cmd"):
         text = record.read_text()
-        used.update(Path(path) for path in FIRST.findall(text))
-        used.update(Path(path) for path in DEPENDENCY.findall(text))
-    return used
+        used.update(FIRST.findall(text), DEPENDENCY.findall(text))
+    return {*map(Path, used)}
 
 
 def copy_used(source: Path, obj: Path, target: Path) -> int:

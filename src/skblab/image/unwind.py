@@ -8,6 +8,7 @@ kernel.
 import array
 import bisect
 import itertools
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,13 @@ from skblab.image.module import keep
 
 TABLE = "unwind-1.bin"
 UNKNOWN = 0  # the frame is not counted from the stack pointer: a function that moves it as it runs
-RSP = 7  # its number in DWARF, System V ABI for AMD64, figure 3.36
+# What readelf prints of .eh_frame: what several functions' entries begin with, a function, a row of its table.
+COMMON = re.compile(r"([0-9a-f]+) [0-9a-f]+ [0-9a-f]+ CIE ")
+FUNCTION = re.compile(
+    r"[0-9a-f]+ [0-9a-f]+ [0-9a-f]+ FDE cie=(?P<common>[0-9a-f]+) pc=(?P<start>[0-9a-f]+)\.\.(?P<end>[0-9a-f]+)"
+)
+ROW = re.compile(r"([0-9a-f]{16}) (?:rsp\+(\d+)|\S+)")
+TIMEOUT_S = 120.0
 WORD_BYTES = 8
 SOURCE_PREFIX = "/skblab/"
 
@@ -123,7 +130,7 @@ def _whole(frames: list[Frame]) -> Iterable[Frame]:
 
 
 def ensure_table(directory: Path, kernel: Path) -> Path:
-    """Return the file of the table for a kernel, written to the image's directory first where there is none: 5 s.
+    """Return the file of the table for a kernel, written to the image's directory first where there is none.
 
     Two arrays of 32-bit numbers, the second behind the first: where a run of instructions begins, and how many bytes
     lie between the stack pointer and the caller's frame there.
@@ -140,16 +147,23 @@ def ensure_table(directory: Path, kernel: Path) -> Path:
 
 
 def _rows(kernel: Path) -> dict[int, int]:
-    from elftools.dwarf.callframe import FDE  # noqa: PLC0415 - 0.1 s to import, and seldom needed
-    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
-
+    """Return, for each run of instructions, where the caller's frame begins, as binutils reads .eh_frame."""
+    listed = process.run(["readelf", "--wide", "--debug-dump=frames-interp", kernel], timeout_s=TIMEOUT_S)
     rows: dict[int, int] = {}
-    with kernel.open("rb") as file:
-        for entry in ELFFile(file).get_dwarf_info().EH_CFI_entries():
-            if not isinstance(entry, FDE):
-                continue
-            end = entry.header["initial_location"] + entry.header["address_range"]
+    at_entry: dict[str, int] = {}  # by the common part (CIE) of functions' entries: where nothing has been pushed yet
+    common = ""
+    for line in listed.stdout.splitlines():
+        if row := ROW.match(line):
+            frame = int(row.group(2)) if row.group(2) else UNKNOWN
+            if common:
+                at_entry[common] = frame
+            else:
+                rows[int(row.group(1), 16)] = frame
+        elif function := FUNCTION.match(line):
+            common = ""
+            start, end = (int(function.group(name), 16) for name in ("start", "end"))
+            rows[start] = at_entry.get(function.group("common"), UNKNOWN)
             rows.setdefault(end, UNKNOWN)
-            for line in entry.get_decoded().table:
-                rows[line["pc"]] = line["cfa"].offset if line["cfa"].reg == RSP else UNKNOWN
+        elif entry := COMMON.match(line):
+            common = entry.group(1)
     return rows
