@@ -14,7 +14,7 @@ from skblab.errors import UsageError
 from skblab.host import process
 from skblab.image.build import Request, build_image
 from skblab.image.difference import compare
-from skblab.image.image import Image
+from skblab.image.image import MANIFEST, Image
 from skblab.image.recipe import DEFAULT_SERIES
 from skblab.image.source import find_source, series_of, unpack
 from skblab.image.store import find_image
@@ -79,6 +79,17 @@ def test_what_a_killed_build_left_is_swept_away_by_the_next(cache: Path, image: 
     shutil.copytree(image.path, cache / image.name, copy_function=os.link)
     assert build_image(Request()).name == image.name
     assert not left.exists()
+
+
+def test_the_image_that_was_asked_for_last_is_the_one_that_labs_take(cache: Path, image: Image) -> None:
+    shutil.copytree(image.path, cache / image.name, copy_function=os.link)
+    other = cache / "6.12-default-0123456789ab"
+    shutil.copytree(image.path, other, copy_function=os.link)
+    (other / MANIFEST).unlink()
+    shutil.copyfile(image.path / MANIFEST, other / MANIFEST)
+    assert find_image().name == other.name
+    build_image(Request())
+    assert find_image().name == image.name
 
 
 @pytest.mark.slow

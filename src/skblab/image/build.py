@@ -64,7 +64,9 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
     _sweep(target.parent)
     with _alone(target, progress):
         if target.exists():
-            return Image.open(target)
+            image = Image.open(target)
+            os.utime(target / MANIFEST)  # it is the one that labs take, as if it were just built
+            return image
         scratch = target.with_name(f"{BUILDING}{target.name}")
         scratch.mkdir()
         try:
@@ -134,8 +136,7 @@ def _build(source: Source, wanted: recipe.Recipe, obj: Path, scratch: Path, prog
     corrections.correct(tree, obj, wanted.corrections)
     prefixes = f"-ffile-prefix-map={tree}=/skblab -ffile-prefix-map={obj}=/skblab/obj"
     flags = f"KCFLAGS={' '.join(recipe.FLAGS)} {prefixes}"
-    _make(tree, obj, progress, f"-j{os.cpu_count() or 1}", flags, "vmlinux")
-    _make(tree, obj, progress, flags, "modules_prepare")
+    _make(tree, obj, progress, f"-j{os.cpu_count() or 1}", flags, "modules_prepare", "vmlinux")
     progress("indexing functions", 0, 0)
     kernel = image / KERNEL
     shutil.copyfile(obj / "vmlinux", kernel)
@@ -146,6 +147,7 @@ def _build(source: Source, wanted: recipe.Recipe, obj: Path, scratch: Path, prog
         unwind.ensure_table(image, kernel)
         prune.copy_used(tree, obj, image / SOURCE)
         module.keep_build_tree(tree, obj, image / SOURCE)
+        module.ensure_agent(image)
         indexed.result()
     os.utime(kernel)  # or gdb finds the source to be newer, and says so of every file
     shutil.copyfile(obj / ".config", image / CONFIG)

@@ -32,10 +32,10 @@ def builds_dir() -> Path:
 
 
 def list_images() -> tuple[list[Image], list[ImageDamaged]]:
-    """Return the images, newest first, and what is wrong with those that cannot be opened."""
+    """Return the images, first the one built or asked for last, and what is wrong with the damaged ones."""
     images, damaged = [], []
     directories = [path for path in images_dir().iterdir() if path.is_dir() and not path.name.startswith(".")]
-    for path in sorted(directories, key=lambda one: one.stat().st_mtime, reverse=True):
+    for path in sorted(directories, key=_wanted_ns, reverse=True):
         try:
             images.append(Image.open(path))
         except ImageMissing:
@@ -47,8 +47,13 @@ def list_images() -> tuple[list[Image], list[ImageDamaged]]:
     return images, damaged
 
 
+def _wanted_ns(path: Path) -> int:
+    manifest = path / MANIFEST
+    return manifest.stat().st_mtime_ns if manifest.exists() else 0
+
+
 def find_image(series: str = DEFAULT_SERIES, variant: str = "default") -> Image:
-    """Return the newest image of *series* and *variant* that was built by this skblab's recipe.
+    """Return the image of *series* and *variant*, built by this skblab's recipe, that was built or asked for last.
 
     :raises ImageMissing: there is none; the sentence says how to build it
     :raises ImageDamaged: there is one, but it is damaged
