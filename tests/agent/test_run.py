@@ -2,13 +2,15 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
+from skblab.host import process
 from skblab.host.clients import parse_ping
 from skblab.image.recipe import SERIES
-from support import skblab
+from support import Person, read_until, skblab, start_skblab
 
 
 @pytest.mark.parametrize("series", SERIES)
@@ -106,6 +108,37 @@ def test_it_ends_as_its_command_does() -> None:
     assert skblab("run", "--", "sh", "-c", "exit 7").returncode == 7
     assert skblab("run", "--", "sh", "-c", "kill -TERM $$").returncode == 143
     assert skblab("run", "--", "no-such-program").returncode == 127
+
+
+TRAPPED = "trap 'echo trapped' INT; echo begun; sleep 1; sleep 1; echo done; exit 5"
+
+
+def test_ctrl_c_on_a_terminal_is_the_commands() -> None:
+    person = Person("run", "-r", "ip_rcv = trace", "--", "sh", "-c", TRAPPED)
+    person.reads("begun")
+    person.types(b"\x03")
+    read = person.reads("lost: 0")
+    assert read.count("trapped") == read.count("done") == 1
+    assert person.program.wait(20) == 5
+
+
+def test_the_second_ctrl_c_ends_everything() -> None:
+    person = Person("run", "--", "sh", "-c", "trap 'echo trapped' INT; echo begun; while :; do sleep 60; done")
+    for said in ("begun", "trapped"):
+        person.reads(said)
+        person.types(b"\x03")
+    person.reads("everything it started is gone")
+    assert person.program.wait(20) == 130
+
+
+def test_a_signal_from_elsewhere_is_passed_on() -> None:
+    running = start_skblab("run", "--", "sh", "-c", TRAPPED)
+    assert running.stdout
+    read_until(running.stdout.fileno(), lambda said: "begun" in said)
+    running.send_signal(signal.SIGINT)
+    said = process.finish(running, timeout_s=20)
+    assert "trapped\ndone\n" in said.stdout
+    assert said.returncode == 5
 
 
 def test_json_lines() -> None:

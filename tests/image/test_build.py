@@ -113,7 +113,7 @@ def test_a_tree_is_built_again_in_seconds(cache: Path, tmp_path: Path) -> None:
     )
     took_s = time.monotonic() - began
     assert "icmp_rcv = trace: arrived 1, traced 1" in done.stdout + done.stderr
-    assert took_s < 60  # 20 s where nothing else runs
+    assert took_s < 45  # below 30 s where nothing else runs
     names = [Path(one.stdout.strip()).name for one in (first, second)]
     different = json.loads(skblab("image", "diff", *names, "--json").stdout)
     assert different["options"] == {}

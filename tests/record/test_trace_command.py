@@ -1,11 +1,15 @@
 """``skblab trace``, ``show`` and ``probes``, as a person types them."""
 
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support import skblab
+from skblab.cli.show import SHOWN
+from skblab.host import process
+from support import read_until, skblab, start_skblab
 
 PING = ("--", "ping", "-n", "-c", "1", "guest")
 
@@ -26,6 +30,54 @@ def test_the_tree(tmp_path: Path) -> None:
 
 def test_the_exit_status_is_the_commands() -> None:
     assert skblab("trace", "-q", "icmp", "--", "sh", "-c", "exit 7").returncode == 7
+
+
+@pytest.mark.parametrize("how", ["--tree", "--table"])
+def test_a_journey_is_shown_when_it_is_over_and_not_later(how: str) -> None:
+    running = start_skblab("trace", how, "icmp", "--", "ping", "-n", "-i0.3", "guest")
+    assert running.stdout
+    read = read_until(running.stdout.fileno(), lambda said: said.count("skb_release_data") >= 6)
+    assert "ping statistics" not in read
+    running.send_signal(signal.SIGINT)
+    done = process.finish(running, timeout_s=20)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "lost: 0"
+    said = read + done.stdout
+    sent = int(said.split(" packets transmitted")[0].rpartition("\n")[2])
+    assert said.count(" icmp_rcv") == sent
+    assert said.count("function\n") == (how == "--table")
+
+
+@pytest.fixture
+def lab_that_is_up() -> Iterator[str]:
+    done = skblab("up", "traced")
+    assert done.returncode == 0, done.stderr
+    yield "traced"
+    skblab("down", "traced")
+
+
+def test_what_goes_through_a_lab_is_followed_until_ctrl_c(lab_that_is_up: str) -> None:
+    running = start_skblab("trace", "--lab", lab_that_is_up, "-p", "icmp_*", "-r", "icmp_rcv = delay 20ms", "icmp")
+    assert running.stdout
+    read_until(running.stdout.fileno(), lambda said: "Ctrl-C ends the trace" in said)
+    skblab("exec", lab_that_is_up, "--", "ping", "-n", "-c1", "guest")
+    read = read_until(running.stdout.fileno(), lambda said: "icmp_reply()" in said)
+    assert "icmp_rcv()  delay 20ms: released after 2" in read
+    running.send_signal(signal.SIGINT)
+    done = process.finish(running, timeout_s=20)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "lost: 0"
+    assert "icmp_rcv" not in done.stdout
+
+
+def test_a_flood_is_shown_as_far_as_wanted() -> None:
+    done = skblab("trace", "-p", "icmp_*", "icmp", "--", "ping", "-n", "-q", "-f", "-c2000", "guest", timeout_s=60)
+    assert "2000 received" in done.stdout
+    assert done.stdout.count(" icmp_rcv()") == SHOWN
+    assert done.stderr.splitlines()[-2:] == [
+        f"{2000 - SHOWN} more journeys: --all shows them, --packet N the one of a packet",
+        "lost: 0",
+    ]
 
 
 def test_what_rules_do_is_told(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ COMMANDS_BYTES = 1 << 20
 EVENTS_BYTES = 16 << 20
 STEPS_BYTES = 64 << 20
 STEPS_AT_ONCE = 4 << 20  # so that the agent has room again soon
-STEPS_SOON_MS = 1000  # what a killed controller has not yet written down is no older
+STEPS_SOON_MS = 100  # what is shown of a trace, and what a killed controller has written down, is no older
 PAGE = 4096
 WORD = struct.Struct("=Q")
 

@@ -63,10 +63,19 @@ class InForce:
     def run(self, command: Sequence[str]) -> int:
         """Run a command on the host side to its end; return its status, as the shell has it not yet.
 
+        Without one, wait for a Ctrl-C.
+
         :raises GuestLost: the guest kernel was gone before
         """
-        client = self._lab.popen(command, stdin=subprocess.DEVNULL if self.debugger else None)
-        status = stops.wait(client, self._lab.guest, self.debugger, sys.stderr)
+        stdin = subprocess.DEVNULL if self.debugger else None
+        client = self._lab.popen(command, stdin=stdin) if command else None
+        try:
+            status = stops.wait(client, self._lab.guest, self.debugger, sys.stderr)
+        except KeyboardInterrupt:
+            if client:
+                raise
+            print(file=sys.stderr)  # behind ^C
+            status = 0
         self._lab.check()
         return status
 

@@ -51,46 +51,87 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def show(trace: Trace, arguments: argparse.Namespace) -> None:
-    """Print a trace as the options say; what is left out, and what was lost, goes to standard error."""
-    from rich.console import Console  # noqa: PLC0415 - it takes a tenth of a second
+def show(trace: Trace, arguments: argparse.Namespace, printer: "Printer | None" = None) -> None:
+    """Print a trace as the options say; what is left out, and what was lost, goes to standard error.
 
+    :param printer: has printed some of it
+    """
     if arguments.how == "json":
         from skblab.record.table import objects  # noqa: PLC0415
 
         for one in objects(trace):
             print(json.dumps(one))
         return
+    printer = printer or Printer(arguments)
     found = journeys(trace)
-    shown, left_out = choose(found, arguments)
-    if arguments.how == "table":
-        from skblab.record.table import rows  # noqa: PLC0415
-
-        steps = sorted((call.step for one in shown for _, call in one.walk()), key=lambda step: step.at_ns)
-        for line in rows(trace, steps):
-            print(line)
-    else:
-        from skblab.record.story import tell  # noqa: PLC0415
-
-        tell(Console(highlight=False), trace, shown)
-    for line in left_out:
+    printer.print(trace, found)
+    for line in printer.left_out(found):
         print(line, file=sys.stderr)
     print(losses(trace), file=sys.stderr)
 
 
-def choose(found: list[Journey], arguments: argparse.Namespace) -> tuple[list[Journey], list[str]]:
-    """Return the journeys that are to be shown, and what is to be said of the others."""
-    if arguments.packets:
-        return [one for one in found if one.packets.keys() & {*arguments.packets}], []
-    if arguments.all:
-        return found, []
-    ours = [one for one in found if one.is_of_network]
-    said = []
-    if len(ours) > SHOWN:
-        said.append(f"{len(ours) - SHOWN} more journeys: --all shows them, --packet N the one of a packet")
-    if len(found) > len(ours):
-        said.append(f"{len(found) - len(ours)} that are no packets of a network: --all shows them")
-    return ours[:SHOWN], said
+class Printer:
+    """Prints journeys as the options say, each once, and as many as the options want."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._most = None if arguments.all or arguments.packets else SHOWN
+        self._printed: set[int] = set()
+        self._begin_ns = 0
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether no more will be printed."""
+        return self._most is not None and len(self._printed) >= self._most
+
+    def print(self, trace: Trace, found: list[Journey]) -> None:
+        """Print those journeys that are wanted, and were not printed before."""
+        wanted = [one for one in found if one.first.number not in self._printed and self._wants(one)]
+        if self._most is not None:
+            wanted = wanted[: self._most - len(self._printed)]
+        if wanted:
+            self._table(trace, wanted) if self._arguments.how == "table" else self._tree(trace, wanted)
+            sys.stdout.flush()
+        self._printed.update(one.first.number for one in wanted)
+
+    def left_out(self, found: list[Journey]) -> list[str]:
+        """Return what is to be said of those of a whole trace that were not printed."""
+        if self._most is None:
+            return []
+        ours = sum(map(self._wants, found))
+        said = []
+        if ours > self._most:
+            said.append(f"{ours - self._most} more journeys: --all shows them, --packet N the one of a packet")
+        if len(found) > ours:
+            said.append(f"{len(found) - ours} that are no packets of a network: --all shows them")
+        return said
+
+    def _wants(self, journey: Journey) -> bool:
+        if self._arguments.packets:
+            return bool(journey.packets.keys() & {*self._arguments.packets})
+        return self._arguments.all or journey.is_of_network
+
+    def _table(self, trace: Trace, wanted: list[Journey]) -> None:
+        from skblab.record.table import header, rows  # noqa: PLC0415
+
+        steps = sorted((call.step for one in wanted for _, call in one.walk()), key=lambda step: step.at_ns)
+        if not self._printed:
+            print(header())
+            self._begin_ns = steps[0].at_ns
+        for line in rows(trace, steps, self._begin_ns):
+            print(line)
+
+    def _tree(self, trace: Trace, wanted: list[Journey]) -> None:
+        from rich.console import Console  # noqa: PLC0415 - it takes a tenth of a second
+
+        from skblab.record.story import lines  # noqa: PLC0415
+
+        console = Console(highlight=False)
+        for number, journey in enumerate(wanted):
+            if number or self._printed:
+                console.print()
+            for line in lines(trace, journey):
+                console.print(line, soft_wrap=True)
 
 
 def losses(trace: Trace) -> str:

@@ -16,21 +16,28 @@ from skblab.packet import Packet
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
+
+    Watched = Debugger | socket.socket | int
 
 SHOWN_FRAMES = 12
 
 
-def wait(command: process.Running, guest: Guest, debugger: Debugger | None, out: TextIO) -> int:
+def wait(command: process.Running | None, guest: Guest, debugger: Debugger | None, out: TextIO) -> int:
     """Wait for a command's end, and show each stop meanwhile; off a terminal the kernel goes on at once.
+
+    A Ctrl-C is the command's, which says what it has to say and ends; the second one is ours, as is every one where
+    there is no command to wait for.
 
     :raises GuestLost: the kernel has panicked, or ended, before the command
     """
-    pidfd = os.pidfd_open(command.pid)
-    watched: list[Debugger | socket.socket | int] = [pidfd, guest.notifications, guest.pidfd]
+    pidfd = os.pidfd_open(command.pid) if command else None
+    watched: list[Watched] = [guest.notifications, guest.pidfd]
     watched += [debugger] if debugger else []
+    watched += [pidfd] if pidfd is not None else []
     try:
         while True:
-            ready, _, _ = select.select(watched, [], [])
+            ready = _ready(watched, command)
             if guest.pidfd in ready:
                 raise guest.lost()
             if guest.notifications in ready and guest.notification().kind is Kind.PANIC:
@@ -45,10 +52,22 @@ def wait(command: process.Running, guest: Guest, debugger: Debugger | None, out:
                     read_line()
                 debugger.resume()
                 print(f"it stood still for {time.monotonic() - started:.3f} s", file=out)
-            elif pidfd in ready:
+            elif command and pidfd in ready:
                 return command.wait()
     finally:
-        os.close(pidfd)
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def _ready(watched: "Sequence[Watched]", command: process.Running | None) -> "list[Watched]":
+    """Wait for one of those that are watched."""
+    try:
+        return select.select(watched, [], [])[0]
+    except KeyboardInterrupt:
+        if command is None:
+            raise
+    process.interrupt(command)
+    return select.select(watched, [], [])[0]
 
 
 def _show(stopped: Stopped, out: TextIO) -> None:

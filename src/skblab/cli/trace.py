@@ -1,12 +1,14 @@
 """``skblab trace``: follow packets through the kernel's functions while a command runs, and show where they went."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
+from skblab.cli.live import shown_live
 from skblab.cli.options import add_guest_options, add_lab_options, complete, function_names, lab_from
 from skblab.cli.rules import add_rule_options, in_force, rules_from
-from skblab.cli.show import add_output_options, losses, show
+from skblab.cli.show import Printer, add_output_options, losses, show
 from skblab.errors import UsageError
 from skblab.host import process
 
@@ -20,11 +22,12 @@ examples:
   skblab trace --field 'skb->dev->name' --field 'skb->priority' --table -- ping -c1 guest
   skblab trace -p 'ip_*' --calls 'fib_*' -- ping -c1 guest
   skblab trace -r 'icmp_rcv = delay 50ms' icmp -- ping -c1 guest        what a rule does, and what comes of it
+  skblab trace --lab web 'tcp port 80'         in a lab that is up, whatever comes, until Ctrl-C
   skblab trace -o run.skblab --lab web -- curl -s http://guest/ ; skblab export run.skblab --html run.html
 
 A packet is followed from the first function at which the filter takes it until it is freed, whatever becomes of its
-headers, and with it the packets that it causes and that are made of it. The command runs on the host side; its exit
-status is skblab's.
+headers, and with it the packets that it causes and that are made of it. Each is shown when it has ended. The command
+runs on the host side; its exit status is skblab's. Without one, packets of --lab are followed until Ctrl-C.
 """
 
 
@@ -33,7 +36,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser = commands.add_parser(
         NAME,
         help="follow packets through the kernel: every function, its time, and why a packet died",
-        usage="skblab trace [OPTION]... [FILTER] -- COMMAND [ARGUMENT]...",
+        usage="skblab trace [OPTION]... [FILTER] [-- COMMAND [ARGUMENT]...]",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,8 +65,11 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Trace while the command runs; return its status."""
-    if not arguments.client:
-        raise UsageError("no command that sends packets", mend="it stands behind --: skblab trace -- ping -c1 guest")
+    if not arguments.client and not arguments.lab:
+        raise UsageError(
+            "no command that sends packets",
+            mend="it stands behind --: skblab trace -- ping -c1 guest; or --lab LAB, and Ctrl-C ends the trace",
+        )
     rules = rules_from(arguments)
     with lab_from(arguments) as lab:
         tracer = lab.trace(
@@ -78,7 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
         with tracer:
             if tracer.refused:
                 print(f"{len(tracer.refused)} functions cannot be probed: {', '.join(tracer.refused)}", file=sys.stderr)
-            with in_force(lab, rules) as force:
+            if not arguments.client:
+                print(f"following {len(tracer.passages)} functions; Ctrl-C ends the trace", file=sys.stderr)
+            printer = Printer(arguments)
+            live = arguments.how != "json" and not arguments.quiet
+            with in_force(lab, rules) as force, shown_live(tracer, printer) if live else contextlib.nullcontext():
                 status = force.run(arguments.client)
             tracer.end(status=process.exit_status(status))
         if arguments.quiet and arguments.output:
@@ -88,5 +98,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.quiet:
         print(losses(trace), file=sys.stderr)
     else:
-        show(trace, arguments)
+        show(trace, arguments, printer)
     return process.exit_status(status)

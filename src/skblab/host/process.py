@@ -5,6 +5,7 @@ Every program is an argument list, never a shell line; every start is logged so 
 
 import contextlib
 import logging
+import os
 import shlex
 import signal
 import subprocess
@@ -109,6 +110,20 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
+
+
+def interrupt(running: Running) -> None:
+    """Pass a Ctrl-C on to a program; from the terminal it has it already, if it is of the group that reads there."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        running.send_signal(signal.SIGINT)
+        return
+    try:
+        if os.tcgetpgrp(terminal) != os.getpgid(running.pid):
+            running.send_signal(signal.SIGINT)
+    finally:
+        os.close(terminal)
 
 
 def unfinished(running: Running) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from skblab.errors import BuildFailed, MissingPrerequisite
 from skblab.host import process
 from skblab.image import corrections, debuginfo, module, prune, recipe, unwind
+from skblab.image.described import Described
 from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, describe_files
 from skblab.image.source import Source, find_source, unpack
 from skblab.image.store import builds_dir, images_dir
@@ -70,8 +71,8 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
         scratch = target.with_name(f"{BUILDING}{target.name}")
         scratch.mkdir()
         try:
-            with _build_directory(source, wanted, scratch, progress) as obj:
-                _build(source, wanted, obj, scratch, progress)
+            with _workshop(source, wanted, scratch, progress) as workshop:
+                _build(source, wanted, workshop, scratch, progress)
             (scratch / "image").rename(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -79,18 +80,16 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
 
 
 @contextlib.contextmanager
-def _build_directory(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progress) -> Iterator[Path]:
-    """Yield where make puts what it makes: for a tree, what it made last time is there, and nobody else."""
+def _workshop(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progress) -> Iterator[Path]:
+    """Yield where things are made: for a tree, what was made last time is there, and nobody else."""
     if source.is_tarball:
-        obj = scratch / "obj"
-        obj.mkdir()
-        yield obj
+        yield scratch
         return
     key = hashlib.sha256(f"{source.path} {wanted.key} {recipe.compiler()}".encode()).hexdigest()[:12]
-    obj = builds_dir() / f"{source.path.name}-{wanted.variant}-{key}"
-    obj.mkdir(exist_ok=True)
-    with _alone(obj, progress):
-        yield obj
+    workshop = builds_dir() / f"{source.path.name}-{wanted.variant}-{key}"
+    workshop.mkdir(exist_ok=True)
+    with _alone(workshop, progress):
+        yield workshop
 
 
 def _sweep(directory: Path) -> None:
@@ -125,8 +124,10 @@ def _alone(target: Path, progress: Progress) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _build(source: Source, wanted: recipe.Recipe, obj: Path, scratch: Path, progress: Progress) -> None:
-    """Build in *obj*; the finished image is the directory ``image`` in *scratch*."""
+def _build(source: Source, wanted: recipe.Recipe, workshop: Path, scratch: Path, progress: Progress) -> None:
+    """Build in *workshop*; the finished image is the directory ``image`` in *scratch*."""
+    obj = workshop / "obj"
+    obj.mkdir(exist_ok=True)
     if source.is_tarball:
         progress("unpacking the source", 0, 0)
     tree = unpack(source, scratch)
@@ -136,18 +137,18 @@ def _build(source: Source, wanted: recipe.Recipe, obj: Path, scratch: Path, prog
     corrections.correct(tree, obj, wanted.corrections)
     prefixes = f"-ffile-prefix-map={tree}=/skblab -ffile-prefix-map={obj}=/skblab/obj"
     flags = f"KCFLAGS={' '.join(recipe.FLAGS)} {prefixes}"
-    _make(tree, obj, progress, f"-j{os.cpu_count() or 1}", flags, "modules_prepare", "vmlinux")
-    progress("indexing functions", 0, 0)
     kernel = image / KERNEL
-    shutil.copyfile(obj / "vmlinux", kernel)
-    kernel.chmod(0o755)
-    debuginfo.add_gdb_index(kernel)
-    with ThreadPoolExecutor(max_workers=1) as beside:  # gdb reads debug info for seconds; meanwhile the rest is done
-        indexed = beside.submit(debuginfo.build_index, kernel, image / INDEX)
-        unwind.ensure_table(image, kernel)
+    with ThreadPoolExecutor(max_workers=1) as beside:  # files are copied while make links, and while gdb reads
+        kept = beside.submit(module.keep_tree, tree, image / SOURCE)
+        _make(tree, obj, progress, f"-j{os.cpu_count() or 1}", flags, "modules_prepare", "vmlinux")
+        progress("indexing functions", 0, 0)
+        shutil.copyfile(obj / "vmlinux", kernel)
+        kernel.chmod(0o755)
+        indexed = beside.submit(_index, image, kernel, Described(workshop / "described.json", obj))
+        kept.result()
         prune.copy_used(tree, obj, image / SOURCE)
-        module.keep_build_tree(tree, obj, image / SOURCE)
-        module.ensure_agent(image)
+        module.keep_build(obj, image / SOURCE)
+        module.build_agent(image, tree, obj, workshop / "agent")
         indexed.result()
     os.utime(kernel)  # or gdb finds the source to be newer, and says so of every file
     shutil.copyfile(obj / ".config", image / CONFIG)
@@ -159,6 +160,12 @@ def _build(source: Source, wanted: recipe.Recipe, obj: Path, scratch: Path, prog
         "files": describe_files(image),
     }
     (image / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _index(image: Path, kernel: Path, described: Described) -> None:
+    debuginfo.add_gdb_index(kernel)
+    debuginfo.build_index(kernel, image / INDEX, described)
+    unwind.ensure_table(image, kernel)
 
 
 def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress) -> None:

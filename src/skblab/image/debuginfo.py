@@ -9,6 +9,7 @@ from typing import Any
 from skblab.errors import BuildFailed
 from skblab.host import process
 from skblab.host.gdb import find_gdb
+from skblab.image.described import Described, Description, Symbol
 from skblab.image.index import Function, function_of, write_index
 
 IN_GDB = Path(__file__).with_name("index_in_gdb.py")
@@ -34,20 +35,22 @@ def add_gdb_index(kernel: Path) -> None:
         )
 
 
-def build_index(kernel: Path, index: Path) -> int:
-    """Write the index of a kernel's functions and return how many there are.
+def build_index(kernel: Path, index: Path, described: Described) -> None:
+    """Write the index of a kernel's functions; gdb is asked of those that *described* does not know.
 
     :raises BuildFailed: nm or gdb refused
     """
     listed = _run(["nm", "--format=posix", "--defined-only", kernel])
-    functions = []
+    symbols: list[Symbol] = []
     for line in listed.splitlines():
         name, kind, address, *size = line.split()
         if kind in "tTwW" and size and not PARTS.search(name):
-            functions.append((name, int(address, 16), int(size[0], 16)))
-    described = _describe(functions, [kernel])
-    write_index(index, described["functions"], described["objects"])
-    return len(described["functions"])
+            symbols.append((name, int(address, 16), int(size[0], 16)))
+    known = described.recall(symbols)
+    told, objects = _describe([one for one in symbols if one not in known], [kernel])
+    known |= told
+    described.keep(known)
+    write_index(index, _rows(known), objects)
 
 
 def describe_module(module: Path, sections: dict[str, int]) -> list[Function]:
@@ -56,24 +59,30 @@ def describe_module(module: Path, sections: dict[str, int]) -> list[Function]:
     :param sections: where its sections with code lie: ``{".text": 0x64400000}``
     :raises BuildFailed: nm or gdb refused
     """
-    functions = []
+    symbols: list[Symbol] = []
     for line in _run(["nm", "--format=sysv", "--defined-only", module]).splitlines():
         name, value, _, kind, size, _, section = ([*(cell.strip() for cell in line.split("|")), *7 * [""]])[:7]
         if kind == "FUNC" and section in sections and not PARTS.search(name):
-            functions.append((name, sections[section] + int(value, 16), int(size, 16)))
+            symbols.append((name, sections[section] + int(value, 16), int(size, 16)))
     places = " ".join(f"-s {name} {address:#x}" for name, address in sections.items())
-    described = _describe(functions, ["-ex", f"add-symbol-file {module} {places}"])
-    return [function_of(name, *rest) for name, *rest in described["functions"]]
+    told, _ = _describe(symbols, ["-ex", f"add-symbol-file {module} {places}"])
+    return [function_of(*row) for row in _rows(told)]
 
 
-def _describe(functions: list[tuple[str, int, int]], arguments: list[process.Argument]) -> dict[str, Any]:
-    """Have gdb say what it knows of functions, (name, address, bytes) each."""
+def _rows(told: dict[Symbol, Description]) -> list[tuple[Any, ...]]:
+    return [(*symbol, *description) for symbol, description in told.items() if description]
+
+
+def _describe(
+    symbols: list[Symbol], arguments: list[process.Argument]
+) -> tuple[dict[Symbol, Description], dict[str, int]]:
+    """Have gdb say what it knows of functions, and where the objects are."""
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch, "request"), Path(scratch, "answer")
-        request.write_text(json.dumps({"functions": functions, "objects": OBJECTS}))
+        request.write_text(json.dumps({"functions": [address for _, address, _ in symbols], "objects": OBJECTS}))
         _gdb(*arguments, "-x", IN_GDB, SKBLAB_INDEX_REQUEST=str(request), SKBLAB_INDEX_ANSWER=str(answer))
-        described: dict[str, Any] = json.loads(answer.read_text())
-        return described
+        said = json.loads(answer.read_text())
+        return dict(zip(symbols, said["functions"], strict=True)), said["objects"]
 
 
 def _gdb(*arguments: process.Argument, **environment: str) -> str:

@@ -9,8 +9,8 @@ import gdb
 SOURCE_PREFIX = "/skblab/"
 
 
-def describe(name: str, address: int, size: int) -> tuple[object, ...] | None:
-    """Return a row of the index for the function at an address, or None where there is no debug info for it."""
+def describe(address: int) -> tuple[object, ...] | None:
+    """Return file, line, return type and parameters of the function at an address, or None: there is no debug info."""
     block = gdb.block_for_pc(address)
     while block is not None and not _is_function_at(block, address):
         block = block.superblock
@@ -22,9 +22,6 @@ def describe(name: str, address: int, size: int) -> tuple[object, ...] | None:
     types = [str(field.type) for field in kind.fields()]
     parameters = list(zip(names, types, strict=False))
     return (
-        name,
-        address,
-        size,
         symbol.symtab.filename.removeprefix(SOURCE_PREFIX).removeprefix("./"),
         symbol.line,
         str(kind.target()),
@@ -47,10 +44,10 @@ def address_of(expression: str) -> int | None:
 
 
 def main() -> None:
-    """Read {functions: [[name, address, size]], objects: [expression]}, write rows and addresses."""
+    """Read {functions: [address], objects: [expression]}; write what each function is, and the objects' addresses."""
     with open(os.environ["SKBLAB_INDEX_REQUEST"]) as file:  # noqa: PTH123
         request = json.load(file)
-    rows = [row for one in request["functions"] if (row := describe(*one))]
+    rows = [describe(address) for address in request["functions"]]
     objects = {name: address for name in request["objects"] if (address := address_of(name)) is not None}
     with open(os.environ["SKBLAB_INDEX_ANSWER"], "w") as file:  # noqa: PTH123
         file.write(json.dumps({"functions": rows, "objects": objects}))  # in C; dump() is not

@@ -24,18 +24,26 @@ TIMEOUT_S = 300.0
 SUFFIXES_LEFT_OUT = ("*.o", "*.a", "*.cmd", "*.tmp")
 
 
-def keep_build_tree(tree: Path, obj: Path, source: Path) -> None:
-    """Copy what external modules are built from: the tree's part to *source*, the build's to ``obj`` in it."""
+def keep_tree(tree: Path, source: Path) -> None:
+    """Copy the tree's part of what external modules are built from."""
+    _copy(tree, OF_TREE, source)
+
+
+def keep_build(obj: Path, source: Path) -> None:
+    """Copy the build's part of what external modules are built from, to ``obj`` in *source*."""
     shutil.copyfile(obj / "vmlinux.symvers", obj / "Module.symvers")
-    for origin, names, target in ((tree, OF_TREE, source), (obj, OF_BUILD, source / "obj")):
-        for name in names:
-            path = origin / name
-            if path.is_dir():
-                ignored = shutil.ignore_patterns(*SUFFIXES_LEFT_OUT)
-                shutil.copytree(path, target / name, ignore=ignored, symlinks=True, dirs_exist_ok=True)
-            elif path.exists():
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target / name)
+    _copy(obj, OF_BUILD, source / "obj")
+
+
+def _copy(origin: Path, names: tuple[str, ...], target: Path) -> None:
+    for name in names:
+        path = origin / name
+        if path.is_dir():
+            ignored = shutil.ignore_patterns(*SUFFIXES_LEFT_OUT)
+            shutil.copytree(path, target / name, ignore=ignored, symlinks=True, dirs_exist_ok=True)
+        elif path.exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
 
 
 def ensure_agent(image: Path) -> Path:
@@ -43,19 +51,41 @@ def ensure_agent(image: Path) -> Path:
 
     :raises BuildFailed: the compiler refused, or the directory cannot be written
     """
-    agent = kernel_dir() / "agent"
-    files = sorted(path for path in agent.iterdir() if path.suffix in {".c", ".h", ".S"} or path.name == "Kbuild")
-    digest = hashlib.sha256(compiler().encode())
-    for path in files:
-        digest.update(path.read_bytes() + b"\0")
-    module = image / f"agent-{digest.hexdigest()[:12]}.ko"
+    module = _agents_place(image)
     if not module.exists():
         with tempfile.TemporaryDirectory() as scratch:
-            for path in files:
-                shutil.copyfile(path, Path(scratch, path.name))
-            build_module(image, Path(scratch))
-            keep(Path(scratch, "skblab_agent.ko").read_bytes(), module)
+            _build_agent(image / SOURCE, image / SOURCE / "obj", Path(scratch), module)
     return module
+
+
+def build_agent(image: Path, tree: Path, obj: Path, directory: Path) -> None:
+    """Build the agent's module for the image that is made of *obj*; what *directory* has of the last time is used.
+
+    :raises BuildFailed: the compiler refused
+    """
+    directory.mkdir(exist_ok=True)
+    _build_agent(tree, obj, directory, _agents_place(image))
+
+
+def _agents_place(image: Path) -> Path:
+    digest = hashlib.sha256(compiler().encode())
+    for path in _agents_files():
+        digest.update(path.read_bytes() + b"\0")
+    return image / f"agent-{digest.hexdigest()[:12]}.ko"
+
+
+def _agents_files() -> list[Path]:
+    agent = kernel_dir() / "agent"
+    return sorted(path for path in agent.iterdir() if path.suffix in {".c", ".h", ".S"} or path.name == "Kbuild")
+
+
+def _build_agent(tree: Path, obj: Path, directory: Path, module: Path) -> None:
+    for path in _agents_files():
+        copy = directory / path.name
+        if not copy.exists() or copy.read_bytes() != path.read_bytes():
+            shutil.copyfile(path, copy)
+    _kbuild(tree, obj, directory)
+    keep(Path(directory, "skblab_agent.ko").read_bytes(), module)
 
 
 def build_module(image: Path, directory: Path, *more: str) -> None:
@@ -63,12 +93,15 @@ def build_module(image: Path, directory: Path, *more: str) -> None:
 
     :raises BuildFailed: with the compiler's own lines
     """
-    source = image / SOURCE
+    _kbuild(image / SOURCE, image / SOURCE / "obj", directory, *more)
+
+
+def _kbuild(tree: Path, obj: Path, directory: Path, *more: str) -> None:
     argv: list[process.Argument] = [
         "make",
         "-C",
-        source,
-        f"O={source / 'obj'}",
+        tree,
+        f"O={obj}",
         f"-j{os.cpu_count() or 1}",
         "ARCH=um",
         f"M={directory}",

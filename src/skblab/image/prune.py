@@ -11,15 +11,15 @@ FIRST = re.compile(r"^source_\S+ := (\S+)$", re.MULTILINE)
 
 def used_files(obj: Path) -> set[Path]:
     """Return every file that an object of the build was made from, as the build names it."""
-    used: set[str] = set()
+    lines: set[str] = set()  # a header is named by hundreds of objects
     for record in obj.rglob(".*.o.cmd"):
-        text = record.read_text()
-        used.update(FIRST.findall(text), DEPENDENCY.findall(text))
-    return {*map(Path, used)}
+        lines.update(record.read_text().splitlines())
+    text = "\n".join(lines)
+    return {Path(name) for name in (*FIRST.findall(text), *DEPENDENCY.findall(text))}
 
 
 def copy_used(source: Path, obj: Path, target: Path) -> int:
-    """Copy the files the kernel was built from, generated ones under ``obj/``; return how many.
+    """Copy the files the kernel was built from, generated ones under ``obj/``; return how many were not there yet.
 
     What the compiler brings itself and configuration markers (include/config/) stay out.
     """
@@ -32,7 +32,7 @@ def copy_used(source: Path, obj: Path, target: Path) -> int:
             place = target / absolute.relative_to(source)
         else:
             continue
-        if "include/config" in str(place) or not absolute.is_file():
+        if "include/config" in str(place) or place.exists() or not absolute.is_file():
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(absolute, place)

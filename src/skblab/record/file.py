@@ -22,6 +22,7 @@ MAGIC = b"skblab\0\1"
 CHUNK = struct.Struct("<4sI")
 META, STEP, TOLD, END = b"META", b"STEP", b"TOLD", b"END "
 ALIGNMENT = 8
+READ_BYTES = 1 << 20
 
 
 class TraceWriter:
@@ -39,6 +40,7 @@ class TraceWriter:
         except OSError as error:
             raise TraceError(f"cannot write {path}", found=error.strerror or "") from error
         self.failed: OSError | None = None
+        self.grown = threading.Event()
         self._append(MAGIC)
 
     def steps(self, records: memoryview) -> None:
@@ -70,6 +72,36 @@ class TraceWriter:
                         left[0] = left[0][written:]
             except OSError as error:
                 self.failed = error
+        self.grown.set()
+
+
+class Tail:
+    """The chunks of a trace file that is being written."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, whose writer has begun it."""
+        self._file = path.open("rb", buffering=0)
+        self._file.seek(len(MAGIC))
+        self._content = memoryview(b"")
+
+    def next(self) -> tuple[bytes, memoryview] | None:
+        """Return the next whole chunk, or None while there is none."""
+        while True:
+            if len(self._content) >= CHUNK.size:
+                kind, size = CHUNK.unpack_from(self._content)
+                end = CHUNK.size + size
+                if len(self._content) >= end + -size % ALIGNMENT:
+                    payload = self._content[CHUNK.size : end]
+                    self._content = self._content[end + -size % ALIGNMENT :]
+                    return kind, payload
+            more = self._file.read(READ_BYTES)
+            if not more:
+                return None
+            self._content = memoryview(bytes(self._content) + more)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def read_chunks(path: Path) -> Iterator[tuple[bytes, memoryview]]:

@@ -19,6 +19,7 @@ class Places:
 
     def __init__(self, trace: "Trace") -> None:
         self._trace = trace
+        self._callers: dict[int, tuple[Frame, ...]] = {}
 
     @cached_property
     def _unwinder(self) -> Unwinder | None:
@@ -28,13 +29,12 @@ class Places:
             return None
         return Unwinder(image) if image.release == self._trace.about["release"] else None
 
-    @cached_property
-    def _callers(self) -> dict[int, tuple[Frame, ...]]:
-        addresses = {step.caller for step in self._trace.steps if step.let_go}
-        return self._unwinder.callers(addresses) if self._unwinder else {}
-
     def is_consumed(self, step: "Step") -> bool:
         """Whether a packet that is let go here without a reason was not dropped, but is no longer needed."""
+        if step.caller not in self._callers and self._unwinder:  # look all up at once
+            self._callers |= self._unwinder.callers(
+                {step.caller, *(one.caller for one in self._trace.steps if one.let_go)}
+            )
         return any(frame.function == CONSUME for frame in self._callers.get(step.caller, ()))
 
     def backtrace(self, step: "Step") -> tuple[Frame, ...]:

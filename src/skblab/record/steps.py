@@ -176,35 +176,45 @@ class Reader:
         self._trace.kin.append(Kin(function, at_ns + self._shift_ns, packet, other, call, abi.Role(role), skb))
 
 
+class Loader:
+    """Make a trace of a file's chunks, one after another."""
+
+    def __init__(self) -> None:
+        self.trace: Trace | None = None
+        self._reader: Reader | None = None
+        self._verdicts = Verdicts()
+
+    def take(self, kind: bytes, payload: memoryview) -> bool:
+        """Take the next chunk; return False if it was cut off, or what should be before it is missing."""
+        if kind == STEP and self._reader:
+            self._reader.take(payload)
+        elif kind in {META, TOLD, END}:
+            try:
+                fields = json.loads(bytes(payload))
+            except ValueError:
+                return False
+            if kind == META:
+                self.trace = Trace(fields)
+                self._reader = Reader(self.trace)
+            elif self.trace is None:
+                return False
+            elif kind == TOLD:
+                self.trace.told.append(fields)
+                self._verdicts.note(self.trace.steps, fields)
+            else:
+                self.trace.end = fields
+        return self.trace is not None
+
+
 def load(path: Path) -> Trace:
     """Read a trace file.
 
     :raises TraceError: it is none
     """
-    trace: Trace | None = None
-    reader: Reader | None = None
-    verdicts = Verdicts()
+    loader = Loader()
     for kind, payload in read_chunks(path):
-        if kind == META:
-            try:
-                trace = Trace(json.loads(bytes(payload)))
-            except ValueError:  # cut off
-                break
-            reader = Reader(trace)
-        elif trace is None or reader is None:
+        if not loader.take(kind, payload):
             break
-        elif kind == STEP:
-            reader.take(payload)
-        elif kind in {TOLD, END}:
-            try:
-                fields = json.loads(bytes(payload))
-            except ValueError:  # cut off
-                break
-            if kind == TOLD:
-                trace.told.append(fields)
-                verdicts.note(trace.steps, fields)
-            else:
-                trace.end = fields
-    if trace is None:
+    if loader.trace is None:
         raise TraceError(f"{path} tells of nothing", found="it was cut off before its first chunk ended")
-    return trace
+    return loader.trace

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.text import Text
 
 from skblab.image.reasons import NOT_SPECIFIED
@@ -17,15 +16,6 @@ from skblab.record.words import (
 )
 
 US = 1000
-
-
-def tell(console: Console, trace: Trace, found: list[Journey]) -> None:
-    """Print journeys."""
-    for number, journey in enumerate(found):
-        if number:
-            console.print()
-        for line in lines(trace, journey):
-            console.print(line, soft_wrap=True)
 
 
 def lines(trace: Trace, journey: Journey) -> Iterator[Text]:

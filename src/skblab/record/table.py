@@ -12,10 +12,13 @@ HEADER = ("us", "took", "packet", "skb", "device", "proto", "mark", "len", "from
 WIDTHS = (11, 9, 7, 11, 8, 6, 6, 6, 34, 0)
 
 
-def rows(trace: Trace, steps: list[Step]) -> Iterator[str]:
-    """Return the table's lines, with its header."""
-    yield "".join(_cell(name, width) for name, width in zip(HEADER, WIDTHS, strict=True))
-    begin_ns = steps[0].at_ns if steps else 0
+def header() -> str:
+    """Return the table's first line."""
+    return "".join(_cell(name, width) for name, width in zip(HEADER, WIDTHS, strict=True))
+
+
+def rows(trace: Trace, steps: list[Step], begin_ns: int) -> Iterator[str]:
+    """Return the steps' lines, with times from *begin_ns* on."""
     for step in steps:
         packet = packet_at(step)
         ends = f"{packet.source} > {packet.destination}" if is_readable(step) else ""

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,6 +107,16 @@ class Tracer:
         self.refused = [one.function.name for one in self.passages if one.point.number in refused]
         return self
 
+    @property
+    def path(self) -> Path:
+        """The trace file."""
+        return self._path
+
+    @property
+    def grown(self) -> threading.Event:
+        """Set when the trace file has become longer."""
+        return self._writer.grown
+
     def _witness(self, hit: abi.Hit, function: str, verdict: str, at_ns: int) -> None:
         """Write down what a rule did to a packet, or what became of one that it held."""
         told: dict[str, Any] = {"time_ns": at_ns, "function": function, "skb": f"{hit.skb:#x}", "verdict": verdict}
@@ -139,6 +150,9 @@ class Tracer:
         except GuestLost:
             if error is None:
                 raise
+        finally:
+            if error and not self._keep:
+                self._path.unlink(missing_ok=True)
 
     def trace(self) -> Trace:
         """Return what the packets did; of a trace that was not to be kept, the file is gone then."""

@@ -1,0 +1,73 @@
+"""What the last build in a directory found out of its functions; gdb is asked again of what has changed since."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from skblab.host import process
+
+Symbol = tuple[str, int, int]
+"""A function's name, its address, its size in bytes."""
+
+Description = list[Any] | None
+"""File, line, return type and parameters, or None: no debug info."""
+
+# Linked of all the others, and made anew by each link.
+OF_ALL = ("vmlinux.o", ".tmp_vmlinux*")
+
+
+class Described:
+    """Descriptions of the functions that were built in a directory, in a file beside it.
+
+    A description depends on nothing but the function's own object file. Functions of one name are told apart by their
+    order, which is the linker's, as long as none of them has changed.
+    """
+
+    def __init__(self, path: Path, obj: Path) -> None:
+        self._path = path
+        self._obj = obj
+
+    def recall(self, symbols: Iterable[Symbol]) -> dict[Symbol, Description]:
+        """Return what is known of those symbols whose object files are as they were."""
+        if not self._path.exists():
+            return {}
+        now, then = _by_name(symbols), json.loads(self._path.read_text())
+        known: dict[Symbol, Description] = {}
+        for name in now.keys() & then.keys() - self._changed_names():
+            sizes, descriptions = then[name]
+            if sizes == [size for _, _, size in now[name]]:
+                known.update(zip(now[name], descriptions, strict=True))
+        return known
+
+    def keep(self, described: dict[Symbol, Description]) -> None:
+        """Put down what is known now."""
+        rows = {
+            name: ([size for _, _, size in symbols], [described[one] for one in symbols])
+            for name, symbols in _by_name(described).items()
+        }
+        scratch = self._path.with_suffix(".new")
+        scratch.write_text(json.dumps(rows))
+        scratch.rename(self._path)
+
+    def _changed_names(self) -> set[str]:
+        """Return the names of all symbols in the objects that were compiled since."""
+        since_ns = self._path.stat().st_mtime_ns
+        changed = [
+            path
+            for path in self._obj.rglob("*.o")
+            if path.stat().st_mtime_ns >= since_ns and not any(map(path.match, OF_ALL))
+        ]
+        if not changed:
+            return set()
+        listed = process.run(["nm", "--format=posix", "--defined-only", *changed], timeout_s=60)
+        return {line.split()[0] for line in listed.stdout.splitlines() if line}
+
+
+def _by_name(symbols: Iterable[Symbol]) -> dict[str, list[Symbol]]:
+    """Return the symbols of each name, by address."""
+    found: defaultdict[str, list[Symbol]] = defaultdict(list)
+    for symbol in sorted(symbols, key=lambda one: one[1]):
+        found[symbol[0]].append(symbol)
+    return found
