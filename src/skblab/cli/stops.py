@@ -1,12 +1,13 @@
 """Waiting for a command's end: the kernel may stop for a person to read until Enter, or be gone before it."""
 
+import contextlib
 import os
 import select
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from skblab.cli.keyboard import read_line
+from skblab.cli.keyboard import hearing, read_line
 from skblab.debugger.inside.wire import Stopped
 from skblab.debugger.session import Debugger
 from skblab.guest.boot import LAST_WORDS_S, Guest
@@ -35,9 +36,12 @@ def wait(command: process.Running | None, guest: Guest, debugger: Debugger | Non
     watched: list[Watched] = [guest.notifications, guest.pidfd]
     watched += [debugger] if debugger else []
     watched += [pidfd] if pidfd is not None else []
-    try:
+    with contextlib.ExitStack() as stack:
+        woken = stack.enter_context(hearing())
+        if pidfd is not None:
+            stack.callback(os.close, pidfd)
         while True:
-            ready = _ready(watched, command)
+            ready = _ready(watched, woken, command)
             if guest.pidfd in ready:
                 raise guest.lost()
             if guest.notifications in ready and guest.notification().kind is Kind.PANIC:
@@ -54,20 +58,26 @@ def wait(command: process.Running | None, guest: Guest, debugger: Debugger | Non
                 print(f"it stood still for {time.monotonic() - started:.3f} s", file=out)
             elif command and pidfd in ready:
                 return command.wait()
-    finally:
-        if pidfd is not None:
-            os.close(pidfd)
 
 
-def _ready(watched: "Sequence[Watched]", command: process.Running | None) -> "list[Watched]":
-    """Wait for one of those that are watched."""
+def _ready(watched: "Sequence[Watched]", woken: int, command: process.Running | None) -> "list[Watched]":
+    """Wait for one of those that are watched, and pass a Ctrl-C on to the command."""
     try:
-        return select.select(watched, [], [])[0]
+        return _select(watched, woken)
     except KeyboardInterrupt:
         if command is None:
             raise
     process.interrupt(command)
-    return select.select(watched, [], [])[0]
+    return _select(watched, woken)
+
+
+def _select(watched: "Sequence[Watched]", woken: int) -> "list[Watched]":
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            os.read(woken, 4096)
+        ready: list[Watched] = select.select([*watched, woken], [], [])[0]
+        if ready != [woken]:
+            return ready
 
 
 def _show(stopped: Stopped, out: TextIO) -> None:
