@@ -26,12 +26,13 @@ def shown_live(tracer: Tracer, printer: Printer) -> Iterator[None]:
 
 
 def _show(live: Live, grown: threading.Event, ended: threading.Event, printer: Printer) -> None:
-    while not (ended.is_set() or printer.has_enough or live.behind):
-        if not live.pending:
-            grown.wait()
-        grown.clear()
-        ended.wait(SETTLED_NS / 1e9)
-        over = live.over()
-        if live.trace:
-            printer.print(live.trace, over)
-            live.forget(over)
+    with contextlib.suppress(BrokenPipeError):  # whoever reads has enough; the command goes on
+        while not (ended.is_set() or printer.has_enough or live.behind):
+            if not live.pending:
+                grown.wait()
+            grown.clear()
+            ended.wait(SETTLED_NS / 1e9)
+            over = live.over()
+            if live.trace:
+                printer.print(live.trace, over)
+                live.forget(over)
