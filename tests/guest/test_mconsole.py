@@ -129,6 +129,7 @@ def test_the_command_line(up: str) -> None:
         (["frob"], "one of: version, help"),
         (["stack"], "is not complete"),
         (["stack", "one"], "not a pid"),
+        (["stack one"], "not a pid"),
         (["version", "1"], "takes nothing"),
         (["reboot"], "does not reboot"),
     ):

@@ -92,6 +92,18 @@ def test_a_killed_writer(tmp_path: Path) -> None:
     assert [step.function.name for step in trace.steps].count("icmp_rcv") == 3
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_trace_that_is_not_to_be_kept_is_gone_with_its_tracer(shared_lab: Lab, *, asked: bool) -> None:
+    with shared_lab.trace(["icmp_*"]) as tracer:
+        path = tracer.path
+        assert path.exists()
+    if asked:
+        assert tracer.trace().whole
+        assert not path.exists()
+    del tracer
+    assert not path.exists()
+
+
 def test_no_trace(tmp_path: Path) -> None:
     path = tmp_path / "not.skblab"
     with pytest.raises(TraceError, match="cannot read"):

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Send the command, and print the answer."""
     from skblab.lab import Lab  # noqa: PLC0415
 
-    order, text = arguments.order, " ".join(arguments.words)
+    order, _, text = " ".join([arguments.order, *arguments.words]).partition(" ")  # quoted as one word, or not
     if order not in COMMANDS:
         raise UsageError(f"mconsole has no command {order!r}", mend=f"one of: {', '.join(COMMANDS)}")
     if order in PLAIN and text:

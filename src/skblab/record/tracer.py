@@ -4,6 +4,7 @@ import os
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -88,9 +89,10 @@ class Tracer:
         if self._to is None:
             descriptor, name = tempfile.mkstemp(prefix="skblab-", suffix=".skblab")
             os.close(descriptor)
-            self._path, self._keep = Path(name), False
+            self._path = Path(name)
+            self._forget = weakref.finalize(self, self._path.unlink, missing_ok=True)
         else:
-            self._path, self._keep = self._to, True
+            self._path = self._to
         self._writer = TraceWriter(self._path)
         channel = self._agent.channel
         self._before = (channel.steps_lost, channel.forgotten, channel.unhooked)
@@ -150,9 +152,6 @@ class Tracer:
         except GuestLost:
             if error is None:
                 raise
-        finally:
-            if error and not self._keep:
-                self._path.unlink(missing_ok=True)
 
     def trace(self) -> Trace:
         """Return what the packets did; of a trace that was not to be kept, the file is gone then."""
@@ -160,8 +159,8 @@ class Tracer:
         try:
             return load(self._path)
         finally:
-            if not self._keep:
-                self._path.unlink(missing_ok=True)
+            if self._to is None:
+                self._forget()
 
     def _describe(self) -> dict[str, Any]:
         functions = {
