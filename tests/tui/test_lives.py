@@ -90,7 +90,7 @@ def test_a_flood_does_not_keep_a_person_waiting(lab: Lab) -> None:
                 await person.presses("down")
                 waits_s.append(time.monotonic() - asked_s)
                 assert time.monotonic() - before_s < 60, f"{len(person.app.held.rows)} held\n{person.said()}"
-            assert max(waits_s) < 2, sorted(waits_s)[-9:]  # 0.2 on a fast machine; 1.4 on two slow cores
+            assert max(waits_s) < 2, sorted(waits_s)[-9:]  # 1.2 to 1.4 on two slow cores
             count = len(person.app.held.rows)  # a link may drop what comes too fast, before the kernel has it
             assert count > FLOOD_PACKETS / 2
             await person.until(lambda: str(count)[-3:] in str(person.table.border_title), "all of them counted")

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from skblab.errors import BuildFailed
 from skblab.host import process
+from skblab.image.module import keep
 
 Symbol = tuple[str, int, int]
 """A function's name, its address, its size in bytes."""
@@ -47,12 +49,13 @@ class Described:
             name: ([size for _, _, size in symbols], [described[one] for one in symbols])
             for name, symbols in _by_name(described).items()
         }
-        scratch = self._path.with_suffix(".new")
-        scratch.write_text(json.dumps(rows))
-        scratch.rename(self._path)
+        keep(json.dumps(rows).encode(), self._path)
 
     def _changed_names(self) -> set[str]:
-        """Return the names of all symbols in the objects that were compiled since."""
+        """Return the names of all symbols in the objects that were compiled since.
+
+        :raises BuildFailed: nm cannot read one, and what has changed is not known
+        """
         since_ns = self._path.stat().st_mtime_ns
         changed = [
             path
@@ -62,6 +65,8 @@ class Described:
         if not changed:
             return set()
         listed = process.run(["nm", "--format=posix", "--defined-only", *changed], timeout_s=60)
+        if listed.returncode:
+            raise BuildFailed("nm cannot read what was compiled", found=listed.stderr.strip()[-2000:])
         return {line.split()[0] for line in listed.stdout.splitlines() if line}
 
 
