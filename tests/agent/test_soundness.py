@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from skblab.agent.control import MOST_MEMORY_MIB
 from skblab.agent.soundness import TABLE
-from skblab.errors import UnsupportedVerdict
+from skblab.errors import SkblabError, UnsupportedVerdict
 from skblab.host.clients import parse_ping
+from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.rule import Rule
 
@@ -155,3 +157,22 @@ def test_elsewhere_a_packet_can_be_traced(shared_lab: Lab) -> None:
         ((hit, packet),) = probe.take(1)
     assert packet.echo
     assert hit.data_offset == 28  # behind the ICMP header too
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_largest_guest_that_rules_work_in(every_image: Image, works: bool) -> None:
+    with Lab(image=every_image, memory_mib=MOST_MEMORY_MIB if works else 2048) as lab:
+        if works:
+            with lab.trace(filter="icmp") as tracer, lab.probe("icmp_rcv") as probe:
+                assert ping(lab, GUEST4, 2)
+                assert probe.take(1)
+            assert tracer.trace().steps
+            return
+        assert ping(lab, GUEST4, 2)
+        with pytest.raises(SkblabError, match="cannot do that: arming icmp_rcv") as caught:
+            lab.rule("icmp_rcv = drop")
+        assert f"--memory {MOST_MEMORY_MIB}" in caught.value.mend
+        for _ in range(2):  # a trace that did not come about is not in the next one's way
+            with pytest.raises(SkblabError, match="cannot do that: arming functions"), lab.trace():
+                pass
+        assert ping(lab, GUEST4, 2)

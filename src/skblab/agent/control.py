@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import itertools
 import os
@@ -27,6 +28,7 @@ ANSWER_TIMEOUT_S = 10.0
 POINTS_AT_ONCE = 4096  # that fit into the ring of commands
 SHOWN_BYTES = 128  # of a packet that is only told of
 WHOLE_PACKET = 0xFFFF
+MOST_MEMORY_MIB = 1984  # of a guest: the agent lies behind it, and a call of 5 bytes reaches 2 GiB
 DEVICE_TYPE, SOCKET_TYPE = "struct net_device *", "struct sock *"
 VERDICTS = {
     "accept": abi.Verdict.ACCEPT, "trace": abi.Verdict.TRACE, "hold": abi.Verdict.HOLD, "delay": abi.Verdict.HOLD,
@@ -38,6 +40,17 @@ Listener = Callable[[abi.Hit, HeldPacket | None], None]
 
 Witness = Callable[[abi.Hit, str, str, int], object]
 """Called on the reading thread for each verdict on a packet: the hit, the function, what was done, when (host's ns)."""
+
+
+def _refusal(what: str, number: int) -> SkblabError:
+    """Return the error for what the agent has answered, an errno."""
+    if number == errno.ERANGE:
+        return SkblabError(
+            f"the agent cannot do that: {what}",
+            found="it is too far from the kernel's functions: the guest's memory lies between them",
+            mend=f"--memory {MOST_MEMORY_MIB}, or less",
+        )
+    return SkblabError(f"the agent refused: {what}", found=os.strerror(number))
 
 
 class Armed:
@@ -180,11 +193,21 @@ class Agent:
             raise UsageError("packets are followed already in this lab", mend="one trace at a time")
         self._following = True
         self._steps, self._witness = take, witness
+        try:
+            return self._follow(follow, points)
+        except BaseException:
+            with contextlib.suppress(Timeout):
+                self.unfollow()
+            raise
+
+    def _follow(self, follow: abi.Follow, points: Sequence[abi.Point]) -> list[abi.Point]:
         self._ask(follow.encode, "following packets")
         refused = []
         for first in range(0, len(points), POINTS_AT_ONCE):
             asked = points[first : first + POINTS_AT_ONCE]
             results = self._ask_each([point.encode for point in asked], "arming functions")
+            if -errno.ERANGE in results:
+                raise _refusal("arming functions", errno.ERANGE)
             refused += [point for point, result in zip(asked, results, strict=True) if result < 0]
         return refused
 
@@ -286,7 +309,7 @@ class Agent:
             return 0
         (result,) = self._ask_each([encode], what)
         if result < 0:
-            raise SkblabError(f"the agent refused: {what}", found=os.strerror(-result))
+            raise _refusal(what, -result)
         return result
 
     def _ask_each(self, encode: Sequence[Callable[[int], bytes]], what: str) -> list[int]:

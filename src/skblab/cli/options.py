@@ -93,7 +93,8 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
                        help="how many virtual consoles it has: skblab console (default: %(default)s)")  # fmt: skip
     group.add_argument("-g", "--guest", action="append", default=[], metavar="CMD", dest="guest_commands",
                        help="start CMD in the guest first, and wait until it listens on a TCP port")  # fmt: skip
-    group.add_argument("--memory", type=int, default=64, metavar="MIB", help="its memory (default: %(default)s)")
+    group.add_argument("--memory", type=int, default=64, metavar="MIB",
+                       help="its memory (default: %(default)s); rules and traces work with 1984 at most")  # fmt: skip
 
 
 def lab_from(arguments: argparse.Namespace) -> "Lab":
