@@ -1,8 +1,14 @@
-"""The page of a trace, in a real browser: what it shows, by keys alone, in the dark, and how soon."""
+"""The page of a trace, in a real browser: what it shows, by keys alone, in the dark, and how soon.
 
+With SKBLAB_PICTURES=1 its picture is taken anew.
+"""
+
+import os
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
@@ -18,6 +24,8 @@ HOSTILE = "<script>document.title='owned'</script><img src=x onerror=document.ti
 MANY_STEPS = 100_000
 READY = "document.documentElement.dataset.ready === '1'"
 OPEN_S = 2.0
+PICTURE = Path(__file__).parents[2] / "docs/pictures/page.png"
+SIZE = (1280, 860)
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +183,32 @@ def test_a_hundred_thousand_steps(lab: Lab, browser: Browser, tmp_path: Path) ->
 def test_what_exists_is_not_overwritten(file: Path, html: Path) -> None:
     with pytest.raises(TraceError, match="cannot write"):
         write_page(load(file), html)
+
+
+def test_the_picture_shows_the_real_page(browser: Browser, tmp_path: Path) -> None:
+    """Four pings: the second one is held, the third one dropped, and the fourth one stands in icmp_rcv()."""
+    with Lab() as lab:
+        lab.run(["ping", "-n", "-c", "1", GUEST])
+        about: dict[str, Any] = {"command": ["ping", "-c4", "-i0.2", "guest"]}
+        with lab.trace(filter="icmp", to=tmp_path / "run", about=about) as tracer:
+            with lab.rule("icmp_rcv = delay 20ms @2"), lab.rule("icmp_rcv = drop @2"):
+                lab.run(["ping", "-n", "-c", "4", "-i", "0.2", "-W", "1", GUEST])
+            tracer.end(status=0)
+    write_page(load(tmp_path / "run"), tmp_path / "page.html")
+    with browser.new_context(viewport={"width": SIZE[0], "height": SIZE[1]}, color_scheme="light") as context:
+        page = context.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        page.wait_for_function(READY)
+        told = page.locator("#journeys").inner_text()
+        assert "held 20." in told
+        assert "NOT_SPECIFIED" in told
+        for _ in range(3):
+            page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        while page.locator("#function").inner_text() != "icmp_rcv()":
+            page.keyboard.press("ArrowDown")
+        assert "seq 4" in page.locator("#packet").inner_text()
+        picture = page.screenshot()
+    if os.environ.get("SKBLAB_PICTURES"):
+        PICTURE.write_bytes(picture)
+    assert [struct.unpack(">II", one[16:24]) for one in (picture, PICTURE.read_bytes())] == [SIZE, SIZE]

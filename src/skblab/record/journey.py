@@ -34,7 +34,8 @@ class Followed:
     def summary(self) -> str:
         """The packet in one line, in tcpdump's manner."""
         if self.best is None:
-            return f"{self.steps[0].length} bytes that are no IP packet" if self.steps else "a packet that was not seen"
+            longest = max((step.length for step in self.steps), default=None)
+            return "a packet that was not seen" if longest is None else f"{longest} bytes that are no IP packet"
         return packet_at(self.best).summary()
 
     @property

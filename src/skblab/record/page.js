@@ -78,8 +78,8 @@
     `Linux ${about.release}`, about.filter && `filter: ${about.filter}`, `${journeys.length} journeys`,
     `${Object.keys(packets).length} packets`, `${steps.at.length} steps`,
     about.lost === undefined || about.lost === null ? "not whole" : `lost: ${about.lost}`,
-    new Date(about.begin_ms).toISOString().replace("T", " "),
-  ].filter(Boolean).join("   ");
+    new Date(about.begin_ms).toISOString().replace("T", " ").replace(/\.\d+/, ""),
+  ].filter(Boolean).join(" \u00b7 ");
 
   /* Journeys */
   const journey_rows = new Rows($("journeys"), JOURNEY_PX, (row, number) => {
