@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from numbers_table import Number, single
+from numbers_table import Number, single, summary
 
+from agent import CALL_ROUNDS, CALLS, CATCH_UP_S, PING
+from skblab.agent import abi
 from skblab.image.image import Image
 from skblab.lab import Lab
 
@@ -26,6 +28,26 @@ def flood_s(lab: Lab) -> float:
     return time.perf_counter() - begun_s
 
 
+def step_cost(lab: Lab) -> Iterator[Number]:
+    """Measure what following adds to a call, in the guest, with no network around it."""
+
+    def cost_ns() -> list[float]:
+        times = []
+        for _ in range(CALL_ROUNDS):
+            times.append(lab.agent.measure_ns(None, PING, CALLS))
+            time.sleep(CATCH_UP_S)  # noqa: TID251 - nothing tells when the reader has caught up
+        return times
+
+    bare = statistics.median(cost_ns())
+    for what, returns, target in (("a followed call", False, 40), ("the same, with its return", True, 0)):
+        point = abi.Point(0, lab.agent.channel.measured_address, 0, returns=returns)
+        lab.agent.follow(abi.Follow(), [point], len)
+        try:
+            yield summary(what, [one - bare for one in cost_ns()], "ns", target)
+        finally:
+            lab.agent.unfollow()
+
+
 def measure(image: Image) -> Iterator[Number]:
     """Flood by turns: nothing armed, followed, followed without returns."""
     plain_s: list[float] = []
@@ -33,6 +55,7 @@ def measure(image: Image) -> Iterator[Number]:
     flat_s: list[float] = []
     lost = size_bytes = 0
     with Lab(image=image, steps_bytes=RING_BYTES) as lab, tempfile.TemporaryDirectory() as scratch:
+        yield from step_cost(lab)
         flood_s(lab)
         for number in range(ROUNDS):
             plain_s.append(flood_s(lab))

@@ -21,17 +21,18 @@ struct agent_regs {
 	unsigned long caller; /* the probed function's return address */
 };
 
-struct agent_probe { /* one patched function */
-	struct hlist_node node;
-	unsigned long address;
-	const struct agent_passage *passage; /* or NULL */
-	struct list_head rules; /* in the order in which they were armed: the first match wins */
+struct agent_passage { /* what a probe is for packets that are followed */
+	struct agent_part part;
+	u16 point; /* its number */
+	bool in_force;
 };
 
-struct agent_passage { /* a probe's part in following packets */
-	struct agent_probe *probe;
-	struct agent_point point;
-};
+struct agent_probe { /* one patched function. In one line of the cache: few are in it still when a packet comes */
+	struct hlist_node node;
+	unsigned long address;
+	struct list_head rules; /* in the order in which they were armed: the first match wins */
+	struct agent_passage passage;
+} __aligned(64);
 
 struct agent_followed { /* one packet's bytes: all skbs with this head */
 	struct hlist_node node;

@@ -136,10 +136,7 @@ struct agent_follow {
 	struct agent_field field[AGENT_FIELDS];
 };
 
-struct agent_point {
-	struct agent_record record;
-	__u64 cookie;
-	__u64 address;
+struct agent_part { /* of a function, in following packets */
 	__u8 skb_argument;
 	__u8 argument; /* see enum agent_role */
 	__u8 role;
@@ -148,6 +145,13 @@ struct agent_point {
 	__u8 no_drop; /* for functions that drop: the reason that is none (SKB_CONSUMED) */
 	__u8 no_reason; /* likewise: the one that may be none (NOT_SPECIFIED) */
 	__u8 given; /* enum agent_given */
+};
+
+struct agent_point {
+	struct agent_record record;
+	__u64 cookie;
+	__u64 address;
+	struct agent_part part;
 };
 
 struct agent_arm {

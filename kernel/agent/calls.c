@@ -123,7 +123,7 @@ unsigned long agent_call_caller(unsigned long slot)
 	const unsigned long word = READ_ONCE_NOCHECK(*(const unsigned long *)slot);
 	struct stack *stack = word == (unsigned long)agent_return ? stack_of(slot) : NULL;
 
-	for (unsigned int i = 0; stack && i < stack->depth; i++)
+	for (unsigned int i = stack ? stack->depth : 0; i--;)
 		if (stack->calls[i].slot == slot)
 			return stack->calls[i].caller;
 	return word;

@@ -17,8 +17,9 @@ u32 agent_following_bytes;
 u64 agent_devices_told;
 static struct bpf_prog *filter;
 static DEFINE_HASHTABLE(heads, 12);
-static struct agent_followed *packets; /* a ring: the one that was met longest ago makes room */
-static unsigned int next_place;
+static struct agent_followed *packets;
+static HLIST_HEAD(spare); /* of them, those that have been used; the last one is in the processor's cache still */
+static unsigned int next_place; /* to be used for the first time, or, where none is spare, to make room */
 static u32 last_number;
 
 static struct agent_followed *followed_at(u64 head)
@@ -35,6 +36,23 @@ static void forget(struct agent_followed *packet)
 {
 	hash_del(&packet->node);
 	packet->head = 0;
+	hlist_add_head(&packet->node, &spare);
+}
+
+static struct agent_followed *take_place(void)
+{
+	struct agent_followed *packet;
+
+	if (hlist_empty(&spare)) {
+		packet = &packets[next_place++ % MOST];
+		if (!packet->head)
+			return packet;
+		forget(packet);
+		agent_shared->forgotten++;
+	}
+	packet = hlist_entry(spare.first, struct agent_followed, node);
+	hlist_del(&packet->node);
+	return packet;
 }
 
 struct agent_followed *agent_followed(const struct sk_buff *skb)
@@ -48,11 +66,7 @@ struct agent_followed *agent_follow_as(const struct sk_buff *skb, u32 number)
 	struct agent_followed *packet = followed_at((u64)skb->head);
 
 	if (!packet) {
-		packet = &packets[next_place++ % MOST];
-		if (packet->head) {
-			forget(packet);
-			agent_shared->forgotten++;
-		}
+		packet = take_place();
 		packet->head = (u64)skb->head;
 		hash_add(heads, &packet->node, packet->head);
 	}
@@ -128,6 +142,8 @@ void agent_follow_end(void)
 		bpf_prog_destroy(filter);
 	filter = NULL;
 	hash_init(heads);
+	INIT_HLIST_HEAD(&spare);
 	packets = NULL;
+	next_place = 0;
 	kvfree(old);
 }

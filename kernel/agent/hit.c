@@ -101,9 +101,9 @@ int agent_hit(struct agent_regs *regs)
 		return held;
 	}
 	probe = agent_probe_at(regs->ip - AGENT_ENTRY_BYTES);
-	if (probe && probe->passage)
-		agent_passed(probe->passage, regs);
-	if (probe)
+	if (probe && probe->passage.in_force)
+		agent_passed(&probe->passage, regs);
+	if (probe && !list_empty(&probe->rules))
 		rule = agent_match(probe, regs, &skb);
 	if (!rule) {
 		busy = false;

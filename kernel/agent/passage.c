@@ -5,9 +5,9 @@
 
 #include "agent.h"
 
-static bool needs_return(const struct agent_point *point)
+static bool needs_return(const struct agent_part *part)
 {
-	switch (point->role) {
+	switch (part->role) {
 	case AGENT_BORN:
 	case AGENT_COPIED:
 	case AGENT_MOVED:
@@ -16,7 +16,7 @@ static bool needs_return(const struct agent_point *point)
 	case AGENT_BOUNDARY:
 		return true;
 	default:
-		return point->returns;
+		return part->returns;
 	}
 }
 
@@ -42,7 +42,7 @@ static u32 number_of(const struct sk_buff *skb)
 
 static void tell_kin(const struct agent_call *call, u32 role, u32 packet, u32 other, const struct sk_buff *skb)
 {
-	struct agent_kin *kin = agent_step_begin(AGENT_KIN, call->passage->point.record.rule, sizeof(*kin));
+	struct agent_kin *kin = agent_step_begin(AGENT_KIN, call->passage->point, sizeof(*kin));
 
 	if (!kin)
 		return;
@@ -92,9 +92,9 @@ static void moved(const struct agent_call *call)
 
 static void take_note(const struct agent_call *call, unsigned long value)
 {
-	const struct agent_point *point = &call->passage->point;
+	const struct agent_part *part = &call->passage->part;
 
-	switch (point->role) {
+	switch (part->role) {
 	case AGENT_BORN:
 		born(call, (const struct sk_buff *)value);
 		break;
@@ -122,7 +122,7 @@ static void take_note(const struct agent_call *call, unsigned long value)
 
 static void tell_return(const struct agent_call *call, unsigned long value)
 {
-	struct agent_return *it = agent_step_begin(AGENT_RETURN, call->passage->point.record.rule, sizeof(*it));
+	struct agent_return *it = agent_step_begin(AGENT_RETURN, call->passage->point, sizeof(*it));
 	u64 took_ns;
 
 	if (!it)
@@ -143,9 +143,9 @@ unsigned long agent_returned(struct agent_regs *regs)
 	local_irq_save(flags);
 	call = agent_call_end(&regs->ip);
 	caller = call->caller;
-	if (call->passage->point.role != AGENT_PASSED)
+	if (call->passage->part.role != AGENT_PASSED)
 		take_note(call, regs->rax);
-	if (call->passage->point.returns)
+	if (call->passage->part.returns)
 		tell_return(call, regs->rax);
 	local_irq_restore(flags);
 	return caller;
@@ -233,11 +233,11 @@ static bool is_known_place(unsigned long caller)
 static u64 tell_step(const struct agent_passage *passage, const struct agent_regs *regs, const struct sk_buff *skb,
 		     struct agent_followed *packet, u32 call, u32 outer, u8 flags)
 {
-	const struct agent_point *point = &passage->point;
-	const bool lets_go = regs && point->role == AGENT_DROPS;
+	const struct agent_part *part = &passage->part;
+	const bool lets_go = regs && part->role == AGENT_DROPS;
 	const unsigned long caller = regs ? agent_call_caller((unsigned long)&regs->caller) : 0;
-	const u32 reason = lets_go ? agent_argument(regs, point->argument) : 0;
-	const bool drops = lets_go && reason != point->no_drop && (reason != point->no_reason || !is_known_place(caller));
+	const u32 reason = lets_go ? agent_argument(regs, part->argument) : 0;
+	const bool drops = lets_go && reason != part->no_drop && (reason != part->no_reason || !is_known_place(caller));
 	const u64 *words = NULL;
 	const u32 stack = drops ? agent_stack(agent_following.text_start, agent_following.text_end, regs, &words) : 0;
 	const int offset = skb ? agent_network_offset(skb) : 0;
@@ -255,7 +255,7 @@ static u64 tell_step(const struct agent_passage *passage, const struct agent_reg
 		captured = 0;
 	else if (skb)
 		flags |= AGENT_CHANGED;
-	step = agent_step_begin(AGENT_STEP, point->record.rule,
+	step = agent_step_begin(AGENT_STEP, passage->point,
 				sizeof(*step) + (more ? sizeof(struct agent_more) : 0) + ALIGN(captured, 8) + fields +
 					stack * sizeof(u64));
 	if (!step)
@@ -296,7 +296,7 @@ static u64 tell_step(const struct agent_passage *passage, const struct agent_reg
 /* The packet is there, or none is needed, and the function is passed. Returns whether its return is waited for. */
 static bool pass(const struct agent_passage *passage, struct agent_regs *regs, struct sk_buff *skb, bool may_wait)
 {
-	const struct agent_point *point = &passage->point;
+	const struct agent_part *part = &passage->part;
 	struct agent_followed *packet = NULL;
 	struct agent_call *call = NULL;
 	u32 outer, because;
@@ -304,14 +304,14 @@ static bool pass(const struct agent_passage *passage, struct agent_regs *regs, s
 	u64 at_ns;
 
 	agent_call_around(&regs->caller, &outer, &because);
-	if (point->skb_argument != AGENT_NO_PACKET) {
+	if (part->skb_argument != AGENT_NO_PACKET) {
 		packet = is_packet(skb) ? agent_meet(skb) : NULL;
 		if (!packet)
 			return false;
 	} else if (!because) {
 		return false;
 	}
-	if (may_wait && needs_return(point))
+	if (may_wait && needs_return(part))
 		call = agent_call_begin(&regs->caller);
 	if (call) {
 		call->passage = passage;
@@ -319,17 +319,17 @@ static bool pass(const struct agent_passage *passage, struct agent_regs *regs, s
 		call->head = skb ? (u64)skb->head : 0;
 		call->shared = skb && skb_cloned(skb);
 		call->packet = packet ? packet->number : because;
-		if (point->role == AGENT_BOUNDARY)
+		if (part->role == AGENT_BOUNDARY)
 			call->packet = 0;
-		else if (!point->step)
+		else if (!part->step)
 			call->number = outer; /* nobody is told of this call: what happens in it happens in that one */
 		call->other = 0;
-		if (point->role == AGENT_MERGED || point->role == AGENT_COALESCED)
-			call->other = number_of((const struct sk_buff *)agent_argument(regs, point->argument));
+		if (part->role == AGENT_MERGED || part->role == AGENT_COALESCED)
+			call->other = number_of((const struct sk_buff *)agent_argument(regs, part->argument));
 	}
-	if (point->role == AGENT_ENDS && is_last(skb))
+	if (part->role == AGENT_ENDS && is_last(skb))
 		flags = AGENT_FREED;
-	if (point->step) {
+	if (part->step) {
 		at_ns = tell_step(passage, regs, skb, packet, call ? call->number : agent_call_number(), outer, flags);
 		if (call)
 			call->at_ns = at_ns;
@@ -342,15 +342,15 @@ static bool pass(const struct agent_passage *passage, struct agent_regs *regs, s
 /* A point is passed. Interrupts are off. Of a list, the call is its first packet's. */
 void agent_passed(const struct agent_passage *passage, struct agent_regs *regs)
 {
-	const struct agent_point *point = &passage->point;
+	const struct agent_part *part = &passage->part;
 	const unsigned long argument =
-		point->skb_argument != AGENT_NO_PACKET ? agent_argument(regs, point->skb_argument) : 0;
+		part->skb_argument != AGENT_NO_PACKET ? agent_argument(regs, part->skb_argument) : 0;
 	const struct list_head *list = (const struct list_head *)argument;
 	bool waits = false;
 
-	if (point->given == AGENT_BY_POINTER)
+	if (part->given == AGENT_BY_POINTER)
 		pass(passage, regs, *(struct sk_buff **)argument, true);
-	else if (point->given == AGENT_IN_LIST)
+	else if (part->given == AGENT_IN_LIST)
 		for (const struct list_head *at = list->next; at != list; at = at->next)
 			waits |= pass(passage, regs, list_entry((void *)at, struct sk_buff, list), !waits);
 	else
@@ -373,17 +373,17 @@ void agent_resume(unsigned long address, const unsigned long *arguments, struct 
 
 	local_irq_save(flags);
 	probe = agent_probe_at(address);
-	if (probe && probe->passage)
+	if (probe && probe->passage.in_force)
 		packet = agent_followed(skb);
 	if (packet) {
 		agent_call_around(&place, &outer, &because);
 		call = agent_call_begin(&place);
 	}
 	if (call) {
-		call->passage = probe->passage;
+		call->passage = &probe->passage;
 		call->packet = packet->number;
 		call->other = 0;
-		call->at_ns = tell_step(probe->passage, NULL, skb, packet, call->number, 0, AGENT_RESUMED);
+		call->at_ns = tell_step(&probe->passage, NULL, skb, packet, call->number, 0, AGENT_RESUMED);
 	}
 	local_irq_restore(flags);
 	value = agent_call(address, arguments);
@@ -392,7 +392,7 @@ void agent_resume(unsigned long address, const unsigned long *arguments, struct 
 	local_irq_save(flags);
 	if (place == (unsigned long)agent_return) { /* the trace has not ended meanwhile */
 		ended = agent_call_end(&place);
-		if (ended->passage->point.returns)
+		if (ended->passage->part.returns)
 			tell_return(ended, value);
 	}
 	local_irq_restore(flags);

@@ -99,7 +99,7 @@ static void leave_probe(struct agent_probe *probe)
 	bool unused;
 
 	local_irq_save(flags);
-	unused = list_empty(&probe->rules) && !probe->passage;
+	unused = list_empty(&probe->rules) && !probe->passage.in_force;
 	if (unused) {
 		hash_del(&probe->node);
 		agent_shared->probes--;
@@ -191,39 +191,30 @@ int agent_disarm(u16 number)
 /* Have a function passed by the packets that are followed. */
 int agent_point(const struct agent_point *point)
 {
-	struct agent_passage *passage;
+	const struct agent_part *part = &point->part;
 	struct agent_probe *probe;
-	int error = 0;
+	unsigned long flags;
 
-	if (point->record.rule >= AGENT_POINTS || point->role > AGENT_BOUNDARY ||
-	    (point->skb_argument >= AGENT_ARGUMENTS && point->skb_argument != AGENT_NO_PACKET) ||
-	    point->argument >= AGENT_ARGUMENTS)
+	if (point->record.rule >= AGENT_POINTS || part->role > AGENT_BOUNDARY ||
+	    (part->skb_argument >= AGENT_ARGUMENTS && part->skb_argument != AGENT_NO_PACKET) ||
+	    part->argument >= AGENT_ARGUMENTS)
 		return -EINVAL;
-	passage = kzalloc(sizeof(*passage), GFP_KERNEL);
-	if (!passage)
-		return -ENOMEM;
-	passage->point = *point;
 	probe = probe_for(point->address);
 	if (IS_ERR(probe))
-		error = PTR_ERR(probe);
-	else if (probe->passage)
-		error = -EEXIST;
-	if (error) {
-		kfree(passage);
-		return error;
-	}
-	WRITE_ONCE(probe->passage, passage);
+		return PTR_ERR(probe);
+	if (probe->passage.in_force)
+		return -EEXIST;
+	local_irq_save(flags);
+	probe->passage = (struct agent_passage){ .part = *part, .point = point->record.rule, .in_force = true };
+	local_irq_restore(flags);
 	passages++;
 	return 0;
 }
 
 static void leave_passage(struct agent_probe *probe)
 {
-	const struct agent_passage *passage = probe->passage;
-
-	WRITE_ONCE(probe->passage, NULL);
+	WRITE_ONCE(probe->passage.in_force, false);
 	leave_probe(probe);
-	kfree(passage);
 	passages--;
 }
 
@@ -237,7 +228,7 @@ bool agent_unfollow(void)
 
 	agent_calls_end(); /* what is passed from now on is not waited for, and no call knows a passage */
 	hash_for_each_safe(probes, bucket, next, probe, node) {
-		if (probe->passage)
+		if (probe->passage.in_force)
 			leave_passage(probe);
 	}
 	agent_follow_end();
@@ -255,7 +246,7 @@ void agent_disarm_module(struct module *module)
 		if (rules[number] && within_module(rules[number]->probe->address, module))
 			agent_disarm(number);
 	hash_for_each_safe(probes, bucket, next, probe, node)
-		if (probe->passage && within_module(probe->address, module))
+		if (probe->passage.in_force && within_module(probe->address, module))
 			leave_passage(probe);
 }
 
