@@ -46,9 +46,10 @@ def test_pipes_and_status_are_the_commands(name: str) -> None:
     assert (absent.returncode, absent.stderr.splitlines()[0]) == (127, "skblab: the guest has no program nonesuch")
 
 
-def test_ctrl_c_off_a_terminal_is_for_the_command(name: str) -> None:
+@pytest.mark.parametrize("where", [["--guest"], []], ids=["guest", "host"])
+def test_ctrl_c_off_a_terminal_is_for_the_command(name: str, where: list[str]) -> None:
     script = "trap 'echo caught; exit 5' INT; echo runs; while :; do sleep 0.1; done"
-    running = start_skblab("exec", "--guest", name, "--", "sh", "-c", script)
+    running = start_skblab("exec", *where, name, "--", "sh", "-c", script)
     assert running.stdout
     assert running.stdout.readline() == b"runs\n"
     running.send_signal(signal.SIGINT)

@@ -114,6 +114,11 @@ def test_a_tree_is_built_again_in_seconds(cache: Path, tmp_path: Path) -> None:
     took_s = time.monotonic() - began
     assert "icmp_rcv = trace: arrived 1, traced 1" in done.stdout + done.stderr
     assert took_s < 45  # below 30 s where nothing else runs
+    kconfig = tree / "net/ipv4/Kconfig"
+    kconfig.write_text(kconfig.read_text() + '\nconfig MINE\n\tbool "Mine"\n\tdefault y\n')
+    third = skblab(*asked, timeout_s=300)
+    assert third.returncode == 0, third.stderr
+    assert "CONFIG_MINE=y\n" in Image.open(Path(third.stdout.strip())).config.read_text()
     names = [Path(one.stdout.strip()).name for one in (first, second)]
     different = json.loads(skblab("image", "diff", *names, "--json").stdout)
     assert different["options"] == {}

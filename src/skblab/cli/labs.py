@@ -17,7 +17,7 @@ from skblab.errors import UsageError
 from skblab.guest.session import raw_keyboard
 from skblab.guest.terminal import NAME_OF_LEAVE
 from skblab.host import registry
-from skblab.host.process import Running, exit_status
+from skblab.host.process import Running, exit_status, interrupt
 
 DEFAULT_NAME = "lab"
 FOLLOW_EVERY_S = 0.2
@@ -173,10 +173,9 @@ def _status(client: Running) -> int:
     """Wait for a client; Ctrl-C is for it, and it says what it makes of that."""
     while True:
         try:
-            status = client.wait()
+            return exit_status(client.wait())
         except KeyboardInterrupt:
-            continue
-        return exit_status(status)
+            interrupt(client)
 
 
 def _console(arguments: argparse.Namespace) -> int:

@@ -31,6 +31,8 @@ OBJECTS = 900  # about; for the progress
 COMPILING = re.compile(r"^  (?:CC|AS)\s")
 TROUBLE = re.compile(r"error:|Error \d|undefined reference|No such file|fatal|\*\*\*")
 SHOWN_LINES = 20
+AUTO_CONF = "include/config/auto.conf"
+KCONFIG_FILE = re.compile(r"^\t(\S+) \\$", re.MULTILINE)
 BUILDING = ".building-"
 
 Progress = Callable[[str, int, int], None]
@@ -176,7 +178,8 @@ def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress)
     progress("configuring", 0, 0)
     configured, config = obj / ".skblab-configured", obj / ".config"
     if configured.exists():  # by the same recipe: the directory is named for it
-        _make(tree, obj, progress, "olddefconfig")
+        if _asks_anew(tree, obj / AUTO_CONF):
+            _make(tree, obj, progress, "olddefconfig")
         return
     _make(tree, obj, progress, "tinyconfig")
     options = recipe.wanted_options((*wanted.fragments, *wanted.own))
@@ -194,6 +197,19 @@ def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress)
     if missing:
         progress(f"this kernel does not take: {', '.join(missing)}", 0, 0)
     configured.touch()
+
+
+def _asks_anew(tree: Path, auto_conf: Path) -> bool:
+    """Tell whether make will read the Kconfig files again, which may then ask for what .config does not answer.
+
+    It does when one of them is newer than what it last wrote (scripts/kconfig/preprocess.c lists them beside that).
+    """
+    try:
+        written_s = auto_conf.stat().st_mtime
+        listed = KCONFIG_FILE.findall(auto_conf.with_name(f"{auto_conf.name}.cmd").read_text())
+        return not listed or any((tree / file).stat().st_mtime > written_s for file in listed)
+    except OSError:  # the last make did not come so far, or a file is gone
+        return True
 
 
 def _make(tree: Path, obj: Path, progress: Progress, *arguments: str) -> None:
