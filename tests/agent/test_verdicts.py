@@ -250,7 +250,8 @@ def test_times_are_the_hosts_and_only_grow(shared_lab: Lab) -> None:
     assert times == sorted(times)
     assert began_ns < times[0] < times[-1] < ended_ns
     assert [later - earlier for earlier, later in zip(times[-5:], times[-4:], strict=False)] == pytest.approx(
-        [0.1e9] * 4, rel=0.1
+        [0.1e9] * 4,
+        rel=0.3,  # ping itself is late at times
     )
 
 

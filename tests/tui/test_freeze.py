@@ -14,7 +14,6 @@ def test_the_kernel_stands_still_around_the_packet_and_goes_on() -> None:
     said = person.reads("skb 0x")
     assert "Temporary breakpoint 1, " in said
     assert "int icmp_rcv(struct sk_buff *skb)" in said
-    person.reads("(gdb) ")
     person.types(b"print skb->len\n")
     person.reads("$1 = 64")
     person.types(b"quit\n")

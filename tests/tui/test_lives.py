@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 
 from skblab.errors import GuestLost, RuleError, UsageError
+from skblab.host import process
 from skblab.lab import Lab
 from skblab.rule import Rule
 from skblab.tui.app import MOST_ROWS
@@ -134,8 +135,8 @@ def test_a_model_has_no_screen(shared_lab: Lab) -> None:
         assert first.held.wait(5)
         assert held.running[0].armed.counts.held == 4
     assert third.held.wait(5)
-    client.kill()
-    late.kill()
+    process.end(client)
+    process.end(late)
 
 
 @pytest.mark.parametrize("rule", ["icmp_rcv = stop", "icmp_rcv = hold 8 release reverse"])
