@@ -75,25 +75,26 @@ def compare(lab: Lab, rules: list[str]) -> tuple[float, float]:
     return statistics.median(without), statistics.median(with_rules)
 
 
+def calls_ns(lab: Lab, verdict: str = "") -> list[float]:
+    """Return what a call in the guest takes with no network around it, with a rule or without, in ns."""
+    rule = Rule.parse(f"agent_measured = {verdict}") if verdict else None
+    times = []
+    for _ in range(CALL_ROUNDS):
+        times.append(lab.agent.measure_ns(rule, PING, CALLS))
+        time.sleep(CATCH_UP_S)  # noqa: TID251 - nothing tells when the reader has caught up
+    return times
+
+
 def probe_cost(lab: Lab) -> Iterator[Number]:
-    """Measure what a rule adds to a call, in the guest, with no network around it."""
-
-    def cost_ns(verdict: str) -> list[float]:
-        rule = Rule.parse(f"agent_measured = {verdict}") if verdict else None
-        times = []
-        for _ in range(CALL_ROUNDS):
-            times.append(lab.agent.measure_ns(rule, PING, CALLS))
-            time.sleep(CATCH_UP_S)  # noqa: TID251 - nothing tells when the reader has caught up
-        return times
-
-    bare = statistics.median(cost_ns(""))
-    cost_ns("trace")  # the ring's memory is touched for the first time
+    """Measure what a rule adds to a call."""
+    bare = statistics.median(calls_ns(lab))
+    calls_ns(lab, "trace")  # the ring's memory is touched for the first time
     for what, verdict, target in (
         ("a call that a rule counts (accept)", "accept", 0),
         ("a call with a filter that does not match", f"trace if {NEVER}", 150),
         (f"a traced call, {len(PING)} bytes of its packet copied", "trace", 40),
     ):
-        yield summary(what, [one - bare for one in cost_ns(verdict)], "ns", target)
+        yield summary(what, [one - bare for one in calls_ns(lab, verdict)], "ns", target)
     assert lab.agent.channel.lost == 0
 
 

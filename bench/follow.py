@@ -9,7 +9,7 @@ from pathlib import Path
 
 from numbers_table import Number, single, summary
 
-from agent import CALL_ROUNDS, CALLS, CATCH_UP_S, PING
+from agent import calls_ns
 from skblab.agent import abi
 from skblab.image.image import Image
 from skblab.lab import Lab
@@ -29,21 +29,13 @@ def flood_s(lab: Lab) -> float:
 
 
 def step_cost(lab: Lab) -> Iterator[Number]:
-    """Measure what following adds to a call, in the guest, with no network around it."""
-
-    def cost_ns() -> list[float]:
-        times = []
-        for _ in range(CALL_ROUNDS):
-            times.append(lab.agent.measure_ns(None, PING, CALLS))
-            time.sleep(CATCH_UP_S)  # noqa: TID251 - nothing tells when the reader has caught up
-        return times
-
-    bare = statistics.median(cost_ns())
+    """Measure what following adds to a call."""
+    bare = statistics.median(calls_ns(lab))
     for what, returns, target in (("a followed call", False, 40), ("the same, with its return", True, 0)):
         point = abi.Point(0, lab.agent.channel.measured_address, 0, returns=returns)
         lab.agent.follow(abi.Follow(), [point], len)
         try:
-            yield summary(what, [one - bare for one in cost_ns()], "ns", target)
+            yield summary(what, [one - bare for one in calls_ns(lab)], "ns", target)
         finally:
             lab.agent.unfollow()
 

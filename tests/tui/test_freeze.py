@@ -11,7 +11,8 @@ def test_the_kernel_stands_still_around_the_packet_and_goes_on() -> None:
     person = Person("hold", "--", "ping", "-n", "-c", "2", "guest")
     person.reads("seq 2")
     person.types(b"z")
-    said = person.reads("skb 0x")
+    said = person.reads("(gdb) ")
+    assert "skb 0x" in said
     assert "Temporary breakpoint 1, " in said
     assert "int icmp_rcv(struct sk_buff *skb)" in said
     person.types(b"print skb->len\n")
