@@ -5,7 +5,6 @@ import mmap
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,7 @@ STEPS_BYTES = 64 << 20
 STEPS_AT_ONCE = 4 << 20  # so that the agent has room again soon
 STEPS_SOON_MS = 100  # what is shown of a trace, and what a killed controller has written down, is no older
 PAGE = 4096
-WORD = struct.Struct("=Q")
-
+WORD_BYTES = 8
 
 COMMANDS_OFFSET = -(-abi.SHARED_BYTES // PAGE) * PAGE
 EVENTS_OFFSET = COMMANDS_OFFSET + COMMANDS_BYTES
@@ -40,6 +38,9 @@ class Channel:
         self.socket = host_socket
         self.socket.setblocking(False)  # noqa: FBT003
         self._memory = mmap.mmap(memory_fd, os.fstat(memory_fd).st_size)
+        # One store each: struct.pack_into() zeroes the place first (CPython, Modules/_struct.c s_pack_into()), and the
+        # agent, on another processor, would take that for a head or a tail.
+        self._words = memoryview(self._memory).cast("Q")
         self.steps_bytes = len(self._memory) - STEPS_OFFSET
         self._writing = threading.Lock()
         self._leave = os.eventfd(0, os.EFD_CLOEXEC)
@@ -106,14 +107,14 @@ class Channel:
         self.socket.close()
         os.close(self.memory_fd)
         os.close(self._leave)
+        self._words.release()
         self._memory.close()
 
     def _read(self, name: str) -> int:
-        value: int = WORD.unpack_from(self._memory, abi.OFFSETS[name])[0]
-        return value
+        return self._words[abi.OFFSETS[name] // WORD_BYTES]
 
     def _write(self, name: str, value: int) -> None:
-        WORD.pack_into(self._memory, abi.OFFSETS[name], value)
+        self._words[abi.OFFSETS[name] // WORD_BYTES] = value
 
     @property
     def ready(self) -> bool:
