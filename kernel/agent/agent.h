@@ -32,29 +32,8 @@ struct agent_probe { /* one patched function. In one line of the cache: few are 
 	unsigned long address;
 	struct list_head rules; /* in the order in which they were armed: the first match wins */
 	struct agent_passage passage;
+	struct agent_probe *next; /* the one that was passed after this one, the last time: it is again, most often */
 } __aligned(64);
-
-struct agent_followed { /* one packet's bytes: all skbs with this head */
-	struct hlist_node node;
-	u64 head;
-	u32 number;
-	bool is_new; /* brought forth by a call, and at no step yet */
-	u16 captured_bytes;
-	u64 seen[AGENT_SEEN_BYTES / sizeof(u64)];
-};
-
-struct agent_call { /* a call that is under way, and tells when it returns */
-	unsigned long slot; /* where its return address lies */
-	unsigned long caller; /* what that is */
-	const struct agent_passage *passage;
-	u64 at_ns;
-	struct sk_buff *skb;
-	u64 head; /* skb->head, at its begin */
-	u32 number;
-	u32 packet;
-	u32 other; /* packet */
-	bool shared;
-};
 
 struct agent_rule {
 	struct list_head list;
@@ -81,19 +60,13 @@ bool agent_listen(u32 *farewells);
 int agent_hostfiles_open(int socket_fd);
 void agent_hostfiles_close(void);
 
-/* ring.c: records in that memory */
+/* ring.c, ring.h: records in that memory */
 void *agent_event_begin(u16 kind, u16 rule, u32 bytes);
 void agent_event_end(const void *event);
-void *agent_step_begin(u16 kind, u16 point, u32 bytes);
-void agent_step_end(const void *step);
 void agent_steps_quiet(void);
 struct agent_record *agent_command(void);
 void agent_commands_forget(void);
 void agent_command_done(const struct agent_record *record);
-
-/* clock.c: the guest's monotonic clock */
-u64 agent_now_ns(void);
-void agent_clock_set(void);
 
 /* tell.c: what the host is told */
 bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb,
@@ -107,37 +80,24 @@ static inline struct agent_counts *agent_counts(u16 rule)
 	return &agent_shared->counts[rule];
 }
 
-/* probe.c: which function has which rules; patching */
+/* probe.c, probe.h: which function has which rules; patching */
 int agent_arm(const struct agent_arm *arm);
 int agent_disarm(u16 number);
 bool agent_disarm_all(void);
 void agent_disarm_module(struct module *module);
 int agent_point(const struct agent_point *point);
 bool agent_unfollow(void);
-struct agent_probe *agent_probe_at(unsigned long address);
 
 /* stack.c: who called */
 unsigned int agent_stack(u64 text_start, u64 text_end, const struct agent_regs *regs, const u64 **words);
 
-/* calls.c: which calls are under way, on which stack */
+/* calls.c, calls.h: which calls are under way, on which stack */
 int agent_calls_begin(void);
 void agent_calls_end(void);
-void agent_call_around(const unsigned long *slot, u32 *number, u32 *packet);
-struct agent_call *agent_call_begin(unsigned long *slot);
-const struct agent_call *agent_call_end(const unsigned long *slot);
-unsigned long agent_call_caller(unsigned long slot);
-u32 agent_call_number(void);
 
-/* follow.c: which packets are followed */
-struct agent_followed *agent_followed(const struct sk_buff *skb);
-struct agent_followed *agent_meet(struct sk_buff *skb);
-struct agent_followed *agent_follow_as(const struct sk_buff *skb, u32 number);
-void agent_forget(u64 head);
+/* follow.c, follow.h: which packets are followed */
 int agent_follow(const struct agent_follow *follow);
 void agent_follow_end(void);
-extern struct agent_follow agent_following;
-extern u32 agent_following_bytes; /* of all fields */
-extern u64 agent_devices_told; /* bit n: the one of index n */
 
 /* passage.c: functions that are passed by them, and return */
 void agent_passed(const struct agent_passage *passage, struct agent_regs *regs);
@@ -146,7 +106,6 @@ unsigned long agent_returned(struct agent_regs *regs);
 
 /* rule.c: does a packet match? */
 struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb);
-int agent_network_offset(const struct sk_buff *skb);
 bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb);
 
 /* hit.c: what the trampoline calls */
@@ -168,6 +127,14 @@ long agent_measure(const struct agent_decide *decide);
 
 /* edit.c: write a held packet's bytes back */
 int agent_write(struct sk_buff *skb, const void *data, u32 bytes, int data_offset);
+
+/* Where the network header is, counted from skb->data; before it is known, skb->data is taken for it. */
+static inline int agent_network_offset(const struct sk_buff *skb)
+{
+	if (!skb->network_header || skb->network_header > skb_tail_pointer(skb) - skb->head)
+		return 0;
+	return skb_network_offset(skb);
+}
 
 static inline unsigned long agent_argument(const struct agent_regs *regs, unsigned int number)
 {

@@ -7,26 +7,26 @@
  */
 #include <linux/delay.h>
 #include <linux/ktime.h>
-#include <linux/math64.h>
 
 #include "agent.h"
+#include "clock.h"
 
-#define FRESH_TICKS (1ull << 21) /* at 2 to 3 GHz, 0.7 to 1 ms */
 #define CALIBRATION_TICKS (1ull << 25)
 #define CALIBRATION_OLD_TICKS (1ull << 31) /* the shift by 32 below has room for so many ns */
 #define CLOCK_STEP_NS 256
 #define UNDISTURBED_TICKS 2000 /* both clocks were read with nothing between */
 
-static u64 known_ns, known_ticks; /* the clock when it was last asked */
+struct agent_clock agent_clock;
 static u64 first_ns, first_ticks; /* the begin of what is measured now */
-static u32 ns_per_tick; /* times 2^32; 0: not yet known */
 
 static void calibrate(u64 ns, u64 ticks)
 {
 	u64 elapsed = ticks - first_ticks;
 
-	if (elapsed >= CALIBRATION_TICKS && elapsed < CALIBRATION_OLD_TICKS)
-		ns_per_tick = div64_u64((ns - first_ns) << 32, elapsed);
+	if (elapsed >= CALIBRATION_TICKS && elapsed < CALIBRATION_OLD_TICKS) {
+		agent_clock.ns_per_tick = div64_u64((ns - first_ns) << 32, elapsed);
+		agent_clock.fresh_ticks = AGENT_FRESH_TICKS;
+	}
 	if (elapsed >= CALIBRATION_OLD_TICKS) {
 		first_ns = ns;
 		first_ticks = ticks;
@@ -38,33 +38,29 @@ void agent_clock_set(void)
 {
 	unsigned long flags;
 
-	for (unsigned int tries = 0; tries < 4 && !ns_per_tick; tries++) {
+	for (unsigned int tries = 0; tries < 4 && !agent_clock.ns_per_tick; tries++) {
 		local_irq_save(flags);
-		agent_now_ns();
+		agent_clock_ask();
 		local_irq_restore(flags);
 		msleep(20);
 	}
 }
 
-/* Interrupts are off. */
-u64 agent_now_ns(void)
+/* The time now, by the clock itself. Interrupts are off. */
+u64 agent_clock_ask(void)
 {
-	u64 before = __builtin_ia32_rdtsc(), elapsed = before - known_ticks, now, after;
+	u64 before = __builtin_ia32_rdtsc(), elapsed = before - agent_clock.ticks, now = ktime_get_mono_fast_ns();
 
-	if (ns_per_tick && elapsed < FRESH_TICKS)
-		return known_ns + mul_u64_u32_shr(elapsed, ns_per_tick, 32);
-	now = ktime_get_mono_fast_ns();
-	after = __builtin_ia32_rdtsc();
-	if (after - before < UNDISTURBED_TICKS) {
-		calibrate(now, before);
-		if (ns_per_tick && elapsed < CALIBRATION_OLD_TICKS) {
-			u64 carried = known_ns + mul_u64_u32_shr(elapsed, ns_per_tick, 32);
+	if (__builtin_ia32_rdtsc() - before >= UNDISTURBED_TICKS)
+		return now;
+	calibrate(now, before);
+	if (agent_clock.ns_per_tick && elapsed < CALIBRATION_OLD_TICKS) {
+		u64 carried = agent_clock.ns + mul_u64_u32_shr(elapsed, agent_clock.ns_per_tick, 32);
 
-			if (carried >= now && carried - now < 2 * CLOCK_STEP_NS)
-				now = carried;
-		}
-		known_ns = now;
-		known_ticks = before;
+		if (carried >= now && carried - now < 2 * CLOCK_STEP_NS)
+			now = carried;
 	}
+	agent_clock.ns = now;
+	agent_clock.ticks = before;
 	return now;
 }

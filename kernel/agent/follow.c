@@ -8,7 +8,9 @@
 #include <linux/mm.h>
 #include <linux/slab.h>
 
-#include "agent.h"
+#include "calls.h"
+#include "clock.h"
+#include "follow.h"
 
 #define MOST 8192
 
@@ -19,6 +21,8 @@ static struct bpf_prog *filter;
 static DEFINE_HASHTABLE(heads, 12);
 static struct agent_followed *packets;
 static HLIST_HEAD(spare); /* of them, those that have been used; the last one is in the processor's cache still */
+static struct agent_followed nobody; /* no packet lies at 0 */
+struct agent_followed *agent_recent_packet = &nobody;
 static unsigned int next_place; /* to be used for the first time, or, where none is spare, to make room */
 static u32 last_number;
 
@@ -76,8 +80,8 @@ struct agent_followed *agent_follow_as(const struct sk_buff *skb, u32 number)
 	return packet;
 }
 
-/* A packet is where a function is passed: the one that is followed, or that is from now on, or NULL. */
-struct agent_followed *agent_meet(struct sk_buff *skb)
+/* As agent_meet(), of another packet than the recent one. */
+struct agent_followed *agent_meet_another(struct sk_buff *skb)
 {
 	struct agent_followed *packet = followed_at((u64)skb->head);
 
@@ -85,6 +89,8 @@ struct agent_followed *agent_meet(struct sk_buff *skb)
 		packet->is_new = false;
 	else if (!filter || agent_takes(filter, skb))
 		packet = agent_follow_as(skb, 0);
+	if (packet)
+		agent_recent_packet = packet;
 	return packet;
 }
 
@@ -144,6 +150,7 @@ void agent_follow_end(void)
 	hash_init(heads);
 	INIT_HLIST_HEAD(&spare);
 	packets = NULL;
+	agent_recent_packet = &nobody;
 	next_place = 0;
 	kvfree(old);
 }

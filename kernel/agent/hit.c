@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* What happens when a probed function is entered. */
-#include "agent.h"
+#include "probe.h"
 
 /*
  * Set while the agent itself works with interrupts off: what it calls may be probed too, and is left alone. What a
@@ -79,32 +79,15 @@ static noinline bool hold_by_hand(struct agent_regs *regs)
 	return agent_by_hand.packet;
 }
 
-/* 0: go on in the function. 1: back to its caller, with regs->rax. */
-int agent_hit(struct agent_regs *regs)
+/* A probe has rules, and a packet may meet one. Returns as agent_hit(), and ends what that has begun. */
+static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *regs, unsigned long flags)
 {
-	struct agent_probe *probe;
-	struct agent_rule *rule = NULL;
+	struct agent_rule *rule;
 	struct agent_counts *counts;
-	struct sk_buff *skb = NULL;
-	unsigned long flags;
+	struct sk_buff *skb;
 	u32 verdict, reason;
 
-	if (busy)
-		return 0;
-	local_irq_save(flags);
-	busy = true;
-	if (unlikely(agent_by_hand.address) && agent_by_hand.address == regs->ip - AGENT_ENTRY_BYTES) {
-		bool held = hold_by_hand(regs);
-
-		busy = false;
-		local_irq_restore(flags);
-		return held;
-	}
-	probe = agent_probe_at(regs->ip - AGENT_ENTRY_BYTES);
-	if (probe && probe->passage.in_force)
-		agent_passed(&probe->passage, regs);
-	if (probe && !list_empty(&probe->rules))
-		rule = agent_match(probe, regs, &skb);
+	rule = agent_match(probe, regs, &skb);
 	if (!rule) {
 		busy = false;
 		local_irq_restore(flags);
@@ -142,4 +125,30 @@ int agent_hit(struct agent_regs *regs)
 		return 0;
 	carry_out(verdict, reason, rule, regs, skb);
 	return verdict == AGENT_DROP;
+}
+
+/* 0: go on in the function. 1: back to its caller, with regs->rax. */
+int agent_hit(struct agent_regs *regs)
+{
+	const unsigned long address = regs->ip - AGENT_ENTRY_BYTES;
+	struct agent_probe *probe;
+	unsigned long flags;
+	int result = 0;
+
+	if (busy)
+		return 0;
+	local_irq_save(flags);
+	busy = true;
+	if (unlikely(agent_by_hand.address == address)) {
+		result = hold_by_hand(regs);
+	} else {
+		probe = agent_probe_at(address);
+		if (probe && probe->passage.in_force)
+			agent_passed(&probe->passage, regs);
+		if (probe && !list_empty(&probe->rules))
+			return apply_rules(probe, regs, flags);
+	}
+	busy = false;
+	local_irq_restore(flags);
+	return result;
 }

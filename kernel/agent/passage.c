@@ -3,7 +3,11 @@
 #include <linux/hash.h>
 #include <linux/mm.h>
 
-#include "agent.h"
+#include "calls.h"
+#include "clock.h"
+#include "follow.h"
+#include "probe.h"
+#include "ring.h"
 
 static bool needs_return(const struct agent_part *part)
 {
@@ -90,7 +94,7 @@ static void moved(const struct agent_call *call)
 	agent_follow_as(call->skb, call->packet);
 }
 
-static void take_note(const struct agent_call *call, unsigned long value)
+static noinline void take_note(const struct agent_call *call, unsigned long value)
 {
 	const struct agent_part *part = &call->passage->part;
 
@@ -120,7 +124,7 @@ static void take_note(const struct agent_call *call, unsigned long value)
 	}
 }
 
-static void tell_return(const struct agent_call *call, unsigned long value)
+static __always_inline void tell_return(const struct agent_call *call, unsigned long value)
 {
 	struct agent_return *it = agent_step_begin(AGENT_RETURN, call->passage->point, sizeof(*it));
 	u64 took_ns;
@@ -198,11 +202,11 @@ static bool is_as_seen(const struct agent_followed *packet, const u8 *bytes, u32
 }
 
 /* Tell what a device is called, once in a trace; an index beyond the bits is left without a name. */
-static void tell_device(const struct net_device *device)
+static noinline void tell_device(const struct net_device *device)
 {
 	struct agent_device *it;
 
-	if (device->ifindex >= 64 || agent_devices_told & 1ull << device->ifindex)
+	if (device->ifindex >= 64)
 		return;
 	it = agent_step_begin(AGENT_DEVICE, 0, sizeof(*it));
 	if (!it)
@@ -229,32 +233,39 @@ static bool is_known_place(unsigned long caller)
 	return false;
 }
 
+/* Why a function lets its packet go: the stack's words where that is a drop of which is to be told, or none. */
+static noinline u32 look_at_end(const struct agent_part *part, const struct agent_regs *regs, unsigned long caller,
+				u32 reason, const u64 **words)
+{
+	if (reason == part->no_drop || (reason == part->no_reason && is_known_place(caller)))
+		return 0;
+	return agent_stack(agent_following.text_start, agent_following.text_end, regs, words);
+}
+
 /* Tell of a step; regs is NULL for a packet that was held, and goes on. Returns when it was. */
-static u64 tell_step(const struct agent_passage *passage, const struct agent_regs *regs, const struct sk_buff *skb,
-		     struct agent_followed *packet, u32 call, u32 outer, u8 flags)
+static __always_inline u64 tell_step(const struct agent_passage *passage, const struct agent_regs *regs,
+				     const struct sk_buff *skb, struct agent_followed *packet, unsigned long caller,
+				     u32 call, u32 outer, u8 flags)
 {
 	const struct agent_part *part = &passage->part;
 	const bool lets_go = regs && part->role == AGENT_DROPS;
-	const unsigned long caller = regs ? agent_call_caller((unsigned long)&regs->caller) : 0;
 	const u32 reason = lets_go ? agent_argument(regs, part->argument) : 0;
-	const bool drops = lets_go && reason != part->no_drop && (reason != part->no_reason || !is_known_place(caller));
 	const u64 *words = NULL;
-	const u32 stack = drops ? agent_stack(agent_following.text_start, agent_following.text_end, regs, &words) : 0;
+	const u32 stack = lets_go ? look_at_end(part, regs, caller, reason, &words) : 0;
 	const int offset = skb ? agent_network_offset(skb) : 0;
 	const u8 *bytes = skb ? skb->data + offset : NULL;
-	u32 captured = skb ? clamp_t(int, (int)skb_headlen(skb) - offset, 0, AGENT_SEEN_BYTES) : 0;
+	const u32 seen = skb ? clamp_t(int, (int)skb_headlen(skb) - offset, 0, AGENT_SEEN_BYTES) : 0;
+	const bool changed = skb && !is_as_seen(packet, bytes, seen);
+	const u32 captured = changed ? seen : 0;
 	const u32 fields = skb ? ALIGN(agent_following_bytes, 8) : 0;
 	const bool more = skb && (skb->mark || skb->hash || lets_go);
+	const struct net_device *device = skb ? skb->dev : NULL;
 	const u64 now_ns = agent_now_ns();
 	struct agent_step *step;
 	u8 *end;
 
-	if (skb && skb->dev)
-		tell_device(skb->dev);
-	if (skb && is_as_seen(packet, bytes, captured))
-		captured = 0;
-	else if (skb)
-		flags |= AGENT_CHANGED;
+	if (device && unlikely(!(agent_devices_told & 1ull << (device->ifindex & 63))))
+		tell_device(device);
 	step = agent_step_begin(AGENT_STEP, passage->point,
 				sizeof(*step) + (more ? sizeof(struct agent_more) : 0) + ALIGN(captured, 8) + fields +
 					stack * sizeof(u64));
@@ -269,25 +280,24 @@ static u64 tell_step(const struct agent_passage *passage, const struct agent_reg
 	step->caller = caller;
 	step->data_offset = -offset;
 	step->protocol = skb ? ntohs(skb->protocol) : 0;
-	step->device = skb && skb->dev ? skb->dev->ifindex : 0;
+	step->device = device ? device->ifindex : 0;
 	step->captured_bytes = captured;
 	step->flags = flags | (skb && skb_cloned(skb) ? AGENT_SHARED_HEAD : 0) | (more ? AGENT_MORE : 0) |
-		      (lets_go ? AGENT_LET_GO : 0);
+		      (lets_go ? AGENT_LET_GO : 0) | (changed ? AGENT_CHANGED : 0);
 	end = (u8 *)(step + 1);
 	if (more) {
 		*(struct agent_more *)end = (struct agent_more){ .mark = skb->mark, .hash = skb->hash, .reason = reason };
 		end += sizeof(struct agent_more);
 	}
-	if (captured) {
+	if (unlikely(changed)) {
 		memcpy(end, bytes, captured);
 		memcpy(packet->seen, bytes, captured);
+		packet->captured_bytes = captured;
 		end += ALIGN(captured, 8);
 	}
-	if (flags & AGENT_CHANGED)
-		packet->captured_bytes = captured;
-	if (fields)
+	if (unlikely(fields))
 		copy_fields(skb, end);
-	if (stack)
+	if (unlikely(stack))
 		memcpy(end + fields, words, stack * sizeof(u64));
 	agent_step_end(step);
 	return now_ns;
@@ -298,12 +308,14 @@ static bool pass(const struct agent_passage *passage, struct agent_regs *regs, s
 {
 	const struct agent_part *part = &passage->part;
 	struct agent_followed *packet = NULL;
+	struct agent_calls *calls = agent_calls_on(&regs->caller);
+	const struct agent_call *around = agent_call_around(calls, &regs->caller);
+	const u32 outer = around ? around->number : 0, because = around ? around->packet : 0;
+	const unsigned long caller = agent_call_caller((unsigned long)&regs->caller);
 	struct agent_call *call = NULL;
-	u32 outer, because;
 	u8 flags = 0;
 	u64 at_ns;
 
-	agent_call_around(&regs->caller, &outer, &because);
 	if (part->skb_argument != AGENT_NO_PACKET) {
 		packet = is_packet(skb) ? agent_meet(skb) : NULL;
 		if (!packet)
@@ -312,7 +324,7 @@ static bool pass(const struct agent_passage *passage, struct agent_regs *regs, s
 		return false;
 	}
 	if (may_wait && needs_return(part))
-		call = agent_call_begin(&regs->caller);
+		call = agent_call_begin(calls, &regs->caller);
 	if (call) {
 		call->passage = passage;
 		call->skb = skb;
@@ -330,7 +342,8 @@ static bool pass(const struct agent_passage *passage, struct agent_regs *regs, s
 	if (part->role == AGENT_ENDS && is_last(skb))
 		flags = AGENT_FREED;
 	if (part->step) {
-		at_ns = tell_step(passage, regs, skb, packet, call ? call->number : agent_call_number(), outer, flags);
+		at_ns = tell_step(passage, regs, skb, packet, caller, call ? call->number : agent_call_number(), outer,
+				  flags);
 		if (call)
 			call->at_ns = at_ns;
 	}
@@ -367,23 +380,24 @@ void agent_resume(unsigned long address, const unsigned long *arguments, struct 
 	struct agent_followed *packet = NULL;
 	const struct agent_call *ended;
 	struct agent_call *call = NULL;
-	u32 outer, because;
 	unsigned long place = 0, flags;
 	long value;
 
 	local_irq_save(flags);
-	probe = agent_probe_at(address);
+	probe = agent_probe_find(address);
 	if (probe && probe->passage.in_force)
 		packet = agent_followed(skb);
 	if (packet) {
-		agent_call_around(&place, &outer, &because);
-		call = agent_call_begin(&place);
+		struct agent_calls *calls = agent_calls_on(&place);
+
+		agent_call_around(calls, &place);
+		call = agent_call_begin(calls, &place);
 	}
 	if (call) {
 		call->passage = &probe->passage;
 		call->packet = packet->number;
 		call->other = 0;
-		call->at_ns = tell_step(&probe->passage, NULL, skb, packet, call->number, 0, AGENT_RESUMED);
+		call->at_ns = tell_step(&probe->passage, NULL, skb, packet, 0, call->number, 0, AGENT_RESUMED);
 	}
 	local_irq_restore(flags);
 	value = agent_call(address, arguments);

@@ -8,7 +8,7 @@
 #include <linux/module.h>
 #include <linux/slab.h>
 
-#include "agent.h"
+#include "probe.h"
 
 #define HOST_MPROTECT 10
 #define HOST_PROT_READ_EXEC 5
@@ -17,6 +17,8 @@
 static const u8 nops[AGENT_ENTRY_BYTES] = { 0x90, 0x90, 0x90, 0x90, 0x90 };
 static DEFINE_HASHTABLE(probes, 12);
 static struct agent_rule *rules[AGENT_RULES];
+static struct agent_probe nowhere = { .next = &nowhere }; /* no function is at 0 */
+struct agent_probe *agent_last_probe = &nowhere;
 static unsigned int passages;
 
 static int write_entry(unsigned long address, const u8 *entry)
@@ -57,7 +59,7 @@ static int patch(unsigned long address)
 	return write_entry(address, call);
 }
 
-struct agent_probe *agent_probe_at(unsigned long address)
+struct agent_probe *agent_probe_find(unsigned long address)
 {
 	struct agent_probe *probe;
 
@@ -67,9 +69,21 @@ struct agent_probe *agent_probe_at(unsigned long address)
 	return NULL;
 }
 
+/* As agent_probe_at(), of one that did not come after the last one before. */
+struct agent_probe *agent_probe_after_last(unsigned long address)
+{
+	struct agent_probe *probe = agent_probe_find(address);
+
+	if (probe && probe->passage.in_force) {
+		agent_last_probe->next = probe;
+		agent_last_probe = probe;
+	}
+	return probe;
+}
+
 static struct agent_probe *probe_for(unsigned long address)
 {
-	struct agent_probe *probe = agent_probe_at(address);
+	struct agent_probe *probe = agent_probe_find(address);
 	unsigned long flags;
 	int error;
 
@@ -79,6 +93,7 @@ static struct agent_probe *probe_for(unsigned long address)
 	if (!probe)
 		return ERR_PTR(-ENOMEM);
 	probe->address = address;
+	probe->next = &nowhere;
 	INIT_LIST_HEAD(&probe->rules);
 	error = patch(address);
 	if (error) {
@@ -211,26 +226,35 @@ int agent_point(const struct agent_point *point)
 	return 0;
 }
 
-static void leave_passage(struct agent_probe *probe)
+/* Functions are not passed any more, all or a module's. Nobody is expected after another one until both are passed again. */
+static void leave_passages(const struct module *module)
 {
-	WRITE_ONCE(probe->passage.in_force, false);
-	leave_probe(probe);
-	passages--;
+	struct agent_probe *probe;
+	struct hlist_node *next;
+	unsigned long flags;
+	int bucket;
+
+	local_irq_save(flags);
+	agent_last_probe = nowhere.next = &nowhere;
+	hash_for_each(probes, bucket, probe, node) {
+		probe->next = &nowhere;
+		if (probe->passage.in_force && (!module || within_module(probe->address, module))) {
+			probe->passage.in_force = false;
+			passages--;
+		}
+	}
+	local_irq_restore(flags);
+	hash_for_each_safe(probes, bucket, next, probe, node)
+		leave_probe(probe);
 }
 
 /* No packet is followed any more. Were there points? */
 bool agent_unfollow(void)
 {
-	struct agent_probe *probe;
-	struct hlist_node *next;
 	bool any = passages;
-	int bucket;
 
 	agent_calls_end(); /* what is passed from now on is not waited for, and no call knows a passage */
-	hash_for_each_safe(probes, bucket, next, probe, node) {
-		if (probe->passage.in_force)
-			leave_passage(probe);
-	}
+	leave_passages(NULL);
 	agent_follow_end();
 	return any;
 }
@@ -238,16 +262,10 @@ bool agent_unfollow(void)
 /* A module is about to go, and its functions: what is held there goes on, and nothing is patched any more. */
 void agent_disarm_module(struct module *module)
 {
-	struct agent_probe *probe;
-	struct hlist_node *next;
-	int bucket;
-
 	for (unsigned int number = 0; number < AGENT_RULES; number++)
 		if (rules[number] && within_module(rules[number]->probe->address, module))
 			agent_disarm(number);
-	hash_for_each_safe(probes, bucket, next, probe, node)
-		if (probe->passage.in_force && within_module(probe->address, module))
-			leave_passage(probe);
+	leave_passages(module);
 }
 
 /* Was there anything? */

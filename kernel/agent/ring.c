@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The rings of records in the memory that is shared with the host: events and steps that go there, commands that come. */
-#include <asm/barrier.h>
 #include <linux/jiffies.h>
-#include <linux/prefetch.h>
+#include <linux/minmax.h>
 #include <linux/timer.h>
 
-#include "agent.h"
+#include "ring.h"
 
 #define AHEAD_BYTES 256
 #define ANSWERS_BYTES 65536 /* of the ring of events, kept free for them */
 
 #define NEAR(size) ((size) / 4) /* steps stay there while the host keeps up, in the processor's cache if they are few */
+#define LOOK_BYTES 4096 /* of steps, between two looks at where the host has come to */
 
+struct agent_steps agent_steps;
 static u64 events_tail; /* the host's, when last looked at: its cache line is not asked for with every event */
-static u64 steps_tail;
 
 static void tell_of_steps(struct timer_list *timer);
 static DEFINE_TIMER(steps_timer, tell_of_steps);
@@ -75,48 +75,34 @@ static void tell_of_steps(struct timer_list *timer)
 	agent_ring();
 }
 
-/* Begin a record in the ring of steps, as agent_event_begin(); any of them can be done without. */
-void *agent_step_begin(u16 kind, u16 point, u32 bytes)
+/* Have room for so many bytes of steps in one piece, and for more of them if there is; false where the ring is full. */
+bool agent_steps_make_room(u32 bytes)
 {
-	u64 offset = agent_shared->steps_offset, size = agent_shared->steps_bytes, head = agent_shared->steps_head;
-	u64 left = size - (head & (size - 1)), needed;
-	struct agent_record *record;
+	const u64 size = agent_shared->steps_bytes, tail = smp_load_acquire(&agent_shared->steps_tail);
+	u64 head = agent_shared->steps_head, left = size - (head & (size - 1));
+	const bool goes_back = left < bytes || (size - left >= NEAR(size) && tail == head);
+	struct agent_record *record = record_at(agent_shared->steps_offset, size, head);
 
-	if (size - left >= NEAR(size) && smp_load_acquire(&agent_shared->steps_tail) == head) {
-		*record_at(offset, size, head) = (struct agent_record){ .bytes = left };
+	agent_steps.room_bytes = 0;
+	if (head - tail + bytes + (goes_back ? left : 0) > size) {
+		agent_shared->steps_lost++;
+		return false;
+	}
+	if (goes_back) {
+		*record = (struct agent_record){ .bytes = left };
 		head += left;
 		smp_store_release(&agent_shared->steps_head, head);
+		record = record_at(agent_shared->steps_offset, size, head);
 		left = size;
 	}
-	bytes = ALIGN(bytes, 8);
-	needed = left < bytes ? left + bytes : bytes;
-	if (head - steps_tail + needed > size) {
-		steps_tail = smp_load_acquire(&agent_shared->steps_tail);
-		if (head - steps_tail + needed > size) {
-			agent_shared->steps_lost++;
-			return NULL;
-		}
-	}
-	if (left < bytes) {
-		*record_at(offset, size, head) = (struct agent_record){ .bytes = left };
-		agent_shared->steps_head = head += left;
-	}
-	record = record_at(offset, size, head);
-	*record = (struct agent_record){ .bytes = bytes, .kind = kind, .rule = point };
-	return record;
+	agent_steps.place = (char *)record;
+	agent_steps.room_bytes = min3(left, size - (head - tail), max_t(u64, bytes, LOOK_BYTES));
+	return true;
 }
 
 /* The host is told when there are as many as it waits for, or soon: to be woken for each would cost more than the step. */
-void agent_step_end(const void *step)
+void agent_steps_tell(u64 head)
 {
-	const struct agent_record *record = step;
-	const u64 head = agent_shared->steps_head + record->bytes;
-
-	smp_store_release(&agent_shared->steps_head, head);
-	prefetchw((const char *)step + 512);
-	prefetchw((const char *)step + 576);
-	if (!READ_ONCE(agent_shared->host_waits))
-		return;
 	if (head - READ_ONCE(agent_shared->steps_tail) >= READ_ONCE(agent_shared->steps_wanted))
 		agent_ring_soon();
 	else if (!timer_pending(&steps_timer))

@@ -4,14 +4,6 @@
 
 #include "agent.h"
 
-/* Where the network header is, counted from skb->data; before it is known, skb->data is taken for it. */
-int agent_network_offset(const struct sk_buff *skb)
-{
-	if (!skb->network_header || skb->network_header > skb_tail_pointer(skb) - skb->head)
-		return 0;
-	return skb_network_offset(skb);
-}
-
 /* What IP itself says, where a sender has not come to where the kernel notes it down (net/ipv4/ip_output.c ip_output()). */
 static __be16 protocol_by_version(const struct sk_buff *skb)
 {

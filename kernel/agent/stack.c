@@ -7,7 +7,7 @@
 #include <linux/mm.h>
 #include <linux/thread_info.h>
 
-#include "agent.h"
+#include "calls.h"
 
 #define MOST_WORDS 256
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* What the host is told. */
 #include "agent.h"
+#include "clock.h"
 
 /* A packet met a rule; false where there was no room to say so. Interrupts are off. */
 bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb,
