@@ -11,6 +11,7 @@
 #include "agent.h"
 #include "clock.h"
 
+#define FRESH_TICKS (1ull << 21) /* at 2 to 3 GHz, 0.7 to 1 ms */
 #define CALIBRATION_TICKS (1ull << 25)
 #define CALIBRATION_OLD_TICKS (1ull << 31) /* the shift by 32 below has room for so many ns */
 #define CLOCK_STEP_NS 256
@@ -25,7 +26,7 @@ static void calibrate(u64 ns, u64 ticks)
 
 	if (elapsed >= CALIBRATION_TICKS && elapsed < CALIBRATION_OLD_TICKS) {
 		agent_clock.ns_per_tick = div64_u64((ns - first_ns) << 32, elapsed);
-		agent_clock.fresh_ticks = AGENT_FRESH_TICKS;
+		agent_clock.fresh_ticks = FRESH_TICKS;
 	}
 	if (elapsed >= CALIBRATION_OLD_TICKS) {
 		first_ns = ns;

@@ -6,8 +6,6 @@
 #include <linux/math64.h>
 #include <linux/types.h>
 
-#define AGENT_FRESH_TICKS (1ull << 21) /* at 2 to 3 GHz, 0.7 to 1 ms */
-
 struct agent_clock {
 	u64 ns, ticks; /* when it was last asked */
 	u64 fresh_ticks; /* for so many its word is carried on; 0 before the counter's pace is known */

@@ -84,27 +84,28 @@ class Unwinder:
     def _returns(self, stack: list[tuple[int, int]]) -> Iterable[int]:
         """Yield the words that are return addresses."""
         word_at = dict(stack)
-        reach = self._reach(stack)
         offset: int | None = 0
         while offset is not None and offset in word_at:
             address = word_at[offset]
             yield address
             size = self._frame_bytes(address - 1)
-            if size == UNKNOWN:  # or a module: words that were left there by calls that are over do not lead as far
-                later = [at for at, word in stack if at > offset and self._frame_bytes(word - 1)]
-                offset = max(later, key=reach.__getitem__, default=None)
-            else:
-                offset += size
+            offset = self._past_unknown(stack, offset) if size == UNKNOWN else offset + size
 
-    def _reach(self, stack: list[tuple[int, int]]) -> dict[int, int]:
-        """Return how far up the stack each word leads that may be a return address, in bytes."""
+    def _past_unknown(self, stack: list[tuple[int, int]], offset: int) -> int | None:
+        """Return where the kernel goes on past a frame that is not known: the word that leads farthest up the stack.
+
+        Of a module nothing is known. Words that were left there by calls that are over do not lead as far.
+        """
         reach: dict[int, int] = {}
-        farthest = 0  # that a word in the kernel above leads to
+        best, farthest = None, 0
         for at, word in reversed(stack):
+            if at <= offset:
+                break
             size = self._frame_bytes(word - 1)
             reach[at] = reach.get(at + size, at + size) if size != UNKNOWN else farthest
-            farthest = max(farthest, reach[at])
-        return reach
+            if size != UNKNOWN and reach[at] >= farthest:
+                best, farthest = at, reach[at]
+        return best
 
     def _frame_bytes(self, address: int) -> int:
         """Return how far the stack pointer is from the caller's frame at an instruction, or UNKNOWN."""
