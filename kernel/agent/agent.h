@@ -10,6 +10,10 @@
 
 #include "agent_abi.h"
 
+#if defined(CONFIG_SMP) || defined(CONFIG_PREEMPTION)
+#error "the agent wants a kernel that is neither preemptible nor SMP: interrupts off is all that it locks with"
+#endif
+
 #define AGENT_ENTRY_BYTES 5 /* -fpatchable-function-entry=5 */
 #define AGENT_ARGUMENTS 6
 

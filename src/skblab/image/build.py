@@ -34,6 +34,7 @@ SHOWN_LINES = 20
 AUTO_CONF = "include/config/auto.conf"
 KCONFIG_FILE = re.compile(r"^\t(\S+) \\$", re.MULTILINE)
 BUILDING = ".building-"
+CONCURRENT = ("CONFIG_PREEMPT", "CONFIG_PREEMPTION", "CONFIG_SMP")  # kernel/agent/agent.h
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much (0: unknown)."""
@@ -196,7 +197,22 @@ def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress)
         )
     if missing:
         progress(f"this kernel does not take: {', '.join(missing)}", 0, 0)
+    _refuse_concurrency(config)
     configured.touch()
+
+
+def _refuse_concurrency(config: Path) -> None:
+    """Refuse a kernel in which the agent could be interrupted by another task, or run on two processors at once.
+
+    :raises BuildFailed: it is preemptible, or SMP
+    """
+    options = recipe.parse_config(config.read_text())
+    if found := [f"{name}=y" for name in CONCURRENT if options.get(name) == "y"]:
+        raise BuildFailed(
+            "skblab's agent wants a kernel that is neither preemptible nor SMP",
+            found=", ".join(found),
+            mend="\n".join(("in a fragment, --config FILE:", *(f"# {name} is not set" for name in CONCURRENT))),
+        )
 
 
 def _asks_anew(tree: Path, auto_conf: Path) -> bool:

@@ -20,6 +20,13 @@ SIGIO comes. Either packet lies there until something else happens, for a second
 blocked, too, before it is looked whether there is something to sleep for; and after a SIGIO with nothing to be read the
 sleep ends when there is something.
 
+**A frame that the link refuses.** The vector device takes any error of a send but a full queue for the end of the link:
+from then on it refuses every packet, without a word (drivers/vector_kern.c vp->in_error). One frame longer than the
+MTU of a veth was enough. A refused frame is dropped, as a network card drops it.
+
+**A link's descriptor.** The device closes the descriptor it was given when it goes down, and opens the same *number*
+when it comes up, which may be another file by then (drivers/vector_user.c user_init_fd_fds()). It opens a duplicate.
+
 **The current task.** UML's main() calls functions of the kernel's before there is a current task, and KCOV has them
 look at it (kernel/kcov.c check_kcov_mode()): a kernel with KCOV dies before its first word. Nobody can have asked for
 coverage before there are tasks.
@@ -30,6 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VECTOR = Path("arch/um/drivers/vector_kern.c")
+VECTOR_USER = Path("arch/um/drivers/vector_user.c")
 HOST = Path("arch/um/os-Linux")
 
 SLEEP_UNTIL_A_SIGNAL = """\
@@ -58,6 +66,8 @@ SLEEP_UNTIL_THERE_IS_SOMETHING = """\
 			signals_pending |= 1; /* SIGIO_MASK */
 	}
 """
+WRITEV = "\tCATCH_EINTR(n = writev(fd, (struct iovec *) hdr,  iovcount));\n"
+SENDMMSG = "\tCATCH_EINTR(n = sendmmsg(fd, (struct mmsghdr *) msgvec, vlen, flags));\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,15 @@ CORRECTIONS = (
         HOST / "irq.c", "\treturn n;\n}\n", "\tepoll_found_nothing = n ? 0 : epoll_found_nothing + 1;\n\treturn n;\n}\n"
     ),
     Correction(HOST / "time.c", SLEEP_UNTIL_A_SIGNAL, SLEEP_UNTIL_THERE_IS_SOMETHING),
+    Correction(VECTOR_USER, WRITEV, f"{WRITEV}\tif (n < 0)\n\t\treturn 0;\n"),
+    Correction(
+        VECTOR_USER, SENDMMSG, f"{SENDMMSG}\tif ((n < 0) && (errno != EAGAIN) && (errno != ENOBUFS))\n\t\treturn 1;\n"
+    ),
+    Correction(
+        VECTOR_USER,
+        '\tfd = strtofd(fdarg);\n\tif (fd == -1) {\n\t\tprintk(UM_KERN_ERR "fd open',
+        '\tfd = dup(strtofd(fdarg));\n\tif (fd == -1) {\n\t\tprintk(UM_KERN_ERR "fd open',
+    ),
     *(
         Correction(VECTOR, f"{lock}(&vp->{queue}->head_lock);{next_}", f"{lock}_bh(&vp->{queue}->head_lock);{next_}")
         for lock, queue, next_ in (

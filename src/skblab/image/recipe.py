@@ -21,8 +21,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "debug": ("base", "net", "debug"),
 }
 
-# The agent patches the five NOPs at a function's entry; the other two keep arguments readable and backtraces whole.
-FLAGS = ("-fpatchable-function-entry=5", "-fno-ipa-sra", "-fno-optimize-sibling-calls")
+# The agent patches the five NOPs at a function's entry; what it calls there may use every register that the ABI gives
+# a callee (-fno-ipa-ra). The other two keep arguments readable and backtraces whole.
+FLAGS = ("-fpatchable-function-entry=5", "-fno-ipa-ra", "-fno-ipa-sra", "-fno-optimize-sibling-calls")
 
 # Raised when the way an image is made or laid out changes, so that older ones are not taken for new ones.
 LAYOUT = 5
