@@ -188,6 +188,29 @@ def held_at_once(image: Image) -> Iterator[Number]:
         took_ms = (time.perf_counter() - started) * 1e3
     yield Number("held at once, and then answered", at_once, answered, "packets", HELD_AT_ONCE)
     yield single("to release them all", took_ms, "ms")
+    yield from rule_taken_away(image)
+
+
+def rule_taken_away(image: Image) -> Iterator[Number]:
+    """Measure the end of a rule that holds many."""
+    with (
+        Lab(image=image, memory_mib=512) as lab,
+        lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+        for count in (1_000, HELD_AT_ONCE, 3 * HELD_AT_ONCE):
+            held = lab.hold("icmp_rcv")
+            for sequence in range(count):
+                client.sendto(echo_request(IDENTITY, sequence & 0xFFFF), (GUEST, 0))
+                if sequence % 100 == 99:
+                    held.take(100)
+            lab.agent.channel.forget_longest_off()
+            started = time.perf_counter()
+            held.close()
+            took_ms = (time.perf_counter() - started) * 1e3
+            target = (20.0, 1.0) if count == HELD_AT_ONCE else (0.0, 0.0)
+            yield single(f"a rule taken away that holds {count:,}", took_ms, "ms", target[0])
+            yield single("  interrupts off at most", lab.agent.channel.longest_off_ns / 1e6, "ms", target[1])
 
 
 def measure(image: Image) -> Iterator[Number]:

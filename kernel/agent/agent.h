@@ -19,7 +19,7 @@
 
 /* What the trampoline has saved, in the order of its pushes, lowest address first. */
 struct agent_regs {
-	unsigned long r11, r10, rax, r9, r8, rcx, rdx, rsi, rdi;
+	unsigned long rax, r9, r8, rcx, rdx, rsi, rdi;
 	unsigned long rbp;
 	unsigned long ip; /* behind the patched NOPs */
 	unsigned long caller; /* the probed function's return address */
@@ -68,6 +68,7 @@ void agent_hostfiles_close(void);
 void *agent_event_begin(u16 kind, u16 rule, u32 bytes);
 void agent_event_end(const void *event);
 void agent_steps_quiet(void);
+extern u64 agent_ends_owed; /* packets whose end the host is still to be told */
 struct agent_record *agent_command(void);
 void agent_commands_forget(void);
 void agent_command_done(const struct agent_record *record);
@@ -75,7 +76,7 @@ void agent_command_done(const struct agent_record *record);
 /* tell.c: what the host is told */
 bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb,
 		    u64 packet);
-void agent_tell_end(u16 kind, u16 rule, u64 packet);
+void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause);
 void agent_answer(u64 cookie, long result);
 
 /* what became of a rule's packets */
@@ -120,6 +121,8 @@ void agent_trampoline(void);
 void agent_return(void);
 
 /* held.c: packets that are set aside */
+int agent_held_open(void);
+void agent_held_close(void);
 u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb);
 int agent_decide(const struct agent_decide *decide);
 void agent_release_rule(u16 rule);

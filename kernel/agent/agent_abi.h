@@ -16,11 +16,13 @@
 #include <linux/filter.h>
 #include <linux/types.h>
 
-#define AGENT_MAGIC 0x736b626c61623031ull /* "skblab01" */
+#define AGENT_MAGIC 0x736b626c61623032ull /* "skblab02" */
 #define AGENT_RULES 8192
 #define AGENT_BY_HAND (AGENT_RULES - 1) /* the rule of what a debugger holds; no other is of that number */
 #define AGENT_POINTS 32768
 #define AGENT_FAREWELL 1
+#define AGENT_MOST_COPIES 1000
+#define AGENT_ALL 0 /* agent_end.packet: every packet that the rule held */
 /* A word of the stack that can be a return address, and how far it lies from the probed function's own, in bytes. */
 #define AGENT_STACK_WORD(address, bytes) ((__u64)(bytes) << 48 | (address))
 #define AGENT_NO_PACKET 0xff /* skb_argument: the function has none; it can be traced */
@@ -38,6 +40,13 @@ struct agent_counts { /* of one rule */
 	__u64 dropped;
 	__u64 duplicated; /* copies made */
 	__u64 stopped;
+	/* of the accepted: were to be held, and went on, for */
+	__u64 no_memory; /* held packets had their share of the guest's memory */
+	__u64 going; /* their route, socket, device or namespace was going away */
+	__u64 untold; /* the host had not read its events: nobody would have decided */
+	__u64 expired; /* of the released: by their lease */
+	__u64 given_up; /* of the dropped: their device or namespace went away */
+	__u64 padding[3];
 };
 
 struct agent_shared {
@@ -67,6 +76,7 @@ struct agent_shared {
 	__u64 steps_tail __attribute__((aligned(64))); /* host */
 	__u64 steps_wanted; /* host: of these bytes it wants to be told at once */
 	__u64 steps_soon_ms; /* host: and of fewer after that time */
+	__u64 longest_off_ns; /* agent: for so long interrupts were off at most, while it worked through held packets */
 	struct agent_counts counts[AGENT_RULES] __attribute__((aligned(64)));
 };
 
@@ -160,6 +170,7 @@ struct agent_arm {
 	__u64 address; /* of the function's first NOP */
 	__u64 first, last, every; /* occurrences, from 1; last 0: no end; every 0 or 1: each */
 	__u64 delay_ns, jitter_ns; /* of a hold; delay 0: until it is told */
+	__u64 lease_ns; /* of a hold without a delay: it goes on by itself after that; 0: never */
 	__u64 text_start, text_end; /* of the kernel: hits tell the stack; 0: they do not */
 	__u32 chance; /* of 2^32; 0: always */
 	__u32 seed;
@@ -170,8 +181,8 @@ struct agent_arm {
 	__s32 held_returns, dropped_returns; /* what the caller is told */
 	__u8 skb_argument;
 	__u8 device_arguments; /* bit n: argument n is a struct net_device * */
-	__u8 socket_arguments; /* likewise struct sock * */
-	__u8 padding;
+	__u8 socket_arguments; /* struct sock * */
+	__u8 net_arguments; /* struct net * */
 	__u32 filter_length; /* instructions; 0: every packet */
 };
 
@@ -182,7 +193,7 @@ struct agent_by_hand {
 	__u8 skb_argument;
 	__u8 device_arguments;
 	__u8 socket_arguments;
-	__u8 padding;
+	__u8 net_arguments;
 };
 
 struct agent_decide {
@@ -190,7 +201,7 @@ struct agent_decide {
 	__u64 cookie;
 	__u64 packet; /* agent_hit.packet */
 	__u64 after_ns;
-	__s32 number;
+	__s32 number; /* AGENT_COPY: up to AGENT_MOST_COPIES */
 	__u32 data_bytes;
 };
 
@@ -227,10 +238,19 @@ struct agent_done {
 	__s64 result; /* 0 (AGENT_MEASURE: ns), or minus an errno */
 };
 
+enum agent_cause { /* why a held packet goes */
+	AGENT_DECIDED = 0, /* by the host, its rule's end, or its delay */
+	AGENT_LEASE = 1, /* nobody decided in time */
+	AGENT_DEVICE_GOES = 2, /* a device that it needs is deleted, or moves to another namespace */
+	AGENT_NAMESPACE_GOES = 3,
+};
+
 struct agent_end {
 	struct agent_record record;
 	__u64 at_ns;
-	__u64 packet;
+	__u64 packet; /* or AGENT_ALL */
+	__u32 cause; /* enum agent_cause */
+	__u32 padding;
 };
 
 enum agent_step_kind { /* in the ring of steps; record.rule: the point */

@@ -21,6 +21,8 @@
 #define HOST_PROT_READ_WRITE 3
 #define HOST_MAP_SHARED 1
 #define HOST_CLOCK_MONOTONIC 1
+#define HOST_EINTR 4
+#define HOST_EAGAIN 11
 
 struct agent_shared *agent_shared;
 static int doorbell = -1;
@@ -134,5 +136,5 @@ bool agent_listen(u32 *farewells)
 		for (long i = 0; i < got; i++)
 			*farewells += bytes[i] == AGENT_FAREWELL;
 	} while (got == sizeof(bytes));
-	return got != 0;
+	return got == -HOST_EAGAIN || got == -HOST_EINTR || got > 0; /* else it is closed, or was reset */
 }

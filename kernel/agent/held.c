@@ -1,75 +1,81 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Packets that are set aside: the function's arguments, and references to all that they point to. A packet is in one of
- * two places: among the held, until a decision or its timer, and then in the queue, which a tasklet empties, for a
- * function of the network stack expects to be called with bottom halves off.
+ * Packets that are set aside: the function's arguments, and what they need (keep.c). A packet is in one of two places: among
+ * the held, until a decision or its timer, and then in the queue, which a tasklet empties, for a function of the network
+ * stack expects to be called with bottom halves off.
  */
 #include <linux/hashtable.h>
 #include <linux/hrtimer.h>
 #include <linux/interrupt.h>
-#include <linux/slab.h>
 #include <linux/ktime.h>
+#include <linux/mm.h>
+#include <linux/netdevice.h>
+#include <linux/slab.h>
 #include <linux/version.h>
-#include <net/dst.h>
-#include <net/sock.h>
+#include <net/net_namespace.h>
 
-#include "agent.h"
+#include "clock.h"
+#include "keep.h"
 
 #define MOST_WAITED_FOR_NS 100000
+#define AT_ONCE 64 /* packets, with interrupts off, or in one run of the tasklet */
+#define FLUSHED 256 /* packets that go on before the host hears that their rule is gone; more would keep it waiting */
+#define LOOK_EVERY 16 /* holds, between two looks at how much memory there is */
 
 struct agent_held {
 	struct hlist_node node; /* while it is held */
-	struct list_head queue; /* once it goes */
+	struct list_head list; /* of its rule, in the order of arrival; then of the queue */
 	struct hrtimer timer;
 	ktime_t due;
 	unsigned long address;
 	unsigned long arguments[AGENT_ARGUMENTS];
+	struct agent_kept kept;
 	struct sk_buff *skb;
 	u64 packet;
 	u32 reason;
 	u16 rule;
-	u8 skb_argument, device_arguments, socket_arguments;
+	u8 skb_argument;
+	u8 cause; /* enum agent_cause: why it goes */
+	bool leased; /* its timer is the lease */
 	bool drop;
+	bool told; /* the host knows already that it goes */
 };
 
 static DEFINE_HASHTABLE(held_packets, 12);
+static struct list_head held_by[AGENT_RULES];
 static LIST_HEAD(queue);
 static u64 last_packet;
 static s64 wakes_late_ns;
+static bool memory_is_short;
 
-static void run_queue(struct tasklet_struct *tasklet);
-static DECLARE_TASKLET(queue_tasklet, run_queue);
+static void run_queue_for_a_while(struct tasklet_struct *tasklet);
+static DECLARE_TASKLET(queue_tasklet, run_queue_for_a_while);
 
-static void take_references(struct agent_held *held)
+/* Interrupts have been off since then: keep the longest time, for the host to see. */
+static void note_off_since(u64 begin_ns)
 {
-	if (held->skb->dev)
-		dev_hold(held->skb->dev);
-	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++) {
-		if (held->device_arguments & BIT(i) && held->arguments[i])
-			dev_hold((struct net_device *)held->arguments[i]);
-		if (held->socket_arguments & BIT(i) && held->arguments[i])
-			sock_hold((struct sock *)held->arguments[i]);
-	}
+	const u64 took_ns = agent_now_ns() - begin_ns;
+
+	if (took_ns > agent_shared->longest_off_ns)
+		agent_shared->longest_off_ns = took_ns;
 }
 
-static void drop_references(struct agent_held *held, struct net_device *device)
+/* Interrupts are off. */
+static void set_aside(struct agent_held *held)
 {
-	if (device)
-		dev_put(device);
-	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++) {
-		if (held->device_arguments & BIT(i) && held->arguments[i])
-			dev_put((struct net_device *)held->arguments[i]);
-		if (held->socket_arguments & BIT(i) && held->arguments[i])
-			sock_put((struct sock *)held->arguments[i]);
-	}
+	hash_add(held_packets, &held->node, held->packet);
+	list_add_tail(&held->list, &held_by[held->rule]);
+	agent_shared->held++;
+	agent_ends_owed++;
 }
 
 /* Move a packet from the held to the queue. Interrupts are off. */
 static void enqueue(struct agent_held *held)
 {
 	hash_del(&held->node);
+	list_move_tail(&held->list, &queue);
 	agent_shared->held--;
-	list_add_tail(&held->queue, &queue);
+	hrtimer_try_to_cancel(&held->timer);
 	tasklet_schedule(&queue_tasklet);
 }
 
@@ -92,6 +98,11 @@ static enum hrtimer_restart its_time_has_come(struct hrtimer *timer)
 		return HRTIMER_RESTART;
 	}
 	local_irq_save(flags);
+	if (held->leased) {
+		held->cause = AGENT_LEASE;
+		pr_notice_ratelimited("skblab agent: nobody decided on a held packet in time; it goes on (rule %u)\n",
+				      held->rule);
+	}
 	enqueue(held);
 	local_irq_restore(flags);
 	return HRTIMER_NORESTART;
@@ -114,55 +125,64 @@ static void start_timer(struct agent_held *held, ktime_t from, u64 after_ns)
 		      HRTIMER_MODE_ABS_HARD);
 }
 
-/* Set a packet aside and tell the host; 0 where that cannot be. Interrupts are off. */
+/* Held packets may take what memory there is, but for a quarter of all: a guest without any dies. */
+static bool is_memory_short(void)
+{
+	static unsigned int since;
+
+	if (!(since++ % LOOK_EVERY) || memory_is_short)
+		memory_is_short = si_mem_available() < (long)(totalram_pages() / 4);
+	return memory_is_short;
+}
+
+/* Set a packet aside and tell the host; 0 where that cannot be, which is counted. Interrupts are off. */
 u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb)
 {
 	const struct agent_arm *arm = &rule->arm;
+	struct agent_counts *counts = agent_counts(rule->number);
 	u64 delay_ns = arm->delay_ns;
 	const ktime_t arrived = ktime_get(); /* telling the host may take its time: that is not the packet's */
-	struct agent_held *held;
-	bool lasts;
+	struct agent_held *held = is_memory_short() ? NULL : kmalloc(sizeof(*held), GFP_ATOMIC | __GFP_NOWARN);
 
-	rcu_read_lock();
-	lasts = !skb_dst(skb) || skb_dst_force(skb);
-	rcu_read_unlock();
-	if (!lasts)
+	if (!held) {
+		counts->no_memory++;
 		return 0;
-	held = kmalloc(sizeof(*held), GFP_ATOMIC);
-	if (!held)
-		return 0;
+	}
 	held->address = rule->probe->address;
 	held->skb = skb;
 	held->packet = last_packet + 1;
 	held->reason = arm->reason;
 	held->rule = rule->number;
 	held->skb_argument = arm->skb_argument;
-	held->device_arguments = arm->device_arguments;
-	held->socket_arguments = arm->socket_arguments;
-	held->drop = false;
+	held->cause = AGENT_DECIDED;
+	held->leased = !delay_ns && arm->lease_ns;
+	held->drop = held->told = false;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		held->arguments[i] = agent_argument(regs, i);
-	if (!agent_tell_hit(rule, regs, skb, held->packet) && !delay_ns) { /* nobody would ever release it */
+	if (!agent_keep(&held->kept, arm, held->arguments, skb)) {
+		counts->going++;
 		kfree(held);
 		return 0;
 	}
-	take_references(held);
-	set_up_timer(held);
-	hash_add(held_packets, &held->node, held->packet);
-	agent_shared->held++;
-	if (delay_ns) {
-		if (arm->jitter_ns) {
-			s64 jitter = (s64)(get_random_u64() % (2 * arm->jitter_ns + 1)) - (s64)arm->jitter_ns;
-
-			delay_ns = max_t(s64, (s64)delay_ns + jitter, 0);
-		}
-		start_timer(held, arrived, delay_ns);
+	if (!agent_tell_hit(rule, regs, skb, held->packet) && !delay_ns) { /* nobody would ever release it */
+		counts->untold++;
+		agent_unkeep(&held->kept);
+		kfree(held);
+		return 0;
 	}
+	set_up_timer(held);
+	set_aside(held);
+	if (delay_ns && arm->jitter_ns) {
+		s64 jitter = (s64)(get_random_u64() % (2 * arm->jitter_ns + 1)) - (s64)arm->jitter_ns;
+
+		delay_ns = max_t(s64, (s64)delay_ns + jitter, 0);
+	}
+	if (arm->delay_ns || held->leased)
+		start_timer(held, arrived, arm->delay_ns ? delay_ns : arm->lease_ns);
 	return last_packet = held->packet;
 }
 
-/* Told and counted before it goes: what comes of it, an answer or the next hit, is told after that. */
-static void say_goodbye(const struct agent_held *held)
+static void count_end(const struct agent_held *held)
 {
 	struct agent_counts *counts = agent_counts(held->rule);
 
@@ -170,38 +190,73 @@ static void say_goodbye(const struct agent_held *held)
 		counts->dropped++;
 	else
 		counts->released++;
-	agent_tell_end(held->drop ? AGENT_DROPPED : AGENT_RELEASED, held->rule, held->packet);
+	if (held->cause == AGENT_LEASE)
+		counts->expired++;
+	else if (held->cause != AGENT_DECIDED)
+		counts->given_up++;
 }
 
-static void run_queue(struct tasklet_struct *tasklet)
+/* Told and counted before it goes: what comes of it, an answer or the next hit, is told after that. */
+static void say_goodbye(struct agent_held *held)
 {
-	struct net_device *device;
+	count_end(held);
+	agent_tell_end(held->drop ? AGENT_DROPPED : AGENT_RELEASED, held->rule, held->packet, held->cause);
+	agent_ends_owed--;
+	held->told = true;
+}
+
+/* Let a packet of the queue go on, or free it; false where there is none. Bottom halves are off. */
+static bool run_queue_once(void)
+{
 	struct agent_held *held;
 	unsigned long flags;
 
-	for (;;) {
-		local_irq_save(flags);
-		held = list_first_entry_or_null(&queue, struct agent_held, queue);
-		if (held) {
-			list_del(&held->queue);
+	local_irq_save(flags);
+	held = list_first_entry_or_null(&queue, struct agent_held, list);
+	if (held) {
+		list_del(&held->list);
+		if (!held->told)
 			say_goodbye(held);
-		}
-		local_irq_restore(flags);
-		if (!held)
-			return;
-		hrtimer_cancel(&held->timer);
-		device = held->skb->dev;
-		if (held->drop) {
-			kfree_skb_reason(held->skb, held->reason);
-		} else {
-			held->arguments[held->skb_argument] = (unsigned long)held->skb;
-			rcu_read_lock();
-			agent_resume(held->address, held->arguments, held->skb);
-			rcu_read_unlock();
-		}
-		drop_references(held, device);
-		kfree(held);
 	}
+	local_irq_restore(flags);
+	if (!held)
+		return false;
+	hrtimer_cancel(&held->timer);
+	if (held->drop) {
+		kfree_skb_reason(held->skb, held->reason);
+	} else {
+		held->arguments[held->skb_argument] = (unsigned long)held->skb;
+		agent_check_owner(held->skb);
+		rcu_read_lock();
+		agent_resume(held->address, held->arguments, held->skb);
+		rcu_read_unlock();
+	}
+	agent_unkeep(&held->kept);
+	kfree(held);
+	return true;
+}
+
+/* Others want the processor too: what is left comes with the next run. */
+static void run_queue_for_a_while(struct tasklet_struct *tasklet)
+{
+	for (unsigned int left = AT_ONCE; left; left--)
+		if (!run_queue_once())
+			return;
+	tasklet_schedule(&queue_tasklet);
+}
+
+/* Let what is in the queue go now, so many of it, and not when the tasklet comes to it; process context. */
+static void run_queue_now(unsigned int most)
+{
+	local_bh_disable();
+	while (most-- && run_queue_once())
+		;
+	local_bh_enable();
+}
+
+void agent_held_flush(void)
+{
+	run_queue_now(UINT_MAX);
 }
 
 static struct agent_held *held_packet(u64 packet)
@@ -214,38 +269,35 @@ static struct agent_held *held_packet(u64 packet)
 	return NULL;
 }
 
-static int copy_held(struct agent_held *held, s32 number)
+/* Copy a held packet, and let the copy go. Interrupts are off. */
+static int copy_held(const struct agent_held *held)
 {
-	while (number-- > 0) {
-		struct agent_held *copy = kmemdup(held, sizeof(*held), GFP_ATOMIC);
+	struct agent_held *copy;
 
-		if (!copy)
-			return -ENOMEM;
-		copy->skb = skb_copy(held->skb, GFP_ATOMIC);
-		if (!copy->skb) {
-			kfree(copy);
-			return -ENOMEM;
-		}
-		copy->packet = ++last_packet;
-		set_up_timer(copy);
-		take_references(copy);
-		hash_add(held_packets, &copy->node, copy->packet);
-		agent_shared->held++;
-		agent_counts(copy->rule)->duplicated++;
-		enqueue(copy);
+	if (held->kept.by_packet) /* its socket is freed with the packet; a copy is not charged to it */
+		return -ENOTCONN;
+	copy = is_memory_short() ? NULL : kmemdup(held, sizeof(*held), GFP_ATOMIC | __GFP_NOWARN);
+	if (!copy)
+		return -ENOMEM;
+	copy->skb = skb_copy(held->skb, GFP_ATOMIC | __GFP_NOWARN);
+	if (!copy->skb) {
+		kfree(copy);
+		return -ENOMEM;
 	}
+	agent_keep_again(&copy->kept);
+	copy->packet = ++last_packet;
+	set_up_timer(copy);
+	set_aside(copy);
+	agent_counts(copy->rule)->duplicated++;
+	enqueue(copy);
 	return 0;
 }
 
-/* Carry out what the host decided for one packet. Interrupts are off. */
-int agent_decide(const struct agent_decide *decide)
+static int decide_once(const struct agent_decide *decide, struct agent_held *held)
 {
-	struct agent_held *held = held_packet(decide->packet);
-
-	if (!held)
-		return -ENOENT;
 	switch (decide->record.kind) {
 	case AGENT_RELEASE:
+		held->leased = false;
 		if (decide->after_ns) {
 			start_timer(held, ktime_get(), decide->after_ns);
 			return 0;
@@ -255,56 +307,139 @@ int agent_decide(const struct agent_decide *decide)
 		held->drop = true;
 		break;
 	case AGENT_COPY:
-		return copy_held(held, decide->number);
+		return copy_held(held);
 	case AGENT_WRITE:
+		if (sizeof(*decide) + decide->data_bytes > decide->record.bytes)
+			return -EINVAL;
 		return agent_write(held->skb, decide + 1, decide->data_bytes, decide->number);
 	default:
 		return -EINVAL;
 	}
-	hrtimer_try_to_cancel(&held->timer);
 	enqueue(held);
 	return 0;
 }
 
-/* Release what a rule holds, oldest first. */
+/* Carry out what the host decided for one packet; a copy at a time, for interrupts wait meanwhile. */
+int agent_decide(const struct agent_decide *decide)
+{
+	const bool copies = decide->record.kind == AGENT_COPY;
+	int error = 0;
+
+	if (copies && (decide->number < 0 || decide->number > AGENT_MOST_COPIES))
+		return -EINVAL;
+	for (s32 left = copies ? decide->number : 1; left > 0 && !error; left--) {
+		struct agent_held *held;
+		unsigned long flags;
+
+		local_irq_save(flags);
+		held = held_packet(decide->packet);
+		error = held ? decide_once(decide, held) : -ENOENT;
+		local_irq_restore(flags);
+	}
+	return error;
+}
+
+/*
+ * Release what a rule holds, oldest first. The host is told in one record: a word about each of 10,000 would keep it busy
+ * for longer than the packets' release takes.
+ */
 void agent_release_rule(u16 rule)
+{
+	struct list_head *ours = &held_by[rule];
+	struct agent_held *held;
+	unsigned long flags;
+	bool any = false, more = true;
+
+	while (more) {
+		u64 begin_ns;
+
+		local_irq_save(flags);
+		begin_ns = agent_now_ns();
+		for (unsigned int left = AT_ONCE; left && !list_empty(ours); left--) {
+			held = list_first_entry(ours, struct agent_held, list);
+			enqueue(held);
+			count_end(held);
+			agent_ends_owed--;
+			held->told = any = true;
+		}
+		more = !list_empty(ours);
+		if (!more && any)
+			agent_tell_end(AGENT_RELEASED, rule, AGENT_ALL, AGENT_DECIDED);
+		note_off_since(begin_ns);
+		local_irq_restore(flags);
+	}
+	run_queue_now(FLUSHED); /* of a few, each is on its way when the host hears that the rule is gone */
+}
+
+/* Drop what cannot go on any more, for a device or a namespace that it needs is going; returns how many. May sleep. */
+static unsigned int give_up(const void *object, enum agent_cause cause)
 {
 	struct hlist_node *next;
 	struct agent_held *held;
+	unsigned int bucket, count = 0;
 	unsigned long flags;
-	u64 packet;
 
-	local_irq_save(flags);
-	if (agent_shared->held) {
-		LIST_HEAD(chosen);
-		unsigned int bucket;
-
-		hash_for_each_safe(held_packets, bucket, next, held, node)
-			if (held->rule == rule) {
-				struct agent_held *other;
-				struct list_head *place = &chosen;
-
-				packet = held->packet;
-				hash_del(&held->node);
-				agent_shared->held--;
-				list_for_each_entry_reverse(other, &chosen, queue)
-					if (other->packet < packet) {
-						place = &other->queue;
-						break;
-					}
-				list_add(&held->queue, place);
-				hrtimer_try_to_cancel(&held->timer);
+	for (bucket = 0; bucket < HASH_SIZE(held_packets); bucket++) {
+		local_irq_save(flags);
+		hlist_for_each_entry_safe(held, next, &held_packets[bucket], node)
+			if (agent_keeps(&held->kept, object)) {
+				held->drop = true;
+				held->cause = cause;
+				enqueue(held);
+				count++;
 			}
-		list_splice_tail(&chosen, &queue);
-		tasklet_schedule(&queue_tasklet);
+		local_irq_restore(flags);
 	}
-	local_irq_restore(flags);
+	agent_held_flush(); /* and what was in the queue already: nobody needs the object after this */
+	return count;
 }
 
-/* Let what is in the queue go now, and not when the tasklet comes to it; process context. */
-void agent_held_flush(void)
+/* A device is going, or moves to another namespace: net/core/dev.c waits for its references. */
+static int device_changes(struct notifier_block *block, unsigned long event, void *info)
 {
-	local_bh_disable();
-	run_queue(NULL);
-	local_bh_enable();
+	const struct net_device *device = netdev_notifier_info_to_dev(info);
+	unsigned int count;
+
+	if (event != NETDEV_UNREGISTER)
+		return NOTIFY_DONE;
+	count = give_up(device, AGENT_DEVICE_GOES);
+	if (count)
+		pr_notice("skblab agent: %s goes: %u held packets were dropped\n", device->name, count);
+	return NOTIFY_DONE;
+}
+
+/* Before anything of the namespace is taken apart: conntrack waits for its entries, devices for their references. */
+static void __net_exit namespace_goes(struct net *net)
+{
+	unsigned int count = give_up(net, AGENT_NAMESPACE_GOES);
+
+	if (count)
+		pr_notice("skblab agent: network namespace %u goes: %u held packets were dropped\n", net->ns.inum, count);
+}
+
+static struct notifier_block devices = { .notifier_call = device_changes };
+static struct pernet_operations namespaces = { .pre_exit = namespace_goes };
+
+int agent_held_open(void)
+{
+	int error;
+
+	for (unsigned int rule = 0; rule < AGENT_RULES; rule++)
+		INIT_LIST_HEAD(&held_by[rule]);
+	error = register_pernet_subsys(&namespaces);
+	if (error)
+		return error;
+	error = register_netdevice_notifier(&devices);
+	if (error)
+		unregister_pernet_subsys(&namespaces);
+	return error;
+}
+
+/* Nothing is held, and nothing comes any more. */
+void agent_held_close(void)
+{
+	unregister_netdevice_notifier(&devices);
+	unregister_pernet_subsys(&namespaces);
+	agent_held_flush();
+	tasklet_kill(&queue_tasklet);
 }

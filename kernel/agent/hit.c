@@ -35,14 +35,10 @@ static void duplicate(const struct agent_rule *rule, const struct agent_regs *re
 	}
 }
 
-/* Do what may set other packets going; not a part of agent_hit(), which is not to clear 512 bytes for each call. */
-static noinline void carry_out(u32 verdict, u32 reason, const struct agent_rule *rule, const struct agent_regs *regs,
-			       struct sk_buff *skb)
+/* Do what may set other packets going. */
+static void carry_out(u32 verdict, u32 reason, const struct agent_rule *rule, const struct agent_regs *regs,
+		      struct sk_buff *skb)
 {
-	u8 fp[512] __aligned(16);
-
-	/* Linux 6.1 is built with SSE, and the caller may keep values there across a call it knows (-fipa-ra). */
-	asm volatile("fxsave %0" : "=m"(fp));
 	if (verdict == AGENT_DROP) {
 		kfree_skb_reason(skb, reason);
 	} else if (verdict == AGENT_DUPLICATE) {
@@ -51,7 +47,6 @@ static noinline void carry_out(u32 verdict, u32 reason, const struct agent_rule 
 		agent_ring(); /* there will be no other time to, for a while */
 		agent_stop(skb);
 	}
-	asm volatile("fxrstor %0" : : "m"(fp));
 }
 
 /* A debugger has called the trampoline where it found a packet: hold that one. */
@@ -69,6 +64,7 @@ static noinline bool hold_by_hand(struct agent_regs *regs)
 			.skb_argument = agent_by_hand.skb_argument,
 			.device_arguments = agent_by_hand.device_arguments,
 			.socket_arguments = agent_by_hand.socket_arguments,
+			.net_arguments = agent_by_hand.net_arguments,
 		},
 	};
 

@@ -63,7 +63,6 @@ static void run_commands(struct tasklet_struct *tasklet)
 
 	while (!host_is_gone && !farewells && (record = agent_command())) {
 		const struct agent_decide *decide = (const struct agent_decide *)record;
-		unsigned long flags;
 		u64 cookie;
 		long result;
 
@@ -72,9 +71,7 @@ static void run_commands(struct tasklet_struct *tasklet)
 			return;
 		}
 		cookie = decide->cookie;
-		local_irq_save(flags);
 		result = record->kind == AGENT_MEASURE ? agent_measure(decide) : agent_decide(decide);
-		local_irq_restore(flags);
 		agent_command_done(record);
 		agent_answer(cookie, result);
 	}
@@ -148,8 +145,14 @@ static int __init agent_init(void)
 
 	if (error)
 		return error;
+	error = agent_held_open();
+	if (error) {
+		agent_channel_close();
+		return error;
+	}
 	irq = um_request_irq(UM_IRQ_ALLOC, socket_fd, IRQ_READ, doorbell_rang, 0, "skblab", &commands_tasklet);
 	if (irq < 0) {
+		agent_held_close();
 		agent_channel_close();
 		return irq;
 	}
@@ -168,8 +171,11 @@ static void __exit agent_exit(void)
 	um_free_irq(irq, &commands_tasklet);
 	host_is_gone = true;
 	tasklet_kill(&commands_tasklet);
+	flush_work(&slow_command); /* may schedule the tasklet, which may schedule the work, which schedules nothing more */
+	tasklet_kill(&commands_tasklet);
 	cancel_work_sync(&slow_command);
 	agent_disarm_all();
+	agent_held_close();
 	agent_hostfiles_close();
 	agent_channel_close();
 }

@@ -7,6 +7,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/slab.h>
+#include <linux/uaccess.h>
 
 #include "probe.h"
 
@@ -47,13 +48,13 @@ static int write_entry(unsigned long address, const u8 *entry)
 static int patch(unsigned long address)
 {
 	s64 distance = (s64)agent_trampoline - (s64)(address + AGENT_ENTRY_BYTES);
-	u8 call[AGENT_ENTRY_BYTES] = { 0xe8 };
+	u8 call[AGENT_ENTRY_BYTES] = { 0xe8 }, found[AGENT_ENTRY_BYTES];
 
 	if (distance != (s32)distance)
 		return -ERANGE;
-	if (is_vmalloc_addr((void *)address) && !vmalloc_to_page((void *)address))
-		return -EFAULT; /* of a module that has gone */
-	if (memcmp((void *)address, nops, sizeof(nops)))
+	if (copy_from_kernel_nofault(found, (void *)address, sizeof(found)))
+		return -EFAULT; /* of a module that has gone, or no address at all */
+	if (memcmp(found, nops, sizeof(nops)))
 		return -EINVAL; /* no entry of ours: not built with the NOPs, or not a function */
 	memcpy(call + 1, &(s32){ distance }, sizeof(s32));
 	return write_entry(address, call);
@@ -149,6 +150,8 @@ int agent_arm(const struct agent_arm *arm)
 	if (arm->skb_argument >= AGENT_ARGUMENTS &&
 	    (arm->skb_argument != AGENT_NO_PACKET || arm->verdict > AGENT_TRACE))
 		return -EINVAL;
+	if (arm->copies > AGENT_MOST_COPIES)
+		return -EINVAL;
 	rule = kzalloc(sizeof(*rule), GFP_KERNEL);
 	if (!rule)
 		return -ENOMEM;
@@ -169,10 +172,13 @@ int agent_arm(const struct agent_arm *arm)
 		*agent_counts(rule->number) = (struct agent_counts){};
 	local_irq_save(flags);
 	rules[rule->number] = rule;
-	if (old)
+	if (old) { /* the same rule with another filter: it goes on counting */
+		rule->occurrence = old->occurrence;
+		rule->random = old->random;
 		list_replace(&old->list, &rule->list);
-	else
+	} else {
 		list_add_tail(&rule->list, &probe->rules);
+	}
 	local_irq_restore(flags);
 	if (old)
 		free_rule(old);
@@ -198,8 +204,7 @@ int agent_disarm(u16 number)
 	local_irq_restore(flags);
 	leave_probe(probe);
 	free_rule(rule);
-	agent_release_rule(number);
-	agent_held_flush(); /* its counts are final when the host hears that it is gone */
+	agent_release_rule(number); /* its counts are final when the host hears that it is gone */
 	return 0;
 }
 
@@ -265,6 +270,7 @@ void agent_disarm_module(struct module *module)
 	for (unsigned int number = 0; number < AGENT_RULES; number++)
 		if (rules[number] && within_module(rules[number]->probe->address, module))
 			agent_disarm(number);
+	agent_held_flush();
 	leave_passages(module);
 }
 
@@ -274,8 +280,6 @@ bool agent_disarm_all(void)
 	bool any = agent_unfollow();
 
 	agent_release_rule(AGENT_BY_HAND);
-	agent_held_flush();
-
 	for (unsigned int number = 0; number < AGENT_RULES; number++)
 		if (rules[number]) {
 			agent_disarm(number);

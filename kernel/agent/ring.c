@@ -7,12 +7,13 @@
 #include "ring.h"
 
 #define AHEAD_BYTES 256
-#define ANSWERS_BYTES 65536 /* of the ring of events, kept free for them */
+#define ANSWERS_BYTES (1 << 20) /* of the ring of events, kept free for them: more than all commands have answers */
 
 #define NEAR(size) ((size) / 4) /* steps stay there while the host keeps up, in the processor's cache if they are few */
 #define LOOK_BYTES 4096 /* of steps, between two looks at where the host has come to */
 
 struct agent_steps agent_steps;
+u64 agent_ends_owed;
 static u64 events_tail; /* the host's, when last looked at: its cache line is not asked for with every event */
 
 static void tell_of_steps(struct timer_list *timer);
@@ -42,7 +43,7 @@ void *agent_event_begin(u16 kind, u16 rule, u32 bytes)
 {
 	u64 offset = agent_shared->events_offset, size = agent_shared->events_bytes, head = agent_shared->events_head;
 	u64 left = size - (head & (size - 1));
-	u64 kept_free = kind == AGENT_HIT ? ANSWERS_BYTES + (agent_shared->held + 1) * sizeof(struct agent_end) : 0;
+	u64 kept_free = kind == AGENT_HIT ? ANSWERS_BYTES + (agent_ends_owed + 1) * sizeof(struct agent_end) : 0;
 	struct agent_record *record;
 
 	bytes = ALIGN(bytes, 8);
@@ -53,7 +54,7 @@ void *agent_event_begin(u16 kind, u16 rule, u32 bytes)
 	if (left < bytes) {
 		*record_at(offset, size, head) = (struct agent_record){ .bytes = left };
 		head += left;
-		agent_shared->events_head = head;
+		smp_store_release(&agent_shared->events_head, head);
 	}
 	record = record_at(offset, size, head);
 	*record = (struct agent_record){ .bytes = bytes, .kind = kind, .rule = rule };

@@ -39,8 +39,8 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs
 	return true;
 }
 
-/* A packet is held no more. Interrupts are off. */
-void agent_tell_end(u16 kind, u16 rule, u64 packet)
+/* A packet is held no more, or all of a rule's (AGENT_ALL). Interrupts are off. */
+void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause)
 {
 	struct agent_end *end = agent_event_begin(kind, rule, sizeof(*end));
 
@@ -48,6 +48,8 @@ void agent_tell_end(u16 kind, u16 rule, u64 packet)
 		return;
 	end->at_ns = agent_now_ns();
 	end->packet = packet;
+	end->cause = cause;
+	end->padding = 0;
 	agent_event_end(end);
 }
 

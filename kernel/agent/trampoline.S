@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Where the NOPs of a probed function call to: save what a caller may have in registers (-fipa-ra: also what the ABI lets
- * a callee use), ask agent_hit(), and go on in the function, or back to its caller with the value in regs->rax.
+ * Where the NOPs of a probed function call to: save the registers of its arguments, ask agent_hit(), and go on in the
+ * function, or back to its caller with the value in regs->rax. Kernels are built with -fno-ipa-ra: no caller has anything
+ * in other registers that the ABI gives to a callee.
  *
  * The CFI makes a backtrace through here read as if the function had been stopped at its entry, arguments included.
  */
@@ -32,17 +33,11 @@ agent_trampoline:
 	.cfi_offset %r9, -64
 	pushq %rax
 	.cfi_offset %rax, -72
-	pushq %r10
-	.cfi_offset %r10, -80
-	pushq %r11
-	.cfi_offset %r11, -88
 	movq %rsp, %rdi
 	andq $-16, %rsp
 	call agent_hit
 	testl %eax, %eax
-	leaq -72(%rbp), %rsp
-	popq %r11
-	popq %r10
+	leaq -56(%rbp), %rsp
 	popq %rax
 	popq %r9
 	popq %r8
@@ -86,15 +81,11 @@ agent_return:
 	pushq %r8
 	pushq %r9
 	pushq %rax
-	pushq %r10
-	pushq %r11
 	movq %rsp, %rdi
 	andq $-16, %rsp
 	call agent_returned
 	movq %rax, 8(%rbp)
-	leaq -72(%rbp), %rsp
-	popq %r11
-	popq %r10
+	leaq -56(%rbp), %rsp
 	popq %rax
 	popq %r9
 	popq %r8

@@ -115,6 +115,10 @@ class NoSuchProgram(SkblabError):
     exit_status = 127
 
 
+class CallbackFailed(SkblabError):
+    """A function of the caller's that was to be called for each packet raised; the first error is the cause."""
+
+
 class GuestLost(SkblabError):
     """The guest kernel is gone."""
 

@@ -14,7 +14,7 @@ from typing import Self
 
 from skblab.agent.abi import Hit
 from skblab.agent.channel import STEPS_BYTES, Channel
-from skblab.agent.control import Agent
+from skblab.agent.control import DEFAULT_LEASE_S, Agent
 from skblab.agent.holds import Hold, Probe, Running
 from skblab.debugger import prompt
 from skblab.debugger.session import Debugger
@@ -38,6 +38,7 @@ from skblab.rule import Occurrence, Rule
 from skblab.serve import start_commands
 
 MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
+MOST_LEASE_S = 365 * 86400.0
 MINIMUM_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
 
 _numbers = itertools.count(1)
@@ -68,6 +69,7 @@ class Lab:
     :param consoles: how many virtual consoles it has, each with a shell, or a login of the disk's; with a root
     :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port
     :param steps_bytes: the memory between a trace's kernel and its file, a power of two
+    :param lease_s: a held packet goes on by itself if nobody has decided on it after that time; 0: never
     :param from_boot: the kernel stands before its first instruction, until ``gdb_prompt()`` lets it go
 
     Entering raises ImageMissing, LabNameTaken, MissingPrerequisite, BootFailed, DiskError, DiskInUse.
@@ -91,6 +93,7 @@ class Lab:
         modules: Sequence[str] = (),
         from_boot: bool = False,
         steps_bytes: int = STEPS_BYTES,
+        lease_s: float = DEFAULT_LEASE_S,
     ) -> None:
         if root and disks:
             raise UsageError("a guest has one root: a directory or a disk", mend="without --root, or without --disk")
@@ -126,16 +129,19 @@ class Lab:
         self._stack: ExitStack | None = None
         self._from_boot = from_boot
         self._steps_bytes = steps_bytes
+        if not 0 <= lease_s <= MOST_LEASE_S:
+            raise UsageError(f"a lease of {lease_s:g} s", found=f"0 (none) to {MOST_LEASE_S:g} s")
+        self._lease_s = lease_s
         self._joins = False
         self._agent: Agent | None = None
 
     @classmethod
-    def join(cls, name: str) -> Self:
+    def join(cls, name: str, *, lease_s: float = DEFAULT_LEASE_S) -> Self:
         """Return a lab that runs already (``keep()``, ``skblab up``); leaving it ends only what was asked for here.
 
         Entering raises NoSuchLab.
         """
-        lab = cls(name)
+        lab = cls(name, lease_s=lease_s)
         lab._joins = True
         return lab
 
@@ -182,7 +188,7 @@ class Lab:
         self.console = Console()
         stack.callback(self.console.close)
         channel, guest_socket = Channel.make(self._steps_bytes)
-        self._agent = Agent(channel, self.image, self._why_lost)
+        self._agent = Agent(channel, self.image, self._why_lost, self._lease_s)
         stack.callback(self._agent.close)
         stack.enter_context(guest_socket)
         self.terminals = [Terminal.make(stack) for _ in range(self._consoles)]
@@ -241,7 +247,7 @@ class Lab:
             self.check()
             assert self._stack
             assert isinstance(self.namespaces, JoinedNamespaces)
-            self._agent = Agent(Channel.take_over(*self.namespaces.agent()), self.image, self._why_lost)
+            self._agent = Agent(Channel.take_over(*self.namespaces.agent()), self.image, self._why_lost, self._lease_s)
             self._stack.callback(self._agent.close)
         return self._agent
 

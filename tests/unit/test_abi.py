@@ -57,7 +57,7 @@ def test_sizes_and_offsets(tmp_path: Path) -> None:
 def test_numbers() -> None:
     header = (kernel_dir() / "agent" / "agent_abi.h").read_text()
     in_c = {name: int(value, 0) for name, value in re.findall(r"\bAGENT_(\w+) = (\w+)", header)}
-    for kind in (abi.Verdict, abi.Command, abi.Event, abi.Role, abi.Given, abi.StepKind, abi.StepFlag):
+    for kind in (abi.Verdict, abi.Command, abi.Event, abi.Cause, abi.Role, abi.Given, abi.StepKind, abi.StepFlag):
         for member in kind:
             assert in_c.pop(member.name) == member.value, member
     assert in_c == {}
@@ -70,6 +70,8 @@ def test_numbers() -> None:
     assert f"#define AGENT_FIELD_HOPS {abi.FIELD_HOPS}\n" in header
     assert f"#define AGENT_SEEN_BYTES {abi.SEEN_BYTES} " in header
     assert f"#define AGENT_FAREWELL {abi.FAREWELL}\n" in header
+    assert f"#define AGENT_MOST_COPIES {abi.MOST_COPIES}\n" in header
+    assert f"#define AGENT_ALL {abi.ALL} " in header
     assert f"#define AGENT_NO_PACKET {abi.NO_PACKET:#x} " in header
     assert f"(bytes) << {abi.STACK_SHIFT} |" in header
     assert f"#define AGENT_MAGIC {abi.MAGIC:#x}ull" in header

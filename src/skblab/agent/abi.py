@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
-MAGIC = 0x736B626C61623031
+MAGIC = 0x736B626C61623032
 RULES = 8192
 BY_HAND = RULES - 1
 POINTS = 32768
@@ -14,6 +14,8 @@ SEEN_BYTES = 128
 LONG, LONG_NS = 1 << 31, 1024
 NO_PACKET = 0xFF
 FAREWELL = 1
+MOST_COPIES = 1000
+ALL = 0  # End.packet: every packet that the rule held
 RECORD = struct.Struct("=IHH")
 ALIGNMENT = 8
 STACK_SHIFT, STACK_ADDRESS = 48, (1 << 48) - 1
@@ -27,9 +29,9 @@ OFFSETS = {
     "events_head": 256, "lost": 264, "held": 272, "probes": 280, "farewells": 288,
     "events_tail": 320, "host_waits": 328,
     "steps_head": 384, "steps_lost": 392, "forgotten": 400, "unhooked": 408,
-    "steps_tail": 448, "steps_wanted": 456, "steps_soon_ms": 464, "counts": 512,
+    "steps_tail": 448, "steps_wanted": 456, "steps_soon_ms": 464, "longest_off_ns": 472, "counts": 512,
 }  # fmt: skip
-SHARED_BYTES = 524800
+SHARED_BYTES = 1049088
 
 
 class Verdict(enum.IntEnum):
@@ -81,6 +83,26 @@ class Event(enum.IntEnum):
     DROPPED = 4
 
 
+class Cause(enum.IntEnum):
+    """Why a held packet went."""
+
+    DECIDED = 0
+    LEASE = 1
+    DEVICE_GOES = 2
+    NAMESPACE_GOES = 3
+
+    def __str__(self) -> str:
+        return CAUSES[self]
+
+
+CAUSES = {
+    Cause.DECIDED: "",
+    Cause.LEASE: "nobody decided within its lease",
+    Cause.DEVICE_GOES: "a device that it needs went away",
+    Cause.NAMESPACE_GOES: "its network namespace went away",
+}
+
+
 class Given(enum.IntEnum):
     """How a function is given its packet."""
 
@@ -91,7 +113,11 @@ class Given(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the packets that one rule's filter took."""
+    """What became of the packets that one rule's filter took.
+
+    Of the accepted: ``no_memory``, ``going`` and ``untold`` were to be held, and went on. Of the released: ``expired``
+    by their lease. Of the dropped: ``given_up`` with their device or namespace (kernel/agent/agent_abi.h).
+    """
 
     arrived: int
     accepted: int
@@ -101,8 +127,25 @@ class Counts:
     dropped: int
     duplicated: int
     stopped: int
+    no_memory: int = 0
+    going: int = 0
+    untold: int = 0
+    expired: int = 0
+    given_up: int = 0
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=8Q")
+    @property
+    def caveats(self) -> list[str]:
+        """What happened to packets that the rule did not ask for, a sentence each."""
+        sentences = (
+            (self.no_memory, "not held: the guest's memory is short, give it more with --memory"),
+            (self.going, "not held: their route, socket, device or namespace was going away"),
+            (self.untold, "not held: the ring of events was full"),
+            (self.expired, "went on by themselves: nobody decided on them within their lease"),
+            (self.given_up, "held, then dropped: their device or network namespace went away"),
+        )
+        return [f"{count} {what}" for count, what in sentences if count]
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=13Q24x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +161,7 @@ class Arm:
     every: int = 0
     delay_ns: int = 0
     jitter_ns: int = 0
+    lease_ns: int = 0
     text_start: int = 0
     text_end: int = 0
     chance: int = 0
@@ -130,22 +174,24 @@ class Arm:
     skb_argument: int = 0
     device_arguments: int = 0
     socket_arguments: int = 0
+    net_arguments: int = 0
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH9Q6I2i3BxI")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH10Q6I2i4BI")
 
     def encode(self, cookie: int) -> bytes:
         """Return the command's bytes."""
         head = self.LAYOUT.pack(
             self.LAYOUT.size + len(self.filter), Command.ARM, self.rule, cookie, self.address,
-            self.first, self.last, self.every, self.delay_ns, self.jitter_ns, self.text_start, self.text_end,
+            self.first, self.last, self.every, self.delay_ns, self.jitter_ns, self.lease_ns,
+            self.text_start, self.text_end,
             self.chance, self.seed, self.verdict, self.reason, self.copies, self.captured_bytes,
             self.held_returns, self.dropped_returns,
-            self.skb_argument, self.device_arguments, self.socket_arguments, len(self.filter) // 8,
+            self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments, len(self.filter) // 8,
         )  # fmt: skip
         return head + self.filter
 
 
-BY_HAND_LAYOUT = struct.Struct("=QQi3Bx")
+BY_HAND_LAYOUT = struct.Struct("=QQi4B")
 DECIDE = struct.Struct("=IHHQQQiI")
 
 
@@ -221,11 +267,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header.
-
-    ``stack``: (bytes from the probed function's return address, word) of every word of the stack from there on that can
-    be a return address; empty where it was not asked for.
-    """
+    """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header."""
 
     rule: int
     at_ns: int
@@ -241,9 +283,18 @@ class Hit:
     device: int
     protocol: int
     data: bytes
-    stack: tuple[tuple[int, int], ...] = ()
+    stack_words: bytes = b""
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH6QIIiIIHH")
+
+    @property
+    def stack(self) -> tuple[tuple[int, int], ...]:
+        """Every word of the stack that can be a return address; empty where the stack was not asked for.
+
+        (bytes from the place of the probed function's return address, word), from there outwards.
+        """
+        words = struct.iter_unpack("=Q", self.stack_words)
+        return tuple((word >> STACK_SHIFT, word & STACK_ADDRESS) for (word,) in words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,14 +309,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """struct agent_end: a packet that was held is so no more."""
+    """struct agent_end: a packet that was held is so no more, or all of its rule's (``ALL``)."""
 
     rule: int
     at_ns: int
     packet: int
     dropped: bool
+    cause: Cause = Cause.DECIDED
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQ")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQI4x")
 
 
 def decode(record: bytes) -> Hit | Done | End:
@@ -277,14 +329,13 @@ def decode(record: bytes) -> Hit | Done | End:
     if kind == Event.HIT:
         fields = Hit.LAYOUT.unpack_from(record)
         end = Hit.LAYOUT.size + fields[-1]
-        words = struct.iter_unpack("=Q", record[-(-end // ALIGNMENT) * ALIGNMENT :])
-        stack = tuple((word >> STACK_SHIFT, word & STACK_ADDRESS) for (word,) in words)
-        return Hit(*(rule, *fields[3:-1], record[Hit.LAYOUT.size : end], stack))
+        words = record[-(-end // ALIGNMENT) * ALIGNMENT :]
+        return Hit(*(rule, *fields[3:-1], record[Hit.LAYOUT.size : end], words))
     if kind == Event.DONE:
         return Done(*Done.LAYOUT.unpack_from(record)[3:])
     if kind in {Event.RELEASED, Event.DROPPED}:
-        at_ns, packet = End.LAYOUT.unpack_from(record)[3:]
-        return End(rule, at_ns, packet, kind == Event.DROPPED)
+        at_ns, packet, cause = End.LAYOUT.unpack_from(record)[3:]
+        return End(rule, at_ns, packet, kind == Event.DROPPED, Cause(cause))
     raise ValueError(f"unknown event of kind {kind}")
 
 

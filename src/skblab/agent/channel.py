@@ -147,6 +147,15 @@ class Channel:
         return self._read("held")
 
     @property
+    def longest_off_ns(self) -> int:
+        """For how long interrupts were off at most while the agent worked through packets of a rule that ended."""
+        return self._read("longest_off_ns")
+
+    def forget_longest_off(self) -> None:
+        """Begin anew with ``longest_off_ns``."""
+        self._write("longest_off_ns", 0)
+
+    @property
     def probes(self) -> int:
         """How many functions are patched now."""
         return self._read("probes")

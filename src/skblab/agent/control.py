@@ -8,13 +8,14 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Self
 
 from skblab.agent import abi
 from skblab.agent.channel import Channel
 from skblab.agent.held import HeldPacket, State
 from skblab.agent.soundness import check
-from skblab.errors import GuestLost, SkblabError, Timeout, UsageError
+from skblab.errors import CallbackFailed, GuestLost, SkblabError, Timeout, UsageError
 from skblab.filter import compile_filter
 from skblab.image.image import Image
 from skblab.image.index import SKB_TYPE, Function, Parameter
@@ -29,7 +30,8 @@ POINTS_AT_ONCE = 4096  # that fit into the ring of commands
 SHOWN_BYTES = 128  # of a packet that is only told of
 WHOLE_PACKET = 0xFFFF
 MOST_MEMORY_MIB = 1984  # of a guest: the agent lies behind it, and a call of 5 bytes reaches 2 GiB
-DEVICE_TYPE, SOCKET_TYPE = "struct net_device *", "struct sock *"
+DEFAULT_LEASE_S = 60.0  # a program that hangs gives its packets back after that time
+DEVICE_TYPE, SOCKET_TYPE, NET_TYPE = "struct net_device *", "struct sock *", "struct net *"
 VERDICTS = {
     "accept": abi.Verdict.ACCEPT, "trace": abi.Verdict.TRACE, "hold": abi.Verdict.HOLD, "delay": abi.Verdict.HOLD,
     "drop": abi.Verdict.DROP, "duplicate": abi.Verdict.DUPLICATE, "edit": abi.Verdict.HOLD, "stop": abi.Verdict.STOP,
@@ -53,6 +55,11 @@ def _refusal(what: str, number: int) -> SkblabError:
     return SkblabError(f"the agent refused: {what}", found=os.strerror(number))
 
 
+def callback_failed(of: str, error: Exception) -> CallbackFailed:
+    """Return the error for a function of the caller's that raised."""
+    return CallbackFailed(f"the callback of {of} raised {type(error).__name__}: {error}")
+
+
 class Armed:
     """A rule that is in force, until ``disarm()`` or the end of the ``with``."""
 
@@ -65,26 +72,36 @@ class Armed:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.disarm()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.disarm(raising=error is None)
 
     @property
     def counts(self) -> abi.Counts:
         """What has become of the packets that the rule's filter took."""
         return self._last or self._agent.channel.counts(self.number)
 
-    def disarm(self) -> None:
-        """Take the rule away; what it holds is released. Safe to call twice."""
+    def disarm(self, *, raising: bool = True) -> None:
+        """Take the rule away; what it holds is released. Safe to call twice.
+
+        :raises CallbackFailed: its listener raised meanwhile; not where *raising* is false
+        """
         if self._last is None:
-            self._agent.disarm(self.number)
+            error = self._agent.disarm(self.number)
             self._last = self._agent.channel.counts(self.number)
+            if error and raising:
+                raise callback_failed(str(self.rule), error) from error
 
 
 class Agent:
     """The agent of a running guest."""
 
-    def __init__(self, channel: Channel, image: Image, lost: Callable[[], SkblabError]) -> None:
+    def __init__(
+        self, channel: Channel, image: Image, lost: Callable[[], SkblabError], lease_s: float = DEFAULT_LEASE_S
+    ) -> None:
         self.channel = channel
+        self._lease_s = lease_s
         self._image = image
         self._lost = lost
         self._cookies = itertools.count(1)
@@ -93,6 +110,7 @@ class Agent:
         self._gone = False
         self._following = False
         self._rules: dict[int, tuple[Rule, Listener]] = {}
+        self._failed: dict[int | None, Exception] = {}  # the first error of each rule's callback; None: a trace's
         self._free = list(range(abi.BY_HAND - 1, -1, -1))
         self._held: dict[int, HeldPacket] = {}
         self._when_gone: list[Callable[[], None]] = []
@@ -123,6 +141,25 @@ class Agent:
     def lost(self) -> SkblabError:
         """Return the error that tells how the agent went, for the caller to raise."""
         return self._lost()
+
+    def refuse_to_wait(self) -> None:
+        """Refuse to wait on the reading thread: what is waited for comes by that thread.
+
+        :raises UsageError: this is it, in somebody's callback
+        """
+        if threading.current_thread() is self._reader:
+            raise UsageError(
+                "a callback cannot wait for the agent, whose answer comes once the callback has returned",
+                mend="decide in a thread of your own: lab.hold(), and take(); release() and drop() do not wait",
+            )
+
+    def wait_until(self, done: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until what the agent tells makes something true, or the agent is gone; whether it is true."""
+        if not done():
+            self.refuse_to_wait()
+        with self._news:
+            self._news.wait_for(lambda: done() or self._gone, timeout_s)
+            return done()
 
     def wait_ready(self) -> None:
         """Wait until the agent is there.
@@ -220,6 +257,8 @@ class Agent:
         finally:
             self._following = False
             self._witness = lambda *_: None
+        if error := self._failed.pop(None, None):
+            raise error
 
     def measure_ns(self, rule: Rule | None, packet: bytes, calls: int) -> float:
         """Return what one call of a function that does nothing takes in the guest, with a rule at it or without."""
@@ -231,8 +270,8 @@ class Agent:
             )
         return took_ns / calls
 
-    def disarm(self, number: int) -> None:
-        """Take a rule away; what it holds is released."""
+    def disarm(self, number: int) -> Exception | None:
+        """Take a rule away; what it holds is released. Return the first error of its callback."""
         try:
             # An answer that there is no such rule is none to complain of: it went with its function's module.
             self._ask_each([lambda cookie: abi.encode_decide(abi.Command.DISARM, cookie, rule=number)], "disarming")
@@ -240,6 +279,7 @@ class Agent:
             pass  # and its rules with it
         finally:
             self._forget(number)
+        return self._failed.pop(number, None)
 
     def decide(
         self, command: abi.Command, packet: int, *, after_ns: int = 0, number: int = 0, data: bytes = b""
@@ -279,6 +319,7 @@ class Agent:
             every=occurrence.every,
             delay_ns=max(rule.delay_ns, 1) if rule.verdict == "delay" else 0,
             jitter_ns=rule.jitter_ns,
+            lease_ns=round(self._lease_s * 1e9),
             text_start=text_start,
             text_end=text_end,
             chance=0 if occurrence.percent in {0, 100} else int(occurrence.percent / 100 * (1 << 32)),
@@ -291,6 +332,7 @@ class Agent:
             skb_argument=function.skb_parameter or 0,
             device_arguments=bits(types, DEVICE_TYPE),
             socket_arguments=bits(types, SOCKET_TYPE),
+            net_arguments=bits(types, NET_TYPE),
         )
 
     @functools.cached_property
@@ -314,6 +356,7 @@ class Agent:
 
     def _ask_each(self, encode: Sequence[Callable[[int], bytes]], what: str) -> list[int]:
         """Send commands, wait for all answers and return them."""
+        self.refuse_to_wait()
         if self._gone:
             raise self._lost()
         cookies = [next(self._cookies) for _ in encode]
@@ -346,7 +389,7 @@ class Agent:
             while True:
                 self.channel.wait(None)
                 events = list(self.channel.events())
-                self.channel.steps(self._steps)  # those that were told before the answer that ends a trace
+                self._take_steps()  # those that were told before the answer that ends a trace
                 for event in events:
                     self._take(event)
                 with self._news:
@@ -357,11 +400,25 @@ class Agent:
             with self._news:
                 self._gone = True
                 held, self._held = self._held, {}
+                for packet in held.values():
+                    packet.end(State.LOST, 0)
                 self._news.notify_all()
-            for packet in held.values():
-                packet.end(State.LOST, 0)
             for tell in self._when_gone:
-                tell()
+                self._guarded(None, tell)
+
+    def _guarded(self, rule: int | None, call: Callable[..., object], *arguments: object) -> None:
+        """Call what others gave us. An error of theirs must not end this thread; the first one is kept for the end."""
+        try:
+            call(*arguments)
+        except Exception as error:  # noqa: BLE001 - raised where the rule, or the trace, ends
+            self._failed.setdefault(rule, error)
+
+    def _take_steps(self) -> None:
+        def take(piece: memoryview) -> None:
+            if None not in self._failed:  # a file of which a piece is missing is not to go on
+                self._guarded(None, self._steps, piece)
+
+        self.channel.steps(take)
 
     def _take(self, event: abi.Hit | abi.Done | abi.End) -> None:
         match event:
@@ -374,16 +431,23 @@ class Agent:
                 if held:
                     self._held[event.packet] = held
                 if rule and event.skb:
-                    self._witness(event, rule.function, rule.action, self.channel.host_ns(event.at_ns))
-                if listener:
-                    listener(event, held)
-            case abi.End():
-                held = self._held.pop(event.packet, None)
-                if held:
-                    state = State.DROPPED if event.dropped else State.RELEASED
                     at_ns = self.channel.host_ns(event.at_ns)
-                    held.end(state, at_ns)
-                    self._witness(held.hit, held.function, state.value, at_ns)
+                    self._guarded(None, self._witness, event, rule.function, rule.action, at_ns)
+                if listener:
+                    self._guarded(event.rule, listener, event, held)
+            case abi.End(packet=abi.ALL):
+                self._end([number for number, held in self._held.items() if held.hit.rule == event.rule], event)
+            case abi.End():
+                self._end([event.packet], event)
+
+    def _end(self, packets: list[int], end: abi.End) -> None:
+        state = State.DROPPED if end.dropped else State.RELEASED
+        at_ns = self.channel.host_ns(end.at_ns)
+        for packet in packets:
+            if held := self._held.pop(packet, None):
+                held.end(state, at_ns, end.cause)
+                if self._following:
+                    self._guarded(None, self._witness, held.hit, held.function, state.value, at_ns)
 
 
 def bits(types: list[str], wanted: str) -> int:

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from skblab.agent.abi import Command, Hit
+from skblab.agent.abi import Cause, Command, Hit
 from skblab.errors import PacketGone
 from skblab.image.unwind import Frame
 from skblab.packet import Packet
@@ -46,12 +46,12 @@ class HeldPacket:
     def __init__(self, agent: "Agent", hit: Hit, function: str) -> None:
         self._agent = agent
         self._lock = threading.Lock()
-        self._end = threading.Event()
         self.hit = hit
         self.function = function
         self.packet = Packet(hit.data, hit.protocol)
         self.held_at_ns = agent.channel.host_ns(hit.at_ns)
         self.ended_at_ns = 0
+        self.cause = Cause.DECIDED  # why it went, once it has
         self.state = State.HELD
 
     def __repr__(self) -> str:
@@ -121,15 +121,15 @@ class HeldPacket:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it has gone, one way or the other; whether it has."""
-        return self._end.wait(timeout_s)
+        return self._agent.wait_until(lambda: not LIFE[self.state], timeout_s)
 
-    def end(self, state: State, at_ns: int) -> None:
-        """Note how it went; what the agent told."""
+    def end(self, state: State, at_ns: int, cause: Cause = Cause.DECIDED) -> None:
+        """Note how it went, and why; those who wait are woken by the agent's reader, once for many packets."""
         with self._lock:
             if state in LIFE[self.state]:
                 self.state = state
                 self.ended_at_ns = at_ns
-        self._end.set()
+                self.cause = cause
 
     def _write(self, packet: Packet, data_offset: int) -> str:
         """Write a packet in the place of this one; return what that changes, as a diff."""
@@ -141,7 +141,8 @@ class HeldPacket:
 
     def _require_held(self, what: str) -> None:
         if self.state is not State.HELD:
-            raise PacketGone(f"cannot {what} this packet: it is {self.state.value}", found=self.summary())
+            why = f"\n{self.cause}" if self.cause else ""
+            raise PacketGone(f"cannot {what} this packet: it is {self.state.value}", found=self.summary() + why)
 
     def _decide(self, what: str) -> None:
         with self._lock:

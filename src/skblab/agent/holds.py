@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from skblab.agent import abi
-from skblab.agent.control import Agent, Armed
+from skblab.agent.control import Agent, Armed, callback_failed
 from skblab.agent.held import HeldPacket
 from skblab.errors import GuestLost, PacketGone, Timeout
 from skblab.packet import ETH_P_IP, Packet, changing
@@ -35,7 +35,7 @@ class Stream(Generic[Item]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.armed.disarm(raising=error is None)
 
     def close(self) -> None:
         """Disarm; what is still held is released."""
@@ -59,6 +59,7 @@ class Stream(Generic[Item]):
         :raises Timeout: there are not; those that are, stay
         :raises GuestLost: there will not be any more
         """
+        self._agent.refuse_to_wait()
         with self._news:
             self._news.wait_for(lambda: len(self._items) >= count or self._agent.gone, timeout_s)
             if len(self._items) < count:
@@ -136,6 +137,7 @@ class Running:
         self._news = threading.Condition()
         self._ended = False
         self._worker: threading.Thread | None = None
+        self._failed: Exception | None = None
         if rule.verdict == "edit":
             assert (
                 Packet(bytes(20), ETH_P_IP).layers is not None
@@ -147,17 +149,35 @@ class Running:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(raising=error is None)
 
     def close(self) -> None:
-        """Disarm, and end."""
-        self.armed.disarm()
+        """Disarm, and end. Safe to call twice.
+
+        :raises CallbackFailed: *told* raised; the first time
+        """
+        self._close(raising=True)
+
+    def _close(self, *, raising: bool) -> None:
+        self.armed.disarm(raising=raising)
         with self._news:
             self._ended = True
             self._news.notify_all()
         if self._worker:
             self._worker.join()
+        error, self._failed = self._failed, None
+        if error and raising:
+            raise callback_failed(str(self._rule), error) from error
+
+    def _tell(self, hit: abi.Hit, packet: Packet, done: str) -> None:
+        """Call what the caller gave. An error of it must not keep packets from going on."""
+        try:
+            self._told(hit, packet, done)
+        except Exception as error:  # noqa: BLE001 - raised by close()
+            self._failed = self._failed or error
 
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
         if held and self._rule.verdict == "edit":
@@ -165,7 +185,7 @@ class Running:
                 self._work.append(held)
                 self._news.notify_all()
             return
-        self._told(hit, Packet(hit.data, hit.protocol), str(self._rule.verdict))
+        self._tell(hit, Packet(hit.data, hit.protocol), str(self._rule.verdict))
         if held and self._rule.hold_count:
             self._group.append(held)
             if len(self._group) >= self._rule.hold_count:
@@ -195,7 +215,7 @@ class Running:
             except Exception as error:  # noqa: BLE001 - whatever a packet does to scapy, it is released as it was
                 said = f"edit failed, released as it was: {error}"
             _let_go(held)
-            self._told(held.hit, before, said)
+            self._tell(held.hit, before, said)
 
 
 def _let_go(held: HeldPacket) -> None:

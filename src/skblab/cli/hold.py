@@ -43,7 +43,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_rule_options(parser, f"what to hold (default: {DEFAULT_RULE}); several may be given")
+    add_rule_options(parser, f"what to hold (default: {DEFAULT_RULE}); several may be given", lease_s=0.0)
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run on the host side, after --")
     add_lab_options(parser)
     add_guest_options(parser)
@@ -78,6 +78,6 @@ def show(lab: "Lab", rules: Sequence[Rule], command: Sequence[str]) -> int:
             print("\n".join(app.client.last_words).strip("\n"))
         for one in running:
             counts = ", ".join(f"{name} {count}" for name, count in asdict(one.armed.counts).items() if count)
-            print(f"{one.armed.rule}: {counts or 'arrived 0'}")
+            print(f"{one.armed.rule}: {counts or 'arrived 0'}", *one.armed.counts.caveats, sep="\n  ")
         print(f"lost: {held.lost}")
     return app.return_code or 0 if status is None else status

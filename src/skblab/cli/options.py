@@ -104,12 +104,13 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
     """
     from skblab.lab import Lab  # noqa: PLC0415
 
+    lease_s = getattr(arguments, "lease", 0.0)
     if getattr(arguments, "lab", None):
         if getattr(arguments, "from_boot", False):
             raise UsageError("a lab that is up has booted already", mend="without --from-boot, or without a lab's name")
         if getattr(arguments, "guest_commands", ()):
             raise UsageError("a lab that is up has its guest's commands already", mend="give -g to skblab up")
-        return Lab.join(arguments.lab)
+        return Lab.join(arguments.lab, lease_s=lease_s)
     return Lab(
         getattr(arguments, "name", None),
         image=chosen_image(arguments),
@@ -122,4 +123,5 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         memory_mib=getattr(arguments, "memory", 64),
         from_boot=getattr(arguments, "from_boot", False),
         steps_bytes=getattr(arguments, "ring", 64) << 20,
+        lease_s=lease_s,
     )

@@ -23,11 +23,19 @@ Teller = Callable[[Rule], "Callable[[Hit, Packet, str], None]"]
 """Returns what is to be called for each packet of a rule."""
 
 
-def add_rule_options(parser: argparse.ArgumentParser, help: str) -> None:  # noqa: A002
-    """Add the options that give rules."""
+def add_rule_options(
+    parser: argparse.ArgumentParser,
+    help: str,  # noqa: A002
+    *,
+    lease_s: float = 60.0,  # agent.control.DEFAULT_LEASE_S: to import it would make every command's start slower
+) -> None:
+    """Add the options that give rules, and the *lease_s* of what they hold."""
     parser.add_argument("-r", "--rule", action="append", default=[], metavar="RULE", dest="rules", help=help)
     parser.add_argument("-f", "--rules", action="append", default=[], type=Path, metavar="FILE", dest="rule_files",
                         help="rules from a file, one a line, behind those of -r; # begins a comment")  # fmt: skip
+    parser.add_argument("--lease", type=float, default=lease_s, metavar="SECONDS",
+                        help="a held packet goes on by itself if nothing has decided on it after that time; "
+                        "0: never (default: %(default)g)")  # fmt: skip
 
 
 def rules_from(arguments: argparse.Namespace, parse: Callable[[str], Rule] = Rule.parse) -> list[Rule]:

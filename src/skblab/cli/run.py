@@ -116,6 +116,8 @@ class _Teller:
             counts = asdict(one.armed.counts)
             shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
             self._say({"event": "rule", "rule": str(one.armed.rule), **counts}, f"{one.armed.rule}: {shown}")
+            for caveat in one.armed.counts.caveats if not self._as_json else ():
+                self._say({}, f"  {caveat}")
         self._say({"event": "end", "lost": lost, "status": status}, f"lost: {lost}")
 
     def _say(self, fields: dict[str, object], text: str) -> None:

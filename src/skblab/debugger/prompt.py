@@ -11,7 +11,7 @@ import termios
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from skblab.agent.control import DEVICE_TYPE, SOCKET_TYPE, bits
+from skblab.agent.control import DEVICE_TYPE, NET_TYPE, SOCKET_TYPE, bits
 from skblab.agent.soundness import TABLE
 from skblab.debugger import attach
 from skblab.debugger.inside import wire
@@ -204,5 +204,5 @@ def _place(function: Function, told: int | None = None, held: int = 0) -> wire.P
     types = [parameter.type for parameter in function.parameters[:6]]
     return wire.Place(
         function.name, function.address, function.skb_parameter, told, held, bits(types, DEVICE_TYPE),
-        bits(types, SOCKET_TYPE),
+        bits(types, SOCKET_TYPE), bits(types, NET_TYPE),
     )  # fmt: skip

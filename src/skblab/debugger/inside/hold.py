@@ -11,7 +11,7 @@ from skblab.debugger.inside.commands import one_clear_error, say
 from skblab.debugger.inside.instead import call_instead, stack_pointer, taking_over
 from skblab.debugger.inside.wire import OpenPrompt, Release, encode
 
-BY_HAND = struct.Struct("=QQi3Bx")  # kernel/agent/agent_abi.h struct agent_by_hand
+BY_HAND = struct.Struct("=QQi4B")  # kernel/agent/agent_abi.h struct agent_by_hand
 ENTRY_BYTES = 5  # a call's, in the place of the NOPs
 
 
@@ -53,7 +53,7 @@ class SkbHold(gdb.Command):
             raise gdb.GdbError(f"packets cannot be held here: {self.order.no_hold}")
         place, skb = taking_over("skb-hold", self.places)
         line, inferior = skbs.line(skb), gdb.selected_inferior()
-        wanted = (place.address, 0, place.held, place.argument, place.devices, place.sockets)
+        wanted = (place.address, 0, place.held, place.argument, place.devices, place.sockets, place.nets)
         inferior.write_memory(self.order.by_hand, BY_HAND.pack(*wanted))
         # As if its NOPs were a call of the agent's trampoline, which they are where a rule is armed.
         stack = stack_pointer() - 8
@@ -61,7 +61,9 @@ class SkbHold(gdb.Command):
         back = call_instead({"rsp": stack, "rip": self.order.trampoline})
         _, number, *_ = BY_HAND.unpack(bytes(inferior.read_memory(self.order.by_hand, BY_HAND.size)))
         if not number:
-            raise gdb.GdbError("the kernel has no memory to hold it, or its route does not last: it went on")
+            raise gdb.GdbError(
+                "the kernel has no memory to hold it, or its route, socket or device is going away: it went on"
+            )
         self.held.packets[number] = (place.function, line, time.monotonic())
         if not back:
             raise gdb.GdbError(f"packet {number} is held, but something stopped the kernel on the way")

@@ -37,7 +37,7 @@ class Place:
     """A function that is entered with a packet: its address, and which argument the packet is.
 
     ``told`` is what its caller is to be told where the packet is dropped at its entry; None where it may not be.
-    ``held`` likewise, where it is held; ``devices`` and ``sockets``: bit n, argument n is one.
+    ``held`` likewise, where it is held; ``devices``, ``sockets``, ``nets``: bit n, argument n is one.
     """
 
     function: str
@@ -47,6 +47,7 @@ class Place:
     held: int = 0
     devices: int = 0
     sockets: int = 0
+    nets: int = 0
 
 
 @dataclass(frozen=True)

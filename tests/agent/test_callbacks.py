@@ -1,0 +1,86 @@
+"""A callback of the caller's may fail, or ask for what it cannot have: the lab goes on, and the caller hears of it."""
+
+import subprocess
+
+import pytest
+
+from skblab.agent.abi import Hit
+from skblab.agent.control import Armed
+from skblab.agent.held import HeldPacket
+from skblab.agent.holds import Running
+from skblab.errors import CallbackFailed, UsageError
+from skblab.lab import Lab
+from skblab.packet import Packet
+from skblab.rule import Rule
+
+
+def pinged(lab: Lab) -> bool:
+    return lab.run(["ping", "-c1", "-W1", "guest"], timeout_s=20).returncode == 0
+
+
+def fail(hit: Hit, packet: Packet, done: str) -> None:
+    raise ValueError(f"no policy for {packet.summary().split(':')[0]}, {done}: {hit.rule}")
+
+
+@pytest.mark.parametrize("verdict", ["trace", "drop @2", "hold 1 release fifo", "edit ip.ttl=9", "delay 1ms"])
+def test_an_error_is_raised_where_the_rule_is_closed(shared_lab: Lab, verdict: str) -> None:
+    rule = shared_lab.rule(f"icmp_rcv = {verdict}", fail)
+    assert pinged(shared_lab)  # what was to be done with the packet was done all the same
+    assert pinged(shared_lab) is not verdict.startswith("drop")
+    with pytest.raises(CallbackFailed, match=r"icmp_rcv = .* raised ValueError: no policy for") as error:
+        rule.close()
+    assert isinstance(error.value.__cause__, ValueError)
+    rule.close()  # it was raised once
+    with shared_lab.rule("icmp_rcv = drop @1"):
+        assert not pinged(shared_lab)
+    assert pinged(shared_lab)
+
+
+def under(lab: Lab, armed: Running | Armed) -> None:
+    with armed:
+        assert pinged(lab)
+        raise KeyError
+
+
+def test_the_callers_own_error_goes_first(shared_lab: Lab) -> None:
+    with pytest.raises(KeyError):
+        under(shared_lab, shared_lab.rule("icmp_rcv = trace", fail))
+    with pytest.raises(KeyError):
+        under(shared_lab, shared_lab.agent.arm(Rule("icmp_rcv", "trace"), broken))
+
+
+def broken(hit: Hit, held: HeldPacket | None) -> None:
+    raise ValueError(hit, held)
+
+
+def test_a_listener_that_fails_harms_no_other(shared_lab: Lab) -> None:
+    heard: list[str] = []
+    armed = shared_lab.agent.watch("icmp_echo", broken)
+    with shared_lab.rule("icmp_rcv = trace", lambda _, packet, __: heard.append(packet.summary())):
+        assert pinged(shared_lab)
+    assert len(heard) == 1
+    with pytest.raises(CallbackFailed):
+        armed.disarm()
+
+
+def test_a_callback_that_waits_for_the_agent_is_refused_at_once(shared_lab: Lab) -> None:
+    refused: list[UsageError] = []
+
+    def ask(hit: Hit, held: HeldPacket | None) -> None:
+        assert hit.packet
+        assert held
+        for wait in (
+            lambda: shared_lab.rule("ip_rcv = trace"),
+            held.duplicate,
+            lambda: held.wait(10),
+            lambda: hold.take(1),
+        ):
+            with pytest.raises(UsageError, match="cannot wait for the agent") as error:
+                wait()
+            refused.append(error.value)
+        held.release()
+
+    with shared_lab.hold("arp_rcv") as hold, shared_lab.agent.arm(Rule("icmp_rcv", "hold"), ask):
+        client = shared_lab.popen(["ping", "-c1", "-W5", "guest"], stdout=subprocess.DEVNULL)
+        assert client.wait(8) == 0
+    assert len(refused) == 4
