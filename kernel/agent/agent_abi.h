@@ -40,13 +40,13 @@ struct agent_counts { /* of one rule */
 	__u64 dropped;
 	__u64 duplicated; /* copies made */
 	__u64 stopped;
-	/* of the accepted: were to be held, and went on, for */
-	__u64 no_memory; /* held packets had their share of the guest's memory */
-	__u64 going; /* their route, socket, device or namespace was going away */
-	__u64 untold; /* the host had not read its events: nobody would have decided */
+	__u64 no_memory; /* packets not held, or copies not made */
+	__u64 going; /* not held: their route, socket, device or namespace was going away */
+	__u64 untold; /* not held: the host had not read its events, and nobody would have decided */
+	__u64 too_many; /* not copied: they are copies, and theirs would be too many */
 	__u64 expired; /* of the released: by their lease */
 	__u64 given_up; /* of the dropped: their device or namespace went away */
-	__u64 padding[3];
+	__u64 padding[2];
 };
 
 struct agent_shared {

@@ -120,7 +120,7 @@ static void set_up_timer(struct agent_held *held)
 
 static void start_timer(struct agent_held *held, ktime_t from, u64 after_ns)
 {
-	held->due = ktime_add_ns(from, after_ns);
+	held->due = ktime_add_safe(from, min_t(u64, after_ns, KTIME_MAX));
 	hrtimer_start(&held->timer, ktime_sub_ns(held->due, min_t(u64, wakes_late_ns, after_ns / 2)),
 		      HRTIMER_MODE_ABS_HARD);
 }

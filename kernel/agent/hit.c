@@ -14,25 +14,38 @@ noinline void agent_stop(const struct sk_buff *skb)
 	asm volatile("" : : "r"(skb) : "memory");
 }
 
+/* Rules may copy what others have copied: a thousand times a thousand would be the last that the guest does. */
+static u32 copies_of_copies = 1;
+
+static bool would_be_too_many(const struct agent_arm *arm)
+{
+	return arm->verdict == AGENT_DUPLICATE && copies_of_copies * arm->copies > AGENT_MOST_COPIES;
+}
+
 /* The function runs for each copy before it runs for the packet itself. */
 static void duplicate(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb)
 {
 	const unsigned long address = regs->ip - AGENT_ENTRY_BYTES;
 	const unsigned int argument = rule->arm.skb_argument;
 	unsigned long arguments[AGENT_ARGUMENTS];
-	u16 number = rule->number;
+	const u16 number = rule->number; /* the rule may be gone when a copy's way has ended */
+	const u32 outer = copies_of_copies;
 
+	copies_of_copies *= rule->arm.copies;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		arguments[i] = agent_argument(regs, i);
 	for (u32 left = rule->arm.copies; left; left--) {
-		struct sk_buff *copy = skb_copy(skb, GFP_ATOMIC);
+		struct sk_buff *copy = skb_copy(skb, GFP_ATOMIC | __GFP_NOWARN);
 
-		if (!copy)
-			return;
+		if (!copy) {
+			agent_counts(number)->no_memory += left;
+			break;
+		}
 		agent_counts(number)->duplicated++;
 		arguments[argument] = (unsigned long)copy;
 		agent_call(address, arguments);
 	}
+	copies_of_copies = outer;
 }
 
 /* Do what may set other packets going. */
@@ -101,6 +114,9 @@ static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *re
 			local_irq_restore(flags);
 			return 1;
 		}
+		verdict = AGENT_ACCEPT;
+	} else if (would_be_too_many(&rule->arm)) {
+		counts->too_many++;
 		verdict = AGENT_ACCEPT;
 	}
 	if (verdict == AGENT_ACCEPT)

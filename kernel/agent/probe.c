@@ -4,6 +4,8 @@
  * sleeps between the NOPs of a function, but an interrupt may have come there.
  */
 #include <linux/hashtable.h>
+#include <linux/ktime.h>
+#include <linux/minmax.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/slab.h>
@@ -14,6 +16,7 @@
 #define HOST_MPROTECT 10
 #define HOST_PROT_READ_EXEC 5
 #define HOST_PROT_ALL 7
+#define MOST_NS (KTIME_MAX / 4) /* so that it can be added to the time */
 
 static const u8 nops[AGENT_ENTRY_BYTES] = { 0x90, 0x90, 0x90, 0x90, 0x90 };
 static DEFINE_HASHTABLE(probes, 12);
@@ -150,7 +153,10 @@ int agent_arm(const struct agent_arm *arm)
 	if (arm->skb_argument >= AGENT_ARGUMENTS &&
 	    (arm->skb_argument != AGENT_NO_PACKET || arm->verdict > AGENT_TRACE))
 		return -EINVAL;
-	if (arm->copies > AGENT_MOST_COPIES)
+	if (arm->copies > AGENT_MOST_COPIES || max3(arm->delay_ns, arm->jitter_ns, arm->lease_ns) > MOST_NS)
+		return -EINVAL;
+	if (arm->filter_length > BPF_MAXINSNS ||
+	    sizeof(*arm) + arm->filter_length * sizeof(struct sock_filter) > arm->record.bytes)
 		return -EINVAL;
 	rule = kzalloc(sizeof(*rule), GFP_KERNEL);
 	if (!rule)

@@ -22,7 +22,7 @@ from skblab.rule import Occurrence
 from support import read_until
 
 GUEST, HOST = "192.168.10.1", "192.168.10.254"
-GUEST6, HOST6 = "fd10::1", "fd10::254"
+GUEST6, HOST6 = "fd00:10::1", "fd00:10::254"
 SYN_ACK = "tcp src port 80 and tcp[tcpflags] & (tcp-syn|tcp-ack) == (tcp-syn|tcp-ack)"
 
 # A connected UDP socket that says "up", and is closed at the word of whoever reads that; then others take its memory.
@@ -63,6 +63,7 @@ HTTP = "import http.server as h; s = h.HTTPServer(('', 80), h.SimpleHTTPRequestH
 def kasan() -> Iterator[Lab]:
     with Lab(image=find_image(variant="kasan"), root="host", memory_mib=512, boot_timeout_s=60) as lab:
         yield lab
+        assert not [line for line in lab.console.text().splitlines() if "BUG:" in line or "WARNING:" in line]
 
 
 def shell(lab: Lab, script: str, *, timeout_s: float = 60) -> str:
@@ -71,12 +72,12 @@ def shell(lab: Lab, script: str, *, timeout_s: float = 60) -> str:
     return done.stdout
 
 
-def start(lab: Lab, program: str, *arguments: str) -> Command:
-    running = lab.guest.popen(
-        ["python3", "-u", "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    hear(running, "up")
-    return running
+@contextlib.contextmanager
+def started(lab: Lab, program: str, *arguments: str) -> Iterator[Command]:
+    argv = ["python3", "-u", "-c", program, *arguments]
+    with contextlib.closing(lab.guest.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as running:
+        hear(running, "up")
+        yield running
 
 
 def hear(running: Command, word: str) -> None:
@@ -92,16 +93,13 @@ def tell(running: Command) -> None:
 
 def test_an_answer_to_a_syn_outlives_its_request(kasan: Lab) -> None:
     """The request becomes a connection, and is freed, while the first SYN-ACK is held."""
-    running = start(kasan, HTTP)
-    with kasan.rule(f"ip_output = delay 3s @1 if {SYN_ACK}") as rule:
+    with started(kasan, HTTP), kasan.rule(f"ip_output = delay 3s @1 if {SYN_ACK}") as rule:
         done = kasan.run(["curl", "-s", "-4", "-o", "/dev/null", "http://guest/"], timeout_s=30)
         assert done.returncode == 0
         counts = rule.armed.counts
         assert (counts.held, counts.released) == (1, 0)
         shell(kasan, "for i in 1 2 3 4 5; do ip -4 route get 192.168.10.254 >/dev/null; done; sleep 3")
         assert rule.armed.counts.released == 1
-    running.kill()
-    running.wait()
 
 
 @pytest.mark.parametrize(
@@ -113,12 +111,14 @@ def test_an_answer_to_a_syn_outlives_its_request(kasan: Lab) -> None:
 )  # fmt: skip
 def test_a_datagram_outlives_its_socket(kasan: Lab, function: str, family: int) -> None:
     here, there = (GUEST, HOST) if family == socket.AF_INET else (GUEST6, HOST6)
-    server = start(kasan, CONNECTED, str(family), here, there)
-    client = kasan.socket(socket.AddressFamily(family), socket.SOCK_DGRAM)
-    client.bind((there, 8888))
-    client.connect((here, 7777))
-    client.settimeout(10)
-    with kasan.hold(function, "udp dst port 7777") as held:
+    with (
+        started(kasan, CONNECTED, str(family), here, there) as server,
+        kasan.socket(socket.AddressFamily(family), socket.SOCK_DGRAM) as client,
+        kasan.hold(function, "udp dst port 7777") as held,
+    ):
+        client.bind((there, 8888))
+        client.connect((here, 7777))
+        client.settimeout(10)
         client.send(b"for the one who was there")
         (packet,) = held.take(1)
         tell(server)
@@ -126,26 +126,22 @@ def test_a_datagram_outlives_its_socket(kasan: Lab, function: str, family: int) 
         packet.release()
         assert packet.wait(10)
         assert packet.state is State.RELEASED
-    # Nobody has the port any more, and the kernel says so, as to one who comes late.
-    with pytest.raises(ConnectionRefusedError):
-        client.recv(100)
-    tell(server)
-    server.wait(30)
-    client.close()
+        # Nobody has the port any more, and the kernel says so, as to one who comes late.
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(100)
 
 
 def test_a_datagram_that_is_held_reaches_its_socket(kasan: Lab) -> None:
-    server = start(kasan, ECHO)
-    client = kasan.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    client.bind((HOST, 8888))
-    client.settimeout(10)
-    with kasan.hold("ip_local_deliver", "udp dst port 7777") as held:
+    with (
+        started(kasan, ECHO),
+        kasan.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        kasan.hold("ip_local_deliver", "udp dst port 7777") as held,
+    ):
+        client.bind((HOST, 8888))
+        client.settimeout(10)
         client.sendto(b"hello", (GUEST, 7777))
         held.take(1)[0].release()
         assert client.recv(100) == b"hello"
-    tell(server)
-    server.wait(30)
-    client.close()
 
 
 @pytest.mark.parametrize("tracked", [False, True], ids=["plain", "conntrack"])

@@ -115,8 +115,7 @@ class Given(enum.IntEnum):
 class Counts:
     """What became of the packets that one rule's filter took.
 
-    Of the accepted: ``no_memory``, ``going`` and ``untold`` were to be held, and went on. Of the released: ``expired``
-    by their lease. Of the dropped: ``given_up`` with their device or namespace (kernel/agent/agent_abi.h).
+    Those from ``no_memory`` on nobody wished for: ``caveats`` says what they are (kernel/agent/agent_abi.h).
     """
 
     arrived: int
@@ -130,6 +129,7 @@ class Counts:
     no_memory: int = 0
     going: int = 0
     untold: int = 0
+    too_many: int = 0
     expired: int = 0
     given_up: int = 0
 
@@ -137,15 +137,16 @@ class Counts:
     def caveats(self) -> list[str]:
         """What happened to packets that the rule did not ask for, a sentence each."""
         sentences = (
-            (self.no_memory, "not held: the guest's memory is short, give it more with --memory"),
+            (self.no_memory, "not held or not copied: the guest's memory is short, give it more with --memory"),
             (self.going, "not held: their route, socket, device or namespace was going away"),
             (self.untold, "not held: the ring of events was full"),
+            (self.too_many, "not copied: they are copies, and theirs would be too many"),
             (self.expired, "went on by themselves: nobody decided on them within their lease"),
             (self.given_up, "held, then dropped: their device or network namespace went away"),
         )
         return [f"{count} {what}" for count, what in sentences if count]
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=13Q24x")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=14Q16x")
 
 
 @dataclass(frozen=True, slots=True)
