@@ -15,6 +15,7 @@ from typing import Self
 from skblab.agent.abi import Hit
 from skblab.agent.channel import STEPS_BYTES, Channel
 from skblab.agent.control import DEFAULT_LEASE_S, Agent
+from skblab.agent.held import MOST_DELAY_S
 from skblab.agent.holds import Hold, Probe, Running
 from skblab.debugger import prompt
 from skblab.debugger.session import Debugger
@@ -38,7 +39,6 @@ from skblab.rule import Occurrence, Rule
 from skblab.serve import start_commands
 
 MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
-MOST_LEASE_S = 365 * 86400.0
 MINIMUM_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
 
 _numbers = itertools.count(1)
@@ -129,8 +129,8 @@ class Lab:
         self._stack: ExitStack | None = None
         self._from_boot = from_boot
         self._steps_bytes = steps_bytes
-        if not 0 <= lease_s <= MOST_LEASE_S:
-            raise UsageError(f"a lease of {lease_s:g} s", found=f"0 (none) to {MOST_LEASE_S:g} s")
+        if not 0 <= lease_s <= MOST_DELAY_S:
+            raise UsageError(f"a lease of {lease_s:g} s", found=f"0 (none) to {MOST_DELAY_S:g} s")
         self._lease_s = lease_s
         self._joins = False
         self._agent: Agent | None = None

@@ -13,7 +13,7 @@ import pytest
 
 from skblab.agent.abi import Cause
 from skblab.agent.held import State
-from skblab.errors import Timeout
+from skblab.errors import Timeout, UsageError
 from skblab.guest.exec import Command
 from skblab.image.store import find_image
 from skblab.lab import Lab
@@ -225,6 +225,24 @@ def test_a_lease_gives_back_what_nobody_decides_on(lab: Lab) -> None:
     with lab.hold("icmp_rcv") as held:  # a minute is far away
         assert lab.run(["ping", "-c1", "-W1", "guest"]).returncode == 1
         assert held.counts.expired == 0
+
+
+def test_numbers_that_make_no_sense_are_refused(lab: Lab) -> None:
+    with lab.hold("icmp_rcv") as held:
+        client = lab.popen(["ping", "-c1", "-W5", "guest"], stdout=subprocess.DEVNULL)
+        (packet,) = held.take(1)
+        for after_s in (-1.0, float("nan"), float("inf"), 1e12):
+            with pytest.raises(UsageError):
+                packet.release(after_s=after_s)
+        for copies in (-1, 0, 1001, 1 << 40):
+            with pytest.raises(UsageError):
+                packet.duplicate(copies)
+        packet.duplicate(1000)
+        packet.release()
+        assert client.wait(10) == 0
+    assert (held.counts.duplicated, held.counts.released) == (1000, 1001)
+    with pytest.raises(UsageError, match="a lease of -1 s"):
+        Lab(lease_s=-1)
 
 
 def test_another_filter_goes_on_counting(lab: Lab) -> None:

@@ -6,8 +6,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from skblab.agent.abi import Cause, Command, Hit
-from skblab.errors import PacketGone
+from skblab.agent.abi import MOST_COPIES, Cause, Command, Hit
+from skblab.errors import PacketGone, UsageError
 from skblab.image.unwind import Frame
 from skblab.packet import Packet
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from skblab.agent.control import Agent
+
+MOST_DELAY_S = 365 * 86400.0
 
 
 class State(enum.Enum):
@@ -78,7 +80,10 @@ class HeldPacket:
         """Let it go on from the function where it was taken, now or after a time.
 
         :raises PacketGone: that has been decided already
+        :raises UsageError: no such time
         """
+        if not 0 <= after_s <= MOST_DELAY_S:
+            raise UsageError(f"release after {after_s:g} s", found=f"0 to {MOST_DELAY_S:g} s")
         self._decide("release")
         self._agent.decide(Command.RELEASE, self.hit.packet, after_ns=round(after_s * 1e9))
 
@@ -94,7 +99,10 @@ class HeldPacket:
         """Send copies of it on their way, now; it stays held itself.
 
         :raises PacketGone: it is held no more
+        :raises UsageError: so many are not made at once
         """
+        if not 1 <= copies <= MOST_COPIES:
+            raise UsageError(f"{copies} copies", found=f"1 to {MOST_COPIES}")
         self._require_held("duplicate")
         self._agent.decide(Command.COPY, self.hit.packet, number=copies)
 
