@@ -8,6 +8,7 @@ import pytest
 
 from skblab.errors import NoSuchLab, UsageError
 from skblab.image.image import Image
+from skblab.image.recipe import SERIES
 from skblab.lab import Lab
 from support import eventually_nothing, remains, skblab
 
@@ -142,3 +143,26 @@ def test_what_cannot_be_plugged(image: Image) -> None:
     finally:
         skblab("down", f"plugged-{name}")
         skblab("down", name)
+
+
+STEPS = (
+    "ip link set vec0 down; ip link set vec0 up",
+    "ip link set vec0 down",  # in one command, and in two
+    "ip link set vec0 up",
+    "ip link set vec0 down; ip link set vec0 address 02:11:22:33:44:55; ip link set vec0 up",
+    "ip link set vec0 down; ip link set vec0 name lan0; ip link set lan0 up",
+    "ip netns add x; ip link set lan0 netns x; ip -n x addr add 192.168.10.1/24 dev lan0; ip -n x link set lan0 up",
+    "ip -n x link set lan0 netns 1; ip addr add 192.168.10.1/24 dev lan0; ip link set lan0 up; ip netns del x",
+)
+
+
+@pytest.mark.parametrize("series", SERIES)
+@pytest.mark.parametrize("link", ["tap", "veth"])
+def test_a_link_goes_down_moves_and_comes_back(series: str, link: str) -> None:
+    with Lab(series=series, root="host", link=link) as lab:
+        for step in STEPS:
+            done = lab.guest.run(["sh", "-ec", step], timeout_s=20)
+            assert done.returncode == 0, (step, done.stderr)
+            assert lab.run(["ip", "neigh", "flush", "all"]).returncode == 0  # the guest's other MAC is not announced
+            answered = lab.run(["ping", "-c2", "-i0.2", "-W1", "guest"], timeout_s=20).returncode == 0
+            assert answered is not step.endswith("down"), step
