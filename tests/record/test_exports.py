@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP
+from scapy.layers.l2 import ARP
+from scapy.utils import rdpcap
 
 from skblab.host import process
 from skblab.image.image import Image
@@ -51,11 +54,24 @@ def test_tshark_shows_functions_and_facts(trace: Trace, tmp_path: Path) -> None:
     of_icmp_rcv = [row for row in rows if row[0] == "icmp_rcv"]
     assert [row[3] for row in of_icmp_rcv] == ["8", "8"]
     assert all(f"packet {step.packet}, skb {step.skb:#x}" in row[1] for step, row in zip(steps, rows, strict=True))
-    assert {row[5] for row in of_icmp_rcv} == {"84"}
+    assert {row[5] for row in of_icmp_rcv} == {"98"}  # with the Ethernet header that is made up
     assert any(row[0] == "arp_rcv" and row[4] == "1" for row in rows)
     times_s = [float(row[2]) for row in rows]
     assert times_s == sorted(times_s)
     assert not tshark(path, "-Y", "_ws.malformed")
+
+
+def test_tcpdump_and_scapy_read_every_packet(trace: Trace, tmp_path: Path) -> None:
+    path = tmp_path / "run.pcapng"
+    count = write_pcapng(trace, path)
+    done = process.run(["tcpdump", "-nr", path], timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == count
+    assert done.stdout.count("ICMP echo request, id") > 20
+    assert "ARP, Request who-has 192.168.10.1" in done.stdout
+    read = rdpcap(str(path))
+    assert len(read) == count
+    assert {type(one.payload) for one in read} == {IP, ARP}
 
 
 def test_the_interfaces_say_what_they_are(trace: Trace, tmp_path: Path) -> None:

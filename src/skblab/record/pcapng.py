@@ -1,8 +1,9 @@
 """A trace as pcapng: an interface for each function, a packet for each step, the kernel's facts as its comment.
 
-Wireshark and tshark read it (draft-ietf-opsawg-pcapng). A packet's bytes are its first ones as they were at the step,
-from its network header on. ARP has no place in raw IP: its packets are given an Ethernet header that is empty but for
-the protocol, on an interface of their own.
+Wireshark, tshark and all that is built on libpcap read it (draft-ietf-opsawg-pcapng). A packet's bytes are its first
+ones as they were at the step, from its network header on. The Ethernet header before them is made up: it is empty but
+for the protocol. Every interface has it, for libpcap refuses interfaces of different link types, and raw IP after the
+first interface, too (sf-pcapng.c pcap_ng_next_packet()).
 """
 
 import struct
@@ -10,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skblab.errors import TraceError
-from skblab.packet import ETH_P_ARP
 from skblab.record.journey import is_readable
 from skblab.record.steps import Kin, Passed, Step, Trace
 from skblab.record.words import device_in_words, fields_of, kin_in_words, reason_in_words, value_in_words
 
-LINKTYPE_ETHERNET, LINKTYPE_RAW = 1, 101
+LINKTYPE_ETHERNET = 1
 SECTION, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6
 BYTE_ORDER, VERSION = 0x1A2B3C4D, (1, 0)
 COMMENT, NAME, DESCRIPTION, TIME_RESOLUTION = 1, 2, 3, 9
@@ -49,22 +49,20 @@ def _blocks(trace: Trace, steps: list[Step]) -> Iterator[bytes]:
         struct.pack("<IHHq", BYTE_ORDER, *VERSION, -1),
         [(OS, f"Linux {trace.about['release']}"), (APPLICATION, "skblab")],
     )
-    interfaces: dict[tuple[str, int], int] = {}
+    interfaces: dict[str, int] = {}
     kin_of: dict[int, list[Kin]] = {}
     for kin in trace.kin:
         kin_of.setdefault(kin.call, []).append(kin)
     for step in steps:
-        ethernet = step.protocol == ETH_P_ARP
-        link = LINKTYPE_ETHERNET if ethernet else LINKTYPE_RAW
-        key = (step.function.name, link)
-        if key not in interfaces:
-            interfaces[key] = len(interfaces)
-            yield _interface(step.function, link)
-        header = bytes(12) + struct.pack(">H", step.protocol) if ethernet else b""
+        name = step.function.name
+        if name not in interfaces:
+            interfaces[name] = len(interfaces)
+            yield _interface(step.function)
+        header = bytes(12) + struct.pack(">H", step.protocol)
         data = header + step.data
         length = max(len(header) + step.length + step.data_offset, len(data))
         at_ns = step.at_ns + to_realtime_ns
-        body = struct.pack("<IIIII", interfaces[key], at_ns >> 32, at_ns & 0xFFFFFFFF, len(data), length)
+        body = struct.pack("<IIIII", interfaces[name], at_ns >> 32, at_ns & 0xFFFFFFFF, len(data), length)
         facts = comment(trace, step, kin_of.get(step.call, []))
         yield _block(PACKET, body + data + bytes(-len(data) % 4), [(COMMENT, facts)])
 
@@ -89,10 +87,10 @@ def comment(trace: Trace, step: Step, kin: list[Kin]) -> str:
     return ", ".join([*said, *(kin_in_words(one) for one in kin)])
 
 
-def _interface(function: Passed, link: int) -> bytes:
+def _interface(function: Passed) -> bytes:
     return _block(
         INTERFACE,
-        struct.pack("<HHI", link, 0, SNAP_BYTES),
+        struct.pack("<HHI", LINKTYPE_ETHERNET, 0, SNAP_BYTES),
         [
             (NAME, function.name),
             (DESCRIPTION, f"{function.signature} {function.file}:{function.line}"),
