@@ -1,9 +1,11 @@
-"""What all tests share: images of every series, labs, and the rule that CI skips nothing unexpectedly."""
+"""What all tests share: images of every series, labs, the rule that CI skips nothing unexpectedly, and the one that no
+guest's kernel complains (skblab.guest.complaint) unless its test says ``@pytest.mark.complains(KIND, ...)``.
+"""
 
 import hashlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from skblab.image.image import Image
 from skblab.image.recipe import SERIES
 from skblab.image.store import cache_dir, find_image
 from skblab.lab import Lab
+from support import complaints
 
 # Reasons for which a test may be skipped in CI; everywhere else a skip only says its reason.
 EXPECTED_IN_CI: frozenset[str] = frozenset(
@@ -24,6 +27,7 @@ LAST_LINES = 30
 
 _unexpected: list[str] = []
 _first_failures: list[pytest.TestReport] = []
+_complained: list[str] = []
 
 # What is started in the background of a script ignores Ctrl-C, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,16 +42,32 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             _unexpected.append(f"{report.nodeid}: {reason}")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Fail a test in which a kernel complained; behind every fixture, for a lab may end in one.
+
+    Run again it may pass, for such a fault is often a race: the whole run fails nevertheless.
+    """
+    yield
+    expected = {kind for mark in item.iter_markers("complains") for kind in mark.args}
+    unexpected = [f"lab {one.lab}: {one.words}" for one in complaints.take() if one.kind not in expected]
+    if unexpected:
+        _complained.append(item.nodeid)
+        pytest.fail("a guest's kernel complained:\n" + "\n".join(unexpected), pytrace=False)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in _first_failures:
         terminalreporter.section(f"failed once: {report.nodeid}", sep="_")
         terminalreporter.write_line("\n".join(report.longreprtext.splitlines()[-LAST_LINES:]))
+    for nodeid in _complained:
+        terminalreporter.write_line(f"a guest's kernel complained in {nodeid}", red=True)
     for line in _unexpected:
         terminalreporter.write_line(f"unexpected skip in CI: {line}", red=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _unexpected and session.exitstatus == pytest.ExitCode.OK:
+    if (_unexpected or _complained) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -16,10 +16,59 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skblab.host import process, registry
+from skblab.lab import Lab
 
 # Somebody may build an image while the tests run; builds that are tested have caches of their own.
 BUILD_NEXT_DOOR = str(Path.home() / ".cache/skblab/images/.building-")
+# CONFIG_UBSAN_ALIGNMENT, which UML has by default, takes the head of a list for an entry (list_for_each_entry()).
+NO_FAULT = "UBSAN: misaligned-access in "
 SKBLAB = (sys.executable, "-m", "skblab.cli")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A complaint of a guest's kernel, by whatever way it was heard."""
+
+    lab: str
+    kind: str
+    words: str
+
+
+class HeardComplaints:
+    """What the kernels of all labs have complained of since it was last asked: of this process's labs, and of what the
+    command line says of its own.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[Lab, int] = {}  # of the labs that run: how many of each one's are known already
+        self._heard: list[Heard] = []
+        Lab.when_left.append(self._left)
+        enter = Lab.__enter__
+
+        def enter_and_listen(lab: Lab) -> Lab:
+            self._taken[lab] = 0
+            return enter(lab)
+
+        Lab.__enter__ = enter_and_listen  # type: ignore[method-assign, assignment]
+
+    def _left(self, lab: Lab) -> None:
+        self._look(lab)
+        self._taken.pop(lab, None)
+
+    def _look(self, lab: Lab) -> None:
+        new = lab.new_complaints[self._taken.get(lab, 0) :]
+        self._taken[lab] = len(lab.new_complaints)
+        self._heard += [Heard(lab.name, one.kind, str(one)) for one in new if not one.title.startswith(NO_FAULT)]
+
+    def take(self) -> list[Heard]:
+        """Return what has come since the last time."""
+        for lab in list(self._taken):
+            self._look(lab)
+        heard, self._heard = self._heard, []
+        return heard
+
+
+complaints = HeardComplaints()
 
 
 def skblab(*words: str, timeout_s: float = 90, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,13 +8,15 @@ TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing: a lab's 
 if TYPE_CHECKING:
     from skblab.debugger.session import Debugger
     from skblab.errors import SkblabError
+    from skblab.guest.complaint import Complaint
     from skblab.image.image import Image
     from skblab.lab import Lab
     from skblab.packet import Packet
 
-__all__ = ["Debugger", "Image", "Lab", "Packet", "SkblabError"]
+__all__ = ["Complaint", "Debugger", "Image", "Lab", "Packet", "SkblabError"]
 
 _HOMES = {
+    "Complaint": "skblab.guest.complaint",
     "Debugger": "skblab.debugger.session",
     "Image": "skblab.image.image",
     "Lab": "skblab.lab",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from skblab.agent.abi import Hit
 from skblab.agent.channel import STEPS_BYTES, Channel
@@ -22,6 +22,7 @@ from skblab.debugger.session import Debugger
 from skblab.errors import LabBusy, SkblabError, Timeout, UsageError
 from skblab.guest import initramfs, receive
 from skblab.guest.boot import Boot, Guest
+from skblab.guest.complaint import Complaint
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import too_little_memory
 from skblab.guest.disk import Disk
@@ -74,6 +75,9 @@ class Lab:
 
     Entering raises ImageMissing, LabNameTaken, MissingPrerequisite, BootFailed, DiskError, DiskInUse.
     """
+
+    when_left: ClassVar[list[Callable[["Lab"], object]]] = []
+    """Each is called with every lab of this process when that has been left, by whatever way."""
 
     def __init__(
         self,
@@ -134,6 +138,8 @@ class Lab:
         self._lease_s = lease_s
         self._joins = False
         self._agent: Agent | None = None
+        self._console: Console | None = None
+        self._complaints_before = 0
 
     @classmethod
     def join(cls, name: str, *, lease_s: float = DEFAULT_LEASE_S) -> Self:
@@ -148,8 +154,9 @@ class Lab:
     def __enter__(self) -> Self:
         if self._stack is not None:
             raise UsageError(f"lab {self.name} is running already")
-        self._agent = None
+        self._agent = self._console = None
         with ExitStack() as stack:
+            stack.callback(self._left)
             # Entered last, left first: clients end before the kernel they talk to.
             self._clients: list[process.Running] = []
             if self._joins:
@@ -184,9 +191,9 @@ class Lab:
         if self._modules:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="skblab-"))
             append(archive, self._modules, archive := Path(directory, archive.name))
+        self.console = self._console = Console()
+        stack.callback(self.console.close)  # behind the kernel's end: its last words are read, too
         self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_links()))
-        self.console = Console()
-        stack.callback(self.console.close)
         channel, guest_socket = Channel.make(self._steps_bytes)
         self._agent = Agent(channel, self.image, self._why_lost, self._lease_s)
         stack.callback(self._agent.close)
@@ -231,8 +238,9 @@ class Lab:
         self.terminals = [Terminal(descriptor, stack) for descriptor in terminals]
         self.namespaces, about = namespaces, namespaces.about
         self.image = Image.open(Path(about["image"]))
-        self.console = Console(console_fd)
+        self.console = self._console = Console(console_fd)
         stack.callback(self.console.close)
+        self._complaints_before = len(self.complaints)
         self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel)
         stack.callback(self.guest.close)
         self._learn_modules(about.get("modules", {}))
@@ -390,6 +398,20 @@ class Lab:
 
     def _why_lost(self) -> SkblabError:
         return self.guest.lost()
+
+    @property
+    def complaints(self) -> tuple[Complaint, ...]:
+        """What the guest's kernel has complained of since it booted, its panic included; also when the lab is over."""
+        return self._console.complaints() if self._console else ()
+
+    @property
+    def new_complaints(self) -> tuple[Complaint, ...]:
+        """Those of ``complaints`` that have come since this lab was booted, or joined, here."""
+        return self.complaints[self._complaints_before :]
+
+    def _left(self) -> None:
+        for tell in self.when_left:
+            tell(self)
 
     def on_panic(self, told: Callable[[GuestPanicked], object]) -> PanicWatch:
         """Call *told*, from a thread of its own, when the guest's kernel panics; close what is returned.

@@ -117,8 +117,6 @@ def test_every_verdict_at_every_entry(every_lab: Lab, function: str) -> None:
     assert lab.agent.channel.held == 0
     assert lab.agent.channel.probes == 0
     assert ask(lab, 5)
-    assert "BUG" not in lab.console.text()
-    assert "WARNING" not in lab.console.text()
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def test_a_guest_that_was_booted_once_boots_without_calibrating(image: Image) ->
         assert "Calibrating delay loop (skipped)" in lab.console.text()
 
 
+@pytest.mark.complains("panic")
 def test_a_panic_at_boot_is_shown(image: Image) -> None:
     with pytest.raises(BootFailed) as caught, Lab(image=image, kernel_arguments=["rdinit=/none", "init=/none"]):
         pass

@@ -89,6 +89,7 @@ def test_a_guest_under_gdb_does_not_answer_and_that_is_said(lab: Lab) -> None:
     assert lab.guest.mconsole.version()
 
 
+@pytest.mark.complains("warning")  # sysrq b frees an interrupt in an interrupt (arch/um/drivers/line.c close_lines())
 @pytest.mark.parametrize("end", ["halt", "sysrq o", "sysrq b"])
 def test_what_ends_the_kernel_returns_when_it_is_gone(every_image: Image, end: str) -> None:
     with Lab(image=every_image) as lab:

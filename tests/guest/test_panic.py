@@ -16,6 +16,8 @@ from skblab.image.image import Image
 from skblab.lab import Lab
 from support import SKBLAB, read_until, skblab, start_skblab
 
+pytestmark = pytest.mark.complains("panic")
+
 READ_NULL = bytes.fromhex("31c0 488b00")  # xor %eax,%eax; mov (%rax),%rax
 NOPS = 5
 

@@ -41,8 +41,8 @@ def console() -> Iterator[Console]:
 def test_a_console_shows_why_the_kernel_died(console: Console) -> None:
     lines = [f"line {number}" for number in range(40)]
     trace = [f"trace {number}" for number in range(40)]
-    panic = "\x1b[31mKernel panic - not syncing: No init\x1b[0m"
-    os.write(console.writer, "\r\n".join([*lines, panic, *trace]).encode())
+    panic = "[    0.010000] Kernel panic - not syncing: No init"
+    os.write(console.writer, "\n".join([*lines, panic, *trace]).encode())
     assert console.panic() == "Kernel panic - not syncing: No init"
     evidence = console.evidence().splitlines()
     assert evidence[0] == "Kernel panic - not syncing: No init"

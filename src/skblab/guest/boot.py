@@ -73,6 +73,10 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
         *(f"con{number}=fd:{{fd{number + 2}}}" for number in range(1, len(boot.terminal_fds) + 1)),
         *([f"lpj={lpj}"] if lpj else []),
         *boot.extra,
+        # What the kernel complains of is read there, each line behind its time: neither is the user's to hide, nor a
+        # distribution's (procps sets kernel.printk).
+        "ignore_loglevel",
+        "printk.time=1",
     ]
 
 

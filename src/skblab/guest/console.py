@@ -1,10 +1,13 @@
 """What the guest kernel prints, kept in memory that ends with the lab."""
 
+import codecs
 import os
 import re
+import threading
+
+from skblab.guest.complaint import Complaint, Complaints
 
 ANSI_OR_LEVEL = re.compile(r"\x1b\[[0-9;]*m|^<\d>|\r", re.MULTILINE)
-PANIC = re.compile(r"Kernel panic - not syncing: .*|Kernel tried to .*|BUG: .*|Oops: .*")
 TAIL_LINES = 12
 AFTER_PANIC_LINES = 1  # whose task it was; then come the stack's bytes
 
@@ -21,6 +24,10 @@ class Console:
         self.descriptor = descriptor if descriptor >= 0 else os.memfd_create("skblab-console", os.MFD_CLOEXEC)
         # Append: the kernel's console and its stderr are two writers.
         self._append = os.open(f"/proc/self/fd/{self.descriptor}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._complaints = Complaints()
+        self._read_bytes = 0  # of what was printed, for complaints
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._reading = threading.Lock()
 
     @property
     def writer(self) -> int:
@@ -32,10 +39,23 @@ class Console:
         size = os.fstat(self.descriptor).st_size
         return ANSI_OR_LEVEL.sub("", os.pread(self.descriptor, size, 0).decode(errors="replace"))
 
+    def complaints(self) -> tuple[Complaint, ...]:
+        """Return what the kernel has complained of so far; of a log that is closed, what it had till then."""
+        with self._reading:
+            self._read()
+            return self._complaints.all
+
+    def _read(self) -> None:
+        if self.descriptor < 0:
+            return
+        size = os.fstat(self.descriptor).st_size
+        data = os.pread(self.descriptor, size - self._read_bytes, self._read_bytes)
+        self._read_bytes += len(data)
+        self._complaints.feed(self._decode(data))
+
     def panic(self) -> str | None:
         """Return the line that says why the kernel died, if it said so."""
-        found = PANIC.search(self.text())
-        return found.group(0) if found else None
+        return next((one.title for one in self.complaints() if one.kind == "panic"), None)
 
     def evidence(self) -> str:
         """Return what an error should show: the panic's line and what led to it, or the last lines."""
@@ -43,11 +63,14 @@ class Console:
         panic = self.panic()
         end = len(lines)
         if panic:  # what follows is a call trace
-            end = next(number for number, line in enumerate(lines, start=1) if panic in line)
+            end = next((number for number, line in enumerate(lines, start=1) if panic in line), end)
         tail = "\n".join(lines[max(end - TAIL_LINES, 0) : end + AFTER_PANIC_LINES])
         return (f"{panic}\n" if panic else "") + "console tail:\n" + (tail or "(nothing was printed)")
 
     def close(self) -> None:
-        """Forget the log."""
-        os.close(self.descriptor)
-        os.close(self._append)
+        """Forget the log, but for the complaints in it."""
+        with self._reading:
+            self._read()
+            os.close(self.descriptor)
+            os.close(self._append)
+            self.descriptor = -1

@@ -1,0 +1,255 @@
+"""What the guest's kernel complains of, recognised in what it prints: WARNING, BUG, KASAN, lockdep and their like.
+
+Pure code. A complaint is a record of the kernel's log; a program's own output on the same console is none. The two are
+told apart by the timestamp (``[    1.234567] ``) that printk puts before each line, and by the carriage return that a
+terminal puts behind each line of a program.
+"""
+
+import itertools
+import re
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+# kernel/printk/printk.c info_print_prefix(); a program may have left its line without an end before it.
+RECORD = re.compile(r"\[ *(\d+\.\d{6})\](?:\[ *[TC]\d+\])? ?(.*)")
+CUT_HERE = re.compile(r"-+\[ cut here \]-+$")
+END_TRACE = re.compile(r"---\[ end trace\b")
+FRAME = re.compile(r"={20,}$")  # before and behind a report of a sanitizer's
+CALL_TRACE = re.compile(r"\s*Call Trace:")
+NO_CALL_TRACE = re.compile(r"Received SIGSEGV in SIGSEGV handler")  # arch/um/kernel/sysrq.c show_stack()
+ENTRY = re.compile(r"\s*(?:\[<[0-9a-f]+>\] )?(?:\? )?([\w.]+)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[\w+\])?$")
+IN_A_TRACE = re.compile(r"\s*(?:</?(?:TASK|IRQ|NMI)>|\[<[0-9a-f]+>\].*)?$")
+
+# What kernel/panic.c, lib/dump_stack.c and the checkers call to print a report: nobody's way to the fault.
+PRINTING = re.compile(
+    r"_?_?v?printk.*|(?:dump|show)_(?:stack|trace)\w*|__warn|warn_slowpath_\w+|v?panic|(?:__)?ubsan_\w+|"
+    r"handle_\w+_access|print_(?:report|address_description\w*|modules|\w+_bug\w*)|kasan_report\w*|__asan_\w+|"
+    r"lockdep_rcu_suspicious|__schedule_bug|warn_alloc|debug_print_object"
+)
+PRINTING_GAP = 8  # entries that are left over from other calls, at most, between two of those
+
+# What stands between a report's first lines and its call trace says where it was, and not what; and what divides them.
+WHERE = re.compile(r"Modules linked in:|CPU: \d|Pid: |Tainted: |Stack:|\s*Call Trace:|\d+ locks? held")
+DIVIDES = re.compile(r"[\d.]+\S* #\d|-{20,}|={20,}|INFO: lockdep is turned off|\s*$")
+FIRST_LINES = 3
+SILENCE_S = 1.0  # by the kernel's own clock: a report is printed in one go
+MOST_LINES = 1000
+
+# How a report begins, and what it is. The first that fits is it.
+KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (kind, re.compile(start))
+    for kind, start in (
+        ("panic", r"Kernel panic - not syncing: |Kernel tried to "),
+        ("kasan", r"BUG: KASAN: "),
+        ("sanitizer", r"BUG: K(?:FENCE|CSAN|MSAN): "),
+        ("ubsan", r"UBSAN: "),
+        ("sleep", r"BUG: (?:sleeping function called|scheduling while atomic)"),
+        ("slab", r"BUG \S+ \(.*\): |pagealloc: (?:memory corruption|single bit error)"),
+        ("lockup", r"(?:watchdog: )?BUG: (?:soft|workqueue) lockup|watchdog: CPU\d+: .*LOCKUP"),
+        ("lockdep", r"\[ BUG: |INFO: trying to register non-static key|BUG: (?:MAX_|key |looking up invalid subclass)"),
+        ("bug", r"(?:\w+: )?BUG: |kernel BUG at "),
+        ("oops", r"Oops\b|(?:general protection|double) fault|divide error|Unable to handle kernel |Kernel mode "),
+        ("warning", r"WARNING: (?:CPU: \d+ PID: |\S+:\d+ at )"),
+        ("lockdep", r"WARNING: (?=.*(?:lock|RCU|contention|chain_key))"),
+        ("warning", r"WARNING: "),
+        ("refcount", r"refcount_t: "),
+        ("list", r"list_(?:add|del) corruption"),
+        ("odebug", r"ODEBUG: "),
+        ("ref_tracker", r"(?:ref_tracker: )?leaked reference|ref_tracker: (?:\S+@\S+ has |reference already released)"),
+        ("hung task", r"INFO: task .* blocked for more than \d+ seconds"),
+        ("rcu stall", r"(?:rcu: )?INFO: rcu\w* (?:self-)?detected"),
+        ("netdevice", r"unregister_netdevice: waiting for .* to become free"),
+        ("allocation", r".*: page allocation failure: order:|.*: vmalloc error: "),
+        ("kmemleak", r"kmemleak: (?:\d+ new suspected memory leaks|unreferenced object)"),
+        ("stack", r".*[Ss]tack overflow|stack-protector: |corrupted stack end"),
+    )
+)
+ONE_LINE = {"netdevice", "kmemleak"}
+FRAMED = {"kasan", "sanitizer", "ubsan"}
+FINER = {"ubsan", "refcount", "list", "odebug", "ref_tracker", "bug"}  # what a WARNING is, by the line beside its own
+FATAL = {"panic", "bug", "oops"}  # a panic that comes of them is the same event
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """One report of the guest's kernel about itself.
+
+    *kind* is one of ``KINDS``; *title* the report's first line; *at_s* the kernel's own time of it, since its boot;
+    *lines* the whole report, without timestamps; *trace* the functions on the stack, innermost first. On UML some of
+    them may be of calls that had returned; there are none where the kernel printed none, as in an interrupt that came
+    while something ran (arch/um/kernel/sysrq.c show_stack()).
+    """
+
+    kind: str
+    title: str
+    at_s: float
+    lines: tuple[str, ...]
+    trace: tuple[str, ...]
+
+    @property
+    def first_lines(self) -> tuple[str, ...]:
+        """What the report says at its beginning: its title, and what was found."""
+        said = itertools.takewhile(lambda line: not WHERE.match(line), self.lines)
+        return tuple(itertools.islice((line for line in said if not DIVIDES.match(line)), FIRST_LINES))
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [*self.first_lines, *(f"  #{number:<2} {function}()" for number, function in enumerate(self.trace))]
+        )
+
+
+def kind_of(line: str) -> str | None:
+    """Return what a report is that begins with a line; None where none begins with it."""
+    return next((kind for kind, start in KINDS if start.match(line)), None)
+
+
+@dataclass
+class _Report:
+    """A report that is being printed."""
+
+    at_s: float
+    kind: str
+    cut_here: bool = False
+    lines: list[str] = field(default_factory=list)
+    traced: bool = False  # its call trace has begun
+
+    def take(self, line: str) -> None:
+        if len(self.lines) < MOST_LINES:
+            self.lines.append(line)
+        self.traced = self.traced or bool(CALL_TRACE.match(line) or NO_CALL_TRACE.match(line))
+
+    @property
+    def over(self) -> bool:
+        """Whether a line that is no entry of a call trace is no longer its."""
+        return self.traced and not self.cut_here and self.kind not in FRAMED
+
+    def complaint(self) -> Complaint | None:
+        if not self.lines:
+            return None
+        return Complaint(self.kind, self.lines[0], self.at_s, tuple(self.lines), tuple(_functions(self.lines)))
+
+
+def _functions(lines: list[str]) -> list[str]:
+    """Return the functions of a report's first call trace, without those that print it.
+
+    An address at a function's very start is a pointer to it, and nobody's way.
+    """
+    start = next((number for number, line in enumerate(lines, 1) if CALL_TRACE.match(line)), 0)
+    entries = []
+    for line in lines[start:]:
+        entry = ENTRY.match(line)
+        if entry and int(entry[2], 16):
+            entries.append(re.sub(r"\.(?:cold|part|constprop|isra)\b.*", "", entry[1]))
+        elif start and not IN_A_TRACE.match(line):
+            break
+    first = 0
+    for number, name in enumerate(entries):
+        if number - first > PRINTING_GAP:
+            break
+        if PRINTING.fullmatch(name):
+            first = number + 1
+    return entries[first:]
+
+
+class Complaints:
+    """Recognise complaints in a console's text as it comes.
+
+    Reports may interrupt one another (a WARNING's own code may trip over UBSAN): a report has what lies between its
+    beginning and its end, but for those in it.
+    """
+
+    def __init__(self) -> None:
+        self._complete: list[Complaint] = []
+        self._open: list[_Report] = []
+        self._rest = ""
+        self._last_s = 0.0
+
+    def feed(self, text: str) -> None:
+        """Take more of what was printed; the last line may be incomplete."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            record = None if line.endswith("\r") else RECORD.search(line)
+            if record:
+                self._take(float(record[1]), record[2])
+
+    @property
+    def open(self) -> bool:
+        """Whether a report is still being printed, or may be."""
+        return bool(self._open)
+
+    @property
+    def complete(self) -> tuple[Complaint, ...]:
+        """The reports that have come to their end."""
+        return tuple(self._complete)
+
+    @property
+    def all(self) -> tuple[Complaint, ...]:
+        """Every report so far, those whose end has not come included."""
+        return (*self._complete, *(one for report in self._open if (one := report.complaint())))
+
+    def _take(self, at_s: float, line: str) -> None:
+        if self._open and at_s - self._last_s > SILENCE_S:
+            self._end(len(self._open))
+        self._last_s = at_s
+        kind = kind_of(line)
+        if CUT_HERE.match(line):
+            self._begin(_Report(at_s, "warning", cut_here=True))
+        elif self._open and self._belongs(kind):
+            report = self._open[-1]
+            if kind in FINER or not report.lines:
+                report.kind = kind or report.kind
+            report.take(line)
+        elif kind:
+            self._begin_with(at_s, kind, line)
+        elif self._open:
+            self._go_on(line)
+
+    def _belongs(self, kind: str | None) -> bool:
+        """Whether a line that could begin a report is one of the last report's: a WARNING, and what it is about."""
+        report = self._open[-1]
+        return bool(kind and kind != "panic" and report.cut_here and not report.traced)
+
+    def _begin_with(self, at_s: float, kind: str, line: str) -> None:
+        before: list[str] = []
+        if kind == "panic" and self._open and self._open[-1].kind in FATAL and not self._open[-1].traced:
+            before = self._open.pop().lines
+        self._begin(_Report(at_s, kind))
+        for one in (*before, line):
+            self._open[-1].take(one)
+        if kind in ONE_LINE:
+            self._end(1)
+
+    def _begin(self, report: _Report) -> None:
+        if self._open and self._open[-1].over:
+            self._end(1)
+        self._open.append(report)
+
+    def _go_on(self, line: str) -> None:
+        report = self._open[-1]
+        if report.over and not IN_A_TRACE.match(line) and not ENTRY.match(line):
+            self._end(1)
+            return
+        report.take(line)
+        if END_TRACE.match(line) or (report.kind in FRAMED and FRAME.match(line)):
+            self._end(1)
+
+    def _end(self, count: int) -> None:
+        for _ in range(count):
+            if complaint := self._open.pop().complaint():
+                self._complete.append(complaint)
+
+
+def recognise(text: str) -> tuple[Complaint, ...]:
+    """Return the complaints in all that a console has printed."""
+    complaints = Complaints()
+    complaints.feed(text if text.endswith("\n") else f"{text}\n")
+    return complaints.all
+
+
+def in_words(complaints: Iterable[Complaint]) -> str:
+    """Return complaints for a person to read: a count, and each one's first lines and call trace."""
+    every = tuple(complaints)
+    times = "once" if len(every) == 1 else f"{len(every)} times"
+    blocks = "\n".join(f"[{one.at_s:12.6f}] {one}".replace("\n", "\n  ") for one in every)
+    return f"the guest's kernel complained {times}:\n" + textwrap.indent(blocks, "  ")
