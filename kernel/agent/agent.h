@@ -78,6 +78,7 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs
 		    u64 packet);
 void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause);
 void agent_answer(u64 cookie, long result);
+__printf(1, 2) void agent_note(const char *format, ...);
 
 /* what became of a rule's packets */
 static inline struct agent_counts *agent_counts(u16 rule)
@@ -133,15 +134,7 @@ void agent_measured(struct sk_buff *skb);
 long agent_measure(const struct agent_decide *decide);
 
 /* edit.c: write a held packet's bytes back */
-int agent_write(struct sk_buff *skb, const void *data, u32 bytes, int data_offset);
-
-/* Where the network header is, counted from skb->data; before it is known, skb->data is taken for it. */
-static inline int agent_network_offset(const struct sk_buff *skb)
-{
-	if (!skb->network_header || skb->network_header > skb_tail_pointer(skb) - skb->head)
-		return 0;
-	return skb_network_offset(skb);
-}
+int agent_write(struct sk_buff *skb, const struct agent_decide *decide);
 
 static inline unsigned long agent_argument(const struct agent_regs *regs, unsigned int number)
 {

@@ -28,6 +28,7 @@
 #define AGENT_NO_PACKET 0xff /* skb_argument: the function has none; it can be traced */
 #define AGENT_SEEN_BYTES 128 /* of a packet are compared from step to step */
 #define AGENT_LONG_NS 1024
+#define AGENT_NOTE_BYTES 64
 #define AGENT_FIELDS 8
 #define AGENT_FIELD_HOPS 6
 
@@ -200,7 +201,7 @@ struct agent_decide {
 	struct agent_record record;
 	__u64 cookie;
 	__u64 packet; /* agent_hit.packet */
-	__u64 after_ns;
+	__u64 after_ns; /* AGENT_WRITE: 1: nobody fragments the packet any more, so its device's MTU holds */
 	__s32 number; /* AGENT_COPY: up to AGENT_MOST_COPIES */
 	__u32 data_bytes;
 };
@@ -236,6 +237,7 @@ struct agent_done {
 	struct agent_record record;
 	__u64 cookie;
 	__s64 result; /* 0 (AGENT_MEASURE: ns), or minus an errno */
+	char note[AGENT_NOTE_BYTES]; /* of AGENT_WRITE: what was found, for people; else empty */
 };
 
 enum agent_cause { /* why a held packet goes */

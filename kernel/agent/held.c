@@ -311,7 +311,7 @@ static int decide_once(const struct agent_decide *decide, struct agent_held *hel
 	case AGENT_WRITE:
 		if (sizeof(*decide) + decide->data_bytes > decide->record.bytes)
 			return -EINVAL;
-		return agent_write(held->skb, decide + 1, decide->data_bytes, decide->number);
+		return agent_write(held->skb, decide);
 	default:
 		return -EINVAL;
 	}

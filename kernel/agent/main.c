@@ -12,6 +12,7 @@
 #include <linux/workqueue.h>
 
 #include "agent.h"
+#include "packet.h"
 
 static int memory_fd = -1, socket_fd = -1, requests_fd = -1, irq = -1;
 static bool host_is_gone;
@@ -156,6 +157,9 @@ static int __init agent_init(void)
 		agent_channel_close();
 		return irq;
 	}
+	error = agent_devices_begin();
+	if (error)
+		pr_err("skblab agent: no devices are known: error %d\n", error);
 	error = agent_hostfiles_open(requests_fd);
 	if (error) /* packets are what it is for; commands in the guest are refused then */
 		pr_err("skblab agent: no files of the host's: error %d\n", error);
@@ -176,6 +180,7 @@ static void __exit agent_exit(void)
 	cancel_work_sync(&slow_command);
 	agent_disarm_all();
 	agent_held_close();
+	agent_devices_end();
 	agent_hostfiles_close();
 	agent_channel_close();
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* A function is passed by a packet that is followed, and returns: what is told of it, and what it means for the packet. */
 #include <linux/hash.h>
-#include <linux/mm.h>
 
 #include "calls.h"
 #include "clock.h"
 #include "follow.h"
+#include "packet.h"
 #include "probe.h"
 #include "ring.h"
 
@@ -24,12 +24,6 @@ static bool needs_return(const struct agent_part *part)
 	}
 }
 
-/* Its bytes are there, and can be looked at; what a socket sends to its own side may lie elsewhere. */
-static bool is_packet(const struct sk_buff *skb)
-{
-	return skb && virt_addr_valid(skb) && virt_addr_valid(skb->head) && skb->data - skb->head <= skb_end_offset(skb);
-}
-
 /* Has nobody else this packet's bytes? (net/core/skbuff.c skb_release_data(), include/linux/skbuff.h skb_data_unref()) */
 static bool is_last(const struct sk_buff *skb)
 {
@@ -39,7 +33,7 @@ static bool is_last(const struct sk_buff *skb)
 
 static u32 number_of(const struct sk_buff *skb)
 {
-	struct agent_followed *packet = is_packet(skb) ? agent_followed(skb) : NULL;
+	struct agent_followed *packet = agent_is_packet(skb) ? agent_followed(skb) : NULL;
 
 	return packet ? packet->number : 0;
 }
@@ -63,7 +57,7 @@ static void born(const struct agent_call *call, const struct sk_buff *skb)
 {
 	struct agent_followed *packet;
 
-	if (!call->packet || !is_packet(skb) || agent_followed(skb))
+	if (!call->packet || !agent_is_packet(skb) || agent_followed(skb))
 		return;
 	packet = agent_follow_as(skb, 0);
 	packet->is_new = true;
@@ -72,7 +66,7 @@ static void born(const struct agent_call *call, const struct sk_buff *skb)
 
 static void copied(const struct agent_call *call, const struct sk_buff *copy)
 {
-	for (; is_packet(copy); copy = copy->next) {
+	for (; agent_is_packet(copy); copy = copy->next) {
 		struct agent_followed *packet = agent_followed(copy);
 
 		if (packet && !packet->is_new)
@@ -155,35 +149,6 @@ unsigned long agent_returned(struct agent_regs *regs)
 	return caller;
 }
 
-static const void *field_of(const struct sk_buff *skb, const struct agent_field *field)
-{
-	const char *at = (const char *)skb;
-
-	for (unsigned int hop = 0;; hop++) {
-		at += field->offsets[hop];
-		if (hop + 1 == field->hops)
-			return at;
-		at = *(const char *const *)at;
-		if (!virt_addr_valid(at))
-			return NULL; /* no pointer, or into what cannot be looked at safely */
-	}
-}
-
-/* Copy all fields' values; one that cannot be had is 0. */
-static void copy_fields(const struct sk_buff *skb, u8 *to)
-{
-	for (u32 i = 0; i < agent_following.fields; i++) {
-		const struct agent_field *field = &agent_following.field[i];
-		const void *from = field_of(skb, field);
-
-		if (from)
-			memcpy(to, from, field->bytes);
-		else
-			memset(to, 0, field->bytes);
-		to += field->bytes;
-	}
-}
-
 /* Are these the bytes that were seen last? memcmp() may use registers that a caller of the probed function counts on. */
 static bool is_as_seen(const struct agent_followed *packet, const u8 *bytes, u32 count)
 {
@@ -259,7 +224,7 @@ static __always_inline u64 tell_step(const struct agent_passage *passage, const 
 	const u32 captured = changed ? seen : 0;
 	const u32 fields = skb ? ALIGN(agent_following_bytes, 8) : 0;
 	const bool more = skb && (skb->mark || skb->hash || lets_go);
-	const struct net_device *device = skb ? skb->dev : NULL;
+	const struct net_device *device = skb ? agent_device_of(skb) : NULL;
 	const u64 now_ns = agent_now_ns();
 	struct agent_step *step;
 	u8 *end;
@@ -296,7 +261,7 @@ static __always_inline u64 tell_step(const struct agent_passage *passage, const 
 		end += ALIGN(captured, 8);
 	}
 	if (unlikely(fields))
-		copy_fields(skb, end);
+		agent_fields_copy(skb, end);
 	if (unlikely(stack))
 		memcpy(end + fields, words, stack * sizeof(u64));
 	agent_step_end(step);
@@ -317,7 +282,7 @@ static bool pass(const struct agent_passage *passage, struct agent_regs *regs, s
 	u64 at_ns;
 
 	if (part->skb_argument != AGENT_NO_PACKET) {
-		packet = is_packet(skb) ? agent_meet(skb) : NULL;
+		packet = agent_is_packet(skb) ? agent_meet(skb) : NULL;
 		if (!packet)
 			return false;
 	} else if (!because) {

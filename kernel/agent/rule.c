@@ -2,7 +2,7 @@
 /* Does a packet match a rule: its filter, then its occurrence. Interrupts are off. */
 #include <linux/math64.h>
 
-#include "agent.h"
+#include "packet.h"
 
 /* What IP itself says, where a sender has not come to where the kernel notes it down (net/ipv4/ip_output.c ip_output()). */
 static __be16 protocol_by_version(const struct sk_buff *skb)
@@ -70,7 +70,7 @@ struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_reg
 		*skb = NULL;
 		if (rule->arm.skb_argument != AGENT_NO_PACKET) {
 			*skb = (struct sk_buff *)agent_argument(regs, rule->arm.skb_argument);
-			if (!*skb || (rule->filter && !agent_takes(rule->filter, *skb)))
+			if (!agent_is_packet(*skb) || (rule->filter && !agent_takes(rule->filter, *skb)))
 				continue;
 		}
 		agent_counts(rule->number)->arrived++;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* What the host is told. */
-#include "agent.h"
 #include "clock.h"
+#include "packet.h"
 
 /* A packet met a rule; false where there was no room to say so. Interrupts are off. */
 bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb,
 		    u64 packet)
 {
 	const int offset = skb ? agent_network_offset(skb) : 0;
+	const struct net_device *device = skb ? agent_device_of(skb) : NULL;
 	const u32 captured = skb ? min_t(u32, skb->len - offset, rule->arm.captured_bytes) : 0;
 	const u64 *words = NULL;
 	const u32 stack = rule->arm.text_end ? agent_stack(rule->arm.text_start, rule->arm.text_end, regs, &words) * sizeof(*words) : 0;
@@ -26,7 +27,7 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs
 	hit->length = skb ? skb->len : 0;
 	hit->data_offset = -offset;
 	hit->mark = skb ? skb->mark : 0;
-	hit->device = skb && skb->dev ? skb->dev->ifindex : 0;
+	hit->device = device ? device->ifindex : 0;
 	hit->protocol = skb ? ntohs(skb->protocol) : 0;
 	hit->captured_bytes = captured;
 	if (captured && offset + (int)captured <= (int)skb_headlen(skb)) /* as most are; skb_copy_bits() is slower */
@@ -53,6 +54,18 @@ void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause)
 	agent_event_end(end);
 }
 
+/* Of the command that is being carried out: what its answer says beside a number. */
+static char note[AGENT_NOTE_BYTES];
+
+void agent_note(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	vscnprintf(note, sizeof(note), format, arguments);
+	va_end(arguments);
+}
+
 /* The answer to a command. */
 void agent_answer(u64 cookie, long result)
 {
@@ -64,7 +77,9 @@ void agent_answer(u64 cookie, long result)
 	if (done) {
 		done->cookie = cookie;
 		done->result = result;
+		memcpy(done->note, note, sizeof(note));
 		agent_event_end(done);
 	}
+	memset(note, 0, sizeof(note));
 	local_irq_restore(flags);
 }

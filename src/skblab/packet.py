@@ -17,6 +17,9 @@ TIMEVAL = struct.Struct("=qq")
 LARGEST_PACKET_BYTES = 0xFFFF
 PAYLOAD_FIELDS = ("load", "data")  # a payload's, in Raw and in an ICMPv6 echo
 FOLLOWING_FIELDS = ("len", "plen", "ihl", "chksum", "cksum", "dataofs")
+IPV4_BYTES, IPV6_BYTES, ARP_BYTES = 20, 40, 28  # of a header without options; of ARP over Ethernet
+# Extension headers, as net/ipv6/exthdrs_core.c ipv6_skip_exthdr() goes over them.
+OPTIONS6, FRAGMENT6, AUTHENTICATION6 = {0, 43, 60}, 44, 51
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,72 @@ class Packet:
             raise PacketError(
                 "the changed packet cannot be written", found=f"{type(error).__name__}: {error}"
             ) from error
+        edited = Packet(data, self.protocol)
+        if data_offset > 0 and data_offset == self.header_bytes:
+            data_offset = edited.header_bytes
         if len(data) > LARGEST_PACKET_BYTES or len(data) < max(data_offset, 1):
             raise PacketError(f"the changed packet has {len(data)} bytes")
-        if data_offset > 0 and self.protocol == ETH_P_IP:
-            data_offset = (data[0] & 0xF) * 4
-        return Packet(data, self.protocol), data_offset
+        return edited, data_offset
+
+    @property
+    def header_bytes(self) -> int:
+        """How long its network header is, with options and extension headers, as it says itself; 0: of none known."""
+        data = self.data
+        if self.protocol == ETH_P_IP:
+            return (data[0] & 0xF) * 4 if data else 0
+        if self.protocol != ETH_P_IPV6:
+            return 0
+        end, following = IPV6_BYTES, data[6] if len(data) >= IPV6_BYTES else -1
+        while following in {*OPTIONS6, FRAGMENT6, AUTHENTICATION6} and end + 8 <= len(data):
+            if following == FRAGMENT6:
+                size_bytes = 8
+            else:
+                size_bytes = (data[end + 1] + 2) * 4 if following == AUTHENTICATION6 else (data[end + 1] + 1) * 8
+            is_later_fragment = following == FRAGMENT6 and int.from_bytes(data[end + 2 : end + 4]) & ~7
+            if is_later_fragment:
+                break
+            following, end = data[end], end + size_bytes
+        return end
+
+    @property
+    def options(self) -> bytes:
+        """The options of an IPv4 header, or the extension headers of IPv6."""
+        return self.data[IPV4_BYTES if self.protocol == ETH_P_IP else IPV6_BYTES : self.header_bytes]
+
+    def check_like(self, before: "Packet") -> None:
+        """Check what the kernel, which has checked and parsed the packet *before*, relies on from then on.
+
+        :raises PacketError: the network header does not hold it, or has options that the kernel has not parsed
+            (net/ipv4/ip_input.c ip_rcv_core(), net/ipv6/ip6_input.c ip6_rcv_core(), net/ipv4/arp.c arp_rcv())
+        """
+        fault = {ETH_P_IP: self._fault4, ETH_P_IPV6: self._fault6, ETH_P_ARP: self._fault_arp}.get(self.protocol)
+        if fault and (found := fault(before)):
+            raise PacketError("the kernel relies here on what it has checked before", found=found)
+        if self.options and self.options != before.options:
+            what = "IP options" if self.protocol == ETH_P_IP else "extension headers"
+            raise PacketError(
+                f"the {what} were parsed before, and cannot be changed here",
+                found=f"{before.options.hex(' ') or 'none'} -> {self.options.hex(' ')}",
+            )
+
+    def _fault4(self, _: "Packet") -> str:
+        size, data = len(self.data), self.data.ljust(IPV4_BYTES, b"\0")
+        version, header, total = data[0] >> 4, (data[0] & 0xF) * 4, int.from_bytes(data[2:4])
+        if version == 4 and IPV4_BYTES <= header <= total <= size:
+            return ""
+        return f"IP version {version}, a header of {header} bytes, a length of {total}; the packet has {size} bytes"
+
+    def _fault6(self, _: "Packet") -> str:
+        size, data = len(self.data), self.data.ljust(IPV6_BYTES, b"\0")
+        version, payload = data[0] >> 4, int.from_bytes(data[4:6])
+        if version == 6 and self.header_bytes <= size and IPV6_BYTES + payload <= size:
+            return ""
+        return f"IP version {version}, a payload of {payload} bytes; the packet has {size} bytes"
+
+    def _fault_arp(self, before: "Packet") -> str:
+        if len(self.data) >= ARP_BYTES and self.data[4:6] == before.data[4:6]:
+            return ""
+        return f"{len(self.data)} bytes, addresses of {self.data[4:5].hex()} and {self.data[5:6].hex()} bytes"
 
     def diff(self, other: "Packet") -> str:
         """Return what is different in another packet, a line a field: ``ip.ttl: 64 -> 3``."""

@@ -68,6 +68,7 @@ def test_numbers() -> None:
     assert f"#define AGENT_LONG_NS {abi.LONG_NS}\n" in header
     assert f"#define AGENT_FIELDS {abi.FIELDS}\n" in header
     assert f"#define AGENT_FIELD_HOPS {abi.FIELD_HOPS}\n" in header
+    assert f"#define AGENT_NOTE_BYTES {abi.NOTE_BYTES}\n" in header
     assert f"#define AGENT_SEEN_BYTES {abi.SEEN_BYTES} " in header
     assert f"#define AGENT_FAREWELL {abi.FAREWELL}\n" in header
     assert f"#define AGENT_MOST_COPIES {abi.MOST_COPIES}\n" in header

@@ -11,6 +11,7 @@ BY_HAND = RULES - 1
 POINTS = 32768
 FIELDS, FIELD_HOPS, FIELD_BYTES = 8, 6, 64
 SEEN_BYTES = 128
+NOTE_BYTES = 64
 LONG, LONG_NS = 1 << 31, 1024
 NO_PACKET = 0xFF
 FAREWELL = 1
@@ -300,12 +301,13 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """struct agent_done: the answer to a command."""
+    """struct agent_done: the answer to a command; of a refusal, what was found."""
 
     cookie: int
     result: int
+    note: str = ""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQq")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct(f"=IHHQq{NOTE_BYTES}s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +335,8 @@ def decode(record: bytes) -> Hit | Done | End:
         words = record[-(-end // ALIGNMENT) * ALIGNMENT :]
         return Hit(*(rule, *fields[3:-1], record[Hit.LAYOUT.size : end], words))
     if kind == Event.DONE:
-        return Done(*Done.LAYOUT.unpack_from(record)[3:])
+        cookie, result, note = Done.LAYOUT.unpack_from(record)[3:]
+        return Done(cookie, result, note.rstrip(b"\0").decode(errors="replace"))
     if kind in {Event.RELEASED, Event.DROPPED}:
         at_ns, packet, cause = End.LAYOUT.unpack_from(record)[3:]
         return End(rule, at_ns, packet, kind == Event.DROPPED, Cause(cause))

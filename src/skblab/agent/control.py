@@ -15,7 +15,7 @@ from skblab.agent import abi
 from skblab.agent.channel import Channel
 from skblab.agent.held import HeldPacket, State
 from skblab.agent.soundness import check
-from skblab.errors import CallbackFailed, GuestLost, SkblabError, Timeout, UsageError
+from skblab.errors import CallbackFailed, GuestLost, PacketError, SkblabError, Timeout, UsageError
 from skblab.filter import compile_filter
 from skblab.image.image import Image
 from skblab.image.index import SKB_TYPE, Function, Parameter
@@ -35,6 +35,15 @@ DEVICE_TYPE, SOCKET_TYPE, NET_TYPE = "struct net_device *", "struct sock *", "st
 VERDICTS = {
     "accept": abi.Verdict.ACCEPT, "trace": abi.Verdict.TRACE, "hold": abi.Verdict.HOLD, "delay": abi.Verdict.HOLD,
     "drop": abi.Verdict.DROP, "duplicate": abi.Verdict.DUPLICATE, "edit": abi.Verdict.HOLD, "stop": abi.Verdict.STOP,
+}  # fmt: skip
+
+WRITE_REFUSALS = {
+    errno.EOPNOTSUPP: (
+        "a GSO packet cannot be edited: it stands for several segments",
+        "ethtool -K DEVICE tso off gso off where it is sent, gro off where it is received",
+    ),
+    errno.EMSGSIZE: ("the edited packet is longer than its device takes", "edit it before fragmentation: at ip_output"),
+    errno.EBUSY: ("somebody else reads this packet, so it cannot be edited", "edit it at another function"),
 }  # fmt: skip
 
 Listener = Callable[[abi.Hit, HeldPacket | None], None]
@@ -105,7 +114,7 @@ class Agent:
         self._image = image
         self._lost = lost
         self._cookies = itertools.count(1)
-        self._answers: dict[int, int] = {}
+        self._answers: dict[int, abi.Done] = {}
         self._news = threading.Condition()
         self._gone = False
         self._following = False
@@ -242,7 +251,8 @@ class Agent:
         refused = []
         for first in range(0, len(points), POINTS_AT_ONCE):
             asked = points[first : first + POINTS_AT_ONCE]
-            results = self._ask_each([point.encode for point in asked], "arming functions")
+            answers = self._ask_each([point.encode for point in asked], "arming functions")
+            results = [answer.result for answer in answers]
             if -errno.ERANGE in results:
                 raise _refusal("arming functions", errno.ERANGE)
             refused += [point for point, result in zip(asked, results, strict=True) if result < 0]
@@ -293,6 +303,25 @@ class Agent:
             quick=command in {abi.Command.RELEASE, abi.Command.DISCARD},
         )
 
+    def write(self, packet: int, data: bytes, data_offset: int, *, within_mtu: bool) -> None:
+        """Write a held packet's bytes, from its network header on.
+
+        :param data_offset: of ``skb->data`` from there
+        :param within_mtu: nothing fragments it any more: its device must take it
+        :raises PacketError: the agent refused; the packet is as it was
+        """
+        (answer,) = self._ask_each(
+            [
+                lambda cookie: abi.encode_decide(
+                    abi.Command.WRITE, cookie, packet=packet, after_ns=within_mtu, number=data_offset, data=data
+                )
+            ],
+            "writing a packet",
+        )
+        if answer.result < 0:
+            what, mend = WRITE_REFUSALS.get(-answer.result, ("the agent refused to write the packet", ""))
+            raise PacketError(what, found=answer.note or os.strerror(-answer.result), mend=mend)
+
     def release_by_hand(self, packet: int = 0) -> None:
         """Let go of what a debugger has the agent hold: a packet of that number, or all."""
         with self._news:
@@ -340,6 +369,11 @@ class Agent:
         """What makes a backtrace of a hit's stack."""
         return Unwinder(self._image)
 
+    def _name_of(self, hit: abi.Hit, rule: Rule | None) -> str:
+        """Return the name of the function of a hit; a debugger's has no rule."""
+        function = None if rule else self._image.functions.at(hit.address)
+        return rule.function if rule else function.name if function else "?"
+
     def _file_of(self, name: str) -> str:
         function = self._image.functions.lookup(name)
         return function.file if function else ""
@@ -349,12 +383,12 @@ class Agent:
         if quick:
             self._send(encode(0))
             return 0
-        (result,) = self._ask_each([encode], what)
-        if result < 0:
-            raise _refusal(what, -result)
-        return result
+        (answer,) = self._ask_each([encode], what)
+        if answer.result < 0:
+            raise _refusal(what, -answer.result)
+        return answer.result
 
-    def _ask_each(self, encode: Sequence[Callable[[int], bytes]], what: str) -> list[int]:
+    def _ask_each(self, encode: Sequence[Callable[[int], bytes]], what: str) -> list[abi.Done]:
         """Send commands, wait for all answers and return them."""
         self.refuse_to_wait()
         if self._gone:
@@ -424,10 +458,10 @@ class Agent:
         match event:
             case abi.Done():
                 if event.cookie:
-                    self._answers[event.cookie] = event.result
+                    self._answers[event.cookie] = event
             case abi.Hit():
                 rule, listener = self._rules.get(event.rule, (None, None))
-                held = HeldPacket(self, event, rule.function if rule else "?") if event.packet else None
+                held = HeldPacket(self, event, self._name_of(event, rule)) if event.packet else None
                 if held:
                     self._held[event.packet] = held
                 if rule and event.skb:

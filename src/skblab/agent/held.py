@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from skblab.agent.abi import MOST_COPIES, Cause, Command, Hit
-from skblab.errors import PacketGone, UsageError
+from skblab.agent.soundness import TABLE, Takeover
+from skblab.errors import PacketError, PacketGone, UsageError
 from skblab.image.unwind import Frame
 from skblab.packet import Packet
 
@@ -143,7 +144,10 @@ class HeldPacket:
         """Write a packet in the place of this one; return what that changes, as a diff."""
         difference = self.packet.diff(packet)
         if packet.data != self.packet.data:
-            self._agent.decide(Command.WRITE, self.hit.packet, number=data_offset, data=packet.data)
+            takeover = TABLE.get(self.function, Takeover())
+            if takeover.parsed:
+                _check_like(packet, self.packet)
+            self._agent.write(self.hit.packet, packet.data, data_offset, within_mtu=takeover.fragmented)
             self.packet = packet
         return difference
 
@@ -156,3 +160,12 @@ class HeldPacket:
         with self._lock:
             self._require_held(what)
             self.state = State.LEAVING
+
+
+def _check_like(packet: Packet, before: Packet) -> None:
+    try:
+        packet.check_like(before)
+    except PacketError as error:
+        free = ", ".join(name for name, takeover in TABLE.items() if not takeover.parsed)
+        error.mend = f"edit it where the kernel has not parsed it yet, or does not any more: {free}"
+        raise

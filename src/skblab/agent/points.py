@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from skblab.agent.abi import NO_PACKET, Given, Point, Role
-from skblab.agent.soundness import FORBIDDEN_FILES
+from skblab.agent.soundness import FORBIDDEN_FILES, no_packet
 from skblab.errors import UnknownFunction
 from skblab.image.image import Image
 from skblab.image.index import SKB_TYPE, Function
@@ -21,13 +21,6 @@ LISTS = frozenset({  # of packets: net/core/dev.c, net/ipv4/ip_input.c, net/ipv6
 })  # fmt: skip
 REASON_TYPE = "enum skb_drop_reason"
 DRIVER = "arch/um/drivers/vector_kern.c"  # the guest's network device: the one file of arch/um that packets go through
-
-# The packet is not whole yet, or no more: its bytes cannot be looked at.
-NO_PACKETS_YET = frozenset({
-    "__build_skb_around", "__finalize_skb_around", "__skb_clone", "__copy_skb_header", "__skb_try_recv_from_queue",
-    "__skb_try_recv_datagram",
-})  # fmt: skip
-NO_PACKETS_ANY_MORE = frozenset({"kfree_skbmem", "skb_free_head", "napi_skb_cache_put", "skb_kfree_head"})
 
 # net/core/skbuff.c, except where another file is named; of a series that lacks one, another has taken its place.
 BORN = ("__alloc_skb", "build_skb", "napi_build_skb", "slab_build_skb", "__netdev_alloc_skb", "napi_alloc_skb",
@@ -65,11 +58,7 @@ def can_be_followed(function: Function) -> str:
     """Return why packets cannot be followed through a function; "" where they can."""
     if function.file.startswith(FORBIDDEN_FILES) and function.file != DRIVER:
         return "the agent itself runs on it"
-    if function.name in NO_PACKETS_YET:
-        return "its packet is not whole yet"
-    if function.name in NO_PACKETS_ANY_MORE:
-        return "its packet has been freed already"
-    return ""
+    return no_packet(function)
 
 
 def choose(image: Image, patterns: Iterable[str] = (), calls: Iterable[str] = ()) -> list[Function]:

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What of a packet is what its name says. Members of an sk_buff share their place, and nothing in it tells which of them
+ * is there; so a pointer is followed only where it is known to be one.
+ */
+#include <linux/hashtable.h>
+#include <linux/slab.h>
+#include <net/sock.h>
+
+#include "follow.h"
+#include "packet.h"
+
+struct known_device {
+	struct hlist_node node;
+	const struct net_device *device;
+};
+
+static DEFINE_HASHTABLE(devices, 8); /* that are registered, in every network namespace */
+const struct net_device *agent_recent_device;
+
+static struct known_device *known(const struct net_device *device)
+{
+	struct known_device *it;
+
+	hash_for_each_possible(devices, it, node, (unsigned long)device)
+		if (it->device == device)
+			return it;
+	return NULL;
+}
+
+/* As agent_device_of(), of another device than the recent one. Interrupts are off. */
+const struct net_device *agent_device_find(const struct net_device *device)
+{
+	if (!device || !known(device))
+		return NULL;
+	return agent_recent_device = device;
+}
+
+/* A device comes or goes; one that moves to another namespace does both. The caller has the RTNL. */
+static int device_changes(struct notifier_block *block, unsigned long event, void *info)
+{
+	const struct net_device *device = netdev_notifier_info_to_dev(info);
+	struct known_device *it;
+	unsigned long flags;
+
+	if (event == NETDEV_REGISTER && !known(device)) {
+		it = kmalloc(sizeof(*it), GFP_KERNEL); /* no memory: its packets are told of without a device */
+		if (!it)
+			return NOTIFY_DONE;
+		it->device = device;
+		local_irq_save(flags);
+		hash_add(devices, &it->node, (unsigned long)device);
+		local_irq_restore(flags);
+	} else if (event == NETDEV_UNREGISTER) {
+		local_irq_save(flags);
+		if (agent_recent_device == device)
+			agent_recent_device = NULL;
+		it = known(device);
+		if (it)
+			hash_del(&it->node);
+		local_irq_restore(flags);
+		kfree(it);
+	}
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block device_notifier = { .notifier_call = device_changes };
+
+/* Know the devices that there are, and will be. */
+int agent_devices_begin(void)
+{
+	return register_netdevice_notifier(&device_notifier);
+}
+
+void agent_devices_end(void)
+{
+	unregister_netdevice_notifier(&device_notifier); /* it says of every device that it goes */
+}
+
+static bool is_memory(const char *at, unsigned int bytes)
+{
+	return virt_addr_valid(at) && virt_addr_valid(at + bytes - 1);
+}
+
+/* Where a pointer in the sk_buff leads, if so many bytes from there on are what its type says; else NULL. */
+static const char *followed_from(const struct sk_buff *skb, u16 offset, unsigned int bytes)
+{
+	const struct sock *sk = skb->sk;
+
+	if (offset == offsetof(struct sk_buff, dev))
+		return (const char *)agent_device_of(skb);
+	if (offset == offsetof(struct sk_buff, sk) && is_memory((const char *)sk, sizeof(struct sock_common)) &&
+	    bytes > sizeof(struct sock_common) && !sk_fullsock(sk))
+		return NULL; /* a connection request or one in TIME-WAIT has no more than that */
+	return *(const char *const *)((const char *)skb + offset);
+}
+
+/* Copy what a person has named, wherever that leads to: the memory is there, but somebody may have freed it (KASAN). */
+static __no_kasan_or_inline bool copy_field(const struct sk_buff *skb, const struct agent_field *field, u8 *to)
+{
+	const unsigned int last = field->hops - 1;
+	const char *at = (const char *)skb + field->offsets[0];
+
+	for (unsigned int hop = 1; hop <= last; hop++) {
+		const unsigned int bytes = hop == last ? field->bytes : sizeof(long);
+
+		at = hop == 1 ? followed_from(skb, field->offsets[0], field->offsets[1] + bytes) :
+				*(const char *const volatile *)at;
+		if (!at || !is_memory(at += field->offsets[hop], bytes))
+			return false;
+	}
+	for (unsigned int i = 0; i < field->bytes; i++)
+		to[i] = *(const volatile u8 *)(at + i);
+	return true;
+}
+
+/* The fields' values, together; one that is not there is 0. */
+void agent_fields_copy(const struct sk_buff *skb, u8 *to)
+{
+	for (u32 i = 0; i < agent_following.fields; i++) {
+		const struct agent_field *field = &agent_following.field[i];
+
+		if (!copy_field(skb, field, to))
+			memset(to, 0, field->bytes);
+		to += field->bytes;
+	}
+}
