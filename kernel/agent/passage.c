@@ -158,7 +158,7 @@ static bool is_as_seen(const struct agent_followed *packet, const u8 *bytes, u32
 	if (packet->captured_bytes != count)
 		return false;
 	for (; i + sizeof(u64) <= count; i += sizeof(u64))
-		if (*(const u64 *)(bytes + i) != *(const u64 *)(seen + i))
+		if (get_unaligned((const u64 *)(bytes + i)) != get_unaligned((const u64 *)(seen + i)))
 			return false;
 	for (; i < count; i++)
 		if (bytes[i] != seen[i])

@@ -11,10 +11,10 @@
 
 #define MOST_WORDS 256
 
-/* Is there a call before it? E8 and four bytes; or FF /2 with its operand of none, one or four bytes. */
-static bool follows_call(unsigned long address)
+/* Is there a call before it? E8 and four bytes; or FF /2 with its operand of none, one or four bytes. KASAN: or data. */
+static __no_kasan_or_inline bool follows_call(unsigned long address)
 {
-	const unsigned long before = READ_ONCE_NOCHECK(*(const unsigned long *)(address - 8)); /* KASAN: or data */
+	const unsigned long before = get_unaligned((const unsigned long *)(address - 8));
 	const u8 *code = (const u8 *)&before + 8;
 
 	return code[-5] == 0xe8 || (code[-2] == 0xff && (code[-1] & 0x38) == 0x10) ||
