@@ -3,6 +3,8 @@
 The other end is a network namespace of its own, behind veth and a bridge.
 """
 
+# ruff: noqa: T201, TID251 - a program in a guest, which has nothing of skblab
+
 import contextlib
 import errno
 import os
@@ -106,7 +108,10 @@ def until_answered(ask: Callable[[], object], one: socket.socket) -> bytes:
 
 def closing() -> None:
     """Have datagrams queued at a socket, peek at one, and close it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as queue, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as queue,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+    ):
         queue.bind(("127.0.0.1", 0))
         one.connect(queue.getsockname())
         for _ in range(5):

@@ -114,7 +114,7 @@ def check(verdict: str, function: Function, files: Callable[[str], str] = lambda
         raise UnsupportedVerdict(
             f"{name}() has no packet to look at",
             found=why,
-            mend="the functions before or after it; gdb stops everywhere",
+            mend="probe the function that calls it, or set a breakpoint in gdb",
         )
     takeover = TABLE.get(name)
     if takeover is None and verdict in OWNING:
