@@ -40,7 +40,7 @@ VERDICTS = {
 WRITE_REFUSALS = {
     errno.EOPNOTSUPP: (
         "a GSO packet cannot be edited: it stands for several segments",
-        "ethtool -K DEVICE tso off gso off where it is sent, gro off where it is received",
+        "in the guest: ip link set DEVICE gro_max_size 0 (for what it receives), or gso_max_segs 1 (for what it sends)",
     ),
     errno.EMSGSIZE: ("the edited packet is longer than its device takes", "edit it before fragmentation: at ip_output"),
     errno.EBUSY: ("somebody else reads this packet, so it cannot be edited", "edit it at another function"),

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -138,6 +139,7 @@ class Running:
         self._ended = False
         self._worker: threading.Thread | None = None
         self._failed: Exception | None = None
+        self.unedited = 0  # packets that went on as they were, for their edit had failed
         if rule.verdict == "edit":
             assert (
                 Packet(bytes(20), ETH_P_IP).layers is not None
@@ -213,7 +215,8 @@ class Running:
             try:
                 said = "edit " + held.edit(change).replace("\n", ", ")
             except Exception as error:  # noqa: BLE001 - whatever a packet does to scapy, it is released as it was
-                said = f"edit failed, released as it was: {error}"
+                said = "edit failed, released as it was: " + re.sub(r"\n\s*", "; ", str(error))
+                self.unedited += 1
             _let_go(held)
             self._tell(held.hit, before, said)
 

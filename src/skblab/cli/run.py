@@ -35,7 +35,8 @@ a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]:
   occurrences  @3  @2-5  @3-  @every 10  @random 10% [seed N]
   filters      pcap-filter(7), as in tcpdump
 
-The command runs on the host side of the link, where guest and host are names; its exit status is skblab's.
+The command runs on the host side of the link, where guest and host are names; its exit status is skblab's, or 1
+where that is 0 and an edit has failed.
 """
 
 
@@ -69,8 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
                 teller.panicked(lab.guest.panic())
                 raise
             force.close()
+            status = process.exit_status(status) or int(any(one.unedited for one in force.running))
             teller.summary(force.running, lab.agent.channel.lost, status)
-    return process.exit_status(status)
+    return status
 
 
 class _Teller:
@@ -113,7 +115,7 @@ class _Teller:
     def summary(self, running: list[Running], lost: int, status: int) -> None:
         """Say what became of all packets."""
         for one in running:
-            counts = asdict(one.armed.counts)
+            counts = asdict(one.armed.counts) | ({"unedited": one.unedited} if one.armed.rule.verdict == "edit" else {})
             shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
             self._say({"event": "rule", "rule": str(one.armed.rule), **counts}, f"{one.armed.rule}: {shown}")
             for caveat in one.armed.counts.caveats if not self._as_json else ():
