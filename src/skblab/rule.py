@@ -26,12 +26,15 @@ from typing import Any, NoReturn
 
 from skblab.errors import RuleError
 
+MOST_COPIES = 1000
+MOST_NUMBER = (1 << 31) - 1
+MOST_TIME_NS = 365 * 86400 * 1_000_000_000
 UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 ORDERS = ("fifo", "reverse", "random")
 WORD = re.compile(r"\s*(\S+)")
 FUNCTION = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*=(?!=)")
-TIME = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s)")
-OCCURRENCE = re.compile(r"@(\d+)(-)?(\d+)?$")
+TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|ms|s)")
+OCCURRENCE = re.compile(r"@([0-9]{1,10})(-)?([0-9]{1,10})?$")
 BARE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*($|if\s.*|@.*)", re.DOTALL)
 CHANGE = re.compile(r"([A-Za-z0-9_]+\.[A-Za-z0-9_]+)=([^,\s]+)$")
 
@@ -46,11 +49,16 @@ class Occurrence:
     percent: float = 0.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        numbers = (self.first, self.last, self.every, self.seed)
+        if not (all(0 <= one <= MOST_NUMBER for one in numbers) and 0 <= self.percent <= 100):
+            raise RuleError("no such occurrence", found=f"{self!r}", mend=f"numbers up to {MOST_NUMBER}, 0 to 100 %")
+
     def __str__(self) -> str:
         if self.every:
             return f"@every {self.every}"
         if self.percent:
-            return f"@random {self.percent:g}%" + (f" seed {self.seed}" if self.seed else "")
+            return f"@random {str(self.percent).removesuffix('.0')}%" + (f" seed {self.seed}" if self.seed else "")
         if self.first == self.last:
             return f"@{self.first}"
         if (self.first, self.last) == (1, 0):
@@ -73,6 +81,14 @@ class Rule:
     reason: str = ""
     copies: int = 1
     changes: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hold_count <= MOST_NUMBER:
+            raise RuleError(f"{self.hold_count} packets to hold", mend=f"up to {MOST_NUMBER}; 0: all")
+        if not 1 <= self.copies <= MOST_COPIES:
+            raise RuleError(f"{self.copies} copies", mend=f"1 to {MOST_COPIES}")
+        if not all(0 <= one <= MOST_TIME_NS for one in (self.delay_ns, self.jitter_ns)):
+            raise RuleError(f"a delay of {self.delay_ns} ns +- {self.jitter_ns} ns", mend="at most 365 days")
 
     @classmethod
     def parse(cls, text: str) -> "Rule":
@@ -185,7 +201,11 @@ class _Parser:
             return self.chance()
         found = OCCURRENCE.match(word)
         first, dash, last = found.groups() if found else ("0", None, None)
-        if not found or int(first) < 1 or (last and (not dash or int(last) < int(first))):
+        if (
+            not found
+            or not 1 <= int(first) <= MOST_NUMBER
+            or (last and (not dash or not int(first) <= int(last) <= MOST_NUMBER))
+        ):
             self.fail(f"not an occurrence: {word}", "@3, @2-5, @3-, @every 10, @random 10%")
         return Occurrence(int(first), int(last) if last else 0 if dash else int(first))
 
@@ -203,17 +223,20 @@ class _Parser:
             seed = self.number("after seed: a number")
         return Occurrence(percent=percent, seed=seed)
 
-    def number(self, what: str) -> int:
+    def number(self, what: str, most: int = MOST_NUMBER) -> int:
         word = self.take()
-        if not word.isdecimal() or not 0 < int(word) < 1 << 31:
-            self.fail(f"{what}, not {word!r}" if word else f"{what}?")
+        if not word.isdecimal() or len(word) > len(str(MOST_NUMBER)) or not 0 < int(word) <= most:
+            self.fail(f"{what}, not {word!r}" if word else f"{what}?", f"1 to {most}" if word else "")
         return int(word)
 
     def time_ns(self, word: str) -> int:
         found = TIME.fullmatch(word)
         if not found:
             self.fail(f"not a time: {word}" if word else "a time is missing", "300ms, 1.5s, 20us")
-        return round(float(found.group(1)) * UNITS_NS[found.group(2)])
+        time_ns = float(found.group(1)) * UNITS_NS[found.group(2)]
+        if time_ns > MOST_TIME_NS:
+            self.fail(f"too long: {word}", "at most 365 days")
+        return round(time_ns)
 
     def hold(self) -> dict[str, Any]:
         count = self.number("how many to hold") if self.peek().isdecimal() else 0
@@ -235,10 +258,12 @@ class _Parser:
 
     def drop(self) -> dict[str, Any]:
         word = self.peek()
-        return {} if not word or word == "if" or word.startswith("@") else {"reason": self.take()}
+        if not word or word == "if" or word.startswith("@"):
+            return {}
+        return {"reason": str(self.number("a drop reason's number")) if word.isdecimal() else self.take()}
 
     def duplicate(self) -> dict[str, Any]:
-        return {"copies": self.number("how many copies")} if self.peek().isdecimal() else {}
+        return {"copies": self.number("how many copies", MOST_COPIES)} if self.peek().isdecimal() else {}
 
     def edit(self) -> dict[str, Any]:
         changes = []

@@ -6,6 +6,7 @@ from pathlib import Path
 from skblab.agent import abi
 from skblab.host import process
 from skblab.image.recipe import kernel_dir
+from skblab.rule import MOST_COPIES
 
 PROGRAM = """
 #include <stddef.h>
@@ -71,7 +72,7 @@ def test_numbers() -> None:
     assert f"#define AGENT_NOTE_BYTES {abi.NOTE_BYTES}\n" in header
     assert f"#define AGENT_SEEN_BYTES {abi.SEEN_BYTES} " in header
     assert f"#define AGENT_FAREWELL {abi.FAREWELL}\n" in header
-    assert f"#define AGENT_MOST_COPIES {abi.MOST_COPIES}\n" in header
+    assert f"#define AGENT_MOST_COPIES {MOST_COPIES}\n" in header
     assert f"#define AGENT_ALL {abi.ALL} " in header
     assert f"#define AGENT_NO_PACKET {abi.NO_PACKET:#x} " in header
     assert f"(bytes) << {abi.STACK_SHIFT} |" in header

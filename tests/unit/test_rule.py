@@ -15,7 +15,11 @@ OCCURRENCES = st.one_of(
     st.builds(lambda first: Occurrence(first, 0), NUMBERS),
     st.builds(lambda first: Occurrence(first, first), NUMBERS),
     st.builds(lambda every: Occurrence(every=every), NUMBERS),
-    st.builds(lambda percent, seed: Occurrence(percent=percent, seed=seed), st.integers(1, 100), st.integers(0, 9)),
+    st.builds(
+        lambda percent, seed: Occurrence(percent=percent, seed=seed),
+        st.floats(0, 100, exclude_min=True),
+        st.integers(0, 9),
+    ),
 )
 FILTERS = st.sampled_from(["", "icmp", "tcp[tcpflags] & tcp-syn != 0", "host 192.168.10.1 and not port 80"])
 TIMES = st.integers(1, 10_000_000_000)
@@ -72,6 +76,15 @@ def test_any_text_is_a_rule_or_a_fault_with_a_place(text: str) -> None:
         ("icmp_rcv = drop if", "a filter is missing after if", 18),
         ("icmp_rcv = edit", "a change is missing", 15),
         ("icmp_rcv = edit ip.ttl=3,ttl", "not a change: ttl", 25),
+        ("icmp_rcv = drop 4294967296", "a drop reason's number, not '4294967296'", 16),
+        ("icmp_rcv = duplicate 20000000", "how many copies, not '20000000'", 21),
+        ("icmp_rcv = delay 99999999999s", "too long: 99999999999s", 17),
+        ("icmp_rcv = delay 1ms +-400000000s", "too long: 400000000s", 23),
+        (f"icmp_rcv = delay {'9' * 400}s", f"too long: {'9' * 400}s", 17),
+        ("icmp_rcv = drop @4294967296", "not an occurrence: @4294967296", 16),
+        (f"icmp_rcv = drop @{'1' * 5000}", f"not an occurrence: @{'1' * 5000}", 16),
+        (f"icmp_rcv = hold {'1' * 5000}", f"how many to hold, not '{'1' * 5000}'", 16),
+        ("icmp_rcv = drop @random 1% seed 4294967296", "after seed: a number, not '4294967296'", 32),
     ],
 )  # fmt: skip
 def test_a_fault_is_shown_where_it_is(text: str, what: str, at: int) -> None:
@@ -79,6 +92,27 @@ def test_a_fault_is_shown_where_it_is(text: str, what: str, at: int) -> None:
         Rule.parse(text)
     assert caught.value.what == what
     assert caught.value.found == f"{text}\n{' ' * at}^"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"delay_ns": 1 << 63},
+        {"delay_ns": 1, "jitter_ns": -1},
+        {"copies": 0},
+        {"copies": 1001},
+        {"hold_count": 1 << 32},
+    ],
+)
+def test_a_number_that_the_agent_cannot_take(fields: dict[str, int]) -> None:
+    with pytest.raises(RuleError):
+        Rule("icmp_rcv", "trace", **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fields", [{"first": -1}, {"every": 1 << 31}, {"percent": float("nan")}, {"seed": 1 << 40}])
+def test_an_occurrence_that_the_agent_cannot_take(fields: dict[str, float]) -> None:
+    with pytest.raises(RuleError):
+        Occurrence(**fields)  # type: ignore[arg-type]
 
 
 def test_a_filter_is_libpcaps() -> None:

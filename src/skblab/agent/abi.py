@@ -15,7 +15,6 @@ NOTE_BYTES = 64
 LONG, LONG_NS = 1 << 31, 1024
 NO_PACKET = 0xFF
 FAREWELL = 1
-MOST_COPIES = 1000
 ALL = 0  # End.packet: every packet that the rule held
 RECORD = struct.Struct("=IHH")
 ALIGNMENT = 8

@@ -351,7 +351,7 @@ class Agent:
             lease_ns=round(self._lease_s * 1e9),
             text_start=text_start,
             text_end=text_end,
-            chance=0 if occurrence.percent in {0, 100} else int(occurrence.percent / 100 * (1 << 32)),
+            chance=0 if occurrence.percent in {0, 100} else max(int(occurrence.percent / 100 * (1 << 32)), 1),
             seed=occurrence.seed or int.from_bytes(os.urandom(4)),
             reason=reason,
             copies=rule.copies,

@@ -6,18 +6,19 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from skblab.agent.abi import MOST_COPIES, Cause, Command, Hit
+from skblab.agent.abi import Cause, Command, Hit
 from skblab.agent.soundness import TABLE, Takeover
 from skblab.errors import PacketError, PacketGone, UsageError
 from skblab.image.unwind import Frame
 from skblab.packet import Packet
+from skblab.rule import MOST_COPIES, MOST_TIME_NS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from skblab.agent.control import Agent
 
-MOST_DELAY_S = 365 * 86400.0
+MOST_DELAY_S = MOST_TIME_NS / 1e9
 
 
 class State(enum.Enum):

@@ -214,6 +214,8 @@ class Running:
             before = held.packet
             try:
                 said = "edit " + held.edit(change).replace("\n", ", ")
+            except PacketGone as error:  # with its rule
+                said = f"not edited: {error.what}"
             except Exception as error:  # noqa: BLE001 - whatever a packet does to scapy, it is released as it was
                 said = "edit failed, released as it was: " + re.sub(r"\n\s*", "; ", str(error))
                 self.unedited += 1

@@ -14,6 +14,7 @@ ENTRY = re.compile(r"^\s*(SKB_\w+)\s*(?:=\s*(\w+))?,", re.MULTILINE)
 PREFIX = "SKB_DROP_REASON_"
 NOT_SPECIFIED = "NOT_SPECIFIED"
 CONSUMED = "SKB_CONSUMED"
+MOST = (1 << 31) - 1  # of an enum
 
 
 @lru_cache(maxsize=8)
@@ -40,11 +41,14 @@ def drop_reason(image: Image, name: str) -> int:
 
     :raises RuleError: this kernel has no such reason
     """
-    if name.isdecimal():
-        return int(name)
     known = reasons(image.source)
+    first, end = known.get(NOT_SPECIFIED, 1), known.get("MAX", MOST + 1)  # a drop's: the others complain, or warn
+    if name.isdecimal():
+        if not first <= int(name) < end:
+            raise RuleError(f"Linux {image.release} has no drop reason {name}", found=f"{first} to {end - 1}")
+        return int(name)
     wanted = (name or NOT_SPECIFIED).upper().removeprefix(PREFIX)
-    if wanted not in known:
+    if not first <= known.get(wanted, 0) < end:
         near = ", ".join(one for one in known if wanted[:4] in one)
         raise RuleError(f"Linux {image.release} has no drop reason {name}", found=f"near: {near}" if near else "")
     return known[wanted]
