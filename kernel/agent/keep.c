@@ -15,6 +15,7 @@
 #include <net/tcp_states.h>
 
 #include "keep.h"
+#include "packet.h"
 
 /* Note an object in a list, once; false where the list is full. *added: it was not there. */
 static bool note(void **list, void *object, bool *added)
@@ -116,11 +117,12 @@ static bool keep_route(struct sk_buff *skb)
 bool agent_keep(struct agent_kept *kept, const struct agent_arm *arm, const unsigned long *arguments,
 		struct sk_buff *skb)
 {
+	struct net_device *device = (struct net_device *)agent_device_of(skb);
 	bool lasts;
 
 	memset(kept, 0, sizeof(*kept));
 	rcu_read_lock();
-	lasts = keep_route(skb) && keep_owner(kept, skb) && (!skb->dev || keep_device(kept, skb->dev));
+	lasts = keep_route(skb) && keep_owner(kept, skb) && (!device || keep_device(kept, device));
 #if IS_ENABLED(CONFIG_NF_CONNTRACK)
 	if (lasts && skb_nfct(skb))
 		lasts = keep_net(kept, nf_ct_net((struct nf_conn *)skb_nfct(skb)));

@@ -7,7 +7,7 @@
 #include "ring.h"
 
 #define AHEAD_BYTES 256
-#define ANSWERS_BYTES (1 << 20) /* of the ring of events, kept free for them: more than all commands have answers */
+#define ANSWERS_BYTES (2 << 20) /* of the ring of events, kept free for them: more than all commands have answers */
 
 #define NEAR(size) ((size) / 4) /* steps stay there while the host keeps up, in the processor's cache if they are few */
 #define LOOK_BYTES 4096 /* of steps, between two looks at where the host has come to */

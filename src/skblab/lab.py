@@ -221,6 +221,12 @@ class Lab:
         guest_socket.close()  # the guest has it now: its end is then the end of the socket
         if not self._from_boot:
             self._receive_one_by_one()
+        stack.callback(self._end_kernel)
+
+    def _end_kernel(self) -> None:
+        """End the kernel before its terminals: UML frees a terminal's interrupt in an interrupt (irq.c free_irqs())."""
+        if not self.namespaces.kept:
+            self.namespaces.close()
 
     def _learn_modules(self, sections: dict[str, dict[str, int]]) -> None:
         """Know the functions of modules that the guest has loaded: each one's file, and where its code lies."""

@@ -206,7 +206,7 @@ def test_what_there_is_is_taken_without_waiting(shared_lab: Lab) -> None:
 
 def test_a_checksum_may_be_wrong_on_purpose(shared_lab: Lab) -> None:
     def spoil(layers: IP) -> None:
-        layers[Raw].load = b"y" * 20
+        layers[Raw].load = b"y" * len(layers[Raw].load)
 
     with shared_lab.hold("icmp_rcv", ECHO) as held:
         client = ping(shared_lab, 1)

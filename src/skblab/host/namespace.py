@@ -68,7 +68,7 @@ class Namespaces:
         self.why_not_tap = ""
         self._control: socket.socket | None = None
         self._lock = -1
-        self._kept = False
+        self.kept = False  # the lab outlives this process
         self.pidfd = -1
         self.pid = 0
 
@@ -191,7 +191,7 @@ class Namespaces:
             self.request(
                 "keep", [listener.fileno(), *fds], about=about | {"link": self.link, "addresses": addresses}, who=who
             )
-        self._kept = True
+        self.kept = True
 
     def close(self) -> None:
         """End every process of the lab and wait until they are gone, unless it is kept; safe to call twice."""
@@ -207,7 +207,7 @@ class Namespaces:
         self._control.close()
         self._control = None
         self.booted()
-        if self._kept:
+        if self.kept:
             os.close(self.pidfd)
             os.close(self._lock)  # process 1 has it too
             self._lock = -1
