@@ -122,7 +122,7 @@ bool agent_keep(struct agent_kept *kept, const struct agent_arm *arm, const unsi
 
 	memset(kept, 0, sizeof(*kept));
 	rcu_read_lock();
-	lasts = keep_route(skb) && keep_owner(kept, skb) && (!device || keep_device(kept, device));
+	lasts = keep_route(skb) && keep_owner(kept, skb) && (device ? keep_device(kept, device) : !skb->dev);
 #if IS_ENABLED(CONFIG_NF_CONNTRACK)
 	if (lasts && skb_nfct(skb))
 		lasts = keep_net(kept, nf_ct_net((struct nf_conn *)skb_nfct(skb)));
