@@ -80,7 +80,8 @@ def calls_ns(lab: Lab, verdict: str = "") -> list[float]:
     rule = Rule.parse(f"agent_measured = {verdict}") if verdict else None
     times = []
     for _ in range(CALL_ROUNDS):
-        times.append(lab.agent.measure_ns(rule, PING, CALLS))
+        with lab.agent.arm_measured(rule) if rule else contextlib.nullcontext():
+            times.append(lab.agent.measure_ns(bytes(12) + b"\x08\0" + PING, CALLS))
         time.sleep(CATCH_UP_S)  # noqa: TID251 - nothing tells when the reader has caught up
     return times
 

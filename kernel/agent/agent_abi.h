@@ -104,7 +104,7 @@ enum agent_command_kind {
 	AGENT_DISCARD = 4,
 	AGENT_COPY = 5, /* number: how many */
 	AGENT_WRITE = 6, /* struct agent_decide, then the packet's new bytes; number: where skb->data is to point */
-	AGENT_MEASURE = 7, /* struct agent_decide, then a packet's bytes; number: calls. The answer: ns for all of them */
+	AGENT_MEASURE = 7, /* struct agent_decide, then an Ethernet frame; number: calls. The answer: ns for all of them */
 	AGENT_FOLLOW = 8, /* struct agent_follow, then its filter: what is followed, and told at each step */
 	AGENT_POINT = 9, /* struct agent_point: a function to be passed; record.rule: the point's number */
 	AGENT_UNFOLLOW = 10, /* no points any more */

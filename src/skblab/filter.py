@@ -1,31 +1,35 @@
 """pcap-filter(7) to classic BPF, by libpcap itself.
 
-A filter runs on a packet's bytes from the network header on, so it is compiled for raw IP. One that speaks of ARP or
-of Ethernet is compiled for Ethernet, and its loads are moved: the type is the kernel's own ``skb->protocol``, addresses
-are where the kernel has put the link's header, and everything else lies 14 bytes nearer
-(include/uapi/linux/filter.h SKF_AD_OFF, SKF_LL_OFF).
+A filter takes of the packets inside a kernel what it takes of an Ethernet capture. So it is compiled for Ethernet, and
+its loads are moved to where a packet's parts lie inside a kernel (include/uapi/linux/filter.h SKF_AD_OFF, SKF_LL_OFF):
+the type is the kernel's own ``skb->protocol``, addresses are where the kernel has put the link's header, and everything
+else lies 14 bytes nearer, for the program is run from the network header on. The length is counted with the 14 bytes.
 """
 
 import ctypes
 import ctypes.util
 import functools
+import itertools
 import re
 import struct
 
 from skblab.errors import MissingPrerequisite, RuleError
 
-DLT_EN10MB, DLT_RAW = 1, 12
+DLT_EN10MB = 1
 WHOLE_PACKET = 0x40000
 NETMASK_UNKNOWN = 0xFFFFFFFF
 INSTRUCTION_BYTES = 8
 INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 LD_WORD_ABSOLUTE, LD_HALF_ABSOLUTE = 0x20, 0x28
+LD_LENGTH, LDX_LENGTH, ADD, JUMP, JUMPS = 0x80, 0x81, 0x04, 0x05, 0x05
 LOADS_OF_BYTES = {0x20, 0x28, 0x30, 0x40, 0x48, 0x50, 0xB1}  # BPF_ABS and BPF_IND of each size, BPF_LDX | BPF_MSH
+CLASS = 0x07
 PROTOCOL = 0xFFFFF000  # SKF_AD_OFF + SKF_AD_PROTOCOL
 LINK_HEADER = 0xFFE00000  # SKF_LL_OFF
 ETHERNET_BYTES, TYPE_AT = 14, 12
-OF_ETHERNET = re.compile(r"\b(r?arp|ether|broadcast|multicast)\b")
-SHIFTED = re.compile(r"\b(vlan|mpls|pppoe[ds]|geneve)\b")  # libpcap takes the headers behind these for moved
+FARTHEST_JUMP = 255
+ENCAPSULATED = re.compile(r"\b(vlan|mpls|pppoe[ds]|geneve)\b")  # libpcap looks for their headers where none are
+Instruction = tuple[int, int, int, int]
 
 
 class _Program(ctypes.Structure):
@@ -58,17 +62,20 @@ def compile_filter(expression: str) -> bytes:
     """
     if not expression:
         return b""
-    if not OF_ETHERNET.search(expression):
-        return _compile(expression, DLT_RAW)
-    if shifted := SHIFTED.search(expression):
+    if found := ENCAPSULATED.search(expression):
         raise RuleError(
-            f"{shifted.group()} beside ARP or Ethernet in a filter", found=expression, mend="two rules, or two traces"
+            f"{found.group()} in a filter",
+            found=f"{expression}\nthe kernel keeps that header apart from the packet's bytes",
+            mend="filter what is inside it",
         )
-    code = _compile(expression, DLT_EN10MB)
-    return b"".join(INSTRUCTION.pack(*_moved(*one)) for one in INSTRUCTION.iter_unpack(code))
+    program = list(INSTRUCTION.iter_unpack(_compile(expression)))
+    if any(code == JUMP and k >> 31 for code, _, _, k in program):
+        raise RuleError("a filter with a loop", found=f"{expression}\nthe kernel runs no loops (protochain is one)")
+    moved = [_moved(*one) for one in program]
+    return b"".join(INSTRUCTION.pack(*one) for one in _with_whole_lengths(moved, expression))
 
 
-def _moved(code: int, if_true: int, if_false: int, k: int) -> tuple[int, int, int, int]:
+def _moved(code: int, if_true: int, if_false: int, k: int) -> Instruction:
     """Return an instruction for Ethernet as one for a packet that begins with its network header."""
     if code in LOADS_OF_BYTES:
         if code == LD_HALF_ABSOLUTE and k == TYPE_AT:
@@ -77,9 +84,29 @@ def _moved(code: int, if_true: int, if_false: int, k: int) -> tuple[int, int, in
     return code, if_true, if_false, k
 
 
-def _compile(expression: str, link_type: int) -> bytes:
+def _with_whole_lengths(program: list[Instruction], expression: str) -> list[Instruction]:
+    """Add the link's header to each load of the packet's length; jumps are made longer by what lies in between."""
+    places = list(itertools.accumulate((1 + (code == LD_LENGTH) for code, *_ in program), initial=0))
+
+    def over(at: int, distance: int) -> int:
+        return places[at + 1 + distance] - places[at + 1]
+
+    whole: list[Instruction] = []
+    for at, (code, if_true, if_false, k) in enumerate(program):
+        if code & CLASS == JUMPS and code != JUMP:
+            whole.append((code, over(at, if_true), over(at, if_false), k))
+        else:
+            whole.append((code, if_true, if_false, over(at, k) if code == JUMP else k))
+        if code == LD_LENGTH:
+            whole.append((ADD, 0, 0, ETHERNET_BYTES))
+    if any(max(one[1:3]) > FARTHEST_JUMP for one in whole) or any(code == LDX_LENGTH for code, *_ in program):
+        raise RuleError("a filter that is too long for the length in it", found=expression, mend="two rules")
+    return whole
+
+
+def _compile(expression: str) -> bytes:
     library = _libpcap()
-    handle = ctypes.c_void_p(library.pcap_open_dead(link_type, WHOLE_PACKET))
+    handle = ctypes.c_void_p(library.pcap_open_dead(DLT_EN10MB, WHOLE_PACKET))
     program = _Program()
     try:
         text = ctypes.c_char_p(expression.encode())

@@ -270,14 +270,17 @@ class Agent:
         if error := self._failed.pop(None, None):
             raise error
 
-    def measure_ns(self, rule: Rule | None, packet: bytes, calls: int) -> float:
-        """Return what one call of a function that does nothing takes in the guest, with a rule at it or without."""
+    def arm_measured(self, rule: Rule) -> Armed:
+        """Put a rule in force at a function that does nothing, and that ``measure_ns()`` alone calls."""
         address = self.channel.measured_address
         function = Function("agent_measured", address, 0, "", 0, "void", (Parameter("skb", SKB_TYPE),))
-        with self._arm(rule, self._describe(rule, function), lambda *_: None) if rule else contextlib.nullcontext():
-            took_ns = self._ask(
-                lambda cookie: abi.encode_decide(abi.Command.MEASURE, cookie, number=calls, data=packet), "measuring"
-            )
+        return self._arm(rule, self._describe(rule, function), lambda *_: None)
+
+    def measure_ns(self, frame: bytes, calls: int) -> float:
+        """Return what one call of that function takes in the guest, with an Ethernet frame as if received."""
+        took_ns = self._ask(
+            lambda cookie: abi.encode_decide(abi.Command.MEASURE, cookie, number=calls, data=frame), "measuring"
+        )
         return took_ns / calls
 
     def disarm(self, number: int) -> Exception | None:
