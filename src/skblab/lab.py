@@ -106,7 +106,7 @@ class Lab:
                 f"a ring of {steps_bytes >> 20} MiB for a trace's steps",
                 found=f"a power of two, {MINIMUM_STEPS_BYTES >> 20} to {MOST_STEPS_BYTES >> 20} MiB",
             )
-        self._root = {"": "", "host": "/"}.get(root, str(Path(root).absolute()))
+        self._root = {"": "", "host": "/"}.get(root, str(Path(root).resolve()))
         if not Path(self._root).is_dir():
             raise UsageError(f"no such directory: {root}", mend='root="host", or a directory')
         if modules and from_boot:

@@ -16,6 +16,7 @@ from skblab.errors import BootFailed, GuestLost, SkblabError, Timeout
 from skblab.guest import mconsole
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import diagnose, disk_refused
+from skblab.guest.disk import inspect
 from skblab.guest.modules import sections_told
 from skblab.guest.panic import GuestPanicked, PanicWatch, panicked
 from skblab.guest.programs import Programs
@@ -24,6 +25,7 @@ from skblab.host.namespace import GuestLink, Namespaces
 from skblab.image.store import cache_dir
 
 CALIBRATED = re.compile(r"\(lpj=(\d+)\)")
+UBD = re.compile(r"ubd[0-9a-h]([a-z]*)")  # arch/um/drivers/ubd_kern.c ubd_setup_common(): a disk, then its flags
 READY = "ready"  # what the guest's init says
 LAST_WORDS_S = 1.0  # between its word of a panic and its end
 STACK_TIMEOUT_S = 1.0
@@ -44,6 +46,28 @@ class Boot:
     stopped: bool = False  # before its first instruction: whoever lets it go on waits for it
     terminal_fds: tuple[int, ...] = ()  # of its virtual consoles, to be handed over; they need a root
 
+    def sees(self) -> dict[str, object]:
+        """Return what the kernel's process is to find of this machine's files: see jail.confine().
+
+        What the caller's own arguments name, a disk (``ubd0=``) or a directory (``rootflags=``), is found, too.
+        """
+        words = dict(word.split("=", 1) for word in self.extra if "=" in word)
+        files = [(str(disk), True) for disk in self.disks]
+        for name, value in words.items():
+            if disk := UBD.fullmatch(name):
+                first, *others = re.split("[,:]", value)
+                files += [(first, "r" not in disk[1]), *((other, False) for other in others)]
+        for path, _ in tuple(files):
+            if Path(path).is_file() and (header := inspect(Path(path))):
+                files.append((header.backing_file, False))
+        files = [(path, writes) for path, writes in files if path.startswith("/") and Path(path).exists()]
+        tree = self.root or (words.get("rootflags", "") if words.get("rootfstype") == "hostfs" else "")
+        return {
+            "readable": [str(self.initramfs.resolve()), *(path for path, writes in files if not writes)],
+            "writable": [path for path, writes in files if writes],
+            "tree": str(Path(tree).resolve()) if tree.startswith("/") and Path(tree).is_dir() else "",
+        }
+
 
 def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
     """Return the kernel's command line.
@@ -52,9 +76,9 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
     starts an xterm.
     """
     return [
-        str(boot.kernel),
+        str(boot.kernel.resolve()),
         f"mem={boot.memory_mib}M",
-        f"initrd={boot.initramfs}",
+        f"initrd={boot.initramfs.resolve()}",
         "root=/dev/ram0",
         "uml_dir={private}/uml",
         "umid=guest",
@@ -130,6 +154,7 @@ class Guest(Programs):
             ],
             argv=arguments(boot, namespaces, int(known) if known.isdigit() else None),
             stopped=boot.stopped,
+            sees=boot.sees(),
         )
         namespaces.booted()
         guest = cls(namespaces, console, pidfd, notify, reply["pid"], kernel=boot.kernel)

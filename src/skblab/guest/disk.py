@@ -223,10 +223,10 @@ def _check_path(path: Path) -> None:
 
 
 def _may(path: Path, what: int) -> bool:
-    """Whether a lab's kernel may: even root's has no power over the files of others in its user namespace."""
+    """Whether a lab's kernel may: even root's has no power over files but by their mode (host/jail.py)."""
     found = path.stat()
     if found.st_uid == os.geteuid():
-        return os.access(path, what)
+        return bool(found.st_mode >> 6 & what)
     mine = found.st_gid in {os.getegid(), *os.getgroups()}
     return bool(found.st_mode >> (3 if mine else 0) & what)
 

@@ -12,7 +12,6 @@ lab that is told to outlive its controller listens for others, and keeps for the
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -22,7 +21,26 @@ import socket
 import time
 from io import FileIO
 
-from skblab.host.link import Link, SetUpError, Switch, check, ip, libc, read_file, write_file
+from skblab.host.jail import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    LAB,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    PRIVATE,
+
+    confine,
+    mount,
+    new_namespaces,
+    prepare,
+)
+from skblab.host.link import Link, SetUpError, Switch, ip, libc, read_file, write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing.TYPE_CHECKING without importing typing
@@ -30,16 +48,9 @@ if TYPE_CHECKING:  # typing.TYPE_CHECKING without importing typing
 
     Answer = tuple[dict[str, Any], list[int]]
 
-CLONE_NEWNS = 0x00020000
-CLONE_NEWIPC = 0x08000000
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
 PR_SET_PDEATHSIG = 1
 ADDR_NO_RANDOMIZE = 0x0040000
 
-PRIVATE = "/dev/shm"  # noqa: S108 - a tmpfs of the lab's own is mounted there
 MESSAGE_BYTES = 1 << 16
 DESCRIPTORS = 32  # beside a message, at most
 DATAGRAMS = (
@@ -53,26 +64,6 @@ FAREWELL = 1  # kernel/agent/agent_abi.h
 PREFER_IP4 = "precedence ::ffff:0:0/96 100\nprecedence ::1/128 50\nprecedence ::/0 40\n"
 
 
-def new_namespaces() -> None:
-    """Leave the host's namespaces; the caller's user becomes root in the new user namespace."""
-    uid, gid = os.geteuid(), os.getegid()
-    flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
-    check("user namespace", libc.unshare(flags))
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        try:
-            write_file(f"/proc/self/{name}", text)
-        except OSError as error:
-            raise SetUpError(f"user namespace ({name})", error.errno or 0) from error
-
-
-def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    """Mount a file system, or raise SetUpError naming the target."""
-    arguments = (source.encode(), target.encode(), kind.encode() or None, flags, options.encode() or None)
-    check(
-        f"mount of {target}", libc.mount(arguments[0], arguments[1], arguments[2], ctypes.c_ulong(flags), arguments[4])
-    )
-
-
 def private_mounts(hosts: str) -> None:
     """Give the lab a /proc of its own, private files in memory, and names: guest and host, each IPv4 first.
 
@@ -81,11 +72,12 @@ def private_mounts(hosts: str) -> None:
     """
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700")  # noqa: S108
+    mount("tmpfs", LAB, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700")
+    prepare()
     for name, text in (("hosts", read_file("/etc/hosts").rstrip() + f"\n{hosts}\n"), ("gai.conf", PREFER_IP4)):
         if os.access(f"/etc/{name}", os.F_OK):
-            write_file(f"{PRIVATE}/{name}", text)
-            mount(f"{PRIVATE}/{name}", f"/etc/{name}", "", MS_BIND)
+            write_file(f"{LAB}/{name}", text)
+            mount(f"{LAB}/{name}", f"/etc/{name}", "", MS_BIND)
 
 
 def let_datagrams_wait() -> None:
@@ -225,16 +217,21 @@ class LabInit:
             if pid == self.kernel:
                 self.kernel_status = os.waitstatus_to_exitcode(status)
 
-    def do_boot(self, fds: list[int], argv: list[str], stopped: bool) -> Answer:  # noqa: FBT001
+    def do_boot(self, fds: list[int], argv: list[str], stopped: bool, sees: dict[str, Any]) -> Answer:  # noqa: FBT001
         """Start the kernel with fds[0] as its console; give back a pidfd for it and a socket of its notifications.
 
         The other descriptors are handed on; ``{fd1}``, ``{fd2}`` in its command line are their numbers. A *stopped* one
-        waits for SIGCONT before it becomes the kernel.
+        waits for SIGCONT before it becomes the kernel. What it *sees* of this machine is jail.confine()'s.
         """
         self.given = self.notifications.listen()
+        refused, refuse = os.pipe2(os.O_CLOEXEC)
         self.kernel = os.fork()
         if self.kernel == 0:
-            self.become_kernel(argv, fds, stopped)
+            self.become_kernel(argv, fds, stopped, sees, refuse)
+        os.close(refuse)
+        with FileIO(refused) as words:
+            if why := words.readall():
+                return json.loads(why), []
         self.kernel_pidfd = os.pidfd_open(self.kernel)
         if self.link:
             os.close(self.link.guest_fd)  # the guest has it now, and the link is to end with the guest
@@ -271,8 +268,13 @@ class LabInit:
         del fds
         os._exit(0)
 
-    def become_kernel(self, argv: list[str], fds: list[int], stopped: bool) -> NoReturn:  # noqa: FBT001
-        """Turn this child into the kernel: own session, no address randomisation, nothing open but what it needs."""
+    def become_kernel(
+        self, argv: list[str], fds: list[int], stopped: bool, sees: dict[str, Any], refuse: int
+    ) -> NoReturn:
+        """Turn this child into the kernel: own session, no address randomisation, nothing open but what it needs.
+
+        What keeps it from that is written to *refuse*, which is closed when nothing of this machine can any more.
+        """
         try:
             os.setsid()
             libc.personality(ADDR_NO_RANDOMIZE)
@@ -289,9 +291,14 @@ class LabInit:
             for place, value in values.items():
                 words = [word.replace(place, value) for word in words]
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            libraries = confine(words[0], **sees)
+            os.close(refuse)
             if stopped:
                 os.kill(os.getpid(), signal.SIGSTOP)
-            os.execve(words[0], words, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": PRIVATE})  # noqa: S606
+            environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": PRIVATE, "LD_LIBRARY_PATH": libraries}
+            os.execve(words[0], words, environment)  # noqa: S606
+        except SetUpError as error:
+            os.write(refuse, json.dumps(error.reply).encode())
         except OSError as error:
             os.write(2, f"skblab: cannot start {argv[0]}: {error}\n".encode())
         os._exit(127)
@@ -338,7 +345,7 @@ class LabInit:
             link, addresses = self.switch.plug(kind, addresses)
         except SetUpError as error:
             return error.reply, []
-        with open(f"{PRIVATE}/hosts", "a") as hosts:  # noqa: PTH123
+        with open(f"{LAB}/hosts", "a") as hosts:  # noqa: PTH123
             hosts.writelines(f"{address.partition('/')[0]} {name}\n" for address in addresses)
         self.given = FileIO(link.guest_fd)
         return {"link": link.kind, "addresses": addresses}, [link.guest_fd]
@@ -401,7 +408,7 @@ def outer(control: socket.socket) -> None:
     for descriptor in fds:
         os.set_inheritable(descriptor, False)  # noqa: FBT003
     try:
-        new_namespaces()
+        new_namespaces(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC)
     except SetUpError as error:
         control.send(json.dumps(error.reply).encode())
         return

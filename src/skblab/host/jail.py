@@ -1,0 +1,260 @@
+"""What the guest kernel's process sees of this machine, and what it may ask of it: enforced by the host's kernel.
+
+Root in the guest can load a module, and a module can make any system call of the host's (arch/um/kernel/ksyms.c exports
+``syscall``). So nothing here relies on the guest. The process gets
+
+* a user namespace of its own without any capability, and no way to another one: nothing below can be undone;
+* a root directory of its own: the files that a UML kernel needs and the tree that the guest was given, all read-only;
+  its disks, its memory and its sockets alone can be written;
+* a filter of system calls (seccomp(2)): no sockets that connect to servers of this machine by a file's name, no kernel
+  interface that a UML kernel has no use for.
+
+A part of the lab's first process (lab_init.py), and as sparing with imports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+
+from skblab.host.link import SetUpError, check, libc, read_file, write_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
+MNT_DETACH = 2
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 0x1, 0x2, 0x4
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
+CAP_SYS_PTRACE = 19
+YAMA = "/proc/sys/kernel/yama/ptrace_scope"
+YAMA_CAPABILITY = "2"  # PTRACE_TRACEME, by which UML runs the guest's processes, takes CAP_SYS_PTRACE
+PT_INTERP = 3
+
+LAB = "/dev/shm"  # noqa: S108 - a tmpfs of the lab's own is mounted there
+PRIVATE = f"{LAB}/guest"  # what the kernel may write to: its memory and its sockets
+ROOT = f"{LAB}/root"  # where its root directory is put together
+# What a UML kernel opens by name: os-Linux/start_up.c get_host_cpu_features(), drivers/null.c, drivers/random.c.
+CPU, DEVICES = "/proc/cpuinfo", ("/dev/null", "/dev/random")
+COVERED = ("proc", "sys", "dev")  # of the guest's tree: the guest has its own there
+
+# Numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl) and of seccomp(2)'s programs.
+SYS_SOCKET, SYS_CLONE, SYS_PIVOT_ROOT, SYS_SECCOMP, SYS_CLONE3, SYS_MOUNT_SETATTR = 41, 56, 155, 317, 435, 442
+DENIED = (
+    248, 249, 250,  # add_key, request_key, keyctl: the user's session keyring
+    272, 308,  # unshare, setns
+    298, 321, 323, 425,  # perf_event_open, bpf, userfaultfd, io_uring_setup: io_uring opens sockets past this filter
+)  # fmt: skip
+NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
+AF_UNIX, AF_INET, AF_INET6, SOCK_DGRAM, SOCK_TYPES = 1, 2, 10, 2, 0xF
+AUDIT_ARCH_X86_64, X32 = 0xC000003E, 0x40000000
+LOAD, EQUAL, AT_LEAST, ANY_OF, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+NUMBER, ARCHITECTURE, FIRST, SECOND = 0, 4, 16, 24  # offsets in struct seccomp_data
+ALLOW, REFUSE = 0x7FFF0000, 0x00050000  # beside REFUSE: errno
+SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1, 4
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
+
+
+def new_namespaces(flags: int) -> None:
+    """Leave namespaces; the caller's user becomes root in the new user namespace.
+
+    :param flags: the others that are to be new, as unshare(2) has them
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    check("user namespace", libc.unshare(CLONE_NEWUSER | flags))
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        try:
+            write_file(f"/proc/self/{name}", text)
+        except OSError as error:
+            raise SetUpError(f"user namespace ({name})", error.errno or 0) from error
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """Mount a file system, or raise SetUpError naming the target."""
+    arguments = (os.fsencode(source), os.fsencode(target), kind.encode() or None, flags, options.encode() or None)
+    check(
+        f"mount of {target}", libc.mount(arguments[0], arguments[1], arguments[2], ctypes.c_ulong(flags), arguments[4])
+    )
+
+
+def confine(kernel: str, readable: list[str], writable: list[str], tree: str) -> str:
+    """Put this process into the jail; it is to become the kernel. Return the loader's path to its libraries.
+
+    :param kernel: the program
+    :param readable: files that it is to find under their own names, without symbolic links
+    :param writable: likewise: its disks
+    :param tree: the directory that the guest may see; nothing: none
+    :raises SetUpError: this machine refuses a part of it
+    """
+    new_namespaces(CLONE_NEWNS)
+    try:
+        _make_root([kernel, _loader(kernel), CPU, *LIBRARIES, *readable], [PRIVATE, *DEVICES, *writable], tree)
+    except OSError as error:
+        raise SetUpError("the kernel's own root", error.errno or 0, str(error)) from error
+    _enter_root()
+    _drop_capabilities()
+    _filter_calls()
+    return ":".join({os.path.dirname(path) for path in LIBRARIES})  # noqa: PTH120 - there is no /etc/ld.so.cache
+
+
+def prepare() -> None:
+    """Make ready, while the lab starts, what every kernel's root directory has."""
+    for directory in (PRIVATE, ROOT):
+        os.mkdir(directory)  # noqa: PTH102
+    mount("tmpfs", ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
+    _make_places()
+
+
+def _make_places() -> None:
+    for path in (CPU, *LIBRARIES, PRIVATE, *DEVICES):
+        _make_place(path)
+    if not os.path.lexists(f"{ROOT}/dev/pts"):
+        os.mkdir(f"{ROOT}/dev/pts")  # noqa: PTH102
+        os.symlink("pts/ptmx", f"{ROOT}/dev/ptmx")  # noqa: PTH211
+
+
+def _make_root(readable: Iterable[str], writable: list[str], tree: str) -> None:
+    """Put the new root directory together at ROOT: every file under the name that it has on this machine."""
+    mount(tree if tree == "/" else ROOT, ROOT, "", MS_BIND | MS_REC)
+    if tree not in {"", "/"}:
+        os.makedirs(ROOT + tree, exist_ok=True)  # noqa: PTH103
+        mount(tree, ROOT + tree, "", MS_BIND | MS_REC)
+    for name in COVERED if tree else ():
+        place = os.path.join(ROOT + tree, name)  # noqa: PTH118
+        if os.path.isdir(place) and not os.path.islink(place):  # noqa: PTH112, PTH114
+            mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
+    _make_places()
+    readable = [
+        path
+        for path in readable  # what is not there, or not a program, the kernel or execve(2) tells of
+        if os.path.exists(path) and (path in (CPU, *LIBRARIES) or not os.path.lexists(ROOT + path))  # noqa: PTH110
+    ]
+    for path in (*readable, *writable):
+        _make_place(path)
+    for path in readable:
+        mount(path, ROOT + path, "", MS_BIND)
+    _set_read_only()
+    for path in writable:
+        mount(path, ROOT + path, "", MS_BIND)
+    # UML looks whether pseudo-terminals send SIGIO (os-Linux/sigio.c check_sigio()): by some of its own.
+    mount("devpts", f"{ROOT}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0600")
+
+
+def _make_place(path: str) -> None:
+    """Make what a file or a directory of that name can be mounted on, where it is not there."""
+    place = ROOT + path
+    os.makedirs(os.path.dirname(place), exist_ok=True)  # noqa: PTH103, PTH120
+    if os.path.lexists(place):
+        return
+    if stat.S_ISDIR(os.stat(path).st_mode):  # noqa: PTH116
+        os.mkdir(place)  # noqa: PTH102
+    else:
+        os.close(os.open(place, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
+
+
+def _set_read_only() -> None:
+    """Make all of the new root read-only, without devices and set-user-ID programs. Linux 5.12."""
+    attributes = struct.pack("=4Q", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, 0, 0)
+    check(
+        "files that are read-only for the guest's kernel (mount_setattr)",
+        libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, ROOT.encode(), AT_RECURSIVE, attributes, len(attributes)),
+    )
+
+
+def _enter_root() -> None:
+    """Have the new root for /, and no way to the old one."""
+    os.chdir(ROOT)
+    check("the kernel's own root", libc.syscall(SYS_PIVOT_ROOT, b".", b"."))
+    check("leaving this machine's root", libc.umount2(b".", MNT_DETACH))
+    os.chdir("/")
+
+
+def _drop_capabilities() -> None:
+    """See that execve(2) gives no capability to what is root in its user namespace, and that no program can."""
+    kept = CAP_SYS_PTRACE if read_file(YAMA).strip() == YAMA_CAPABILITY else -1
+    for number in range(64):
+        if number != kept and libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
+            if ctypes.get_errno() != errno.EINVAL:  # there are no more
+                check("dropping capabilities", -1)
+            break
+    check("no new privileges", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def _filter_calls() -> None:
+    """Refuse system calls from here on; what the guest's programs call is none of the host's (PTRACE_SYSEMU)."""
+    check(
+        "a filter of system calls (seccomp)",
+        libc.syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+                     ctypes.byref(_Filter(len(PROGRAM) // 8, PROGRAM))),
+    )  # fmt: skip
+
+
+def _program() -> bytes:
+    """Return the filter, in classic BPF: what it says nothing about is allowed."""
+    refused = REFUSE | errno.EPERM
+    code: list[tuple[int, int, int, int]] = [
+        (LOAD, 0, 0, ARCHITECTURE),
+        (EQUAL, 1, 0, AUDIT_ARCH_X86_64),
+        (RETURN, 0, 0, refused),
+        (LOAD, 0, 0, NUMBER),
+        (AT_LEAST, 0, 1, X32),
+        (RETURN, 0, 0, refused),
+    ]
+    for number in DENIED:
+        code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, refused)]
+    code += [
+        (EQUAL, 0, 1, SYS_CLONE3), (RETURN, 0, 0, REFUSE | errno.ENOSYS),  # its flags lie in memory; libc has clone()
+        (EQUAL, 0, 4, SYS_CLONE),
+        (LOAD, 0, 0, FIRST),
+        (ANY_OF, 0, 1, NAMESPACES), (RETURN, 0, 0, refused),
+        (RETURN, 0, 0, ALLOW),
+        (EQUAL, 1, 0, SYS_SOCKET), (RETURN, 0, 0, ALLOW),
+        (LOAD, 0, 0, FIRST),
+        (EQUAL, 5, 0, AF_INET), (EQUAL, 4, 0, AF_INET6), (EQUAL, 0, 4, AF_UNIX),
+        (LOAD, 0, 0, SECOND), (AND, 0, 0, SOCK_TYPES),
+        (EQUAL, 0, 1, SOCK_DGRAM), (RETURN, 0, 0, ALLOW),
+        (RETURN, 0, 0, refused),
+    ]  # fmt: skip
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
+PROGRAM = _program()
+
+
+def _loader(program: str) -> str:
+    """Return the loader that an ELF program names (elf(5)), or nothing: it is static, or no program."""
+    try:
+        with open(program, "rb") as file:  # noqa: PTH123
+            head = file.read(4096)
+        (at,), (size, count) = struct.unpack_from("<Q", head, 32), struct.unpack_from("<HH", head, 54)
+        for number in range(count):
+            kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", head, at + number * size)
+            if kind == PT_INTERP:
+                return os.fsdecode(head[offset : offset + length].rstrip(b"\0"))
+    except (OSError, struct.error):
+        pass
+    return ""
+
+
+def _libraries() -> list[str]:
+    """Return the C library that this process runs with: a UML kernel needs no other."""
+    paths = {line.split(maxsplit=5)[-1].rstrip() for line in read_file("/proc/self/maps").splitlines()}
+    return sorted(path for path in paths if os.path.basename(path).startswith("libc.so."))  # noqa: PTH119
+
+
+LIBRARIES = _libraries()
