@@ -1,19 +1,26 @@
 """One lab a name."""
 
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from skblab.errors import LabNameTaken, MissingPrerequisite, UsageError
-from skblab.host import registry
+from skblab.host import process, registry
 
 
 @pytest.fixture(autouse=True)
 def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / "skblab"
+
+
+def write(descriptor: int, told: dict[str, object]) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(told).encode(), 0)
 
 
 def test_a_name_is_one_labs_at_a_time(runtime_dir: Path) -> None:
@@ -70,3 +77,55 @@ def test_a_link_in_its_place_is_not_followed(runtime_dir: Path, tmp_path: Path) 
     runtime_dir.symlink_to(elsewhere)
     with pytest.raises(MissingPrerequisite, match="not a directory of yours alone"):
         registry.claim("blue")
+
+
+def test_a_name_whose_file_was_removed_meanwhile_is_claimed_again(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = registry.claim("blue")
+    lock = registry._lock
+
+    def lock_late(descriptor: int, name: str, patience_s: float) -> None:
+        if first in still_open:  # its lab ends between our open(2) and our flock(2)
+            still_open.remove(first)
+            registry.forget("blue", first)
+        lock(descriptor, name, patience_s)
+
+    still_open = [first]
+    monkeypatch.setattr(registry, "_lock", lock_late)
+    second = registry.claim("blue")
+    with pytest.raises(LabNameTaken):
+        registry.claim("blue")
+    assert os.path.samestat(os.fstat(second), (runtime_dir / "blue.lab").stat())
+    registry.forget("blue", second)
+
+
+def test_a_socket_in_a_directory_with_a_long_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / ("long" * 50)
+    directory.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    held = registry.claim("b" * 63)
+    with registry.listen("b" * 63, held) as listener, registry.connect("b" * 63) as control:
+        control.send(b"x")
+        with listener.accept()[0] as accepted:
+            assert accepted.recv(1) == b"x"
+    registry.forget("b" * 63, held)
+
+
+def test_what_another_version_has_written_is_read_as_far_as_it_is_known() -> None:
+    held = registry.claim("blue")
+    told = json.loads(os.pread(held, 65536, 0))
+    write(held, told | {"colour": "blue"})
+    (owner,) = registry.running()
+    assert owner.pid == os.getpid()
+    write(held, {"name": "blue"})
+    assert registry.running() == []
+    with pytest.raises(LabNameTaken):
+        registry.claim("blue")
+    registry.forget("blue", held)
+
+
+def test_a_long_command_line_is_shortened() -> None:
+    argv = [sys.executable, "-c", "from skblab.host import registry; print(len(registry.command_line()))"]
+    said = process.run([*argv, *map(str, range(15000))]).stdout
+    assert int(said) == registry.LONGEST_COMMAND

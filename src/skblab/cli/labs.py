@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import os
-import select
 import sys
 import termios
 import time
@@ -18,6 +17,7 @@ from skblab.guest.session import raw_keyboard
 from skblab.guest.terminal import NAME_OF_LEAVE
 from skblab.host import registry
 from skblab.host.process import Running, exit_status, interrupt
+from skblab.host.waiting import wait
 
 DEFAULT_NAME = "lab"
 FOLLOW_EVERY_S = 0.2
@@ -141,7 +141,7 @@ def _down(arguments: argparse.Namespace) -> int:
     from skblab.host.namespace import JoinedNamespaces  # noqa: PLC0415
 
     for name in lab_names() if arguments.all else arguments.names or [DEFAULT_NAME]:
-        with JoinedNamespaces(name) as namespaces:
+        with JoinedNamespaces(name, to_end=True) as namespaces:
             namespaces.end()
         print(f"{name} is down")
     return 0
@@ -220,7 +220,7 @@ def _log(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         while arguments.follow:
             # A file in memory tells nobody that it has grown.
-            ended = select.select([lab.guest.pidfd], [], [], FOLLOW_EVERY_S)[0]
+            ended = wait([lab.guest.pidfd], FOLLOW_EVERY_S)
             text = lab.console.text()
             sys.stdout.write(text[len(said) :])
             sys.stdout.flush()

@@ -15,10 +15,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import signal
 import socket
 import time
+from contextlib import suppress
 from io import FileIO
 
 from skblab.host.jail import (
@@ -34,13 +34,13 @@ from skblab.host.jail import (
     MS_PRIVATE,
     MS_REC,
     PRIVATE,
-
     confine,
     mount,
     new_namespaces,
     prepare,
 )
 from skblab.host.link import Link, SetUpError, Switch, ip, libc, read_file, write_file
+from skblab.host.waiting import wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing.TYPE_CHECKING without importing typing
@@ -59,6 +59,10 @@ DATAGRAMS = (
 PANIC = b"\xbe\xba\xfe\xca\2\0\0\0\1\0\0\0"  # how a notification of one begins (arch/um/drivers/mconsole.h)
 CONSOLE, AGENT_MEMORY, AGENT_SOCKET, TERMINAL = range(4)  # of what is kept for other controllers
 FAREWELL = 1  # kernel/agent/agent_abi.h
+# Of requests and answers, of what is kept, and of what is shared with the agent: a lab may outlive the skblab that has
+# started it, and be joined by a newer one.
+VERSION = 1
+BAD_REQUEST, NO_COMMANDS = "request", "no commands"
 
 # gai.conf(5), as RFC 6724 section 2.1 has it for private addresses: "ping guest" is the ping of the textbooks.
 PREFER_IP4 = "precedence ::ffff:0:0/96 100\nprecedence ::1/128 50\nprecedence ::/0 40\n"
@@ -154,7 +158,7 @@ class LabInit:
         while self.controllers or self.listener:
             watched: list[socket.socket | int] = [wake_read, self.notifications.source, *self.controllers]
             watched += [self.listener] if self.listener else []
-            ready, writable, _ = select.select(watched, [self.kept[AGENT_SOCKET]] if self.farewells_due else [], [])
+            ready = wait(watched, writes=[self.kept[AGENT_SOCKET]] if self.farewells_due else ())
             if wake_read in ready:
                 os.read(wake_read, 4096)
                 self.reap()
@@ -166,27 +170,50 @@ class LabInit:
                 except ConnectionError:
                     self.hang_up(controller)
             if self.listener and self.listener in ready:
-                self.controllers.append(self.listener.accept()[0])
-            if writable:
+                with suppress(OSError):  # it has hung up already
+                    self.controllers.append(self.listener.accept()[0])
+            if self.farewells_due and self.kept[AGENT_SOCKET] in ready:
                 self.say_farewell()
 
     def answer(self, controller: socket.socket) -> None:
-        """Answer one request of a controller, or note that it is gone."""
-        data, fds, _, _ = socket.recv_fds(controller, MESSAGE_BYTES, DESCRIPTORS)
+        """Answer one request of a controller, whatever it is.
+
+        :raises ConnectionError: it is gone, or reads no answers
+        """
+        data, fds, flags, _ = socket.recv_fds(controller, MESSAGE_BYTES, DESCRIPTORS)
         if not data:
             raise ConnectionResetError
-        request = json.loads(data)
         self.asking = controller
         try:
-            reply, give = getattr(self, f"do_{request.pop('op')}")(fds, **request)
-        except OSError as error:
-            reply, give = {"error": str(error), "errno": error.errno or 0, "detail": str(error)}, []
+            message, give = self.obey(data, flags, fds)
+        except SetUpError as error:
+            message, give = json.dumps(error.reply).encode(), []
+        except Exception as error:  # noqa: BLE001 - whatever was asked, the lab lives
+            number = error.errno if isinstance(error, OSError) else None
+            refusal = SetUpError(BAD_REQUEST, number or errno.EINVAL, f"{type(error).__name__}: {error}"[:1000])
+            message, give = json.dumps(refusal.reply).encode(), []
         for descriptor in fds:
             os.close(descriptor)
         try:
-            socket.send_fds(controller, [json.dumps(reply).encode()], give)
+            socket.send_fds(controller, [message], give, socket.MSG_DONTWAIT)
+        except OSError as error:
+            raise ConnectionResetError from error
         finally:
             self.given = None  # whoever has it is to be the only one, so that his end is heard at the other side
+
+    def obey(self, data: bytes, flags: int, fds: list[int]) -> tuple[bytes, list[int]]:
+        """Carry out a request; return the answer, and the descriptors to go with it."""
+        if flags & socket.MSG_TRUNC:
+            raise ValueError(f"it has more than {MESSAGE_BYTES} bytes")
+        arguments = json.loads(data)
+        carry_out = getattr(self, f"do_{arguments.pop('op')}", None)
+        if carry_out is None:
+            raise ValueError("there is no such request")
+        reply, give = carry_out(fds, **arguments)
+        message = json.dumps(reply).encode()
+        if len(message) > MESSAGE_BYTES:
+            raise ValueError(f"the answer has more than {MESSAGE_BYTES} bytes")
+        return message, give
 
     def hang_up(self, controller: socket.socket) -> None:
         """Forget a controller that is gone; the agent, if it had it, lets go of all that it asked for."""
@@ -200,10 +227,8 @@ class LabInit:
     def say_farewell(self) -> None:
         """Tell the agent, whose socket has room, or whose kernel is gone."""
         due, self.farewells_due = self.farewells_due, 0
-        try:
+        with suppress(OSError):
             os.write(self.kept[AGENT_SOCKET], bytes([FAREWELL]) * due)
-        except BrokenPipeError:
-            return
 
     def reap(self) -> None:
         """Collect every child that has ended; remember how the kernel did."""
@@ -223,6 +248,8 @@ class LabInit:
         The other descriptors are handed on; ``{fd1}``, ``{fd2}`` in its command line are their numbers. A *stopped* one
         waits for SIGCONT before it becomes the kernel. What it *sees* of this machine is jail.confine()'s.
         """
+        if self.kernel:
+            raise ValueError("there is a kernel already")
         self.given = self.notifications.listen()
         refused, refuse = os.pipe2(os.O_CLOEXEC)
         self.kernel = os.fork()
@@ -231,6 +258,7 @@ class LabInit:
         os.close(refuse)
         with FileIO(refused) as words:
             if why := words.readall():
+                self.kernel = 0
                 return json.loads(why), []
         self.kernel_pidfd = os.pidfd_open(self.kernel)
         if self.link:
@@ -240,6 +268,8 @@ class LabInit:
 
     def do_keep(self, fds: list[int], about: dict[str, Any], who: dict[str, Any]) -> Answer:
         """Outlive the controller: listen for others, on fds[0], and keep for them what the other descriptors are."""
+        if self.listener or len(fds) <= TERMINAL:
+            raise ValueError("it is kept already, or without what others need")
         self.listener = socket.socket(fileno=os.dup(fds[0]))
         self.kept = [os.dup(descriptor) for descriptor in fds[1:]]
         self.own_pidfd = os.pidfd_open(os.getpid())
@@ -250,7 +280,7 @@ class LabInit:
     def do_join(self, fds: list[int]) -> Answer:
         """Give another controller what it needs to use the lab, but for the agent."""
         del fds
-        about = {**self.about, "pid": self.kernel, "agent_user": self.agent_user[1] if self.agent_user else None}
+        about = {**self.about, "version": VERSION, "pid": self.kernel}
         self.given = self.notifications.listen()
         about_kernel = [self.kernel_pidfd, self.kept[CONSOLE], self.given.fileno()]
         return about, [self.own_pidfd, *about_kernel, *self.kept[TERMINAL:]]
@@ -269,7 +299,12 @@ class LabInit:
         os._exit(0)
 
     def become_kernel(
-        self, argv: list[str], fds: list[int], stopped: bool, sees: dict[str, Any], refuse: int
+        self,
+        argv: list[str],
+        fds: list[int],
+        stopped: bool,  # noqa: FBT001
+        sees: dict[str, Any],
+        refuse: int,
     ) -> NoReturn:
         """Turn this child into the kernel: own session, no address randomisation, nothing open but what it needs.
 
@@ -324,12 +359,9 @@ class LabInit:
     def do_link(self, fds: list[int], kind: str, device: str, addresses: list[str]) -> Answer:
         """Make one more link, and give the guest's end of it."""
         del fds
-        try:
-            link = Link(kind, device)
-            link.bring_up(addresses)
-        except SetUpError as error:
-            return error.reply, []
+        link = Link(kind, device)
         self.given = FileIO(link.guest_fd)
+        link.bring_up(addresses)
         return {"link": link.kind}, [link.guest_fd]
 
     def do_plug(self, fds: list[int], kind: str, name: str, addresses: list[str]) -> Answer:
@@ -339,12 +371,9 @@ class LabInit:
         """
         del fds
         if self.link is None:
-            return SetUpError("no link", errno.ENODEV, "that lab has no link of its own, and no switch").reply, []
-        try:
-            self.switch = self.switch or Switch(self.link)
-            link, addresses = self.switch.plug(kind, addresses)
-        except SetUpError as error:
-            return error.reply, []
+            raise SetUpError("no link", errno.ENODEV, "that lab has no link of its own, and no switch")
+        self.switch = self.switch or Switch(self.link)
+        link, addresses = self.switch.plug(kind, addresses)
         with open(f"{LAB}/hosts", "a") as hosts:  # noqa: PTH123
             hosts.writelines(f"{address.partition('/')[0]} {name}\n" for address in addresses)
         self.given = FileIO(link.guest_fd)
@@ -363,16 +392,16 @@ class LabInit:
         del fds
         self.given, guests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with guests:
-            socket.send_fds(self.requests, [b"\0"], [guests.fileno()])
+            try:
+                socket.send_fds(self.requests, [b"\0"], [guests.fileno()])
+            except BlockingIOError as error:
+                raise SetUpError(NO_COMMANDS, errno.EAGAIN) from error
         return {}, [self.given.fileno()]
 
     def do_ip(self, fds: list[int], program: str, lines: list[str]) -> Answer:
         """Run ip(8) or tc(8) commands on the host side."""
         del fds
-        try:
-            ip(*lines, program=program)
-        except SetUpError as error:
-            return error.reply, []
+        ip(*lines, program=program)
         return {}, []
 
 

@@ -63,10 +63,10 @@ def write_file(path: str, text: str) -> None:
 def ip(*lines: str, program: str = "ip") -> None:
     """Carry out a batch of iproute2 commands in the lab's network namespace."""
     batch, output = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("batch", "output"))
-    os.write(batch, "\n".join(lines).encode())
-    os.lseek(batch, 0, os.SEEK_SET)
     actions = [(os.POSIX_SPAWN_DUP2, batch, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
     try:
+        os.write(batch, "\n".join(lines).encode())
+        os.lseek(batch, 0, os.SEEK_SET)
         environment = {"PATH": os.environ["PATH"]}
         pid = os.posix_spawnp(program, [program, "-batch", "-"], environment, file_actions=actions)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -197,5 +197,9 @@ class Switch:
         """Return a link that is a port of the switch, and its guest's addresses: those given, or the next ones."""
         self.ports += 1
         link = Link(kind, f"{self.name}-p{self.ports}")
-        ip(f"link set {link.device} master {self.name}", f"link set {link.device} up")
+        try:
+            ip(f"link set {link.device} master {self.name}", f"link set {link.device} up")
+        except SetUpError:
+            os.close(link.guest_fd)
+            raise
         return link, list(addresses) or [in_net(address, self.ports) for address in self.addresses]

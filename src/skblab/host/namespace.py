@@ -5,7 +5,6 @@ import errno
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any, Self
 from skblab.errors import GuestLost, LabBusy, MissingPrerequisite, SkblabError, Timeout, UsageError
 from skblab.host import lab_init, links, process, registry
 from skblab.host.links import Addresses
+from skblab.host.waiting import wait
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +154,12 @@ class Namespaces:
         """
         if self._control is None:
             raise UsageError(f"lab {self.name} is not running")
+        message = json.dumps({"op": op, **arguments}).encode()
+        if len(message) > lab_init.MESSAGE_BYTES:
+            raise UsageError(f"lab {self.name}: a request of {len(message)} bytes: {op}",
+                             found=f"{lab_init.MESSAGE_BYTES} at most")  # fmt: skip
         try:
-            socket.send_fds(self._control, [json.dumps({"op": op, **arguments}).encode()], list(fds))
+            socket.send_fds(self._control, [message], list(fds))
         except ConnectionError:
             raise GuestLost(f"lab {self.name}: its first process is gone", found=f"asked for: {op}") from None
         return self._receive(op)
@@ -216,7 +220,7 @@ class Namespaces:
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            ready, _, _ = select.select([self.pidfd], [], [], END_TIMEOUT_S)
+            ready = wait([self.pidfd], END_TIMEOUT_S)
             if not ready:
                 log.warning("lab %s: process %d has not ended after %g s", self.name, self.pid, END_TIMEOUT_S)
             os.close(self.pidfd)
@@ -235,14 +239,31 @@ class JoinedNamespaces(Namespaces):
 
     ``about`` is what the lab's first controller said of it, ``fds`` what process 1 keeps for others.
 
+    :param to_end: it may be of any version of skblab, for it is only to be ended
     :raises NoSuchLab: there is none of that name
+    :raises SkblabError: another version of skblab has started it
     """
+
+    def __init__(self, name: str, *, to_end: bool = False) -> None:
+        super().__init__(name)
+        self._to_end = to_end
 
     def __enter__(self) -> Self:
         self._control = registry.connect(self.name)
         self._control.settimeout(START_TIMEOUT_S)
         self.about, (self.pidfd, *self.fds) = self.request("join")
         self.pid = process.pid_of(self.pidfd)
+        if self._to_end:
+            return self
+        if (version := self.about.get("version")) != lab_init.VERSION:
+            self.close()
+            for descriptor in self.fds:
+                os.close(descriptor)
+            raise SkblabError(
+                f"lab {self.name} was started by another version of skblab",
+                found=f"it speaks version {version}, and this skblab {lab_init.VERSION}",
+                mend=f"skblab down {self.name}; skblab up {self.name}",
+            )
         self.link = self.about["link"]
         self.addresses = Addresses(*map(tuple, self.about["addresses"]))
         return self
@@ -267,7 +288,7 @@ class JoinedNamespaces(Namespaces):
         assert self._control
         with contextlib.suppress(GuestLost):
             self.request("end")
-        if not select.select([self.pidfd], [], [], END_TIMEOUT_S)[0]:
+        if not wait([self.pidfd], END_TIMEOUT_S):
             raise Timeout(f"lab {self.name} has not ended within {END_TIMEOUT_S:g} s", found=f"pid {self.pid}")
         registry.forget(self.name, registry.claim(self.name))
 
@@ -281,6 +302,22 @@ class JoinedNamespaces(Namespaces):
 def _explain(reply: dict[str, Any]) -> SkblabError:
     """Turn a refused step into a sentence with its remedy."""
     step, detail = reply["error"], reply["detail"]
+    answers: dict[str, SkblabError] = {
+        lab_init.BAD_REQUEST: SkblabError(
+            "the lab's first process refuses a request",
+            found=detail,
+            mend="where another version of skblab has started the lab: skblab down NAME; skblab up NAME",
+        ),
+        lab_init.NO_COMMANDS: Timeout(
+            "the guest takes no more commands", mend="a kernel that stands still under gdb starts nothing: let it go on"
+        ),
+        "no link": UsageError(detail, mend="a lab with a link of its own: skblab up LAB"),
+        "tap": MissingPrerequisite(
+            "cannot make a tap", found=detail, mend="--link veth, or: chmod 666 /dev/net/tun   (as root)"
+        ),
+    }
+    if step in answers:
+        return answers[step]
     if reply["errno"] == errno.EAGAIN:
         return process.no_more_processes(f"{step}: {detail}")
     mend = "skblab doctor"
@@ -298,10 +335,4 @@ def _explain(reply: dict[str, Any]) -> SkblabError:
                 mend = f"{remedy}   (as root)"
                 break
         return MissingPrerequisite("this machine does not let you make a user namespace", found=detail, mend=mend)
-    if step == "no link":
-        return UsageError(detail, mend="a lab with a link of its own: skblab up LAB")
-    if step == "tap":
-        return MissingPrerequisite(
-            "cannot make a tap", found=detail, mend="--link veth, or: chmod 666 /dev/net/tun   (as root)"
-        )
     return MissingPrerequisite(f"this machine refused a part of the lab: {step}", found=detail, mend=mend)

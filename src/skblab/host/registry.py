@@ -5,15 +5,17 @@ import fcntl
 import json
 import os
 import re
-import select
 import socket
 import stat
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from skblab.errors import LabNameTaken, MissingPrerequisite, NoSuchLab, UsageError
+from skblab.host.waiting import wait
 
+LONGEST_COMMAND = 1000
 VALID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -62,12 +64,17 @@ def claim(name: str, *, patience_s: float = 2.0) -> int:
         raise UsageError(
             f"not a name for a lab: {name!r}", mend="letters, digits, dot, dash and underscore, 63 at most"
         )
-    descriptor = os.open(registry_dir() / f"{name}.lab", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        _lock(descriptor, name, patience_s)
-    except BaseException:
-        os.close(descriptor)
-        raise
+    path = registry_dir() / f"{name}.lab"
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _lock(descriptor, name, patience_s)
+            if _is(descriptor, path):
+                break
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its lab has ended meanwhile and removed it; a lock on it holds no name
     _write(descriptor, Owner(name=name, pid=os.getpid(), command=command_line(), started=time.time(), init_pid=0))
     return descriptor
 
@@ -84,7 +91,8 @@ def listen(name: str, descriptor: int) -> socket.socket:
     path = _socket_path(name)
     path.unlink(missing_ok=True)  # a lab of that name that did not end by itself: the name's lock is ours
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(str(path))
+    with _socket_address(name) as address:
+        listener.bind(address)
     listener.listen()
     owner = _read(descriptor)
     assert owner
@@ -99,7 +107,8 @@ def connect(name: str) -> socket.socket:
     """
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        control.connect(str(_socket_path(name)))
+        with _socket_address(name) as address:
+            control.connect(address)
     except OSError:
         control.close()
         names = ", ".join(owner.name for owner in running() if owner.kept)
@@ -128,9 +137,20 @@ def _socket_path(name: str) -> Path:
     return registry_dir() / f"{name}.socket"
 
 
+@contextlib.contextmanager
+def _socket_address(name: str) -> Iterator[str]:
+    """Yield an address for the socket that is short enough, however long its directory's name is (unix(7))."""
+    directory = os.open(registry_dir(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{name}.socket"
+    finally:
+        os.close(directory)
+
+
 def command_line() -> str:
-    """Return this process's own command line."""
-    return Path("/proc/self/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    """Return this process's own command line, shortened to LONGEST_COMMAND characters."""
+    line = Path("/proc/self/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return line if len(line) <= LONGEST_COMMAND else f"{line[: LONGEST_COMMAND - 3]}..."
 
 
 def _write(descriptor: int, owner: Owner) -> None:
@@ -143,6 +163,14 @@ def forget(name: str, descriptor: int) -> None:
     _socket_path(name).unlink(missing_ok=True)
     (registry_dir() / f"{name}.lab").unlink(missing_ok=True)
     os.close(descriptor)
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    """Whether a name is still that of a file that was opened by it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, name: str, patience_s: float) -> None:
@@ -168,8 +196,10 @@ def _lock(descriptor: int, name: str, patience_s: float) -> None:
 
 
 def _read(descriptor: int) -> Owner | None:
+    """Return what a lab says of its owner, as far as this version of skblab knows it."""
     try:
-        return Owner(**json.loads(os.pread(descriptor, 65536, 0)))
+        told = json.loads(os.pread(descriptor, 65536, 0))
+        return Owner(**{field.name: told[field.name] for field in fields(Owner) if field.name in told})
     except (ValueError, TypeError):
         return None
 
@@ -181,6 +211,6 @@ def _ended_within(pid: int, patience_s: float) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([pidfd], [], [], patience_s)[0])
+        return bool(wait([pidfd], patience_s))
     finally:
         os.close(pidfd)

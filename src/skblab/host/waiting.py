@@ -1,0 +1,44 @@
+"""Wait for descriptors: the only place that does. poll(2), for select(2) knows none above 1,023.
+
+A part of the lab's first process (lab_init.py), and as sparing with imports.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Protocol, TypeVar
+
+    class Waitable(Protocol):
+        """What has a descriptor."""
+
+        def fileno(self) -> int:
+            """Return it."""
+
+    Watched = TypeVar("Watched", bound="int | Waitable")
+
+LONGEST_MS = (1 << 31) - 1
+
+
+def wait(reads: Iterable[Watched], timeout_s: float | None = None, writes: Iterable[Watched] = ()) -> list[Watched]:
+    """Return those of *reads* that can be read or are at their end, and those of *writes* that can be written.
+
+    :param timeout_s: wait no longer, to the next millisecond; then nothing is returned. None: without end
+    :raises OSError: one of them is closed
+    """
+    poller = select.poll()
+    watched: dict[int, Watched] = {}
+    for ones, events in ((reads, select.POLLIN), (writes, select.POLLOUT)):
+        for one in ones:
+            descriptor = one if isinstance(one, int) else one.fileno()
+            watched[descriptor] = one
+            poller.register(descriptor, events)
+    ready = poller.poll(None if timeout_s is None else min(-int(-timeout_s * 1000 // 1), LONGEST_MS))
+    if any(events & select.POLLNVAL for _, events in ready):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return [watched[descriptor] for descriptor, _ in ready]

@@ -1,0 +1,120 @@
+"""Process 1 of a lab outlives whatever it is sent."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from skblab.errors import SkblabError, UsageError
+from skblab.host import lab_init, registry
+from skblab.host.namespace import JoinedNamespaces
+from skblab.image.image import Image
+from skblab.lab import Lab
+from support import skblab
+
+MANY_WORDS = tuple(map(str, range(1, 15001)))
+OPERATIONS = sorted(name.removeprefix("do_") for name in vars(lab_init.LabInit) if name.startswith("do_"))
+NAMES = ("about", "addresses", "argv", "device", "family", "kind", "lines", "name", "program", "protocol", "sees",
+         "stopped", "who")  # fmt: skip
+VALUES = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=20) | some.sampled_from(
+        ["tap", "veth", "192.168.77.1/24", "ip", "link show"]),
+    lambda inner: some.lists(inner, max_size=4) | some.dictionaries(some.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+REQUESTS = some.builds(
+    lambda op, more: json.dumps({"op": op, **more}).encode(),
+    some.sampled_from([op for op in OPERATIONS if op != "end"]) | some.text(max_size=10),
+    some.dictionaries(some.sampled_from(NAMES) | some.text(max_size=8), VALUES, max_size=6),
+)
+DATAGRAMS = REQUESTS | VALUES.map(json.dumps).map(str.encode) | some.binary(min_size=1, max_size=200)
+
+
+@pytest.fixture(scope="module")
+def name(image: Image) -> Iterator[str]:
+    """The name of a lab that is up."""
+    with Lab(f"messages-{os.getpid()}", image=image) as lab:
+        lab.keep()
+    yield lab.name
+    with Lab.join(lab.name) as joined:
+        joined.end()
+
+
+def answer_to(name: str, *datagrams: bytes, fds: int = 0) -> dict[str, object]:
+    """Send datagrams on a new connection; return the answer to the last one."""
+    with closing(registry.connect(name)) as control:
+        control.settimeout(20)
+        for datagram in datagrams:
+            with Path(os.devnull).open("rb") as null:
+                socket.send_fds(control, [datagram], [null.fileno()] * fds)
+            data, given, _, _ = socket.recv_fds(control, 1 << 17, 64)
+            for descriptor in given:
+                os.close(descriptor)
+        answer: dict[str, object] = json.loads(data)
+        return answer
+
+
+@given(datagrams=some.lists(DATAGRAMS, min_size=1, max_size=5), fds=some.integers(0, 5))
+@settings(max_examples=300, deadline=None)
+def test_arbitrary_messages(name: str, datagrams: list[bytes], fds: int) -> None:
+    answer_to(name, *datagrams, fds=fds)
+    assert answer_to(name, b'{"op": "status"}') == {"status": None}
+
+
+@pytest.mark.parametrize(
+    ("datagram", "says"),
+    [
+        (b'{"op": "nonsense"}', "no such request"),
+        (b'{"op": "status", "more": 1}', "unexpected keyword argument"),
+        (b"{}", "KeyError"),
+        (b"[" * 60000, "Error"),
+        (b"not JSON", "JSONDecodeError"),
+        (json.dumps({"op": "status", "x": "y" * (1 << 16)}).encode(), "more than 65536 bytes"),
+    ],
+    ids=["unknown", "unknown argument", "empty", "deep", "no JSON", "too long"],
+)
+def test_what_is_no_request_is_answered(name: str, datagram: bytes, says: str) -> None:
+    answer = answer_to(name, datagram)
+    assert answer["error"] == "request"
+    assert says in str(answer["detail"])
+    with JoinedNamespaces(name) as namespaces, pytest.raises(SkblabError, match="refuses a request"):
+        namespaces.request("nonsense")
+
+
+def test_a_controller_that_reads_no_answers_holds_up_nobody(name: str) -> None:
+    with closing(registry.connect(name)) as deaf:
+        deaf.setblocking(False)
+        with suppress(BlockingIOError, ConnectionError):
+            while True:
+                deaf.send(b'{"op": "status"}')
+        assert answer_to(name, b'{"op": "status"}') == {"status": None}
+
+
+def test_a_command_line_of_any_length(name: str) -> None:
+    done = skblab("run", "--lab", name, "-r", "icmp_rcv = trace", "--", "true", *MANY_WORDS)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    done = skblab("run", "--", "true", *MANY_WORDS)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert answer_to(name, b'{"op": "status"}') == {"status": None}
+
+
+def test_a_request_that_is_too_long_is_not_sent(name: str) -> None:
+    with JoinedNamespaces(name) as namespaces:
+        with pytest.raises(UsageError, match="a request of"):
+            namespaces.ip(*["link show"] * 10000)
+        namespaces.request("status")
+
+
+def test_a_lab_of_another_version(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab_init, "VERSION", lab_init.VERSION + 1)
+    with pytest.raises(SkblabError, match="another version of skblab") as caught, Lab.join(name):
+        pass
+    assert f"skblab down {name}" in caught.value.mend
+    with JoinedNamespaces(name, to_end=True) as namespaces:
+        assert namespaces.pid
