@@ -9,7 +9,6 @@ nobody but his own command.
 import contextlib
 import errno
 import os
-import select
 import signal
 import socket
 import struct
@@ -22,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Self
 from skblab.errors import GuestCommandFailed, NoSuchProgram, SkblabError, Timeout, UsageError
 from skblab.guest.streams import AT_ONCE_BYTES, Streams
 from skblab.host.process import Argument, Stream
+from skblab.host.waiting import wait
 
 if TYPE_CHECKING:
     import threading
@@ -85,13 +85,20 @@ class Command:
     def _receive(self, deadline: float | None) -> tuple[Kind, int, Step] | None:
         """Return the keeper's next word, or None where the time is over."""
         left = None if deadline is None else max(deadline - time.monotonic(), 0)
-        if not select.select([self._connection], [], [], left)[0]:
+        if not wait([self._connection], left):
             return None
+        data = b""
         with contextlib.suppress(ConnectionError):
-            if data := self._connection.recv(HEADER.size):
-                kind, value, step, *_ = HEADER.unpack(data)
-                return Kind(kind), value, Step(step)
-        raise self._lost()
+            data = self._connection.recv(HEADER.size)
+        if not data:
+            raise self._lost()
+        try:
+            kind, value, step, *_ = HEADER.unpack(data)
+            return Kind(kind), value, Step(step)
+        except (struct.error, ValueError) as error:  # the guest's root can write there what it likes
+            raise GuestCommandFailed(
+                f"what the guest says of {self.args[0]} cannot be understood", found=f"{data.hex()}: {error}"
+            ) from None
 
     def started(self) -> Self:
         """Wait until the command runs.
@@ -174,14 +181,14 @@ class Command:
             if wait_s is not None and wait_s <= 0:
                 assert timeout_s is not None
                 raise subprocess.TimeoutExpired(self.args, timeout_s)
-            readable, writable, _ = select.select(reads, writes, [], wait_s)
-            for pipe in readable:
+            ready = wait(reads, wait_s, writes)
+            for pipe in reads.intersection(ready):
                 if data := os.read(pipe.fileno(), AT_ONCE_BYTES):
                     said[pipe] += data
                 else:
                     reads.discard(pipe)
                     pipe.close()
-            for pipe in writable:
+            for pipe in writes.intersection(ready):
                 try:
                     left = left[os.write(pipe.fileno(), left[:AT_ONCE_BYTES]) :] if left else left
                 except BlockingIOError:

@@ -1,7 +1,6 @@
 """UML's management console: datagrams to and from the guest kernel (arch/um/drivers/mconsole.h)."""
 
 import enum
-import select
 import socket
 import struct
 import time
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skblab.errors import MconsoleRefused, SkblabError, Timeout, UsageError
+from skblab.host.waiting import wait
 
 MAGIC = 0xCAFEBABE
 VERSION = 2
@@ -57,12 +57,19 @@ def parse_notification(datagram: bytes) -> Notification:
 
 
 def receive(listener: socket.socket) -> Notification:
-    """Return the next notification that process 1 of the lab passes on; wait for it."""
+    """Return the next notification that process 1 of the lab passes on; wait for it.
+
+    What is none, for a guest's root can send anything, is one that tells nothing.
+    """
     message = listener.recv(4096)
     if not message:
         raise ConnectionResetError("process 1 of the lab is gone")
     (at_ns,) = TIME.unpack_from(message)
-    return replace(parse_notification(message[TIME.size :]), at_s=at_ns / 1e9)
+    try:
+        told = parse_notification(message[TIME.size :])
+    except ValueError:
+        told = Notification(Kind.USER, "")
+    return replace(told, at_s=at_ns / 1e9)
 
 
 class Mconsole:
@@ -185,11 +192,11 @@ class Mconsole:
     def _end(self, text: str) -> None:
         with self._channel() as channel:
             channel.send(REQUEST.pack(MAGIC, VERSION, len(text), text.encode()))
-        if not select.select([self._pidfd], [], [], END_TIMEOUT_S)[0]:
+        if not wait([self._pidfd], END_TIMEOUT_S):
             raise self._silent(text, END_TIMEOUT_S)
 
     def _channel(self) -> socket.socket:
-        if select.select([self._pidfd], [], [], 0)[0]:
+        if wait([self._pidfd], 0):
             raise self._lost()
         return self._connect()
 
@@ -200,12 +207,15 @@ class Mconsole:
         refused = False
         while True:
             watched: list[socket.socket | int] = [channel, self._pidfd]
-            ready, _, _ = select.select(watched, [], [], max(deadline - time.monotonic(), 0))
+            ready = wait(watched, max(deadline - time.monotonic(), 0))
             if not ready:
                 raise self._silent(text, deadline - started)
             if channel not in ready:
                 raise self._lost()
-            error, more, length = REPLY_HEAD.unpack_from(datagram := channel.recv(1 << 16))
+            datagram = channel.recv(1 << 16)
+            if len(datagram) < REPLY_HEAD.size:
+                raise _refused(text, f"an answer of {len(datagram)} bytes")
+            error, more, length = REPLY_HEAD.unpack_from(datagram)
             refused |= bool(error)
             answer.append(datagram[REPLY_HEAD.size : REPLY_HEAD.size + length].rstrip(b"\0").decode(errors="replace"))
             if not more:

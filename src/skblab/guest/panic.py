@@ -2,7 +2,6 @@
 
 import os
 import re
-import select
 import socket
 import threading
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from skblab.errors import MissingPrerequisite
 from skblab.guest.console import Console
 from skblab.guest.mconsole import Kind, receive
 from skblab.host import process
+from skblab.host.waiting import wait
 from skblab.image.image import INDEX
 from skblab.image.index import FunctionIndex
 
@@ -130,16 +130,16 @@ class PanicWatch:
     def _watch(self) -> None:
         while True:
             watched: list[socket.socket | int] = [self._listener, self._enough]
-            ready, _, _ = select.select(watched, [], [])
+            ready = wait(watched)
             if self._enough in ready:
                 return
             try:
                 said = receive(self._listener)
-            except (ConnectionError, ValueError):  # the lab is gone
+            except ConnectionError:  # the lab is gone
                 return
             if said.kind is not Kind.PANIC:
                 continue
-            select.select([self._pidfd, self._enough], [], [], PRINTING_S)
+            wait([self._pidfd, self._enough], PRINTING_S)
             event = self._look(said.at_s)
             if event:
                 self._told(event)

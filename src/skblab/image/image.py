@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,18 +44,18 @@ class Image:
         path = Path(path).resolve()
         manifest = path / MANIFEST
         try:
-            fields = json.loads(manifest.read_text())
+            recorded = json.loads(manifest.read_text())
         except (FileNotFoundError, NotADirectoryError):
             raise ImageMissing(f"no image at {path}", mend="skblab image ls") from None
         except ValueError as error:
             raise ImageDamaged(
                 f"image {path.name}: {MANIFEST} cannot be read", found=str(error), mend=_again(path)
             ) from None
-        image = cls(path=path, **fields)
-        for name, recorded in image.files.items():
+        image = cls(path=path, **_known(path, recorded))
+        for name, about in image.files.items():
             size = (path / name).stat().st_size if (path / name).exists() else None
-            if size != recorded["size_bytes"]:
-                found = "it is missing" if size is None else f"{size} bytes instead of {recorded['size_bytes']}"
+            if size != about["size_bytes"]:
+                found = "it is missing" if size is None else f"{size} bytes instead of {about['size_bytes']}"
                 raise ImageDamaged(f"image {path.name} is damaged: {name}", found=found, mend=_again(path))
         return image
 
@@ -109,6 +109,28 @@ class Image:
                 raise ImageDamaged(
                     f"image {self.name} is damaged: {name}", found="its content has changed", mend=_again(self.path)
                 )
+
+
+def _known(path: Path, recorded: object) -> dict[str, Any]:
+    """Return what an image's manifest records.
+
+    :raises ImageDamaged: it records other things: another version of skblab has written it
+    """
+    wanted = {field.name for field in fields(Image)} - {"path"}
+    if not isinstance(recorded, dict) or recorded.keys() != wanted:
+        found = ", ".join(map(str, recorded)) if isinstance(recorded, dict) else type(recorded).__name__
+        raise ImageDamaged(
+            f"image {path.name}: {MANIFEST} was written by another version of skblab",
+            found=f"it has: {found}; this skblab knows: {', '.join(sorted(wanted))}",
+            mend=_again(path),
+        )
+    texts = all(isinstance(recorded[name], str) for name in wanted - {"files"})
+    files = recorded["files"]
+    if not texts or not isinstance(files, dict) or not all(isinstance(one, dict) for one in files.values()):
+        raise ImageDamaged(f"image {path.name}: {MANIFEST} cannot be read", found="not of its form", mend=_again(path))
+    if any(one.keys() != {"size_bytes", "sha256"} for one in files.values()):
+        raise ImageDamaged(f"image {path.name}: {MANIFEST} cannot be read", found="not of its form", mend=_again(path))
+    return recorded
 
 
 def digest(path: Path) -> str:
