@@ -1,7 +1,6 @@
 """Start commands in the guest and wait until each of them listens."""
 
 import os
-import select
 import subprocess
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from skblab.agent.control import Agent
 from skblab.errors import GuestCommandFailed, Timeout
 from skblab.guest.boot import Guest
 from skblab.guest.exec import Command
+from skblab.host.waiting import wait
 
 LISTEN = "inet_csk_listen_start"  # net/ipv4/inet_connection_sock.c: every TCP socket that listens comes by
 TIMEOUT_S = 20.0
@@ -44,7 +44,7 @@ def _wait(guest: Guest, heard: int, commands: list[Command]) -> None:
     listening = 0
     while listening < len(commands):
         watched: list[int | Command] = [heard, guest.pidfd, *commands]
-        ready, _, _ = select.select(watched, [], [], max(deadline - time.monotonic(), 0))
+        ready = wait(watched, max(deadline - time.monotonic(), 0))
         if guest.pidfd in ready:
             raise guest.lost()
         evidence = "\n".join((*(command.args[-1] for command in commands), guest.console.evidence()))

@@ -3,7 +3,6 @@
 import contextlib
 import mmap
 import os
-import select
 import socket
 import threading
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from skblab.agent import abi
 from skblab.errors import GuestLost, Timeout
+from skblab.host.waiting import wait
 
 COMMANDS_BYTES = 1 << 20
 EVENTS_BYTES = 16 << 20
@@ -232,7 +232,7 @@ class Channel:
     def _listen(self, timeout_s: float | None) -> bool:
         """Wait for the doorbell; whether it rang."""
         watched: list[socket.socket | int] = [self.socket, self._leave]
-        ready, _, _ = select.select(watched, [], [], timeout_s)
+        ready = wait(watched, timeout_s)
         with contextlib.suppress(BlockingIOError):
             if self._leave in ready or (ready and not self._hear()):
                 raise GuestLost("the agent is gone with the guest kernel")

@@ -6,10 +6,11 @@ Its byte in a pipe is not lost (signal.set_wakeup_fd).
 
 import contextlib
 import os
-import select
 import signal
 import sys
 from collections.abc import Iterator
+
+from skblab.host.waiting import wait
 
 
 @contextlib.contextmanager
@@ -28,5 +29,5 @@ def hearing() -> Iterator[int]:
 def read_line() -> str:
     """Read up to Enter."""
     with hearing() as woken:
-        select.select([sys.stdin, woken], [], [])
+        wait([sys.stdin, woken])
         return sys.stdin.readline()

@@ -1,7 +1,6 @@
 """The ping experiment by hand: a walk along its steps, with Enter as the only key."""
 
 import contextlib
-import select
 import sys
 import termios
 import time
@@ -17,6 +16,7 @@ from skblab.cli.keyboard import read_line
 from skblab.debugger.inside.wire import Frame, Stopped
 from skblab.experiments.ping import Arrest, PingExperiment
 from skblab.experiments.ping_report import staircase_text
+from skblab.host.waiting import wait
 from skblab.image.image import Image
 from skblab.image.missing import find_function
 from skblab.lab import Lab
@@ -114,7 +114,7 @@ def _hold(console: Console, experiment: PingExperiment, arrest: Arrest) -> None:
         while True:
             held_s = (time.monotonic_ns() - started_ns) / 1e9
             live.update(Text(f"  held {held_s:6.1f} s    Enter lets it go", style="bold yellow"), refresh=True)
-            ready, _, _ = select.select([sys.stdin, experiment.debugger, experiment.lab.guest.pidfd], [], [], TICK_S)
+            ready = wait([sys.stdin, experiment.debugger, experiment.lab.guest.pidfd], TICK_S)
             if sys.stdin in ready:
                 sys.stdin.readline()
                 return

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
@@ -12,7 +11,7 @@ from skblab.debugger.inside.wire import Stopped
 from skblab.debugger.session import Debugger
 from skblab.guest.boot import LAST_WORDS_S, Guest
 from skblab.guest.mconsole import Kind
-from skblab.host import process
+from skblab.host import process, waiting
 from skblab.packet import Packet
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def wait(command: process.Running | None, guest: Guest, debugger: Debugger | Non
             if guest.pidfd in ready:
                 raise guest.lost()
             if guest.notifications in ready and guest.notification().kind is Kind.PANIC:
-                select.select([guest.pidfd], [], [], LAST_WORDS_S)  # gdb may hold it there
+                waiting.wait([guest.pidfd], LAST_WORDS_S)  # gdb may hold it there
                 raise guest.lost()
             if debugger and debugger in ready:
                 _show(debugger.wait_stop(1), out)
@@ -75,7 +74,7 @@ def _select(watched: "Sequence[Watched]", woken: int) -> "list[Watched]":
     while True:
         with contextlib.suppress(BlockingIOError):
             os.read(woken, 4096)
-        ready: list[Watched] = select.select([*watched, woken], [], [])[0]
+        ready: list[Watched] = waiting.wait([*watched, woken])
         if ready != [woken]:
             return ready
 

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -21,6 +20,7 @@ from skblab.guest.mconsole import Kind
 from skblab.host import process
 from skblab.host.gdb import find_gdb
 from skblab.host.namespace import Namespaces
+from skblab.host.waiting import wait
 from skblab.image.image import Image
 from skblab.image.index import Function
 from skblab.image.reasons import drop_reason
@@ -112,7 +112,7 @@ def _wait(
     watched: list[socket.socket | int] = [pidfd, channel, *([guest.notifications] if booted else [])]
     try:
         while True:
-            ready, _, _ = select.select(watched, [], [])
+            ready = wait(watched)
             if guest.notifications in ready and booted:
                 notification = guest.notification()
                 if notification.kind is Kind.USER and notification.text == READY:
@@ -135,7 +135,7 @@ def _attach(channel: socket.socket, order: wire.OpenPrompt, guest: Guest) -> Non
     data = b""
     try:
         channel.sendall(wire.encode(order))
-        if select.select([channel], [], [], ATTACH_TIMEOUT_S)[0]:
+        if wait([channel], ATTACH_TIMEOUT_S):
             data = channel.recv(1 << 16)
         else:
             raise Timeout(f"gdb did not attach within {ATTACH_TIMEOUT_S:g} s")

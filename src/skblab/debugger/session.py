@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from skblab.guest.boot import Guest
 from skblab.host import process
 from skblab.host.gdb import find_gdb
 from skblab.host.namespace import Namespaces
+from skblab.host.waiting import wait
 from skblab.image.image import Image
 from skblab.image.missing import find_function
 from skblab.image.module import offset_in_text
@@ -173,7 +173,7 @@ class Debugger:
         return self._ask(wire.Evaluate(expression), wire.Value).text
 
     def fileno(self) -> int:
-        """Return a descriptor that becomes readable when gdb has something to say, for select()."""
+        """Return a descriptor that becomes readable when gdb has something to say."""
         return self._channel.fileno()
 
     def close(self) -> None:
@@ -220,7 +220,7 @@ class Debugger:
     def _receive(self, answer: type[Answer], timeout_s: float) -> Answer:
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._channel], [], [], max(deadline - time.monotonic(), 0))
+            ready = wait([self._channel], max(deadline - time.monotonic(), 0))
             if not ready:
                 raise Timeout(f"gdb did not answer within {timeout_s:g} s", found=f"waited for: {answer.__name__}")
             try:

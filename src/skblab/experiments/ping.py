@@ -4,7 +4,6 @@ The steps are methods, so that a person's hand and a table of holds can walk the
 """
 
 import errno
-import select
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from skblab.debugger.session import Debugger
 from skblab.errors import SkblabError, Timeout, UsageError
 from skblab.host import process
 from skblab.host.clients import PingReply, parse_ping
+from skblab.host.waiting import wait
 from skblab.image.missing import inlined_into, tell
 from skblab.lab import Lab
 from skblab.packet import Packet, echo_request
@@ -127,7 +127,7 @@ class PingExperiment:
         """Let time pass until the kernel has stood still for *hold_s*; the guest's or gdb's end ends the wait."""
         left_s = hold_s - (time.monotonic_ns() - arrest.stopped.at_ns) / 1e9
         watched: list[Debugger | int] = [self.debugger, self.lab.guest.pidfd]
-        ready, _, _ = select.select(watched, [], [], max(left_s, 0))
+        ready = wait(watched, max(left_s, 0))
         if ready:
             self.lab.check()
             self.debugger.evaluate("1")  # gdb said something unasked: it is gone, and this tells how

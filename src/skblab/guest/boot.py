@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import re
-import select
 import signal
 import socket
 import time
@@ -22,6 +21,7 @@ from skblab.guest.panic import GuestPanicked, PanicWatch, panicked
 from skblab.guest.programs import Programs
 from skblab.host import process
 from skblab.host.namespace import GuestLink, Namespaces
+from skblab.host.waiting import wait
 from skblab.image.store import cache_dir
 
 CALIBRATED = re.compile(r"\(lpj=(\d+)\)")
@@ -174,12 +174,12 @@ class Guest(Programs):
         return guest
 
     def _wait_ready(self, boot: Boot) -> None:
-        """Wait for init's word through /proc/mconsole; a panic or the kernel's end comes through the same select."""
+        """Wait for init's word through /proc/mconsole; a panic or the kernel's end is heard as well."""
         deadline = time.monotonic() + boot.timeout_s
         while True:
             left = deadline - time.monotonic()
             watched: list[socket.socket | int] = [self._notify, self.pidfd]
-            ready, _, _ = select.select(watched, [], [], max(left, 0))
+            ready = wait(watched, max(left, 0))
             if self._notify in ready:
                 said = self.notification()
                 if said.kind is mconsole.Kind.USER and said.text == READY:
@@ -187,7 +187,7 @@ class Guest(Programs):
                 if said.kind is mconsole.Kind.USER and (told := sections_told(said.text)):
                     self.modules_told |= dict([told])
                 if said.kind is mconsole.Kind.PANIC:
-                    select.select([self.pidfd], [], [], LAST_WORDS_S)
+                    wait([self.pidfd], LAST_WORDS_S)
                     raise self._never_ready(boot, f"the guest kernel panicked at boot: {said.text}")
             elif self.pidfd in ready:
                 raise self._never_ready(boot, f"the guest kernel ended before it was ready ({self.how_it_ended()})")
@@ -199,7 +199,7 @@ class Guest(Programs):
         watched: list[socket.socket | int] = [self._notify, self.pidfd]
         said = "mounted"
         while said == "mounted":
-            ready, _, _ = select.select(watched, [], [], boot.timeout_s)
+            ready = wait(watched, boot.timeout_s)
             if not ready:
                 raise Timeout(
                     f"the guest has not mounted {boot.disks[0]} within {boot.timeout_s:g} s",
@@ -237,7 +237,7 @@ class Guest(Programs):
     @property
     def alive(self) -> bool:
         """Whether the kernel process is still there."""
-        return not select.select([self.pidfd], [], [], 0)[0]
+        return not wait([self.pidfd], 0)
 
     def how_it_ended(self) -> str:
         """Return the kernel's exit status or signal, in words."""
@@ -251,7 +251,7 @@ class Guest(Programs):
 
     def lost(self) -> GuestLost:
         """Return the error that tells how the guest went, for the caller to raise."""
-        select.select([self.pidfd], [], [], LAST_WORDS_S)  # its sockets close before it has an exit status
+        wait([self.pidfd], LAST_WORDS_S)  # its sockets close before it has an exit status
         ended = self.how_it_ended()
         error = diagnose(self.console.text(), ended) if self.console.panic() is None else None
         if error and "agent" in error.what:  # it loads when the guest is ready already

@@ -2,7 +2,6 @@
 
 import os
 import re
-import select
 import shlex
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from skblab.errors import BuildFailed, DiskError, MissingPrerequisite, Timeout
 from skblab.host import process
+from skblab.host.waiting import wait
 
 PACKAGES = ("systemd-sysv", "udev", "dbus", "login", "iproute2", "iputils-ping", "procps")
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
@@ -129,6 +129,6 @@ def _follow(argv: list[str], progress: Callable[[str], None]) -> None:
 
 
 def _read(descriptor: int, deadline: float) -> bytes:
-    if not select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))[0]:
+    if not wait([descriptor], max(deadline - time.monotonic(), 0)):
         raise Timeout(f"mmdebstrap has not ended within {TIMEOUT_S:g} s")
     return os.read(descriptor, 65536)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import socket
 import subprocess
 import tarfile
@@ -14,6 +13,7 @@ from skblab.errors import GuestCommandFailed, GuestLost, SkblabError, UsageError
 from skblab.guest.exec import Command, start
 from skblab.host.namespace import Namespaces
 from skblab.host.process import Argument, Stream
+from skblab.host.waiting import wait
 
 LAST_WORDS_S = 1.0  # between the end of a connection and that of the kernel's process
 
@@ -158,14 +158,14 @@ class Programs:
         try:
             _, (descriptor,) = self._namespaces.request("command")
         except SkblabError:
-            if select.select([self.pidfd], [], [], 0)[0]:
+            if wait([self.pidfd], 0):
                 raise self.lost() from None
             raise
         return socket.socket(fileno=descriptor)
 
     def _hung_up(self) -> SkblabError:
         """Return why a command's connection has ended without a word."""
-        if select.select([self.pidfd], [], [], LAST_WORDS_S)[0]:
+        if wait([self.pidfd], LAST_WORDS_S):
             return self.lost()
         return GuestCommandFailed("a command in the guest is lost: what kept it there was killed")
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import termios
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from skblab.guest.exec import Command
 from skblab.guest.programs import Programs
+from skblab.host.waiting import wait
 
 AT_ONCE_BYTES = 1 << 16
 
@@ -97,17 +97,17 @@ def _talk(command: Command) -> None:
     listening = True
     while True:
         reads = [said] if typed or not listening else [said, 0]
-        readable, writable, _ = select.select(reads, [to] if typed else [], [])
-        if said in readable:
+        ready = wait(reads, writes=[to] if typed else ())
+        if said in ready:
             data = os.read(said, AT_ONCE_BYTES)
             if not data:
                 return
             while data:
                 data = data[os.write(1, data) :]
-        if 0 in readable:
+        if 0 in ready:
             typed = os.read(0, AT_ONCE_BYTES)
             listening = bool(typed)
-        if writable:
+        if to in ready:
             try:
                 typed = typed[os.write(to, typed) :]
             except BrokenPipeError:

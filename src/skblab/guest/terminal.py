@@ -2,9 +2,10 @@
 
 import os
 import pty
-import select
 from contextlib import ExitStack
 from typing import Self
+
+from skblab.host.waiting import wait
 
 LEAVE = b"\x1d"  # Ctrl-], as telnet and virsh console have it
 NAME_OF_LEAVE = "Ctrl-]"
@@ -36,7 +37,7 @@ class Terminal:
     def talk(self, keyboard: int, screen: int, ended: int) -> bool:
         """Carry bytes to and fro until the person leaves, or the descriptor *ended* is readable; whether it is."""
         while True:
-            ready, _, _ = select.select([self.fd, keyboard, ended], [], [])
+            ready = wait([self.fd, keyboard, ended])
             if ended in ready:
                 return True
             if self.fd in ready:
