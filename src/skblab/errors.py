@@ -125,6 +125,10 @@ class GuestLost(SkblabError):
     exit_status = 128
 
 
+class AgentDamaged(GuestLost):
+    """The guest's kernel has written over what it shares with this machine; nothing of it can be trusted any more."""
+
+
 class TraceError(UsageError):
     """A trace file that cannot be written or read, or a field that cannot be traced."""
 

@@ -4,12 +4,13 @@ import contextlib
 import mmap
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 from skblab.agent import abi
-from skblab.errors import GuestLost, Timeout
+from skblab.errors import AgentDamaged, GuestLost, Timeout
 from skblab.host.waiting import wait
 
 COMMANDS_BYTES = 1 << 20
@@ -249,12 +250,29 @@ class Channel:
         tail, head = self._read("events_tail"), self._read("events_head")
         while tail != head:
             place = EVENTS_OFFSET + tail % EVENTS_BYTES
-            size, kind, _ = abi.RECORD.unpack_from(self._memory, place)
+            size, kind = self._record("events", tail, head, EVENTS_OFFSET, EVENTS_BYTES)
             record = self._memory[place : place + size] if kind else b""
             tail += size
             self._write("events_tail", tail)
             if kind:
-                yield abi.decode(record)
+                try:
+                    event = abi.decode(record)
+                except (struct.error, ValueError) as error:
+                    raise _damaged("events", str(error)) from None
+                yield event
+
+    def _record(self, ring: str, tail: int, head: int, offset: int, ring_bytes: int) -> tuple[int, int]:
+        """Return size and kind of the record at a ring's tail.
+
+        :raises AgentDamaged: what is there is no record: the guest's kernel can write to all of this memory
+        """
+        there = head - tail
+        if tail % abi.ALIGNMENT or not abi.RECORD.size <= there <= ring_bytes:
+            raise _damaged(ring, f"from {tail} to {head}")
+        size, kind, _ = abi.RECORD.unpack_from(self._memory, offset + tail % ring_bytes)
+        if size < abi.RECORD.size or size % abi.ALIGNMENT or size > min(there, ring_bytes - tail % ring_bytes):
+            raise _damaged(ring, f"a record of {size} bytes at {tail}, up to {head}")
+        return size, kind
 
     def steps(self, take: Callable[[memoryview], object]) -> None:
         """Give the records of steps that are there, in pieces that may end within one; then they are gone.
@@ -265,8 +283,10 @@ class Channel:
         whole = True  # the tail is where a record begins
         while tail != head:
             place = STEPS_OFFSET + tail % self.steps_bytes
-            size, kind, _ = abi.RECORD.unpack_from(self._memory, place)
-            if not whole or kind:
+            if not head - tail <= self.steps_bytes:
+                raise _damaged("steps", f"from {tail} to {head}")
+            size, kind = self._record("steps", tail, head, STEPS_OFFSET, self.steps_bytes) if whole else (0, 1)
+            if kind:
                 size = min(head - tail, self.steps_bytes - tail % self.steps_bytes, STEPS_AT_ONCE)
                 with memoryview(self._memory)[place : place + size] as piece:
                     take(piece)
@@ -276,3 +296,11 @@ class Channel:
             whole = tail == head
             if whole:
                 head = self._read("steps_head")
+
+
+def _damaged(ring: str, found: str) -> AgentDamaged:
+    return AgentDamaged(
+        "the memory shared with the agent holds what the agent does not write: the guest's kernel has damaged it",
+        found=f"in the ring of {ring}: {found}",
+        mend="start another lab",
+    )

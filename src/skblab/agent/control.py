@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import functools
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from skblab.agent import abi
 from skblab.agent.channel import Channel
 from skblab.agent.held import HeldPacket, State
 from skblab.agent.soundness import check
-from skblab.errors import CallbackFailed, GuestLost, PacketError, SkblabError, Timeout, UsageError
+from skblab.errors import AgentDamaged, CallbackFailed, GuestLost, PacketError, SkblabError, Timeout, UsageError
 from skblab.filter import compile_filter
 from skblab.image.image import Image
 from skblab.image.index import SKB_TYPE, Function, Parameter
@@ -24,8 +25,11 @@ from skblab.image.reasons import drop_reason
 from skblab.image.unwind import Unwinder
 from skblab.rule import Rule
 
+log = logging.getLogger(__name__)
+
 READY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 10.0
 POINTS_AT_ONCE = 4096  # that fit into the ring of commands
 SHOWN_BYTES = 128  # of a packet that is only told of
 WHOLE_PACKET = 0xFFFF
@@ -114,6 +118,7 @@ class Agent:
         self._image = image
         self._lost = lost
         self._cookies = itertools.count(1)
+        self._asked: set[int] = set()  # cookies whose answers are waited for
         self._answers: dict[int, abi.Done] = {}
         self._news = threading.Condition()
         self._gone = False
@@ -131,8 +136,11 @@ class Agent:
     def close(self) -> None:
         """Hang up; the agent releases what it holds and disarms everything."""
         self.channel.hang_up()
-        self._reader.join()
-        self.channel.close()
+        self._reader.join(CLOSE_TIMEOUT_S)
+        if self._reader.is_alive():  # its memory cannot be taken from under it
+            log.warning("a callback of a rule or a trace has not returned within %g s", CLOSE_TIMEOUT_S)
+        else:
+            self.channel.close()
 
     def knows(self, image: Image) -> None:
         """Know the functions of an image from now on: a guest's kernel has more when it has loaded modules."""
@@ -195,8 +203,12 @@ class Agent:
             self._rules[number] = (rule, listener)
         try:
             self._ask(lambda cookie: arm(number).encode(cookie), f"arming {rule.function}()")
-        except BaseException:
-            self._forget(number)
+        except BaseException as error:
+            if isinstance(error, SkblabError) and not isinstance(error, Timeout):
+                self._forget(number)
+            else:  # it may come into force yet; the number is not to be another rule's
+                with contextlib.suppress(Timeout, GuestLost):
+                    self._send(abi.encode_decide(abi.Command.DISARM, 0, rule=number))
             raise
         return Armed(self, number, rule)
 
@@ -284,14 +296,14 @@ class Agent:
         return took_ns / calls
 
     def disarm(self, number: int) -> Exception | None:
-        """Take a rule away; what it holds is released. Return the first error of its callback."""
-        try:
+        """Take a rule away; what it holds is released. Return the first error of its callback.
+
+        :raises Timeout: the agent has not answered; the rule is still in force, and can be taken away later
+        """
+        with contextlib.suppress(GuestLost):  # and its rules with it
             # An answer that there is no such rule is none to complain of: it went with its function's module.
             self._ask_each([lambda cookie: abi.encode_decide(abi.Command.DISARM, cookie, rule=number)], "disarming")
-        except GuestLost:
-            pass  # and its rules with it
-        finally:
-            self._forget(number)
+        self._forget(number)
         return self._failed.pop(number, None)
 
     def decide(
@@ -397,10 +409,18 @@ class Agent:
         if self._gone:
             raise self._lost()
         cookies = [next(self._cookies) for _ in encode]
-        for one, cookie in zip(encode, cookies, strict=True):
-            self._send(one(cookie))
-        self._wait(lambda: self._answers.keys() >= {*cookies}, ANSWER_TIMEOUT_S, what)
-        return [self._answers.pop(cookie) for cookie in cookies]
+        with self._news:
+            self._asked.update(cookies)
+        try:
+            for one, cookie in zip(encode, cookies, strict=True):
+                self._send(one(cookie))
+            self._wait(lambda: self._answers.keys() >= {*cookies}, ANSWER_TIMEOUT_S, what)
+            return [self._answers[cookie] for cookie in cookies]
+        finally:
+            with self._news:  # an answer that comes too late is nobody's
+                self._asked.difference_update(cookies)
+                for cookie in cookies:
+                    self._answers.pop(cookie, None)
 
     def _send(self, command: bytes) -> None:
         try:
@@ -431,6 +451,9 @@ class Agent:
                     self._take(event)
                 with self._news:
                     self._news.notify_all()
+        except AgentDamaged as error:
+            damaged = error
+            self._lost = lambda: damaged
         except GuestLost:
             pass
         finally:
@@ -460,8 +483,9 @@ class Agent:
     def _take(self, event: abi.Hit | abi.Done | abi.End) -> None:
         match event:
             case abi.Done():
-                if event.cookie:
-                    self._answers[event.cookie] = event
+                with self._news:
+                    if event.cookie in self._asked:
+                        self._answers[event.cookie] = event
             case abi.Hit():
                 rule, listener = self._rules.get(event.rule, (None, None))
                 held = HeldPacket(self, event, self._name_of(event, rule)) if event.packet else None

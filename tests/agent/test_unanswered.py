@@ -1,0 +1,60 @@
+"""What the agent has not answered is neither forgotten nor taken for done."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from skblab.agent import control
+from skblab.errors import AgentDamaged, Timeout
+from skblab.lab import Lab
+from skblab.rule import Rule
+
+
+@contextmanager
+def standing_still(lab: Lab) -> Iterator[None]:
+    """Let a guest's kernel stand still, with nobody who waits long for its answers."""
+    os.kill(lab.guest.pid, signal.SIGSTOP)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(control, "ANSWER_TIMEOUT_S", 0.5)
+            yield
+    finally:
+        os.kill(lab.guest.pid, signal.SIGCONT)
+
+
+def test_a_rule_that_was_not_taken_away_keeps_its_number(shared_lab: Lab) -> None:
+    agent = shared_lab.agent
+    agent.wait_ready()
+    armed = agent.arm(Rule.parse("icmp_rcv = trace"))
+    with standing_still(shared_lab), pytest.raises(Timeout):
+        armed.disarm()
+    assert armed.number not in agent._free
+    armed.disarm()
+    assert armed.number in agent._free
+    assert agent.channel.probes == 0
+    assert (agent._answers, agent._asked) == ({}, set())  # the answer that came too late, too
+
+
+def test_a_rule_that_may_come_into_force_yet_is_taken_away(shared_lab: Lab) -> None:
+    agent = shared_lab.agent
+    agent.wait_ready()
+    free = len(agent._free)
+    with standing_still(shared_lab), pytest.raises(Timeout):
+        agent.arm(Rule.parse("icmp_rcv = drop"))
+    assert len(agent._free) == free - 1
+    assert shared_lab.run(["ping", "-c", "1", "-W", "5", "guest"]).returncode == 0
+    with agent.arm(Rule.parse("ip_rcv = trace")):
+        assert agent.channel.probes == 1
+
+
+def test_a_ring_that_the_guest_has_damaged_ends_the_conversation(lab: Lab) -> None:
+    agent = lab.agent
+    agent.wait_ready()
+    tail = agent.channel._read("events_tail")
+    agent.channel._write("events_tail", tail + 4)
+    with pytest.raises(AgentDamaged) as caught:
+        agent.arm(Rule.parse("icmp_rcv = trace"))
+    assert "in the ring of events" in caught.value.found
