@@ -1,5 +1,6 @@
 """A packet as bytes, as scapy layers, and in words."""
 
+import contextlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Packet:
 
     @cached_property
     def layers(self) -> "Layers":
-        """The packet as scapy dissects it; where its header is cut short, Raw."""
+        """The packet as scapy dissects it; where its header is cut short, or scapy cannot read it, Raw."""
         from scapy.layers.inet import IP  # noqa: PLC0415
         from scapy.layers.inet6 import IPv6  # noqa: PLC0415
         from scapy.layers.l2 import ARP  # noqa: PLC0415
@@ -40,7 +41,10 @@ class Packet:
         dissector, header_bytes = {ETH_P_IP: (IP, 20), ETH_P_IPV6: (IPv6, 40), ETH_P_ARP: (ARP, 28)}.get(
             self.protocol, (Raw, 0)
         )
-        return (dissector if len(self.data) >= header_bytes else Raw)(self.data)
+        if len(self.data) >= header_bytes:
+            with contextlib.suppress(Exception):  # whatever a malformed packet does to scapy, its bytes are there
+                return dissector(self.data)
+        return Raw(self.data)
 
     def summary(self) -> str:
         """Return one line in tcpdump's manner: ``192.168.10.254 > 192.168.10.1: ICMP echo request, id 7, seq 1``."""
@@ -117,7 +121,7 @@ class Packet:
             _let_follow(layers, self.layers)
         try:
             data = bytes(layers)
-        except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+        except Exception as error:
             raise PacketError(
                 "the changed packet cannot be written", found=f"{type(error).__name__}: {error}"
             ) from error

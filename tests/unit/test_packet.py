@@ -1,16 +1,18 @@
 """A packet in words, from bytes that scapy made and from bytes that nobody made."""
 
+import contextlib
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IP, TCP
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import ARP
 from scapy.packet import Raw
 
-from skblab.errors import RuleError
+from agent.malformed import Frames
+from skblab.errors import PacketError, RuleError
 from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet, changing, echo_request, from_escapes, to_escapes
 
 SENT = struct.pack("=qq", 1_700_000_000, 250_000) + bytes(40)
@@ -81,3 +83,43 @@ def test_a_value_that_no_field_takes() -> None:
         packet.edited(changing([("raw.load", "\\x0")]))
     with pytest.raises(RuleError, match=r"no value for ip\.src"):
         packet.edited(changing([("ip.src", "no.such.address.invalid")]))
+
+
+def test_what_is_malformed_is_read_and_edited_all_the_same() -> None:
+    frames = Frames(1, bytes(6), bytes(6), (bytes(4), bytes(4)), (bytes(16), bytes(16)))
+    for _ in range(300):
+        frame = frames.next()
+        packet = Packet(frame[14:], int.from_bytes(frame[12:14]))
+        assert packet.summary()
+        assert isinstance(packet.echo, tuple | None)
+        assert packet.header_bytes >= 0
+        for change in (changing([("ip.ttl", "9")]), changing([("ipv6.hlim", "9")]), lambda _: b"x" * 50):
+            with contextlib.suppress(PacketError, RuleError):
+                edited, _ = packet.edited(change)
+                packet.diff(edited)
+                edited.check_like(packet)
+
+
+@pytest.mark.parametrize(
+    ("chain", "following", "end"),
+    [
+        (b"", 17, 40),
+        (b"\x11\x00" + bytes(6), 0, 48),
+        (b"\x3c\x01" + bytes(14) + b"\x11\x00" + bytes(6), 43, 64),
+        (b"\x11\x00\x00\x01" + bytes(4), 44, 48),  # a first fragment
+        (b"\x11\x00\x05\x00" + bytes(4), 44, 40),  # a later one: what follows is no header
+        (b"\x11\x04" + bytes(22), 51, 64),
+        (b"\x11\x00", 60, 40),  # cut short
+    ],
+)
+def test_where_the_network_header_ends(chain: bytes, following: int, end: int) -> None:
+    packet = Packet(b"\x60" + bytes(5) + bytes([following]) + bytes(33) + chain, ETH_P_IPV6)
+    assert packet.header_bytes == end
+    assert packet.options == chain[: end - 40]
+
+
+def test_the_transport_header_follows() -> None:
+    layers = IPv6(nh=0) / IPv6ExtHdrHopByHop() / UDP(sport=1, dport=2) / b"abc"
+    packet = Packet(bytes(layers), ETH_P_IPV6)
+    edited, data_offset = packet.edited(lambda _: IPv6() / UDP(sport=1, dport=2) / b"abc", data_offset=48)
+    assert (packet.header_bytes, edited.header_bytes, data_offset) == (48, 40, 40)

@@ -49,6 +49,6 @@ def drop_reason(image: Image, name: str) -> int:
         return int(name)
     wanted = (name or NOT_SPECIFIED).upper().removeprefix(PREFIX)
     if not first <= known.get(wanted, 0) < end:
-        near = ", ".join(one for one in known if wanted[:4] in one)
+        near = ", ".join(one for one in known if wanted[:4] in one and first <= known[one] < end)
         raise RuleError(f"Linux {image.release} has no drop reason {name}", found=f"near: {near}" if near else "")
     return known[wanted]

@@ -1,0 +1,246 @@
+"""What an edit leaves behind: nothing that was noted down of the packet as it was, or it is refused with the reason."""
+
+import contextlib
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from scapy.layers.inet import ICMP, IP, UDP, IPOption
+from scapy.layers.inet6 import HBHOptUnknown, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
+from scapy.packet import Raw
+
+from skblab.agent.held import HeldPacket
+from skblab.agent.soundness import NO_PACKETS
+from skblab.errors import PacketError, UnsupportedVerdict
+from skblab.image.image import Image
+from skblab.image.store import find_image
+from skblab.lab import Lab
+from support import skblab
+
+GUEST4, HOST4, GUEST6, HOST6 = "192.168.10.1", "192.168.10.254", "fd00:10::1", "fd00:10::254"
+ECHO, REPLY = "icmp[icmptype] == icmp-echo", "icmp[icmptype] == icmp-echoreply"
+RECORD_ROUTE = b"\x01" * 8 + b"\x07\x1f\x04" + bytes(29)
+# Answers a datagram with how long it is, and with all the extension headers that it came with.
+SERVER6 = """
+import socket
+one = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+for option in (53, 56, 58): one.setsockopt(41, option, 1)
+one.bind(("::", 90))
+print("ready", flush=True)
+while True:
+    data, told, _, sender = one.recvmsg(65536, 65536)
+    kinds = sorted(kind for _, kind, _ in told if kind != 50)
+    one.sendto(f"{len(data)} {kinds}".encode(), sender)
+"""
+
+
+@pytest.fixture(scope="module")
+def kasan() -> Iterator[Lab]:
+    """A guest that notices when it reads or writes where it should not."""
+    with Lab(image=find_image(variant="kasan"), root="host", memory_mib=384, boot_timeout_s=60) as lab:
+        yield lab
+
+
+def ping(lab: Lab) -> bool:
+    return lab.run(["ping", "-n", "-c", "1", "-W", "5", GUEST4], timeout_s=20).returncode == 0
+
+
+def with_options() -> bytes:
+    return bytes(IP(src=HOST4, dst=GUEST4, options=[IPOption(RECORD_ROUTE)]) / ICMP(id=5, seq=1) / Raw(b"\xff" * 200))
+
+
+def without_options(layers: IP) -> IP:
+    return IP(src=layers.src, dst=layers.dst) / layers[ICMP]
+
+
+@contextlib.contextmanager
+def held_with_options(lab: Lab, function: str, wanted: str) -> Iterator[HeldPacket]:
+    """Yield an echo, or its answer, that has come to a function with options in its header."""
+    with lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as client, lab.hold(function, wanted) as held:
+        client.sendto(with_options(), (GUEST4, 0))
+        (packet,) = held.take(1)
+        yield packet
+
+
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        ("ip_rcv", ECHO),
+        ("ip_local_deliver", ECHO),
+        ("icmp_rcv", ECHO),
+        ("ip_output", REPLY),
+        ("__dev_queue_xmit", REPLY),
+    ],
+)
+def test_options_that_are_taken_away_are_forgotten(kasan: Lab, function: str, wanted: str) -> None:
+    """What was noted of them said where to write in a header that is 40 bytes shorter (net/ipv4/ip_options.c)."""
+    with kasan.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as answers:
+        answers.settimeout(5)
+        with held_with_options(kasan, function, wanted) as packet:
+            assert "ip.ihl" in packet.edit(without_options)
+            packet.release()
+            answer = IP(answers.recv(2000))
+    assert (answer.ihl, answer[ICMP].type, bytes(answer[Raw])) == (5, 0, b"\xff" * 200)
+
+
+@pytest.mark.parametrize("function", ["ip_local_deliver", "icmp_rcv"])
+def test_options_that_were_parsed_do_not_change(kasan: Lab, function: str) -> None:
+    with held_with_options(kasan, function, ECHO) as packet:
+        with pytest.raises(PacketError, match="IP options were parsed before") as caught:
+            packet.edit(lambda layers: layers.setfieldval("options", [IPOption(b"\x44\x0c\x05\x00" + bytes(8))]))
+        assert "ip_rcv" in caught.value.mend
+        assert packet.packet.data == packet.hit.data
+        packet.edit(without_options)
+        with pytest.raises(PacketError, match="IP options were parsed before"):
+            packet.revert()
+
+
+def test_options_change_where_nobody_has_parsed_them(kasan: Lab) -> None:
+    with held_with_options(kasan, "ip_rcv", ECHO) as packet:
+        assert packet.edit(lambda layers: layers.setfieldval("options", [IPOption(b"\x44\x0c\x05\x00" + bytes(8))]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("ihl", 15), ("ihl", 4), ("version", 6), ("len", 1400), ("len", 19)], ids=str
+)
+@pytest.mark.parametrize("function", ["ip_local_deliver", "ip_local_deliver_finish", "icmp_rcv", "ip_output"])
+def test_a_header_stays_one_that_has_been_checked(kasan: Lab, function: str, field: str, value: int) -> None:
+    with kasan.hold(function, "icmp") as held:
+        client = kasan.popen(["ping", "-n", "-c", "1", "-W", "5", GUEST4], stdout=subprocess.DEVNULL)
+        (packet,) = held.take(1)
+        with pytest.raises(PacketError, match=r"relies here on what it has checked|IP options were parsed before"):
+            packet.edit(lambda layers: layers.setfieldval(field, value))
+        assert packet.packet.data == packet.hit.data
+    assert client.wait(10) == 0
+
+
+def test_nothing_has_been_checked_yet_at_the_first_function(kasan: Lab) -> None:
+    with kasan.hold("ip_rcv", "icmp") as held:
+        client = kasan.popen(["ping", "-n", "-c", "1", "-W", "0.3", GUEST4], stdout=subprocess.DEVNULL)
+        (packet,) = held.take(1)
+        packet.edit(lambda layers: layers.setfieldval("ihl", 15))
+        packet.release()
+        assert client.wait(10) == 1
+    assert ping(kasan)
+
+
+def test_extension_headers_that_are_taken_away_are_forgotten(kasan: Lab) -> None:
+    """A socket that asks for them was given whatever lay where they had been (net/ipv6/datagram.c)."""
+    sent = (
+        IPv6(src=HOST6, dst=GUEST6)
+        / IPv6ExtHdrHopByHop(options=[HBHOptUnknown(otype=0x1E, optdata=bytes(200))])
+        / IPv6ExtHdrDestOpt(options=[HBHOptUnknown(otype=0x1E, optdata=bytes(60))])
+        / UDP(sport=4000, dport=90)
+        / Raw(bytes(30))
+    )
+    kasan.run(["ping", "-6", "-n", "-c", "1", "-W", "5", GUEST6], timeout_s=20)
+    mac = re.findall(r"lladdr (\S+)", kasan.run(["ip", "neigh", "show", GUEST6]).stdout)[0]
+    to = (kasan.namespaces.device, 0x86DD, 0, 0, bytes.fromhex(mac.replace(":", "")))
+    with (
+        kasan.guest.popen(["python3", "-c", SERVER6], stdout=subprocess.PIPE) as server,
+        kasan.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as wire,
+        kasan.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client,
+    ):
+        assert server.stdout
+        server.stdout.readline()
+        client.bind((HOST6, 4000))
+        client.settimeout(5)
+        wire.sendto(bytes(sent), to)
+        assert client.recv(100) == b"30 [54, 59]"
+        with kasan.hold("udpv6_rcv") as held:
+            wire.sendto(bytes(sent), to)
+            (packet,) = held.take(1)
+            with pytest.raises(PacketError, match="extension headers were parsed before"):
+                packet.edit(lambda layers: layers[IPv6ExtHdrDestOpt].setfieldval("options", []))
+            packet.edit(
+                lambda layers: IPv6(src=layers.src, dst=layers.dst) / UDP(sport=4000, dport=90) / Raw(bytes(400))
+            )
+            packet.release()
+            assert client.recv(100) == b"400 []"
+        server.kill()
+
+
+@pytest.mark.parametrize("function", ["ip_finish_output2", "__dev_queue_xmit"])
+@pytest.mark.parametrize("link", ["tap", "veth"])
+def test_an_edit_fits_the_device(every_image: Image, link: str, function: str) -> None:
+    with Lab(image=every_image, link=link) as lab:
+        check_an_edit_fits_the_device(lab, function)
+
+
+def test_an_edit_fits_the_device_under_kasan(kasan: Lab) -> None:
+    check_an_edit_fits_the_device(kasan, "ip_finish_output2")
+
+
+def check_an_edit_fits_the_device(lab: Lab, function: str) -> None:
+    with lab.hold(function, REPLY) as held:
+        client = lab.popen(["ping", "-n", "-c", "1", "-W", "5", "-s", "1000", GUEST4], stdout=subprocess.DEVNULL)
+        (packet,) = held.take(1)
+        assert packet.edit(lambda _: bytes(1472))
+        with pytest.raises(PacketError, match="longer than its device takes") as caught:
+            packet.edit(lambda _: bytes(1473))
+        assert caught.value.found == "1501 bytes; the MTU of vec0 is 1500"
+        packet.revert()
+        packet.release()
+        assert client.wait(10) == 0
+    with lab.hold("ip_output", REPLY) as held:  # here it is fragmented afterwards
+        client = lab.popen(["ping", "-n", "-c", "1", "-W", "5", GUEST4], stdout=subprocess.DEVNULL)
+        (packet,) = held.take(1)
+        packet.edit(lambda _: bytes(4000))
+        packet.release()
+        assert client.wait(10) == 0
+    assert ping(lab)
+
+
+@pytest.fixture(scope="module")
+def serving(image: Image) -> Iterator[Lab]:
+    with Lab(
+        image=image, root="host", memory_mib=128, commands=["python3 -m http.server 80 --directory /usr/bin"]
+    ) as lab:
+        yield lab
+
+
+def test_a_gso_packet_says_that_it_is_one_and_what_to_do(serving: Lab) -> None:
+    said: list[str] = []
+    curl = ["curl", "-s", "-o", "/dev/null", "-m", "20", f"http://{GUEST4}/find"]
+    rule = "ip_output = edit ip.tos=4 if tcp and ip[2:2] > 200"
+    with serving.rule(rule, lambda _hit, _packet, done: said.append(done)) as running:
+        assert serving.run(curl, timeout_s=30).returncode == 0
+        assert running.unedited
+    refused = [one for one in said if "a GSO packet cannot be edited" in one]
+    assert len(refused) == running.unedited
+    assert re.search(r"\d+ bytes, to be sent in segments of 14\d\d", refused[0])
+    assert "ip link set DEVICE" in refused[0]
+    assert serving.guest.run(["ip", "link", "set", "vec0", "gso_max_segs", "1"]).returncode == 0
+    with serving.rule(rule) as running:
+        assert serving.run(curl, timeout_s=30).returncode == 0
+    assert running.unedited == 0
+    assert running.armed.counts.held > 100
+
+
+def test_an_edit_that_failed_is_the_exit_status() -> None:
+    done = skblab("run", "-r", "icmp_rcv = edit icmp.sequ=3", "--", "ping", "-c1", "-W2", "guest")
+    assert done.returncode == 1
+    assert "edit failed, released as it was: no field icmp.sequ in this packet" in done.stderr
+    assert "held 1, released 1, unedited 1" in done.stderr
+
+
+@pytest.mark.parametrize("function", ["kfree_skbmem", "__build_skb_around", "skb_free_head", "__copy_skb_header"])
+@pytest.mark.parametrize("verdict", ["trace", "accept"])
+def test_what_is_no_packet_is_not_looked_at(kasan: Lab, function: str, verdict: str) -> None:
+    with pytest.raises(UnsupportedVerdict, match="has no packet to look at") as caught:
+        kasan.rule(f"{function} = {verdict} if icmp")
+    assert caught.value.found == NO_PACKETS[function]
+
+
+def test_rules_look_at_packets_until_their_end(kasan: Lab) -> None:
+    """From where it is whole to where it is freed, with a filter that reads it; KASAN would say so."""
+    functions = ["skb_put", "skb_clone", "pskb_expand_head", "sock_wfree", "skb_release_head_state", "skb_release_data",
+                 "consume_skb", "napi_consume_skb", "kfree_skb_list_reason", "skb_morph"]  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        rules = [stack.enter_context(kasan.rule(f"{name} = trace if icmp")) for name in functions]
+        for size in ("56", "4000"):
+            assert kasan.run(["ping", "-n", "-c", "2", "-i", "0.1", "-s", size, GUEST4], timeout_s=20).returncode == 0
+        met = [rule.armed.rule.function for rule in rules if rule.armed.counts.traced]
+    assert {"skb_release_data", "skb_release_head_state", "consume_skb", "skb_morph"} <= {*met}
