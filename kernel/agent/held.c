@@ -69,9 +69,34 @@ static void set_aside(struct agent_held *held)
 	agent_ends_owed++;
 }
 
-/* Move a packet from the held to the queue. Interrupts are off. */
+static void count_end(const struct agent_held *held)
+{
+	struct agent_counts *counts = agent_counts(held->rule);
+
+	if (held->drop)
+		counts->dropped++;
+	else
+		counts->released++;
+	if (held->cause == AGENT_LEASE)
+		counts->expired++;
+	else if (held->cause != AGENT_DECIDED)
+		counts->given_up++;
+}
+
+/* Told and counted before it goes: what comes of it, an answer or the next hit, is told after that. */
+static void say_goodbye(struct agent_held *held)
+{
+	count_end(held);
+	agent_tell_end(held->drop ? AGENT_DROPPED : AGENT_RELEASED, held->rule, held->packet, held->cause);
+	agent_ends_owed--;
+	held->told = true;
+}
+
+/* Move a packet from the held to the queue; why it goes is known. Interrupts are off. */
 static void enqueue(struct agent_held *held)
 {
+	if (!held->told)
+		say_goodbye(held);
 	hash_del(&held->node);
 	list_move_tail(&held->list, &queue);
 	agent_shared->held--;
@@ -182,29 +207,6 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	return last_packet = held->packet;
 }
 
-static void count_end(const struct agent_held *held)
-{
-	struct agent_counts *counts = agent_counts(held->rule);
-
-	if (held->drop)
-		counts->dropped++;
-	else
-		counts->released++;
-	if (held->cause == AGENT_LEASE)
-		counts->expired++;
-	else if (held->cause != AGENT_DECIDED)
-		counts->given_up++;
-}
-
-/* Told and counted before it goes: what comes of it, an answer or the next hit, is told after that. */
-static void say_goodbye(struct agent_held *held)
-{
-	count_end(held);
-	agent_tell_end(held->drop ? AGENT_DROPPED : AGENT_RELEASED, held->rule, held->packet, held->cause);
-	agent_ends_owed--;
-	held->told = true;
-}
-
 /* Let a packet of the queue go on, or free it; false where there is none. Bottom halves are off. */
 static bool run_queue_once(void)
 {
@@ -213,11 +215,8 @@ static bool run_queue_once(void)
 
 	local_irq_save(flags);
 	held = list_first_entry_or_null(&queue, struct agent_held, list);
-	if (held) {
+	if (held)
 		list_del(&held->list);
-		if (!held->told)
-			say_goodbye(held);
-	}
 	local_irq_restore(flags);
 	if (!held)
 		return false;
@@ -357,10 +356,10 @@ void agent_release_rule(u16 rule)
 		begin_ns = agent_now_ns();
 		for (unsigned int left = AT_ONCE; left && !list_empty(ours); left--) {
 			held = list_first_entry(ours, struct agent_held, list);
-			enqueue(held);
 			count_end(held);
 			agent_ends_owed--;
 			held->told = any = true;
+			enqueue(held);
 		}
 		more = !list_empty(ours);
 		if (!more && any)

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from skblab.errors import RuleError
 
+LEAST_PERCENT = 100 / (1 << 32)  # agent_arm.chance counts in parts of 2^32, and 0 of them is always
 MOST_COPIES = 1000
 MOST_NUMBER = (1 << 31) - 1
 MOST_TIME_NS = 365 * 86400 * 1_000_000_000
@@ -51,7 +52,8 @@ class Occurrence:
 
     def __post_init__(self) -> None:
         numbers = (self.first, self.last, self.every, self.seed)
-        if not (all(0 <= one <= MOST_NUMBER for one in numbers) and 0 <= self.percent <= 100):
+        percent = self.percent or 100  # 0: no chance is asked for
+        if not (all(0 <= one <= MOST_NUMBER for one in numbers) and LEAST_PERCENT <= percent <= 100):
             raise RuleError("no such occurrence", found=f"{self!r}", mend=f"numbers up to {MOST_NUMBER}, 0 to 100 %")
 
     def __str__(self) -> str:
@@ -217,6 +219,8 @@ class _Parser:
             percent = 0.0
         if not word.endswith("%") or not 0 < percent <= 100:
             self.fail(f"not a percentage: {word}" if word else "a percentage is missing", "@random 10%")
+        if percent < LEAST_PERCENT:
+            self.fail(f"too rare: {word}", "1e-7% at least")
         seed = 0
         if self.peek() == "seed":
             self.take()

@@ -1,107 +1,210 @@
 """Rules come and go under load, packets are held, dropped, copied, edited at random: and every packet is accounted for.
 
-On a kernel that looks for its own mistakes (KASAN, lockdep, list debugging). ``make torture`` runs it long.
+On a kernel that looks for its own mistakes (KASAN, lockdep, list debugging), over both families, at every function of
+the table, with sockets that own packets, and with sockets, routes, devices and namespaces that go while packets of
+theirs are held. ``make torture`` runs it long.
 """
 
-import contextlib
 import errno
+import itertools
+import json
 import os
 import random
-import socket
-import threading
+import select
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from skblab.agent.abi import Counts
+from skblab.agent.control import WRITE_REFUSALS
 from skblab.agent.held import HeldPacket, State
 from skblab.agent.holds import Hold, Running
-from skblab.errors import GuestLost, PacketGone, SkblabError, Timeout
+from skblab.agent.soundness import TABLE
+from skblab.errors import GuestLost, PacketGone, SkblabError
+from skblab.host import process
 from skblab.image.store import find_image
 from skblab.lab import Lab
-from skblab.packet import ETH_P_IP, Packet, echo_request
 from skblab.rule import Rule
 from support import NO_FAULT
 
-PACKETS = int(os.environ.get("SKBLAB_TORTURE_PACKETS", "20000"))
-FUNCTIONS = (
-    "ip_rcv", "ip_local_deliver", "icmp_rcv", "udp_rcv", "ip_output", "ip_finish_output2", "__dev_queue_xmit",
-)  # fmt: skip
+PACKETS = int(os.environ.get("SKBLAB_TORTURE_PACKETS", "10000"))
 VERDICTS = (
-    "accept", "trace", "hold", "hold 3 release reverse", "hold 4 release random", "delay 1ms", "delay 500us +-500us",
-    "drop", "duplicate", "duplicate 2", "edit ip.ttl=9",
+    "accept", "trace", "stop", "hold", "hold 3 release reverse", "hold 4 release random", "delay 1ms",
+    "delay 500us +-500us", "delay 200ms", "drop", "drop NO_SOCKET", "duplicate", "duplicate 2", "EDIT",
 )  # fmt: skip
-OCCURRENCES = ("", "@1", "@2-5", "@3-", "@every 3", "@random 30%")
-FILTERS = ("", " if icmp", " if udp", " if icmp[icmptype] == icmp-echo", " if ip[2:2] > 300")
+OCCURRENCES = ("", "", "@1", "@2-5", "@3-", "@every 3", "@random 30%")
+FILTERS4 = ("", "", "icmp", "udp", "tcp", "icmp[icmptype] == icmp-echo", "ip[2:2] > 300")
+FILTERS6 = ("", "", "icmp6", "ip6 proto 17", "ip6 proto 6", "ip6[4:2] > 300")
+# What is held past the end of the socket that owns it, or that it is for.
+SYN_ACKS = {
+    "ip_output": "tcp[tcpflags] & (tcp-syn|tcp-ack) == (tcp-syn|tcp-ack)",
+    "ip_finish_output2": "tcp[tcpflags] & (tcp-syn|tcp-ack) == (tcp-syn|tcp-ack)",
+    "ip6_output": "ip6[6] == 6 and ip6[53] & 0x12 == 0x12",
+    "ip6_finish_output2": "ip6[6] == 6 and ip6[53] & 0x12 == 0x12",
+}
+FOR_CONNECTED = {
+    "ip_local_deliver": "udp dst portrange 7000-7007",
+    "ip_local_deliver_finish": "udp dst portrange 7000-7007",
+    "udp_rcv": "udp dst portrange 7000-7007",
+    "ip6_input": "udp dst portrange 7000-7007",
+    "udpv6_rcv": "udp dst portrange 7000-7007",
+}
+OF_A_NAMESPACE = {"ip_output": "src net 10.9.0.0/24", "ip6_output": "src net fd99::/64"}
+LIVES_S = (0.0, 0.05, 0.1, 0.2)
+LONG_S = 1.6  # a SYN-ACK is sent again after 1 s
+UNWRITABLE = {what for what, _ in WRITE_REFUSALS.values()}
 REFUSALS = tuple(os.strerror(number) for number in (errno.ENOENT, errno.EINVAL, errno.ENOMEM))
-VERDICTS_GIVEN = 40  # at least, however fast the packets go
+LOOK_S = 2.0  # between two looks at what the kernel complains of
+GONE = {State.RELEASED, State.DROPPED}
 RULES_AT_ONCE = 8
-AHEAD = 32
+DECIDED_AT_ONCE = 100
+DONE_IN_THE_GUEST = (
+    "accepted", "reset", "closed", "connected", "UDP closed", "closed with a datagram queued", "ICMP SOCK_DGRAM",
+    "ICMP SOCK_RAW", "to a namespace", "namespaces deleted", "devices deleted", "by a device that comes and goes",
+    "routes changed",
+)  # fmt: skip
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     with Lab(
-        image=find_image(variant=os.environ.get("SKBLAB_TORTURE_VARIANT", "kasan")), memory_mib=512, boot_timeout_s=60
+        image=find_image(variant=os.environ.get("SKBLAB_TORTURE_VARIANT", "kasan")),
+        memory_mib=512,
+        boot_timeout_s=60,
+        root="host",
+        kernel_arguments=[
+            "kmemleak=off"
+        ],  # it would scan all memory a minute after the boot, and nothing else would run
+        link="veth",  # its far end says how much waits for the guest
     ) as lab:
         yield lab
 
 
-class Flood:
-    """Sends echo requests and datagrams to a closed port, of all sizes, as fast as the guest answers."""
+def program(name: str) -> str:
+    return Path(__file__).with_name(name).read_text()
 
-    def __init__(self, lab: Lab, chance: random.Random) -> None:
-        self._icmp = lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-        self._udp = lab.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._chance = chance
+
+class Traffic:
+    """What runs at both ends of the link: torture_guest.py and torture_host.py."""
+
+    def __init__(self, lab: Lab, seed: int) -> None:
+        pipe = subprocess.PIPE
+        self.lab = lab
+        self.guests = lab.guest.popen(
+            ["python3", "-u", "-c", program("torture_guest.py"), str(seed)], stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        assert self.guests.stdout
+        assert select.select([self.guests.stdout], [], [], 60)[0], lab.console.text()[-4000:]
+        assert self.guests.stdout.readline() == b"ready\n", self.guests.communicate(timeout_s=10)
+        self.hosts = lab.popen(
+            ["python3", "-c", program("torture_host.py"), str(seed)], stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        assert self.hosts.stdout
+        os.set_blocking(self.hosts.stdout.fileno(), False)
         self.sent = 0
-        self.done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._rest = b""
 
-    def _run(self) -> None:
-        self._icmp.settimeout(0.02)
-        began_s = time.monotonic()
-        while not self.done.is_set():
-            size = self._chance.choice((0, 8, 56, 500, 1400, 3000))
-            if self._chance.random() < 0.8:
-                self._icmp.sendto(echo_request(7, self.sent, bytes(size)), ("192.168.10.1", 0))
-            else:
-                self._udp.sendto(bytes(size), ("192.168.10.1", 9))
-            self.sent += 1
-            if self.sent % AHEAD == 0:
-                self._wait_for_the_last()
-                self.done.wait(time.monotonic() - began_s)
-                began_s = time.monotonic()
-
-    def _wait_for_the_last(self) -> None:
-        """Wait for the answer to one of the last requests, or for silence: what has not come was held or dropped.
-
-        Then as long again: the guest has one processor, and while it receives, no rule comes or goes.
-        """
-        with contextlib.suppress(TimeoutError):
-            while not self._is_of_the_last(reply_sequence(self._icmp.recv(65536))):
-                pass
-
-    def _is_of_the_last(self, sequence: int | None) -> bool:
-        return sequence is not None and (self.sent - sequence) % 65536 <= AHEAD // 2
-
-    @property
-    def runs(self) -> bool:
-        return self._thread.is_alive()
+    def check(self) -> None:
+        """Read how many packets were sent; see that both programs run."""
+        assert self.guests.poll() is None, self.guests.communicate(timeout_s=10)
+        assert self.hosts.poll() is None, self.hosts.communicate()
+        assert self.hosts.stdout
+        *lines, self._rest = (self._rest + (self.hosts.stdout.read() or b"")).split(b"\n")
+        self.sent = int(lines[-1]) if lines else self.sent
 
     def close(self) -> None:
-        self.done.set()
-        self._thread.join()
-        self._icmp.close()
-        self._udp.close()
+        process.end(self.hosts)
+        self.guests.close()
+
+    def end_at_the_host(self) -> None:
+        _, said = self.hosts.communicate(b"", timeout=60)
+        assert (self.hosts.returncode, said) == (0, b"")
+
+    def end_in_the_guest(self) -> Counter[str]:
+        """Return how often what was done there."""
+        said, complained = self.guests.communicate(timeout_s=60)
+        assert (self.guests.returncode, complained) == (0, b"")
+        return Counter(json.loads(said))
 
 
-def reply_sequence(data: bytes) -> int | None:
-    """Return the sequence number of an echo reply of ours, with its IP header in front."""
-    echo = Packet(data, ETH_P_IP).echo
-    return echo[2] if echo and echo[0] == "echo reply" else None
+class Rules:
+    """Rules that come, live for some time, and go; and what became of their packets."""
+
+    def __init__(self, lab: Lab, chance: random.Random) -> None:
+        self.lab = lab
+        self.chance = chance
+        self.active: list[tuple[float, Running | Hold]] = []
+        self.packets: list[HeldPacket] = []
+        self.given: Counter[str] = Counter()
+        self.arrived: Counter[str] = Counter()
+        self.functions = itertools.cycle(chance.sample(sorted(TABLE), len(TABLE)))
+
+    def come(self) -> None:
+        """Put one more in force."""
+        if self.chance.random() < 0.2:
+            self.come_for_long()
+            return
+        function = next(self.functions)
+        six = "6" in function
+        filters: tuple[str, ...] = FILTERS6 if six else FILTERS4
+        if function.startswith(("arp", "__dev")) or not self.arrived[function]:
+            filters = ("",)
+        wanted, life_s = self.chance.choice(filters), self.chance.choice(LIVES_S)
+        if self.chance.random() < 0.3:
+            self.add(life_s, self.lab.hold(function, wanted))
+            return
+        # Copies of copies of copies would be all that the guest still does.
+        copying = any(one.armed.rule.verdict == "duplicate" for _, one in self.active)
+        verdict = self.chance.choice([one for one in VERDICTS if not (copying and one.startswith("duplicate"))])
+        edit = "arp.op=2" if "arp" in function else "ipv6.hlim=9" if six else "ip.ttl=9"
+        verdict = verdict.replace("EDIT", f"edit {edit}")
+        self.add(life_s, self.lab.rule(rule(function, verdict, self.chance.choice(OCCURRENCES), wanted)))
+
+    def come_for_long(self) -> None:
+        """Hold what belongs to a socket, or to a namespace, for longer than that is there."""
+        function, wanted = self.chance.choice(
+            [one for ours in (SYN_ACKS, FOR_CONNECTED, OF_A_NAMESPACE) for one in ours.items()]
+        )
+        verdict = self.chance.choice(("delay 1300ms", "delay 300ms", "hold", "duplicate 2"))
+        occurrence = self.chance.choice(("@every 2", "@every 3", ""))
+        if verdict == "hold":
+            self.add(LONG_S, self.lab.hold(function, wanted))
+        else:
+            self.add(LONG_S, self.lab.rule(rule(function, verdict, occurrence, wanted)))
+
+    def add(self, life_s: float, one: Running | Hold) -> None:
+        self.active.append((time.monotonic() + life_s, one))
+        self.given[one.armed.rule.verdict] += 1
+
+    def decide(self) -> None:
+        """Decide on packets that are held; others go with their rule."""
+        for _, one in self.active:
+            if isinstance(one, Hold):
+                self.packets += (held := one.take_all()[:DECIDED_AT_ONCE])
+                for packet in held:
+                    if self.chance.random() < 0.7:
+                        decide(packet, self.chance)
+
+    def go(self, *, all_of_them: bool = False) -> None:
+        """Take those away whose time is over."""
+        now_s = time.monotonic()
+        due = [one for until_s, one in self.active if all_of_them or until_s <= now_s]
+        self.active = [pair for pair in self.active if pair[1] not in due]
+        for one in due:
+            one.close()
+            counts = one.armed.counts
+            assert accounted_for(one.armed.rule, counts), (str(one.armed.rule), counts)
+            self.arrived[one.armed.rule.function] += counts.arrived
+        self.packets = [packet for packet in self.packets if packet.state not in GONE]
+
+
+def rule(function: str, verdict: str, occurrence: str, wanted: str) -> Rule:
+    return Rule.parse(f"{function} = {verdict} {occurrence}" + (f" if {wanted}" if wanted else ""))
 
 
 def accounted_for(rule: Rule, counts: Counts) -> bool:
@@ -112,6 +215,8 @@ def accounted_for(rule: Rule, counts: Counts) -> bool:
             return wanted == 0
         case "trace":
             return wanted == counts.traced
+        case "stop":
+            return wanted == counts.stopped
         case "drop":
             return wanted == counts.dropped
         case "duplicate":
@@ -122,8 +227,10 @@ def accounted_for(rule: Rule, counts: Counts) -> bool:
 def decide(held: HeldPacket, chance: random.Random) -> None:
     """Do something with a packet; it may have gone meanwhile."""
     try:
-        for _ in range(chance.randrange(3)):
-            chance.choice((held.duplicate, lambda: held.edit(lambda _: bytes(chance.randrange(600)))))()
+        if chance.random() < 0.1:
+            held.edit(lambda _: bytes(chance.randrange(600)))
+        if chance.random() < 0.2:
+            held.duplicate()
         chance.choice((held.release, held.drop, lambda: held.release(after_s=0.001)))()
     except PacketGone:
         pass
@@ -131,7 +238,14 @@ def decide(held: HeldPacket, chance: random.Random) -> None:
         raise
     except SkblabError as error:
         # It has gone meanwhile; it is no packet to be written to; there is no memory for a copy at once (GFP_ATOMIC).
-        assert error.found in REFUSALS, error  # noqa: PT017
+        assert error.found in REFUSALS or error.what in UNWRITABLE, error  # noqa: PT017
+
+
+def check_complaints(lab: Lab, seed: int) -> None:
+    """Fail with the first of what the kernel has complained of."""
+    found = next((one for one in lab.complaints if not one.title.startswith(NO_FAULT)), None)
+    if found:
+        pytest.fail(f"seed {seed}: the guest's kernel complains:\n{found}", pytrace=False)
 
 
 @pytest.mark.slow
@@ -139,42 +253,37 @@ def decide(held: HeldPacket, chance: random.Random) -> None:
 def test_every_packet_is_accounted_for(lab: Lab) -> None:
     seed = int(os.environ.get("SKBLAB_TORTURE_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
     chance = random.Random(seed)
-    flood = Flood(lab, random.Random(seed + 1))
-    active: list[Running | Hold] = []
-    packets: list[HeldPacket] = []
-    verdicts = 0
+    began_s = looked_s = time.monotonic()
+    rules = Rules(lab, chance)
+    traffic = Traffic(lab, seed)
     try:
-        while not (enough := flood.sent >= PACKETS and verdicts >= VERDICTS_GIVEN) or active:
-            assert flood.runs, seed
-            if active and (enough or len(active) >= RULES_AT_ONCE or chance.random() < 0.3):
-                one = active.pop(chance.randrange(len(active)))
-                one.close()
-                assert accounted_for(one.armed.rule, one.armed.counts), (seed, str(one.armed.rule), one.armed.counts)
-            elif chance.random() < 0.3:
-                active.append(lab.hold(chance.choice(FUNCTIONS), chance.choice(FILTERS).removeprefix(" if ")))
-            else:
-                # Copies of copies of copies would be all that the guest still does.
-                copying = any(one.armed.rule.verdict == "duplicate" for one in active)
-                verdict = chance.choice([one for one in VERDICTS if not (copying and one.startswith("duplicate"))])
-                line = f"{chance.choice(FUNCTIONS)} = {verdict} {chance.choice(OCCURRENCES)}"
-                active.append(lab.rule(line + chance.choice(FILTERS)))
-            verdicts += 1
-            for one in active:
-                if isinstance(one, Hold):
-                    try:
-                        held = one.take(chance.randrange(1, 8), timeout_s=0.002)
-                    except Timeout:
-                        continue
-                    packets += held[:100]
-                    for packet in held:
-                        decide(packet, chance)
+        while traffic.sent < PACKETS or min(rules.arrived[name] for name in TABLE) == 0:
+            traffic.check()
+            if (now_s := time.monotonic()) > looked_s + LOOK_S:
+                looked_s = now_s
+                check_complaints(lab, seed)
+            rules.go()
+            if len(rules.active) < RULES_AT_ONCE:
+                rules.come()
+            rules.decide()
+        traffic.end_at_the_host()
+        rules.go(all_of_them=True)
+        done = traffic.end_in_the_guest()
+    except SkblabError:
+        check_complaints(lab, seed)
+        raise
     finally:
-        flood.close()
+        traffic.close()
     channel = lab.agent.channel
     assert (channel.held, channel.probes) == (0, 0), seed
     deadline = time.monotonic() + 5
-    for packet in packets:
+    for packet in rules.packets:
         assert packet.wait(max(deadline - time.monotonic(), 0)), (seed, packet)
-        assert packet.state in {State.RELEASED, State.DROPPED}, (seed, packet)
-    assert not [str(one) for one in lab.complaints if not one.title.startswith(NO_FAULT)], seed
-    assert lab.run(["ping", "-c", "3", "-i", "0.01", "-W", "5", "guest"], timeout_s=20).returncode == 0
+        assert packet.state in GONE, (seed, packet)
+    for name in DONE_IN_THE_GUEST:
+        assert done[name], (seed, name, done)
+    assert lab.run(["ping", "-c", "3", "-i", "0.2", "-w", "30", "guest"], timeout_s=40).returncode == 0
+    check_complaints(lab, seed)
+    took_s = time.monotonic() - began_s
+    sys.stdout.write(f"seed {seed}: {traffic.sent} packets in {took_s:.0f} s, {sum(rules.given.values())} rules "
+          f"({dict(rules.given)}), in the guest {dict(done)}\n")  # fmt: skip

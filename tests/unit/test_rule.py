@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from skblab.errors import RuleError
 from skblab.filter import INSTRUCTION_BYTES, compile_filter
-from skblab.rule import ORDERS, Occurrence, Rule
+from skblab.rule import LEAST_PERCENT, ORDERS, Occurrence, Rule
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,20}", fullmatch=True)
 NUMBERS = st.integers(1, 1000)
@@ -17,7 +17,7 @@ OCCURRENCES = st.one_of(
     st.builds(lambda every: Occurrence(every=every), NUMBERS),
     st.builds(
         lambda percent, seed: Occurrence(percent=percent, seed=seed),
-        st.floats(0, 100, exclude_min=True),
+        st.floats(LEAST_PERCENT, 100),
         st.integers(0, 9),
     ),
 )
@@ -72,6 +72,8 @@ def test_any_text_is_a_rule_or_a_fault_with_a_place(text: str) -> None:
         ("icmp_rcv = drop @5-2", "not an occurrence: @5-2", 16),
         ("icmp_rcv = drop @every x", "after @every: how many, not 'x'", 23),
         ("icmp_rcv = drop @random 10", "not a percentage: 10", 24),
+        ("icmp_rcv = hold 9999999999", "how many to hold, not '9999999999'", 16),
+        ("icmp_rcv = drop @random 1e-10%", "too rare: 1e-10%", 24),
         ("icmp_rcv = drop @3 fi icmp", "not understood here: fi", 19),
         ("icmp_rcv = drop if", "a filter is missing after if", 18),
         ("icmp_rcv = edit", "a change is missing", 15),
@@ -123,6 +125,12 @@ def test_a_filter_is_libpcaps() -> None:
     with pytest.raises(RuleError, match="libpcap does not understand the filter") as caught:
         compile_filter("icmp and nonsense 3")
     assert "syntax error" in caught.value.found
+    with pytest.raises(RuleError, match="the filter is too long"):  # libpcap would take minutes
+        compile_filter(" or ".join(f"port {port}" for port in range(1, 3000, 2)))
+    with pytest.raises(RuleError, match="no zero bytes"):
+        compile_filter("icmp\0 nonsense")
+    with pytest.raises(RuleError, match="does not understand"):
+        compile_filter("icmp \udc80")
 
 
 @pytest.mark.parametrize(
