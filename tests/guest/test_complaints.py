@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from skblab.errors import GuestLost
 from skblab.guest.complaint import Complaint
 from skblab.image.image import Image
 from skblab.image.store import find_image
@@ -107,7 +108,7 @@ def test_a_sleep_under_rcu_is_heard(complains: Built) -> None:
 @pytest.mark.complains("panic")
 def test_a_bug_is_the_panic_that_comes_of_it(complains: Built, every_image: Image) -> None:
     with Lab(image=every_image, modules=[complains(every_image)], root="host") as lab:
-        with pytest.raises(Exception, match="the guest kernel is gone"):
+        with pytest.raises(GuestLost):
             make(lab, "bug")
         (complaint,) = lab.complaints
         assert (complaint.kind, complaint.title) == ("panic", lab.console.panic())

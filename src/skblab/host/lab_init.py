@@ -142,6 +142,7 @@ class LabInit:
         self.link = link
         self.switch: Switch | None = None
         self.kernel = self.kernel_pidfd = 0
+        self.kernel_file = ""
         self.kernel_status: int | None = None
         self.listener: socket.socket | None = None
         self.about: dict[str, Any] = {}
@@ -224,6 +225,19 @@ class LabInit:
                 return
             if pid == self.kernel:
                 self.kernel_status = os.waitstatus_to_exitcode(status)
+                self.end_helpers()
+
+    def end_helpers(self) -> None:
+        """End what a kernel of 6.1 leaves behind: a helper for each terminal's size (arch/um/drivers/chan_user.c).
+
+        It has all of the kernel's descriptors: who waits for their end, as of a command in the guest, would wait on.
+        """
+        for name in os.listdir("/proc"):  # noqa: PTH208
+            try:
+                if name.isdigit() and os.readlink(f"/proc/{name}/exe") == self.kernel_file:  # noqa: PTH115
+                    os.kill(int(name), signal.SIGKILL)
+            except OSError:  # it has gone meanwhile
+                continue
 
     def do_boot(self, fds: list[int], argv: list[str], stopped: bool) -> Answer:  # noqa: FBT001
         """Start the kernel with fds[0] as its console; give back a pidfd for it and a socket of its notifications.
@@ -232,6 +246,7 @@ class LabInit:
         waits for SIGCONT before it becomes the kernel.
         """
         self.given = self.notifications.listen()
+        self.kernel_file = os.path.realpath(argv[0])
         self.kernel = os.fork()
         if self.kernel == 0:
             self.become_kernel(argv, fds, stopped)
