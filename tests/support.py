@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skblab.guest.complaint import Complains, kind_of, when_left
 from skblab.host import process, registry
 from skblab.lab import Lab
 
@@ -23,6 +24,12 @@ BUILD_NEXT_DOOR = str(Path.home() / ".cache/skblab/images/.building-")
 # CONFIG_UBSAN_ALIGNMENT, which UML has by default, takes the head of a list for an entry (list_for_each_entry()).
 NO_FAULT = "UBSAN: misaligned-access in "
 SKBLAB = (sys.executable, "-m", "skblab.cli")
+
+
+# What the command line says of complaints, in words and as an event.
+SENTENCE = "the guest's kernel complained"
+TITLE = re.compile(r"^  \[ *\d+\.\d{6}\] (.*)", re.MULTILINE)
+EVENT = re.compile(r'"event": "complaint".*?"title": "(.*?)"')
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,9 @@ class HeardComplaints:
     """
 
     def __init__(self) -> None:
-        self._taken: dict[Lab, int] = {}  # of the labs that run: how many of each one's are known already
+        self._taken: dict[Complains, int] = {}  # of the labs that run: how many of each one's are known already
         self._heard: list[Heard] = []
-        Lab.when_left.append(self._left)
+        when_left.append(self._left)
         enter = Lab.__enter__
 
         def enter_and_listen(lab: Lab) -> Lab:
@@ -50,15 +57,36 @@ class HeardComplaints:
             return enter(lab)
 
         Lab.__enter__ = enter_and_listen  # type: ignore[method-assign, assignment]
+        finish = process.finish
 
-    def _left(self, lab: Lab) -> None:
+        def finish_and_listen(
+            running: process.Running, *, timeout_s: float | None = None
+        ) -> subprocess.CompletedProcess[str]:
+            done = finish(running, timeout_s=timeout_s)
+            self.read(done.stdout + done.stderr)
+            return done
+
+        process.finish = finish_and_listen
+
+    def read(self, text: str) -> None:
+        """Look for complaints in what a command has said."""
+        said = TITLE.findall(text.partition(SENTENCE)[2]) + EVENT.findall(text)
+        self._heard += [
+            Heard("of a command", kind, one) for one in said if (kind := kind_of(one)) and not one.startswith(NO_FAULT)
+        ]
+
+    def _left(self, lab: Complains) -> None:
         self._look(lab)
         self._taken.pop(lab, None)
 
-    def _look(self, lab: Lab) -> None:
+    def _look(self, lab: Complains) -> None:
         new = lab.new_complaints[self._taken.get(lab, 0) :]
         self._taken[lab] = len(lab.new_complaints)
-        self._heard += [Heard(lab.name, one.kind, str(one)) for one in new if not one.title.startswith(NO_FAULT)]
+        self._heard += [
+            Heard(lab.name, one.kind, "\n".join([*one.first_lines, *one.trace]))
+            for one in new
+            if not one.title.startswith(NO_FAULT)
+        ]
 
     def take(self) -> list[Heard]:
         """Return what has come since the last time."""
@@ -177,6 +205,7 @@ def read_until(stream_fd: int, enough: Callable[[str], bool], *, within_s: float
             data = b""
         assert data, f"ended: {said.decode(errors='replace')}"
         said += data
+    complaints.read(said.decode(errors="replace"))
     return said.decode(errors="replace")
 
 

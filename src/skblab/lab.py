@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
 from skblab.agent.abi import Hit
 from skblab.agent.channel import STEPS_BYTES, Channel
@@ -22,10 +22,11 @@ from skblab.debugger.session import Debugger
 from skblab.errors import LabBusy, SkblabError, Timeout, UsageError
 from skblab.guest import initramfs, receive
 from skblab.guest.boot import Boot, Guest
-from skblab.guest.complaint import Complaint
+from skblab.guest.complaint import Complaint, when_left
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import too_little_memory
 from skblab.guest.disk import Disk
+from skblab.guest.hearing import ComplaintWatch
 from skblab.guest.modules import Module, append
 from skblab.guest.panic import GuestPanicked, PanicWatch
 from skblab.guest.terminal import Terminal
@@ -75,9 +76,6 @@ class Lab:
 
     Entering raises ImageMissing, LabNameTaken, MissingPrerequisite, BootFailed, DiskError, DiskInUse.
     """
-
-    when_left: ClassVar[list[Callable[["Lab"], object]]] = []
-    """Each is called with every lab of this process when that has been left, by whatever way."""
 
     def __init__(
         self,
@@ -415,8 +413,19 @@ class Lab:
         """Those of ``complaints`` that have come since this lab was booted, or joined, here."""
         return self.complaints[self._complaints_before :]
 
+    def on_complaint(self, told: Callable[[Complaint], object]) -> ComplaintWatch:
+        """Call *told*, from a thread of its own, with each of ``new_complaints``; close what is returned.
+
+        :raises MissingPrerequisite: this user may have no more inotify instances
+        """
+        self.check()
+        assert self._stack
+        watch = ComplaintWatch(self.console, told, skip=self._complaints_before)
+        self._stack.callback(watch.close)
+        return watch
+
     def _left(self) -> None:
-        for tell in self.when_left:
+        for tell in when_left:
             tell(self)
 
     def on_panic(self, told: Callable[[GuestPanicked], object]) -> PanicWatch:

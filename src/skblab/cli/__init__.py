@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from skblab.cli import complaints
 from skblab.errors import SkblabError
 
 EXAMPLES = """\
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(argv)
         logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.WARNING, format="skblab: %(message)s")
-        status: int = arguments.run(arguments)
+        status = complaints.run(arguments)
         sys.stdout.flush()
     except SkblabError as error:
         print(f"skblab: {error}", file=sys.stderr)

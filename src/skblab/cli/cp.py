@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterable
 
+from skblab.cli.complaints import add_strict
 from skblab.cli.options import complete, lab_names
 from skblab.errors import UsageError
 
@@ -36,6 +37,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     for name, help_text in (("source", "PATH or LAB:PATH"), ("target", "LAB:PATH or PATH")):
         complete(parser.add_argument(name, metavar=name.upper(), help=help_text), _places)
+    add_strict(parser)
     parser.set_defaults(run=run)
 
 

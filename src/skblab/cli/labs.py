@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from skblab.cli import tmux
+from skblab.cli.complaints import add_strict
 from skblab.cli.options import add_guest_options, add_lab_options, complete, lab_from, lab_names
 from skblab.errors import UsageError
 from skblab.guest.session import raw_keyboard
@@ -21,6 +22,7 @@ from skblab.host.waiting import wait
 
 DEFAULT_NAME = "lab"
 FOLLOW_EVERY_S = 0.2
+CONSOLE = 1  # of what a lab gives to who joins it (host/lab_init.py do_join())
 
 UP_EXAMPLES = """\
 examples:
@@ -87,6 +89,8 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     log = _command(commands, "log", _log, "print what a lab's guest kernel has said")
     complete(log.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME"), lab_names)
     log.add_argument("-f", "--follow", action="store_true", help="go on as it says more, until the lab ends")
+    for parser in (down, execute, shell, console, log):
+        add_strict(parser)
 
 
 def _command(
@@ -107,11 +111,13 @@ def _up(arguments: argparse.Namespace) -> int:
     with lab_from(arguments) as lab:
         lab.keep()
         if arguments.json:
+            complaints = [one.fields() for one in lab.complaints]
             print(
                 json.dumps(
-                    {"name": lab.name, "image": lab.image.name, "pid": lab.guest.pid, "link": lab.namespaces.link}
+                    {"name": lab.name, "image": lab.image.name, "pid": lab.guest.pid, "link": lab.namespaces.link,
+                     "complaints": complaints}
                 )
-            )
+            )  # fmt: skip
         else:
             print(
                 f"{lab.name} is up: Linux {lab.image.release}, pid {lab.guest.pid}; end it with: skblab down {lab.name}"
@@ -138,11 +144,16 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 
 def _down(arguments: argparse.Namespace) -> int:
+    from skblab.guest.console import Console  # noqa: PLC0415
     from skblab.host.namespace import JoinedNamespaces  # noqa: PLC0415
 
     for name in lab_names() if arguments.all else arguments.names or [DEFAULT_NAME]:
         with JoinedNamespaces(name, to_end=True) as namespaces:
+            console = Console(namespaces.fds[CONSOLE]) if namespaces.is_of_this_version else None
             namespaces.end()
+            if console:
+                arguments.hearing.complaints += console.untold_complaints()
+                console.close()
         print(f"{name} is down")
     return 0
 
@@ -227,6 +238,7 @@ def _log(arguments: argparse.Namespace) -> int:
             said = text
             if ended:
                 if event := lab.guest.panic():
+                    arguments.hearing.panic_is_said = True
                     print(f"skblab: the guest kernel has panicked:\n{event}", file=sys.stderr)
                 break
     return 0

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from skblab.cli.complaints import add_strict
 from skblab.cli.options import complete, lab_names
 from skblab.errors import UsageError
 
@@ -77,6 +78,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     complete(parser.add_argument("order", metavar="COMMAND", help=", ".join(COMMANDS)), lambda **_: COMMANDS)
     parser.add_argument("words", nargs="*", metavar="WORD", help="what the command is about")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_strict(parser)
     parser.set_defaults(run=run)
 
 
@@ -97,8 +99,12 @@ def run(arguments: argparse.Namespace) -> int:
         console = lab.guest.mconsole
         answer = (PLAIN[order](console) if order in PLAIN else WITH_WORD[order][1](console, text)) or ""
         event = lab.guest.panic()
+    arguments.hearing.panic_is_said = bool(event)
     if arguments.json:
-        fields = {"lab": arguments.name, "command": f"{order} {text}".strip(), "answer": answer}
+        complaints = [one.fields() for one in lab.new_complaints]
+        fields = {
+            "lab": arguments.name, "command": f"{order} {text}".strip(), "answer": answer, "complaints": complaints,
+        }  # fmt: skip
         print(json.dumps(fields | ({"panic": str(event)} if event else {})))
     elif answer or event:
         print((answer or str(event)).rstrip("\n"))

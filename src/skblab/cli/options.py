@@ -5,6 +5,7 @@ import glob
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from skblab.cli.complaints import add_strict
 from skblab.errors import UsageError
 from skblab.host.links import GRAMMAR, KINDS
 from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
@@ -76,6 +77,7 @@ def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> N
         "be opened, else veth)",
     )
     complete(link, lambda **_: (*KINDS, *(f"on={name}" for name in lab_names())))  # fmt: skip
+    add_strict(parser)
 
 
 def add_guest_options(parser: argparse.ArgumentParser) -> None:

@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = ping_run.run(lab, plan, progress)
     progress.done()
     if arguments.json:
-        print(json.dumps(asdict(result)))
+        print(json.dumps(asdict(result) | {"complaints": [one.fields() for one in lab.new_complaints]}))
     else:
         ping_report.print_report(result)
     return 0

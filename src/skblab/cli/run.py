@@ -1,6 +1,7 @@
 """``skblab run``: put rules in force, run a command against the guest, say what became of each packet."""
 
 import argparse
+import contextlib
 import json
 import sys
 import threading
@@ -63,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     teller = _Teller(sys.stderr, as_json=arguments.json, quiet=arguments.quiet)
     with lab_from(arguments) as lab:
         teller.started_ns = time.monotonic_ns()
-        with in_force(lab, rules, lambda rule: teller.for_rule(rule, lab.agent.channel.host_ns)) as force:
+        events = arguments.hearing.as_they_come(lab, teller.say) if arguments.json else contextlib.nullcontext()
+        with events, in_force(lab, rules, lambda rule: teller.for_rule(rule, lab.agent.channel.host_ns)) as force:
             try:
                 status = force.run(arguments.command)
             except GuestLost:
@@ -102,7 +104,7 @@ class _Teller:
                 "skb": f"{hit.skb:#x}",
                 "len": hit.length,
             }
-            self._say(fields, f"{at_s:10.6f}  {rule.function:16} #{hit.occurrence:<4} {done:12} {packet.summary()}")
+            self.say(fields, f"{at_s:10.6f}  {rule.function:16} #{hit.occurrence:<4} {done:12} {packet.summary()}")
 
         return told
 
@@ -110,18 +112,19 @@ class _Teller:
         """Tell a program of the kernel's panic; a person reads it in the error."""
         if event and self._as_json:
             frames = [asdict(frame) for frame in event.frames]
-            self._say({"event": "panic", "line": event.line, "backtrace": frames}, "")
+            self.say({"event": "panic", "line": event.line, "backtrace": frames}, "")
 
     def summary(self, running: list[Running], lost: int, status: int) -> None:
         """Say what became of all packets."""
         for one in running:
             counts = asdict(one.armed.counts) | ({"unedited": one.unedited} if one.armed.rule.verdict == "edit" else {})
             shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
-            self._say({"event": "rule", "rule": str(one.armed.rule), **counts}, f"{one.armed.rule}: {shown}")
+            self.say({"event": "rule", "rule": str(one.armed.rule), **counts}, f"{one.armed.rule}: {shown}")
             for caveat in one.armed.counts.caveats if not self._as_json else ():
-                self._say({}, f"  {caveat}")
-        self._say({"event": "end", "lost": lost, "status": status}, f"lost: {lost}")
+                self.say({}, f"  {caveat}")
+        self.say({"event": "end", "lost": lost, "status": status}, f"lost: {lost}")
 
-    def _say(self, fields: dict[str, object], text: str) -> None:
+    def say(self, fields: dict[str, object], text: str = "") -> None:
+        """Print an event as JSON, or its text."""
         with self._lock:
             print(json.dumps(fields) if self._as_json else text, file=self._out, flush=True)

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from skblab.cli.live import shown_live
@@ -99,4 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(losses(trace), file=sys.stderr)
     else:
         show(trace, arguments, printer)
+        if arguments.how == "json":
+            for one in lab.new_complaints:
+                print(json.dumps({"type": "complaint"} | asdict(one)))
     return process.exit_status(status)

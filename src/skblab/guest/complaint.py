@@ -8,8 +8,9 @@ terminal puts behind each line of a program.
 import itertools
 import re
 import textwrap
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 # kernel/printk/printk.c info_print_prefix(); a program may have left its line without an end before it.
 RECORD = re.compile(r"\[ *(\d+\.\d{6})\](?:\[ *[TC]\d+\])? ?(.*)")
@@ -27,12 +28,14 @@ PRINTING = re.compile(
     r"handle_\w+_access|print_(?:report|address_description\w*|modules|\w+_bug\w*)|kasan_report\w*|__asan_\w+|"
     r"lockdep_rcu_suspicious|__schedule_bug|warn_alloc|debug_print_object"
 )
+NAMED = re.compile(r".*\b(?:at|in) (?:\S+:\d+ )?([\w.]+)\+0x")  # by the report's own first lines: there it was
 PRINTING_GAP = 8  # entries that are left over from other calls, at most, between two of those
 
 # What stands between a report's first lines and its call trace says where it was, and not what; and what divides them.
-WHERE = re.compile(r"Modules linked in:|CPU: \d|Pid: |Tainted: |Stack:|\s*Call Trace:|\d+ locks? held")
+WHERE = re.compile(r"Modules linked in:|CPU: \d|Pid: |\s*(?:Not t|T)ainted|Stack:|\s*Call Trace:|\d+ locks? held")
 DIVIDES = re.compile(r"[\d.]+\S* #\d|-{20,}|={20,}|INFO: lockdep is turned off|\s*$")
 FIRST_LINES = 3
+SHOWN_FUNCTIONS = 16
 SILENCE_S = 1.0  # by the kernel's own clock: a report is printed in one go
 MOST_LINES = 1000
 
@@ -93,10 +96,14 @@ class Complaint:
         said = itertools.takewhile(lambda line: not WHERE.match(line), self.lines)
         return tuple(itertools.islice((line for line in said if not DIVIDES.match(line)), FIRST_LINES))
 
+    def fields(self) -> dict[str, Any]:
+        """Return it as an event's fields, for JSON."""
+        return {"event": "complaint", **asdict(self)}
+
     def __str__(self) -> str:
-        return "\n".join(
-            [*self.first_lines, *(f"  #{number:<2} {function}()" for number, function in enumerate(self.trace))]
-        )
+        shown = [f"  #{number:<2} {function}()" for number, function in enumerate(self.trace[:SHOWN_FUNCTIONS])]
+        more = [f"  ... {left} more"] if (left := len(self.trace) - len(shown)) else []
+        return "\n".join([*self.first_lines, *shown, *more])
 
 
 def kind_of(line: str) -> str | None:
@@ -149,7 +156,8 @@ def _functions(lines: list[str]) -> list[str]:
             break
         if PRINTING.fullmatch(name):
             first = number + 1
-    return entries[first:]
+    named = next((found[1] for line in lines[:FIRST_LINES] if (found := NAMED.match(line))), "")
+    return entries[entries.index(named, first) if named in entries[first:] else first :]
 
 
 class Complaints:
@@ -188,9 +196,13 @@ class Complaints:
         """Every report so far, those whose end has not come included."""
         return (*self._complete, *(one for report in self._open if (one := report.complaint())))
 
+    def settle(self) -> None:
+        """Take what is open for complete: nothing more was printed."""
+        self._end(len(self._open))
+
     def _take(self, at_s: float, line: str) -> None:
-        if self._open and at_s - self._last_s > SILENCE_S:
-            self._end(len(self._open))
+        if at_s - self._last_s > SILENCE_S:
+            self.settle()
         self._last_s = at_s
         kind = kind_of(line)
         if CUT_HERE.match(line):
@@ -238,6 +250,20 @@ class Complaints:
         for _ in range(count):
             if complaint := self._open.pop().complaint():
                 self._complete.append(complaint)
+
+
+class Complains(Protocol):
+    """A lab, as far as its complaints go."""
+
+    name: str
+
+    @property
+    def new_complaints(self) -> tuple[Complaint, ...]:
+        """Those that have come while this process had it."""
+
+
+when_left: list[Callable[[Complains], object]] = []
+"""Each is called with every lab of this process when that has been left, by whatever way: it may have complained."""
 
 
 def recognise(text: str) -> tuple[Complaint, ...]:

@@ -1,13 +1,17 @@
 """What the guest kernel prints, kept in memory that ends with the lab."""
 
 import codecs
+import ctypes
 import os
 import re
 import threading
 
+from skblab.errors import MissingPrerequisite
 from skblab.guest.complaint import Complaint, Complaints
+from skblab.host.link import libc
 
 ANSI_OR_LEVEL = re.compile(r"\x1b\[[0-9;]*m|^<\d>|\r", re.MULTILINE)
+IN_MODIFY = 2  # sys/inotify.h
 TAIL_LINES = 12
 AFTER_PANIC_LINES = 1  # whose task it was; then come the stack's bytes
 
@@ -45,6 +49,32 @@ class Console:
             self._read()
             return self._complaints.all
 
+    def complete_complaints(self, *, settled: bool) -> tuple[tuple[Complaint, ...], bool]:
+        """Return those whose end has come, and whether others are open; *settled*: nothing more is printed of them."""
+        with self._reading:
+            self._read()
+            if settled:
+                self._complaints.settle()
+            return self._complaints.complete, self._complaints.open
+
+    def untold_complaints(self) -> tuple[Complaint, ...]:
+        """Return those that came while no controller had the lab."""
+        return self.complaints()[os.lseek(self.descriptor, 0, os.SEEK_CUR) :]
+
+    def watch(self) -> int:
+        """Return a descriptor that can be read whenever more has been printed (inotify(7)); the caller closes it.
+
+        :raises MissingPrerequisite: this user may have no more of them
+        """
+        descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if descriptor < 0:
+            raise MissingPrerequisite(
+                "the guest's console cannot be watched", found=os.strerror(ctypes.get_errno()),
+                mend="sysctl -w fs.inotify.max_user_instances=1024   (as root)",
+            )  # fmt: skip
+        libc.inotify_add_watch(descriptor, f"/proc/self/fd/{self.descriptor}".encode(), IN_MODIFY)
+        return int(descriptor)
+
     def _read(self) -> None:
         if self.descriptor < 0:
             return
@@ -71,6 +101,9 @@ class Console:
         """Forget the log, but for the complaints in it."""
         with self._reading:
             self._read()
+            # Nobody reads at the place in the file, which all who have it share: it counts what has been heard.
+            told = max(len(self._complaints.all), os.lseek(self.descriptor, 0, os.SEEK_CUR))
+            os.lseek(self.descriptor, told, os.SEEK_SET)
             os.close(self.descriptor)
             os.close(self._append)
             self.descriptor = -1

@@ -138,6 +138,7 @@ class LabInit:
         self.link = link
         self.switch: Switch | None = None
         self.kernel = self.kernel_pidfd = 0
+        self.kernel_file: os.stat_result | None = None
         self.kernel_status: int | None = None
         self.listener: socket.socket | None = None
         self.about: dict[str, Any] = {}
@@ -241,6 +242,23 @@ class LabInit:
                 return
             if pid == self.kernel:
                 self.kernel_status = os.waitstatus_to_exitcode(status)
+                self.end_helpers()
+
+    def end_helpers(self) -> None:
+        """End what a kernel of 6.1 leaves behind: a helper for each terminal's size (arch/um/drivers/chan_user.c).
+
+        It has all of the kernel's descriptors: who waits for their end, as of a command in the guest, would wait on.
+        """
+        for name in os.listdir("/proc"):  # noqa: PTH208
+            try:
+                if (
+                    name.isdigit()
+                    and self.kernel_file
+                    and os.path.samestat(os.stat(f"/proc/{name}/exe"), self.kernel_file)
+                ):  # noqa: PTH116
+                    os.kill(int(name), signal.SIGKILL)
+            except OSError:  # it has gone meanwhile
+                continue
 
     def do_boot(self, fds: list[int], argv: list[str], stopped: bool, sees: dict[str, Any]) -> Answer:  # noqa: FBT001
         """Start the kernel with fds[0] as its console; give back a pidfd for it and a socket of its notifications.
@@ -252,6 +270,7 @@ class LabInit:
             raise ValueError("there is a kernel already")
         self.given = self.notifications.listen()
         refused, refuse = os.pipe2(os.O_CLOEXEC)
+        self.kernel_file = os.stat(argv[0])  # noqa: PTH116
         self.kernel = os.fork()
         if self.kernel == 0:
             self.become_kernel(argv, fds, stopped, sees, refuse)

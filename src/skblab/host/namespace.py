@@ -255,18 +255,23 @@ class JoinedNamespaces(Namespaces):
         self.pid = process.pid_of(self.pidfd)
         if self._to_end:
             return self
-        if (version := self.about.get("version")) != lab_init.VERSION:
+        if not self.is_of_this_version:
             self.close()
             for descriptor in self.fds:
                 os.close(descriptor)
             raise SkblabError(
                 f"lab {self.name} was started by another version of skblab",
-                found=f"it speaks version {version}, and this skblab {lab_init.VERSION}",
+                found=f"it speaks version {self.about.get('version')}, and this skblab {lab_init.VERSION}",
                 mend=f"skblab down {self.name}; skblab up {self.name}",
             )
         self.link = self.about["link"]
         self.addresses = Addresses(*map(tuple, self.about["addresses"]))
         return self
+
+    @property
+    def is_of_this_version(self) -> bool:
+        """Whether the lab was started by a skblab that speaks as this one does."""
+        return self.about.get("version") == lab_init.VERSION
 
     def agent(self) -> tuple[int, int, int]:
         """Return the agent's memory, its socket, and how many controllers it had before; they are ours until we leave.

@@ -1,0 +1,84 @@
+"""What the kernels of a command's labs complained of: said when the command ends, and by ``--strict`` its status."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from skblab.errors import GuestLost
+from skblab.guest.complaint import Complains, Complaint, in_words, when_left
+
+if TYPE_CHECKING:
+    from skblab.lab import Lab
+
+STATUS = 119  # below 128, so that git bisect run takes it for bad, and none of those that shells and test drivers use
+
+Say = Callable[[dict[str, Any]], object]
+
+
+def add_strict(parser: argparse.ArgumentParser) -> None:
+    """Add the option that makes a complaint the exit status."""
+    parser.add_argument(
+        "--strict", action="store_true",
+        help=f"end with status {STATUS} where the guest's kernel complained: WARNING, BUG, KASAN, lockdep ...",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a command; then say what the kernels of its labs complained of. Return the command's status, or STATUS."""
+    arguments.hearing = hearing = Hearing()
+    when_left.append(hearing.left)
+    try:
+        status: int = arguments.run(arguments)
+    except GuestLost:
+        hearing.panic_is_said = True
+        raise
+    finally:
+        when_left.remove(hearing.left)
+        hearing.say()
+    return STATUS if getattr(arguments, "strict", False) and hearing.complaints else status
+
+
+class Hearing:
+    """What the kernels of one command's labs have complained of."""
+
+    def __init__(self) -> None:
+        self.complaints: list[Complaint] = []  # of labs that have been left
+        self.panic_is_said = False
+        self._said = 0
+        self._event: Say | None = None
+
+    def left(self, lab: Complains) -> None:
+        """Take a lab's complaints when it has been left."""
+        self.complaints += lab.new_complaints
+
+    @contextlib.contextmanager
+    def as_they_come(self, lab: "Lab", event: Say) -> Iterator[None]:
+        """Say a lab's complaints as events, those that come later, too; and none of them in words.
+
+        A panic waits for the end, for mostly it is the command's error.
+        """
+        self._event = event
+
+        def told(complaint: Complaint) -> None:
+            if complaint.kind != "panic":
+                event(complaint.fields())
+
+        watch = lab.on_complaint(told)
+        try:
+            yield
+        finally:
+            watch.close()
+            self._said = watch.told
+
+    def say(self) -> None:
+        """Say what has not been said."""
+        rest = self.complaints[self._said :]
+        panics = [] if self.panic_is_said else [one for one in self.complaints if one.kind == "panic"]
+        rest = [one for one in rest if one.kind != "panic"] + panics
+        if self._event:
+            for one in rest:
+                self._event(one.fields())
+        elif rest:
+            print(f"skblab: {in_words(rest)}", file=sys.stderr)
