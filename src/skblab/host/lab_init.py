@@ -249,13 +249,11 @@ class LabInit:
 
         It has all of the kernel's descriptors: who waits for their end, as of a command in the guest, would wait on.
         """
+        assert self.kernel_file
         for name in os.listdir("/proc"):  # noqa: PTH208
             try:
-                if (
-                    name.isdigit()
-                    and self.kernel_file
-                    and os.path.samestat(os.stat(f"/proc/{name}/exe"), self.kernel_file)
-                ):  # noqa: PTH116
+                program = os.stat(f"/proc/{name}/exe") if name.isdigit() else None  # noqa: PTH116
+                if program and os.path.samestat(program, self.kernel_file):
                     os.kill(int(name), signal.SIGKILL)
             except OSError:  # it has gone meanwhile
                 continue
