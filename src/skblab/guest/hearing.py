@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -11,8 +10,9 @@ from typing import Self
 from skblab.errors import CallbackFailed
 from skblab.guest.complaint import Complaint
 from skblab.guest.console import Console
+from skblab.host.waiting import wait
 
-SETTLED_MS = 200  # without a word: then a report has come to its end
+SETTLED_S = 0.2  # without a word: then a report has come to its end
 
 
 class ComplaintWatch:
@@ -34,12 +34,9 @@ class ComplaintWatch:
         self._thread.start()
 
     def _watch(self) -> None:
-        poll = select.poll()
-        for descriptor in (self._grown, self._enough):
-            poll.register(descriptor, select.POLLIN)
         pending = self._look(settled=False)
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll(SETTLED_MS if pending else None)}
+            ready = wait([self._grown, self._enough], SETTLED_S if pending else None)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._grown, 65536)
             pending = self._look(settled=not ready or self._enough in ready)
