@@ -272,7 +272,7 @@ def test_copies_keep_modes_and_times(every_root: Lab, tmp_path: Path) -> None:
     every_root.guest.copy_out("/tmp/copied", tmp_path / "back")
     back = tmp_path / "back/deep/every byte"
     assert back.read_bytes() == EVERY_BYTE
-    assert (back.stat().st_mode & 0o7777, back.stat().st_mtime) == (0o4711, 1e9)
+    assert (back.stat().st_mode & 0o7777, back.stat().st_mtime) == (0o711, 1e9)  # no set-user-ID comes out of a guest
     assert (tmp_path / "back/deep").stat().st_mode & 0o777 == 0o775
     assert (tmp_path / "back/link").readlink() == Path("deep/every byte")
     every_root.guest.copy_in(tree / "link", "/tmp/")
@@ -289,3 +289,31 @@ def test_copies_that_cannot_be(host_root: Lab, tmp_path: Path) -> None:
     with pytest.raises(GuestCommandFailed, match="cannot copy /nonesuch out of the guest"):
         host_root.guest.copy_out("/nonesuch", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_links_come_along_and_devices_do_not(host_root: Lab, tmp_path: Path) -> None:
+    script = "mkdir /tmp/linked; cd /tmp/linked; echo x >file; chmod 4711 file; ln file same; ln -s file short"
+    host_root.guest.run(["sh", "-c", script], check=True)
+    host_root.guest.copy_out("/tmp/linked", tmp_path)
+    file = tmp_path / "linked/file"
+    assert file.samefile(tmp_path / "linked/same")
+    assert (tmp_path / "linked/short").read_text() == "x\n"
+    assert file.stat().st_mode & 0o7777 == 0o711
+    host_root.guest.run(["sh", "-c", "cd /tmp/linked; mknod device c 1 3; ln -s /etc/passwd out"], check=True)
+    with pytest.raises(GuestCommandFailed, match="but for 2 of its files") as caught:
+        host_root.guest.copy_out("/tmp/linked", tmp_path / "again")
+    assert "linked/device: a device or a FIFO" in caught.value.found
+    assert "linked/out: a link to a place outside" in caught.value.found
+    assert (tmp_path / "again/file").read_text() == "x\n"
+
+
+def test_a_tar_that_sends_anything(image: Image, tmp_path: Path) -> None:
+    with Lab(image=image, root="host") as lab:
+        lab.agent.wait_ready()
+        script = (
+            "rm /usr/bin/tar; printf '#!/bin/sh\nhead -c 100000 /usr/bin/env\n' >/usr/bin/tar; chmod +x /usr/bin/tar"
+        )
+        lab.guest.run(["sh", "-c", script], check=True)
+        with pytest.raises(GuestCommandFailed, match="cannot copy /tmp/x out of the guest"):
+            lab.guest.copy_out("/tmp/x", tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []

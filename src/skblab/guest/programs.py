@@ -1,20 +1,22 @@
 """Programs of the guest: run them, talk to them, copy files by one."""
 
-import contextlib
 import os
 import socket
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, overload
 
 from skblab.errors import GuestCommandFailed, GuestLost, SkblabError, UsageError
 from skblab.guest.exec import Command, start
+from skblab.guest.unpack import unpack
 from skblab.host.namespace import Namespaces
 from skblab.host.process import Argument, Stream
 from skblab.host.waiting import wait
 
+MOST_TOLD_BYTES, MOST_LEFT_OUT = 4096, 10
 LAST_WORDS_S = 1.0  # between the end of a connection and that of the kernel's process
 
 
@@ -127,28 +129,34 @@ class Programs:
     def copy_out(self, path: str, to: Path | str) -> None:
         """Copy a file, or a directory and all in it, out of the guest; modes and times are kept, the owner is us.
 
+        Devices, FIFOs and links to places outside of the copy are left out, and told of in the end.
+
         :param to: its name here; or a directory that is here, in which it keeps its name
         :raises NoSuchProgram: the guest has no tar
-        :raises GuestCommandFailed: tar refused
+        :raises GuestCommandFailed: tar refused; what it sent is no archive, or cannot be written; something is left out
         """
         source, to = PurePosixPath(path), Path(to)
-        target = to / source.name if to.is_dir() else to
-        owned = _owned(os.geteuid(), os.getegid())
-
-        def kept(member: tarfile.TarInfo, directory: str) -> tarfile.TarInfo:
-            safe = tarfile.tar_filter(member, directory)  # nothing out of *directory*
-            return owned(safe.replace(mode=member.mode))
-
-        argv = ["tar", "-C", str(source.parent), "-cf", "-", "--", source.name]
-        with self.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tar:
+        target = to.absolute() / source.name if to.is_dir() else to.absolute()
+        failed = f"cannot copy {path} out of the guest"
+        argv = ["tar", "-C", str(source.parent), "-cf", "-", "--", source.name or "."]
+        damage: Exception | None = None
+        left_out: list[str] = []
+        with tempfile.TemporaryFile() as said, self.popen(argv, stdout=subprocess.PIPE, stderr=said) as tar:
             assert tar.stdout
-            assert tar.stderr
-            with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=tar.stdout, mode="r|") as archive:
-                for member in archive:
-                    rest = PurePosixPath(member.name).relative_to(source.name)
-                    member.name = str(target.name / rest)
-                    archive.extract(member, target.parent, filter=kept)
-            self._ended(tar, tar.stderr.read(), f"cannot copy {path} out of the guest")
+            try:
+                left_out = unpack(tar.stdout, source.name, target)
+            except (tarfile.TarError, OSError, EOFError) as error:
+                damage = error
+            tar.stdout.close()
+            self._ended(tar, os.pread(said.fileno(), MOST_TOLD_BYTES, 0), failed)
+        if damage:
+            raise GuestCommandFailed(failed, found=str(damage))
+        if left_out:
+            more = [f"and {len(left_out) - MOST_LEFT_OUT} more"] if len(left_out) > MOST_LEFT_OUT else []
+            raise GuestCommandFailed(
+                f"{path} was copied to {target}, but for {len(left_out)} of its files",
+                found="\n".join((*left_out[:MOST_LEFT_OUT], *more)),
+            )
 
     def _ended(self, tar: Command, said: bytes, failed: str) -> None:
         if tar.wait():
