@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).parents[2]
 START_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 10.0
+DESCRIPTORS = 24  # a lab has 12 here, and a few more while it starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Namespaces:
         self.pid = 0
 
     def __enter__(self) -> Self:
+        process.have_room(DESCRIPTORS)
         self._lock = registry.claim(self.name)
         try:
             with process.undisturbed():

@@ -6,6 +6,7 @@ Every program is an argument list, never a shell line; every start is logged so 
 import contextlib
 import logging
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -65,6 +66,23 @@ def no_more_processes(found: str) -> MissingPrerequisite:
         found=found,
         mend="ulimit -u unlimited; end what you no longer need: skblab ls; skblab down --all",
     )
+
+
+def have_room(descriptors: int) -> None:
+    """Let this process have so many more descriptors: its limit is raised, as far as it may be (getrlimit(2)).
+
+    :raises MissingPrerequisite: it may not have so many
+    """
+    there = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if there + descriptors > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if there + descriptors > hard:
+        raise MissingPrerequisite(
+            "this process may not have so many files open",
+            found=f"{there} are open, a lab takes up to {descriptors}, and the limit is {hard}",
+            mend="fewer labs in one process, or: ulimit -n 65536   (as root: a limit can be raised by nobody else)",
+        )
 
 
 def finish(running: Running, *, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
