@@ -14,12 +14,13 @@
 #include <uapi/linux/ptrace.h>
 
 static char *outside = "/none", *inside = "/none", *device = "/none", *server = "/none";
-static int port;
+static int port, stranger;
 module_param(outside, charp, 0);
 module_param(inside, charp, 0);
 module_param(device, charp, 0);
 module_param(server, charp, 0);
 module_param(port, int, 0);
+module_param(stranger, int, 0);
 
 static long host(long number, long a, long b, long c, long d)
 {
@@ -109,7 +110,12 @@ static int __init hostile_init(void)
 	tell("32-bit number", 0x40000000 | 41, AF_INET, SOCK_STREAM, 0, 0);
 	tell("vsock", 41, AF_VSOCK, SOCK_STREAM, 0, 0);
 	tell("netlink", 41, AF_NETLINK, SOCK_RAW, 0, 0);
+	tell("packet socket", 41, AF_PACKET, SOCK_RAW, 0, 0);
+	tell("perf events", 298, 0, 0, -1, -1);
+	tell("bpf", 321, 0, 0, 0, 0);
+	tell("userfaultfd", 323, 0, 0, 0, 0);
 	tell("signal to process 1", 62, 1, 9, 0, 0);
+	tell("signal to a stranger", 62, stranger, 0, 0, 0);
 	tell("trace process 1", 101, PTRACE_ATTACH, 1, 0, 0);
 	connect_to_file();
 	connect_to_loopback();

@@ -5,16 +5,20 @@ import re
 import shutil
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import closing
-from errno import EACCES, ECONNREFUSED, ENOENT, ENOSYS, EPERM, EROFS
+from errno import EACCES, ECONNREFUSED, ENOENT, ENOSYS, EPERM, EROFS, ESRCH
 from pathlib import Path
 
 import pytest
 
+from skblab.guest.disk import create
+from skblab.host import jail
 from skblab.image.image import Image
 from skblab.image.module import build_own
 from skblab.lab import Lab
+from support import unshared
 
 TOLD = re.compile(r"hostile: (.*): (\S+)$", re.MULTILINE)
 
@@ -67,7 +71,8 @@ def test_nothing_undoes_it(every_image: Image, module: Path) -> None:
         results, _ = came_of(lab)
     assert (results["capabilities"], results["bounding set"], results["no new privileges"]) == (0, 0, 1)
     refused = ("remount", "mount", "unmount", "change root", "make a device", "leave namespaces",
-               "fork into namespaces", "io_uring", "keyring", "32-bit number", "vsock", "netlink")  # fmt: skip
+               "fork into namespaces", "io_uring", "keyring", "32-bit number", "vsock", "netlink",
+               "packet socket", "perf events", "bpf", "userfaultfd")  # fmt: skip
     assert {name: results[name] for name in refused} == dict.fromkeys(refused, -EPERM)
     assert results["fork by clone3"] == -ENOSYS
 
@@ -126,8 +131,66 @@ def test_it_reaches_no_server_of_this_machine(every_image: Image, module: Path, 
 
 
 def test_it_reaches_the_labs_processes_by_signals_alone(every_image: Image, module: Path) -> None:
-    with Lab(image=every_image, modules=[str(module)]) as lab:
+    with Lab(image=every_image, modules=[f"{module},stranger={os.getpid()}"]) as lab:
         results, _ = came_of(lab)
+        assert results["signal to a stranger"] == -ESRCH
         assert results["signal to process 1"] == 0  # which the host's kernel keeps from it (pid_namespaces(7))
         assert results["trace process 1"] == -EPERM
         assert lab.run(["true"]).returncode == 0
+
+
+def test_a_command_is_handed_what_it_is_given_and_no_directory(image: Image, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Lab(image=image, root="host") as lab:
+        lab.agent.wait_ready()
+        with out.open("wb") as file, lab.guest.popen(["echo", "written by the guest"], stdout=file) as command:
+            assert command.wait(20) == 0
+        directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        with lab.guest.popen(["sh", "-c", "readlink /proc/self/fd/0"], stdin=directory, stdout=-1) as command:
+            said, _ = command.communicate(timeout_s=20)
+        os.close(directory)
+        opened = {path.readlink() for path in Path(f"/proc/{lab.guest.pid}/fd").iterdir()}
+    assert out.read_text() == "written by the guest\n"
+    assert said == b"anon_inode:[host]\n"
+    assert tmp_path not in opened
+
+
+def test_a_disk_is_written_by_any_name(image: Image, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    (tmp_path / "short").symlink_to(disk)
+    with Lab(image=image, root="host", kernel_arguments=[f"ubd0={tmp_path}/short"]) as lab:
+        lab.agent.wait_ready()
+        lab.guest.run(["sh", "-c", "echo written >/dev/ubda; sync"], check=True)
+    assert disk.read_bytes().startswith(b"written")
+
+
+def test_nothing_of_this_machine_is_open_in_the_kernels_process(image: Image) -> None:
+    with Lab(image=image) as lab:
+        opened = {str(path.readlink()) for path in Path(f"/proc/{lab.guest.pid}/fd").iterdir()}
+    files = {path.removesuffix(" (deleted)") for path in opened if path.startswith("/")}
+    inside = ("/dev/null", "/dev/net/tun", "/memfd:", "/dev/shm/", "/dev/pts/")
+    assert {path for path in files if not path.startswith(inside)} == set()
+
+
+def test_of_a_cow_file_its_backing_file_is_not_written(every_image: Image, module: Path, tmp_path: Path) -> None:
+    backing, changed = tmp_path / "backing", tmp_path / "changed"
+    backing.write_bytes(bytes(1 << 20))
+    create(changed, backing)
+    arguments = [f"ubd0={changed}"]
+    with Lab(image=every_image, modules=[f"{module},inside={backing}"], kernel_arguments=arguments) as lab:
+        assert came_of(lab)[0]["write inside"] == -EROFS
+    with Lab(image=every_image, modules=[f"{module},inside={changed}"], kernel_arguments=arguments) as lab:
+        assert came_of(lab)[0]["write inside"] > 0
+
+
+@pytest.mark.parametrize(("scope", "kept"), [("0", 0), ("2", 1 << jail.CAP_SYS_PTRACE)])
+def test_yama_alone_keeps_a_capability(tmp_path: Path, scope: str, kept: int) -> None:
+    (tmp_path / "scope").write_text(f"{scope}\n")
+    script = (
+        f"from skblab.host import jail; jail.YAMA = {str(tmp_path / 'scope')!r}; jail._drop_capabilities(); "
+        "print(open('/proc/self/status').read())"
+    )
+    said = unshared(then=[sys.executable, "-c", script]).stdout
+    assert re.findall(r"CapBnd:\s*(\w+)", said) == [f"{kept:016x}"]
+    assert "NoNewPrivs:\t1" in said

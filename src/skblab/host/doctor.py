@@ -52,8 +52,12 @@ def examine() -> Iterator[Finding]:
 
 def _namespaces() -> Finding:
     try:
-        with Namespaces(f"doctor-{os.getpid()}", link="veth"):
-            return Finding("namespaces", True, "user, mount, PID and network namespaces can be made")  # noqa: FBT003
+        with Namespaces(f"doctor-{os.getpid()}", link="veth") as namespaces, Path(os.devnull).open("wb") as console:
+            sees: dict[str, object] = {"readable": [], "writable": [], "tree": ""}
+            _, fds = namespaces.request("boot", [console.fileno()], argv=["/bin/true"], stopped=False, sees=sees)
+            for descriptor in fds:
+                os.close(descriptor)
+            return Finding("namespaces", True, "namespaces can be made, and a guest's kernel confined")  # noqa: FBT003
     except SkblabError as error:
         return Finding("namespaces", False, f"{error.what}: {error.found}", error.mend)  # noqa: FBT003
 

@@ -144,6 +144,8 @@ def _make_root(readable: Iterable[str], writable: list[str], tree: str) -> None:
         for path in readable  # what is not there, or not a program, the kernel or execve(2) tells of
         if os.path.exists(path) and (path in (CPU, *LIBRARIES) or not os.path.lexists(ROOT + path))  # noqa: PTH110
     ]
+    if tree == "/":  # its symbolic links lead where they lead here
+        writable = [os.path.realpath(path) for path in writable]
     for path in (*readable, *writable):
         _make_place(path)
     for path in readable:
