@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from numbers_table import Number, stopwatch, summary
@@ -22,6 +24,7 @@ from skblab.lab import Lab
 from skblab.packet import echo_request
 
 RUNS = 20
+MANY, STARTED_AT_ONCE = 200, 8
 PROBE_EVERY_S = 0.0005
 FIRST_REPLY_WITHIN_S = 10.0
 STOPS = 50
@@ -95,6 +98,15 @@ def lab_and_back(image: Image) -> list[float]:
     return repeat(once, RUNS)
 
 
+def many_labs(image: Image) -> list[float]:
+    """Return how long many labs of one process take until all are ready, in s."""
+    labs = [Lab(f"bench-{os.getpid()}-{number}", image=image) for number in range(MANY)]
+    started = time.perf_counter()
+    with ExitStack() as stack, ThreadPoolExecutor(STARTED_AT_ONCE) as pool:
+        list(pool.map(stack.enter_context, labs))
+        return [time.perf_counter() - started]
+
+
 def command(*words: str) -> list[float]:
     """Return the times of a whole command, from start to exit, in ms."""
 
@@ -137,5 +149,6 @@ def measure(image: Image) -> Iterator[Number]:
     if link == "tap":
         yield summary("spawn to first echo reply (veth)", first_echo_reply(image, "veth"), "ms")
     yield summary("a lab, started and ended", lab_and_back(image), "ms")
+    yield summary(f"{MANY} labs of one process, ready", many_labs(image), "s", 10)
     yield summary("skblab ping -c 1, whole process", command("ping", "-c", "1"), "ms", 600)
     yield from debugger(image)

@@ -121,7 +121,7 @@ def prepare() -> None:
 
 
 def _make_places() -> None:
-    for path in (CPU, *LIBRARIES, PRIVATE, *DEVICES):
+    for path in ALWAYS:
         _make_place(path)
     if not os.path.lexists(f"{ROOT}/dev/pts"):
         os.mkdir(f"{ROOT}/dev/pts")  # noqa: PTH102
@@ -138,16 +138,18 @@ def _make_root(readable: Iterable[str], writable: list[str], tree: str) -> None:
         place = os.path.join(ROOT + tree, name)  # noqa: PTH118
         if os.path.isdir(place) and not os.path.islink(place):  # noqa: PTH112, PTH114
             mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
-    _make_places()
+    if tree:
+        _make_places()
     readable = [
         path
         for path in readable  # what is not there, or not a program, the kernel or execve(2) tells of
-        if os.path.exists(path) and (path in (CPU, *LIBRARIES) or not os.path.lexists(ROOT + path))  # noqa: PTH110
+        if os.path.exists(path) and (path in ALWAYS or not os.path.lexists(ROOT + path))  # noqa: PTH110
     ]
     if tree == "/":  # its symbolic links lead where they lead here
         writable = [os.path.realpath(path) for path in writable]
     for path in (*readable, *writable):
-        _make_place(path)
+        if path not in ALWAYS:
+            _make_place(path)
     for path in readable:
         mount(path, ROOT + path, "", MS_BIND)
     _set_read_only()
@@ -241,8 +243,9 @@ PROGRAM = _program()
 def _loader(program: str) -> str:
     """Return the loader that an ELF program names (elf(5)), or nothing: it is static, or no program."""
     try:
-        with open(program, "rb") as file:  # noqa: PTH123
-            head = file.read(4096)
+        descriptor = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
+        head = os.read(descriptor, 4096)
+        os.close(descriptor)
         (at,), (size, count) = struct.unpack_from("<Q", head, 32), struct.unpack_from("<HH", head, 54)
         for number in range(count):
             kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", head, at + number * size)
@@ -260,3 +263,4 @@ def _libraries() -> list[str]:
 
 
 LIBRARIES = _libraries()
+ALWAYS = (CPU, *LIBRARIES, PRIVATE, *DEVICES)  # what every kernel has
