@@ -34,6 +34,7 @@ test: images check ## every test, on every kernel series
 
 torture: images ## a million packets under rules that come and go, on a kernel that looks for its own mistakes
 	SKBLAB_TORTURE_PACKETS=$(PACKETS) .venv/bin/pytest tests/agent/test_torture.py
+	SKBLAB_MALFORMED_PACKETS=$(PACKETS) .venv/bin/pytest tests/agent/test_malformed.py
 
 bench: ## the numbers of docs/reference/numbers.md
 	@tools/setup iperf3 nftables

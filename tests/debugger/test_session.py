@@ -1,5 +1,6 @@
 """gdb on the guest kernel: what it sees, what it can do, and that the guest is well afterwards."""
 
+import socket
 import subprocess
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from skblab.errors import DebuggerError, Timeout, UnknownFunction, UsageError
 from skblab.host import process
 from skblab.host.clients import parse_ping
+from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.packet import Packet
 
@@ -173,3 +175,38 @@ def test_what_gdb_refuses_is_told_in_its_words(shared_lab: Lab) -> None:
         with pytest.raises(UsageError, match="the kernel is running"):
             debugger.evaluate("1")
     assert_well(shared_lab)
+
+
+UDP_SERVER = """
+import socket
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+one.bind(("", 90))
+print("ready", flush=True)
+while True: one.sendto(*one.recvfrom(100))
+"""
+
+
+def test_a_packet_on_a_sockets_queue_has_no_device(image: Image) -> None:
+    """There its place is another member's (net/ipv4/udp.c udp_set_dev_scratch())."""
+    with (
+        Lab(image=image, root="host", memory_mib=128) as lab,
+        lab.guest.popen(["python3", "-c", UDP_SERVER], stdout=subprocess.PIPE) as server,
+        lab.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        assert server.stdout
+        server.stdout.readline()
+        client.settimeout(10)
+        with lab.debugger() as debugger:
+            debugger.set_stop("udp_rcv")
+            debugger.set_stop("skb_consume_udp")
+            debugger.resume()
+            client.sendto(b"hello", ("192.168.10.1", 90))
+            seen = []
+            for _ in range(2):
+                stopped = debugger.wait_stop(20)
+                assert stopped.packet
+                seen.append((stopped.detail, stopped.packet.dev))
+                debugger.resume()
+            assert client.recv(100) == b"hello"
+        server.kill()
+    assert seen == [("udp_rcv", "vec0"), ("skb_consume_udp", "")]

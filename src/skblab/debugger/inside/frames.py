@@ -2,6 +2,7 @@
 
 import gdb
 
+from skblab.debugger.inside.skbs import device_name
 from skblab.debugger.inside.wire import AGENT_STOP, Argument, Frame, RawPacket
 
 SOURCE_PREFIX = "/skblab/"  # what the build puts in place of the source tree's own path
@@ -103,7 +104,6 @@ def read_packet(expression: str) -> RawPacket:
     network_header = head + int(skb["network_header"])
     start = network_header if head < network_header <= end else data
     size = min(max(end - start, 0), MAX_PACKET_BYTES)
-    dev = skb["dev"]
     protocol = int(skb["protocol"])
     return RawPacket(
         skb=int(value),
@@ -113,6 +113,6 @@ def read_packet(expression: str) -> RawPacket:
         protocol=(protocol & 0xFF) << 8 | protocol >> 8,  # __be16
         mark=int(skb["mark"]),
         hash=int(skb["hash"]),
-        dev=dev.dereference()["name"].string() if int(dev) else "",
+        dev=device_name(skb),
         linear=bytes(gdb.selected_inferior().read_memory(start, size)).hex() if size else "",
     )

@@ -1,5 +1,6 @@
 """``struct sk_buff`` in gdb: find the one that is meant, and read it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import gdb
@@ -130,15 +131,39 @@ def protocol_of(skb: gdb.Value) -> int:
     return (number & 0xFF) << 8 | number >> 8
 
 
+def device_name(skb: gdb.Value) -> str:
+    """Return the name of a packet's device, or nothing.
+
+    On a queue the place of ``skb->dev`` may be another member's (include/linux/skbuff.h struct sk_buff), so it is one
+    only where a network namespace has it.
+    """
+    if not (wanted := int(skb["dev"])):
+        return ""
+    for net in _entries("net_namespace_list", "struct net", "list"):
+        for device in _entries(f"((struct net *){int(net)})->dev_base_head", "struct net_device", "dev_list"):
+            if int(device) == wanted:
+                return str(device.dereference()["name"].string(errors="replace"))
+    return ""
+
+
+def _entries(head: str, kind: str, member: str) -> Iterator[gdb.Value]:
+    """Yield pointers to what is in a list of the kernel's (list_for_each_entry())."""
+    offset = next(field for field in gdb.lookup_type(kind).fields() if field.name == member).bitpos // 8
+    first = gdb.parse_and_eval(head)
+    at = first["next"]
+    while int(at) != int(first.address):
+        yield gdb.parse_and_eval(f"({kind} *){int(at) - offset}")
+        at = at.dereference()["next"]
+
+
 def describe(skb: gdb.Value) -> list[str]:
     """Return what there is to say of a packet, a line each.
 
     :raises gdb.MemoryError: it cannot be read
     """
     head, data = int(skb["head"]), int(skb["data"])
-    dev, protocol = skb["dev"], protocol_of(skb)
+    protocol = protocol_of(skb)
     dst = int(skb["_skb_refdst"])
-    name = dev.dereference()["name"].string(errors="replace") if int(dev) else "none"
     headers = [
         f"{kind} {'not set' if offset == NOT_SET else f'{head + offset - data:+}'}"
         for kind in ("mac", "network", "transport")
@@ -151,7 +176,7 @@ def describe(skb: gdb.Value) -> list[str]:
     lines = [
         summary(content.data, protocol, content.length),
         f"  skb {int(skb):#x}  len {int(skb['len'])}  data_len {int(skb['data_len'])}  mark {int(skb['mark']):#x}",
-        f"  dev {name}  protocol {protocol:#06x} ({known})  ip_summed CHECKSUM_{summed}",
+        f"  dev {device_name(skb) or 'none'}  protocol {protocol:#06x} ({known})  ip_summed CHECKSUM_{summed}",
         f"  head {head:#x}  data +{data - head}  tail +{int(skb['tail'])}  end +{int(skb['end'])}",
         f"  headers, from data: {', '.join(headers)}",
         f"  users {users}  cloned {int(skb['cloned'])}  dst {dst & ~DST_NOREF:#x}{reference}  sk {int(skb['sk']):#x}",
