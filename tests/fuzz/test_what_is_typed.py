@@ -5,11 +5,11 @@
 
 import contextlib
 import io
-import os
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzz import fuzzed
 from skblab import cli
 from skblab.cli.options import lab_from
 from skblab.cli.rules import rules_from
@@ -17,12 +17,6 @@ from skblab.errors import SkblabError
 from skblab.filter import INSTRUCTION_BYTES, compile_filter
 from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet, changing
 from skblab.rule import VERDICTS, Rule
-
-EXAMPLES = int(os.environ.get("SKBLAB_FUZZ_EXAMPLES", "200"))
-LONGEST_S = 10  # for one; libpcap's optimizer is the slowest of all
-fuzzed = settings(
-    max_examples=EXAMPLES, deadline=LONGEST_S * 1000, suppress_health_check=list(HealthCheck), print_blob=True
-)
 
 NUMBERS = st.one_of(
     st.integers(-2, 70_000).map(str),
