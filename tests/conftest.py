@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orphans import adopt
 from skblab.guest import debian
 from skblab.image.image import Image
 from skblab.image.recipe import SERIES
@@ -28,6 +29,8 @@ LAST_LINES = 30
 _unexpected: list[str] = []
 _first_failures: list[pytest.TestReport] = []
 _complained: list[str] = []
+
+adopt()
 
 # What is started in the background of a script ignores Ctrl-C, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

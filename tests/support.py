@@ -15,12 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orphans import descendants
 from skblab.guest.complaint import Complains, kind_of, when_left
 from skblab.host import process, registry
 from skblab.lab import Lab
 
-# Somebody may build an image while the tests run; builds that are tested have caches of their own.
-BUILD_NEXT_DOOR = str(Path.home() / ".cache/skblab/images/.building-")
 # CONFIG_UBSAN_ALIGNMENT, which UML has by default, takes the head of a list for an entry (list_for_each_entry()).
 NO_FAULT = "UBSAN: misaligned-access in "
 SKBLAB = (sys.executable, "-m", "skblab.cli")
@@ -123,7 +122,7 @@ def unshared(*script: str, then: Sequence[str]) -> subprocess.CompletedProcess[s
 
 @dataclass(frozen=True)
 class Remains:
-    """What a lab could leave behind on this machine."""
+    """What a lab could leave behind."""
 
     processes: frozenset[str]
     namespaces: frozenset[str]
@@ -138,32 +137,24 @@ class Remains:
 
 
 def remains() -> Remains:
-    """Look at every process, namespace, network device, held lab name and file in /dev/shm of this machine."""
+    """Look at everything that the tests have started, and what of it holds a namespace, a device or a name."""
     processes, namespaces = set(), set()
-    for path in Path("/proc").iterdir():
-        if not path.name.isdigit():
-            continue
-        try:
-            command = path.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            state = path.joinpath("stat").read_text().rpartition(")")[2].split()[0]
-            namespaces |= {str(path.joinpath("ns", kind).readlink()) for kind in ("net", "pid", "user", "mnt", "ipc")}
-        except OSError:
-            continue
-        if BUILD_NEXT_DOOR in command:
-            continue
-        if state != "Z" and any(word in command for word in ("skblab", "vmlinux", "lab_init", "m.enter(")):
-            processes.add(f"{path.name} {command[:100]}")
+    for pid, command in descendants().items():
+        with contextlib.suppress(OSError):
+            for kind in ("net", "pid", "user", "mnt", "ipc"):
+                namespaces.add(str(Path(f"/proc/{pid}/ns/{kind}").readlink()))
+            processes.add(f"{pid} {command[:100]}")
     return Remains(
         processes=frozenset(processes),
         namespaces=frozenset(namespaces),
-        devices=_names("/sys/class/net"),
+        devices=_names("/sys/class/net", "skb"),
         locks=frozenset(_held_names()),
-        shared_memory=_names("/dev/shm"),
+        shared_memory=_names("/dev/shm", ("skblab", "uml", "vm_file")),
     )
 
 
-def _names(directory: str) -> frozenset[str]:
-    return frozenset(path.name for path in Path(directory).iterdir())
+def _names(directory: str, begin: str | tuple[str, ...]) -> frozenset[str]:
+    return frozenset(path.name for path in Path(directory).iterdir() if path.name.startswith(begin))
 
 
 def _held_names() -> list[str]:

@@ -1,9 +1,15 @@
 """Whoever dies whenever, nothing of a lab stays behind, and the next one starts."""
 
+import contextlib
 import os
 import random
 import select
 import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +17,32 @@ import pytest
 from skblab.host import process
 from support import eventually_nothing, kill, remains, skblab, start_skblab
 
-TIMES = 50
-LONGEST_LIFE_S = 1.8
+TIMES = int(os.environ.get("SKBLAB_KILLS", "40"))
+EARLY, EARLY_S, LATE_S = 0.3, 1.0, 1.0
+UP_S = 60
 GRACE_S = 0.3
+LAST_WORDS_S = 40
+NAME = "deaths"
+ENDLESS = ("ping", "-q", "-i", "0.2", "guest")
+
+# A lab for several terminals, each with a command that uses it, as a script would have it.
+SEVERAL = """
+import subprocess, sys
+from skblab.lab import Lab
+skblab = [sys.executable, "-m", "skblab.cli"]
+commands = (
+    ["exec", sys.argv[1], "--", "ping", "-q", "-i", "0.2", "guest"],
+    ["run", "--lab", sys.argv[1], "-r", "icmp_rcv = delay 1ms", "--", "ping", "-q", "-i", "0.2", "guest"],
+    ["exec", "--guest", sys.argv[1], "--", "sleep", "60"],
+    ["log", "-f", sys.argv[1]],
+)
+with Lab(sys.argv[1], root="host") as lab:
+    lab.keep()
+    quiet = subprocess.DEVNULL
+    joined = [subprocess.Popen([*skblab, *words], stdin=quiet, start_new_session=True) for words in commands]
+    for one in joined:
+        one.wait()
+"""
 
 
 def family(pid: int) -> dict[int, str]:
@@ -31,37 +60,122 @@ def family(pid: int) -> dict[int, str]:
     return found
 
 
+def live(running: process.Running, chance: random.Random) -> dict[int, str]:
+    """Let a lab live for a random time, from before it has a kernel to after it has clients; return its processes."""
+    if chance.random() < EARLY:
+        select.select([], [], [], chance.uniform(0.05, EARLY_S))
+    else:
+        wait_for_kernel(running)
+        select.select([], [], [], chance.uniform(0, LATE_S))
+    return family(running.pid)
+
+
+def wait_for_kernel(running: process.Running) -> None:
+    """Wait until a lab's kernel runs; there is no event for what another process starts."""
+    deadline_s = time.monotonic() + UP_S
+    while running.poll() is None and "vmlinux" not in family(running.pid).values():
+        assert time.monotonic() < deadline_s
+        select.select([], [], [], 0.01)
+
+
+def stopped_first(pid: int) -> None:
+    """Stop a process, and kill it as it stands."""
+    signal_if_there(pid, signal.SIGSTOP)
+    select.select([], [], [], 0.05)
+    kill(pid)
+
+
+def signal_if_there(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def last_words(running: process.Running, about: object) -> str:
+    """Return what a command says until its end, which comes by itself."""
+    try:
+        return process.finish(running, timeout_s=LAST_WORDS_S).stdout
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"it does not end: {about}: {error.stdout!r}")
+
+
+WAYS: tuple[tuple[str, Callable[[int], None]], ...] = (
+    ("SIGKILL", kill),
+    ("SIGSTOP, SIGKILL", stopped_first),
+    ("SIGTERM", lambda pid: signal_if_there(pid, signal.SIGTERM)),
+)
+LABS = (
+    ("ping", "--holds", "30", "--name", NAME, "--json"),
+    ("run", "--name", NAME, "-q", "-r", "icmp_rcv = delay 1ms", "--", *ENDLESS),
+    ("run", "--name", NAME, "-q", "-r", "icmp_rcv = stop @2", "--root", "host", "-g", "python3 -m http.server 80", "--",
+     *ENDLESS),
+    ("trace", "-q", "--name", NAME, "icmp", "--", *ENDLESS),
+)  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(0)
 def test_one_process_of_a_lab_is_killed_at_a_random_moment() -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
+    """Each time another process of another kind of lab, in one of three ways."""
+    seed = int(os.environ.get("SKBLAB_KILLS_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
     chance = random.Random(seed)
     before = remains()
-    killed: dict[str, int] = {}
-    for _ in range(TIMES):
-        running = start_skblab("ping", "--holds", "30", "--name", "deaths", "--json")
+    killed: Counter[str] = Counter()
+    for number in range(TIMES):
+        words = LABS[number % len(LABS)]
+        running = start_skblab(*words)
         assert running.stdout is not None
-        select.select([running.stdout], [], [], chance.uniform(0.05, LONGEST_LIFE_S))
-        lab = family(running.pid)
-        victim = chance.choice(sorted(lab))
-        kill(victim)
-        killed[lab[victim]] = killed.get(lab[victim], 0) + 1
-        if not select.select([running.stdout], [], [], GRACE_S)[0] and running.poll() is None:
-            running.send_signal(signal.SIGINT)  # a person whose ping or gdb has gone gives up
-        said = process.finish(running, timeout_s=20).stdout
-        assert "Traceback" not in said, (seed, lab[victim], said)
-        assert eventually_nothing(before) == [], (seed, lab[victim], said)
-    assert len(killed) >= 3, killed
-    done = skblab("ping", "-c", "1", "--name", "deaths")
+        lab = live(running, chance)
+        victim, (how, end) = chance.choice(sorted(lab)), chance.choice(WAYS)
+        end(victim)
+        killed[lab[victim]] += 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(GRACE_S)
+        running.send_signal(signal.SIGINT)  # a person whose ping or gdb has gone gives up
+        about = (seed, number, words, lab[victim], how)
+        said = last_words(running, about)
+        assert "Traceback" not in said, (about, said)
+        assert eventually_nothing(before) == [], about
+    assert len(killed) >= min(TIMES // 8, 6), killed
+    done = skblab("ping", "-c", "1", "--name", NAME)
     assert done.returncode == 0, done.stderr
+    sys.stdout.write(f"seed {seed}: {TIMES} kills, nothing left: {dict(killed)}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_a_process_that_uses_a_kept_lab_is_killed_at_a_random_moment() -> None:
+    """The lab and its other users live on where the victim is one of them; with process 1, all of it goes."""
+    seed = int(os.environ.get("SKBLAB_KILLS_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
+    chance = random.Random(seed)
+    before = remains()
+    killed: Counter[str] = Counter()
+    for number in range(TIMES // 4):
+        running = process.start([sys.executable, "-c", SEVERAL, NAME], stdout=-1, stderr=-2, new_session=True)
+        assert running.stdout is not None
+        lab = live(running, chance)
+        victim, (how, end) = chance.choice(sorted(lab)), chance.choice(WAYS)
+        end(victim)
+        killed[lab[victim]] += 1
+        skblab("down", NAME)  # status 2 where it has not come up, or is gone already
+        for pid in family(running.pid).keys() - {running.pid}:
+            signal_if_there(pid, signal.SIGINT)
+        process.end(running)
+        about = (seed, number, lab[victim], how)
+        assert eventually_nothing(before, within_s=15) == [], about
+        done = skblab("run", "--name", NAME, "-q", "--", "ping", "-c", "1", "guest")
+        assert done.returncode == 0, (about, done.stderr)
+        assert eventually_nothing(before) == [], about
+    sys.stdout.write(f"seed {seed}: {TIMES // 4} kills around a kept lab, nothing left: {dict(killed)}\n")
 
 
 def test_a_killed_command_takes_its_lab_along() -> None:
     before = remains()
-    running = start_skblab("ping", "--holds", "30", "--name", "deaths")
+    running = start_skblab("ping", "--holds", "30", "--name", NAME)
     assert running.stdout is not None
-    select.select([running.stdout], [], [], 1.0)
-    assert any(name == "vmlinux" or "linux" in name for name in family(running.pid).values())
+    wait_for_kernel(running)
+    assert "vmlinux" in family(running.pid).values()
     os.kill(running.pid, signal.SIGKILL)
     process.end(running)
     assert eventually_nothing(before) == []

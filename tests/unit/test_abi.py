@@ -1,6 +1,7 @@
 """The contract with the agent is the same on both sides: the C header is compiled and compared."""
 
 import re
+import struct
 from pathlib import Path
 
 from skblab.agent import abi
@@ -8,55 +9,106 @@ from skblab.host import process
 from skblab.image.recipe import kernel_dir
 from skblab.rule import MOST_COPIES
 
-PROGRAM = """
-#include <stddef.h>
-#include <stdio.h>
-#include "agent_abi.h"
-#define SIZE(type) printf(#type " %zu\\n", sizeof(struct type))
-#define OFFSET(name) printf(#name " %zu\\n", offsetof(struct agent_shared, name))
-int main(void)
-{
-	SIZE(agent_shared); SIZE(agent_counts); SIZE(agent_record); SIZE(agent_arm); SIZE(agent_decide);
-	SIZE(agent_hit); SIZE(agent_done); SIZE(agent_end); SIZE(agent_field); SIZE(agent_follow); SIZE(agent_point);
-	SIZE(agent_step); SIZE(agent_by_hand); SIZE(agent_more); SIZE(agent_return); SIZE(agent_kin); SIZE(agent_device);
-	OFFSETS
-	return 0;
-}
-"""
+HEADER = kernel_dir() / "agent" / "agent_abi.h"
+STRUCTS = {
+    "agent_counts": abi.Counts.LAYOUT, "agent_record": abi.RECORD, "agent_arm": abi.Arm.LAYOUT,
+    "agent_decide": abi.DECIDE, "agent_hit": abi.Hit.LAYOUT, "agent_done": abi.Done.LAYOUT, "agent_end": abi.End.LAYOUT,
+    "agent_field": abi.Field.LAYOUT, "agent_follow": abi.Follow.LAYOUT, "agent_point": abi.Point.LAYOUT,
+    "agent_step": abi.STEP, "agent_more": abi.MORE, "agent_by_hand": abi.BY_HAND_LAYOUT, "agent_return": abi.RETURN,
+    "agent_kin": abi.KIN, "agent_device": abi.DEVICE,
+}  # fmt: skip
+# Structs within others: described where they are, or behind them.
+INSIDE = {"agent_part"}
+BEHIND = {"agent_follow": abi.FIELDS * abi.Field.LAYOUT.size}
+STRUCT = re.compile(r"^struct (\w+) \{(.*?)^\};", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"/\*.*?\*/|__attribute__\(\(aligned\(64\)\)\)", re.DOTALL)
+MEMBER = re.compile(r"(struct )?(\w+) (.*)", re.DOTALL)
+CODE = re.compile(r"(\d*)([a-zA-Z])")
+Place = tuple[int, int, bool]  # from the struct's begin, how many bytes, and whether it has a sign
 
 
-def test_sizes_and_offsets(tmp_path: Path) -> None:
-    source = tmp_path / "layout.c"
-    source.write_text(PROGRAM.replace("OFFSETS", "".join(f"OFFSET({name});" for name in abi.OFFSETS)))
-    program = tmp_path / "layout"
-    done = process.run(["gcc", "-std=gnu11", f"-I{kernel_dir() / 'agent'}", "-o", program, source], timeout_s=60)
+def members() -> dict[str, list[tuple[str, str]]]:
+    """Return the structs of the header: each member's type, and its name with what stands in brackets."""
+    found = {}
+    for name, body in STRUCT.findall(COMMENT.sub("", HEADER.read_text())):
+        found[name] = [
+            (kind, one.strip())
+            for line in filter(None, map(str.strip, body.split(";")))
+            for _, kind, names in MEMBER.findall(line)
+            for one in names.split(",")
+        ]
+    return found
+
+
+def numbers(structs: dict[str, list[tuple[str, str]]], which: str, before: str = "") -> list[str]:
+    """Return an expression for each number or text in a struct, those of structs in it one by one, without padding."""
+    found = []
+    for kind, name in structs[which]:
+        if name.startswith("padding"):
+            continue
+        if kind in structs and "[" not in name:
+            found += numbers(structs, kind, f"{before}{name}.")
+        elif kind not in structs:
+            found.append(f"{before}{name}")
+    return found
+
+
+def in_python(layout: struct.Struct) -> list[Place]:
+    """Return the places of what a layout packs, but for padding."""
+    places = []
+    at = 0
+    for times, code in CODE.findall(layout.format.lstrip("=")):
+        count = 1 if code == "s" else int(times or 1)
+        size = struct.calcsize(f"={times}s") if code == "s" else struct.calcsize(f"={code}")
+        for _ in range(count):
+            places += [] if code == "x" else [(at, size, code in "bhiq")]
+            at += size
+    return places
+
+
+def test_every_member_lies_where_python_packs_it(tmp_path: Path) -> None:
+    structs = members()
+    assert structs.keys() == STRUCTS.keys() | INSIDE | {"agent_shared"}
+    lines = []
+    for name in STRUCTS:
+        for expression in numbers(structs, name):
+            member, _, length = expression.partition("[")
+            one = whole = f"((struct {name} *)0)->{member}"
+            signed = "0"
+            if ("char", expression) not in structs[name]:
+                one = f"{whole}[0]" if length else whole
+                signed = f"(__typeof__({one}))-1 < 0"
+            lines.append(
+                f"for (size_t at = 0; at < sizeof({whole}); at += sizeof({one}))"
+                f' printf("{name} %zu %zu %d\\n", offsetof(struct {name}, {member}) + at, sizeof({one}), {signed});'
+            )
+        lines.append(f'printf("{name} size %zu\\n", sizeof(struct {name}));')
+    shared = [expression.partition("[")[0] for expression in numbers(structs | {"agent_counts": []}, "agent_shared")]
+    lines += [f'printf("shared {one} %zu\\n", offsetof(struct agent_shared, {one}));' for one in [*shared, "counts"]]
+    lines.append('printf("agent_shared size %zu\\n", sizeof(struct agent_shared));')
+    source, program = tmp_path / "layout.c", tmp_path / "layout"
+    source.write_text(
+        '#include <stddef.h>\n#include <stdio.h>\n#include "agent_abi.h"\nint main(void)\n{\n'
+        + "\n".join(lines)
+        + "\nreturn 0;\n}\n"
+    )
+    done = process.run(["gcc", "-std=gnu11", f"-I{HEADER.parent}", "-o", program, source], timeout_s=60)
     assert done.returncode == 0, done.stderr
-    said = dict(line.split() for line in process.run([program], timeout_s=10).stdout.splitlines())
-    sizes = {
-        "agent_shared": abi.SHARED_BYTES,
-        "agent_counts": abi.Counts.LAYOUT.size,
-        "agent_record": abi.RECORD.size,
-        "agent_arm": abi.Arm.LAYOUT.size,
-        "agent_decide": abi.DECIDE.size,
-        "agent_hit": abi.Hit.LAYOUT.size,
-        "agent_done": abi.Done.LAYOUT.size,
-        "agent_end": abi.End.LAYOUT.size,
-        "agent_field": abi.Field.LAYOUT.size,
-        "agent_follow": abi.Follow.LAYOUT.size + abi.FIELDS * abi.Field.LAYOUT.size,
-        "agent_point": abi.Point.LAYOUT.size,
-        "agent_step": abi.STEP.size,
-        "agent_more": abi.MORE.size,
-        "agent_by_hand": abi.BY_HAND_LAYOUT.size,
-        "agent_return": abi.RETURN.size,
-        "agent_kin": abi.KIN.size,
-        "agent_device": abi.DEVICE.size,
-    }
-    for name, size in (sizes | abi.OFFSETS).items():
-        assert int(said[name]) == size, name
+    said = [line.split() for line in process.run([program], timeout_s=10).stdout.splitlines()]
+    sizes = {name: int(size) for name, word, size, *_ in said if word == "size"}
+    for name, layout in STRUCTS.items():
+        in_c = [
+            (int(at), int(size), sign == ["1"]) for which, at, size, *sign in said if which == name and at != "size"
+        ]
+        assert in_c, name
+        assert in_python(layout) == in_c, name
+        assert layout.size + BEHIND.get(name, 0) == sizes[name], name
+    assert {name: int(at) for which, name, at, *_ in said if which == "shared"} == abi.OFFSETS
+    assert sizes["agent_shared"] == abi.SHARED_BYTES
 
 
 def test_numbers() -> None:
-    header = (kernel_dir() / "agent" / "agent_abi.h").read_text()
+    header = HEADER.read_text()
     in_c = {name: int(value, 0) for name, value in re.findall(r"\bAGENT_(\w+) = (\w+)", header)}
     for kind in (abi.Verdict, abi.Command, abi.Event, abi.Cause, abi.Role, abi.Given, abi.StepKind, abi.StepFlag):
         for member in kind:

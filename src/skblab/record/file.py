@@ -19,6 +19,7 @@ from typing import Any
 from skblab.errors import TraceError
 
 MAGIC = b"skblab\0\1"
+VERSION = 1  # of what the chunks have in them
 CHUNK = struct.Struct("<4sI")
 META, STEP, TOLD, END = b"META", b"STEP", b"TOLD", b"END "
 ALIGNMENT = 8

@@ -22,6 +22,7 @@ COMMENT, NAME, DESCRIPTION, TIME_RESOLUTION = 1, 2, 3, 9
 OS, APPLICATION = 3, 4
 NANOSECONDS = b"\x09"
 SNAP_BYTES = 262144
+MOST, MOST_OPTION = 0xFFFFFFFF, 0xFFFF  # of 32 and of 16 bits
 
 
 def write_pcapng(trace: Trace, path: Path) -> int:
@@ -60,7 +61,7 @@ def _blocks(trace: Trace, steps: list[Step]) -> Iterator[bytes]:
             yield _interface(step.function)
         header = bytes(12) + struct.pack(">H", step.protocol)
         data = header + step.data
-        length = max(len(header) + step.length + step.data_offset, len(data))
+        length = min(max(len(header) + step.length + step.data_offset, len(data)), MOST)
         at_ns = step.at_ns + to_realtime_ns
         body = struct.pack("<IIIII", interfaces[name], at_ns >> 32, at_ns & 0xFFFFFFFF, len(data), length)
         facts = comment(trace, step, kin_of.get(step.call, []))
@@ -103,7 +104,7 @@ def _block(kind: int, body: bytes, options: list[tuple[int, str | bytes]]) -> by
     """Return a block: its size stands before and behind it."""
     packed = b""
     for code, value in options:
-        content = value.encode() if isinstance(value, str) else value
+        content = value.encode()[:MOST_OPTION].decode(errors="ignore").encode() if isinstance(value, str) else value
         packed += struct.pack("<HH", code, len(content)) + content + bytes(-len(content) % 4)
     packed += struct.pack("<HH", 0, 0)
     size = 12 + len(body) + len(packed)

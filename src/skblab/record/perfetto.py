@@ -117,7 +117,9 @@ class _Writer:
         for name, value in _facts(self._trace, step, reason).items():
             annotation = event.debug_annotations.add()
             annotation.name = name
-            if isinstance(value, int):
+            if isinstance(value, int) and value >= 1 << 63:
+                annotation.uint_value = value
+            elif isinstance(value, int):
                 annotation.int_value = value
             else:
                 annotation.string_value = value

@@ -1,6 +1,8 @@
 """What is in a trace file, as Python knows it: steps, returns, kinships, and what they are about."""
 
 import json
+import re
+import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +10,19 @@ from typing import Any
 
 from skblab.agent import abi
 from skblab.errors import TraceError
-from skblab.record.file import END, META, STEP, TOLD, read_chunks
+from skblab.record import shape
+from skblab.record.file import END, META, STEP, TOLD, VERSION, read_chunks
 from skblab.record.places import Places
+from skblab.record.shape import TIMES_NS, fits, fits_if_there
 from skblab.record.verdicts import Verdicts
+
+LAYOUTS: dict[int, struct.Struct] = {
+    abi.StepKind.STEP: abi.STEP, abi.StepKind.RETURN: abi.RETURN, abi.StepKind.KIN: abi.KIN,
+    abi.StepKind.DEVICE: abi.DEVICE,
+}  # fmt: skip
+OF_A_FUNCTION = {abi.StepKind.STEP, abi.StepKind.KIN}
+SHOWN_ROLES = {abi.Role.BORN, abi.Role.COPIED, abi.Role.MERGED}
+HEXADECIMAL = re.compile(r"0x[0-9a-f]{1,16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +139,7 @@ class Reader:
             size, kind, point = abi.RECORD.unpack_from(records, place)
             if size < abi.RECORD.size or place + size > len(records):
                 break
+            self._check(records[place : place + size], kind, point)
             if kind == abi.StepKind.STEP:
                 self._step(records[place : place + size], self._functions[point])
             elif kind == abi.StepKind.RETURN:
@@ -138,6 +151,32 @@ class Reader:
                 self._kin(records[place : place + size], self._functions[point])
             place += size
         return place
+
+    def _check(self, record: memoryview, kind: int, point: int) -> None:
+        """See that a record is one that the agent writes.
+
+        :raises TraceError: it is not
+        """
+        layout = LAYOUTS.get(kind)
+        if layout is None:
+            return
+        sound = len(record) >= layout.size and len(record) % abi.ALIGNMENT == 0
+        sound = sound and (kind not in OF_A_FUNCTION or point in self._functions)
+        if sound and kind in OF_A_FUNCTION:
+            sound = layout.unpack_from(record)[3] + self._shift_ns in TIMES_NS
+        if sound and kind == abi.StepKind.STEP:
+            sound = len(record) >= self._step_bytes(record)
+        if sound and kind == abi.StepKind.KIN:
+            sound = abi.KIN.unpack_from(record)[-1] in SHOWN_ROLES
+        if not sound:
+            raise TraceError("a record of the trace is damaged", found=bytes(record[:64]).hex(" "))
+
+    def _step_bytes(self, record: memoryview) -> int:
+        """Return how long a step is at least, as itself says."""
+        *_, captured, flags = abi.STEP.unpack_from(record)
+        more = abi.MORE.size if flags & abi.StepFlag.MORE else 0
+        seen = -(-captured // abi.ALIGNMENT) * abi.ALIGNMENT if flags & abi.StepFlag.CHANGED else 0
+        return abi.STEP.size + more + seen
 
     def _step(self, record: memoryview, function: Passed) -> None:
         (_, _, _, at_ns, packet, call, outer, length, skb, caller, data_offset, protocol, device, captured,
@@ -194,16 +233,45 @@ class Loader:
             except ValueError:
                 return False
             if kind == META:
-                self.trace = Trace(fields)
+                self.trace = Trace(_checked_about(fields))
                 self._reader = Reader(self.trace)
             elif self.trace is None:
                 return False
+            elif not _is_told(fields) if kind == TOLD else not fits(fields, shape.END):
+                raise TraceError("a chunk of the trace is damaged", found=json.dumps(fields)[:200])
             elif kind == TOLD:
                 self.trace.told.append(fields)
                 self._verdicts.note(self.trace.steps, fields)
             else:
                 self.trace.end = fields
         return self.trace is not None
+
+
+def _checked_about(fields: object) -> dict[str, Any]:
+    """Return what the trace is about.
+
+    :raises TraceError: it is damaged, or of a format that this version does not know
+    """
+    about: dict[str, Any] = fields if isinstance(fields, dict) else {}
+    version = about.get("version")
+    if type(version) is int and version != VERSION:
+        raise TraceError(
+            f"the trace is of format {version}",
+            found=f"this version of skblab reads format {VERSION}",
+            mend="read it with the skblab that has written it, or trace again",
+        )
+    if not (fits(about, shape.ABOUT) and fits_if_there(about, shape.ABOUT_MORE)):
+        raise TraceError("the trace is damaged: its first chunk is not that of a trace")
+    return about
+
+
+def _is_told(fields: dict[str, Any]) -> bool:
+    """Whether a chunk is of what a rule did."""
+    return (
+        fits(fields, shape.TOLD)
+        and fits_if_there(fields, shape.TOLD_MORE)
+        and HEXADECIMAL.fullmatch(fields["skb"]) is not None
+    )
 
 
 def load(path: Path) -> Trace:

@@ -18,10 +18,8 @@ from skblab.filter import compile_filter
 from skblab.image.fields import Field, resolve_fields
 from skblab.image.image import Image
 from skblab.image.reasons import reasons
-from skblab.record.file import END, META, TOLD, TraceWriter
+from skblab.record.file import END, META, TOLD, VERSION, TraceWriter
 from skblab.record.steps import Trace, load
-
-VERSION = 1
 
 
 class Tracer:
