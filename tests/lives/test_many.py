@@ -1,5 +1,6 @@
 """Many labs in one process, and many descriptors beside them."""
 
+import gc
 import os
 import resource
 import sys
@@ -35,6 +36,7 @@ with contextlib.ExitStack() as stack:
 @pytest.fixture
 def many() -> Iterator[None]:
     """So many descriptors that the next one is above what select(2) knows."""
+    gc.collect()  # what others have left open takes a low number, and would give it back in between
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * ABOVE_SELECT), hard))
     taken = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(ABOVE_SELECT)]
