@@ -1,6 +1,7 @@
 """The memory shared with the agent is written so that the other side never sees a number nobody meant."""
 
 import contextlib
+import os
 import sys
 from subprocess import PIPE
 
@@ -91,3 +92,11 @@ def test_whatever_is_in_the_rings_is_read_to_its_end(ring: str, content: bytes, 
         with contextlib.suppress(AgentDamaged):
             read_all(channel, ring)
             assert channel._read(f"{ring}_tail") == head
+
+
+def test_a_guest_cannot_change_the_memorys_size() -> None:
+    channel, guests = Channel.make(1 << 20)
+    with guests, contextlib.closing(channel):
+        for size in (0, 1 << 40):
+            with pytest.raises(PermissionError):
+                os.ftruncate(channel.memory_fd, size)

@@ -57,6 +57,22 @@ def test_a_console_shows_its_last_lines(console: Console) -> None:
     assert console.evidence().splitlines()[-1] == "line 39"
 
 
+def test_a_console_shows_no_orders_to_a_terminal(console: Console) -> None:
+    os.write(console.writer, b"<6>\x1b[31mred\x1b[0m\x1b]0;title\x07\x9b2J\x00\b\ttab\r\n")
+    assert console.text() == "red]0;title\ufffd2J\ttab\n"
+    os.write(console.writer, "\x9b2J".encode())
+    assert console.text().endswith("tab\n2J")
+
+
+def test_a_console_cannot_be_taken_back_and_is_read_to_a_bound(console: Console) -> None:
+    os.write(console.writer, b"said\n")
+    with pytest.raises(PermissionError):
+        os.ftruncate(console.writer, 0)
+    os.ftruncate(console.writer, 1 << 50)
+    assert console.text() == ""
+    assert console.complaints() == ()
+
+
 def test_a_console_on_which_nothing_was_printed_says_so(console: Console) -> None:
     assert "(nothing was printed)" in console.evidence()
 

@@ -1,6 +1,7 @@
 """Memory and a socket shared with the agent: the only place that touches them."""
 
 import contextlib
+import fcntl
 import mmap
 import os
 import socket
@@ -53,8 +54,10 @@ class Channel:
 
         :param steps_bytes: the ring of steps, a power of two; no memory is taken before there are steps
         """
-        memory_fd = os.memfd_create("skblab-agent", os.MFD_CLOEXEC)
+        memory_fd = os.memfd_create("skblab-agent", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(memory_fd, STEPS_OFFSET + steps_bytes)
+        # A guest's kernel that made it shorter would end us by SIGBUS (mmap(2)).
+        fcntl.fcntl(memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         ours, guests = socket.socketpair()
         channel = cls(memory_fd, ours)
         for name, value in (

@@ -2,6 +2,7 @@
 
 import codecs
 import ctypes
+import fcntl
 import os
 import re
 import threading
@@ -10,7 +11,9 @@ from skblab.errors import MissingPrerequisite
 from skblab.guest.complaint import Complaint, Complaints
 from skblab.host.link import libc
 
-ANSI_OR_LEVEL = re.compile(r"\x1b\[[0-9;]*m|^<\d>|\r", re.MULTILINE)
+# Colours, log levels, and all that a terminal would take for an order: the guest prints what it likes.
+NO_TEXT = re.compile(r"\x1b\[[0-9;]*m|^<\d>|[\x00-\x08\x0b-\x1f\x7f-\x9f]+", re.MULTILINE)
+MOST_BYTES = 16 << 20  # of the log are read, its last ones: the guest can make the file as long as it likes
 IN_MODIFY = 2  # sys/inotify.h
 TAIL_LINES = 12
 AFTER_PANIC_LINES = 1  # whose task it was; then come the stack's bytes
@@ -25,7 +28,10 @@ class Console:
 
     def __init__(self, descriptor: int = -1) -> None:
         """Make a log; or read the one behind a descriptor that a lab has kept."""
-        self.descriptor = descriptor if descriptor >= 0 else os.memfd_create("skblab-console", os.MFD_CLOEXEC)
+        if descriptor < 0:
+            descriptor = os.memfd_create("skblab-console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # what was said cannot be taken back
+        self.descriptor = descriptor
         # Append: the kernel's console and its stderr are two writers.
         self._append = os.open(f"/proc/self/fd/{self.descriptor}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._complaints = Complaints()
@@ -39,9 +45,10 @@ class Console:
         return self._append
 
     def text(self) -> str:
-        """Return all that was printed so far, without colours and log levels."""
+        """Return what was printed so far, MOST_BYTES at most, without colours, log levels and control characters."""
         size = os.fstat(self.descriptor).st_size
-        return ANSI_OR_LEVEL.sub("", os.pread(self.descriptor, size, 0).decode(errors="replace"))
+        printed = os.pread(self.descriptor, min(size, MOST_BYTES), max(size - MOST_BYTES, 0))
+        return NO_TEXT.sub("", printed.decode(errors="replace"))
 
     def complaints(self) -> tuple[Complaint, ...]:
         """Return what the kernel has complained of so far; of a log that is closed, what it had till then."""
@@ -79,6 +86,7 @@ class Console:
         if self.descriptor < 0:
             return
         size = os.fstat(self.descriptor).st_size
+        self._read_bytes = max(self._read_bytes, size - MOST_BYTES)
         data = os.pread(self.descriptor, size - self._read_bytes, self._read_bytes)
         self._read_bytes += len(data)
         self._complaints.feed(self._decode(data))
