@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from skblab.image.image import Image
 from support import SENTENCE, SKBLAB, Person, read_until, skblab, start_skblab
 
 pytestmark = pytest.mark.complains("warning")
+PAGE = Path(__file__).parents[2] / "docs/how-to/kernel-complaints.md"
 MAKE = "echo warn >/sys/module/complains/parameters/make"
 
 
@@ -129,6 +132,15 @@ def test_the_screen_says_it_when_it_has_closed(module: str) -> None:
     person.types(b"q")
     person.reads(f"{SENTENCE} once:")
     assert person.program.wait(20) == STATUS
+
+
+@pytest.mark.complains("refcount")
+def test_the_page_shows_what_is_printed(module: str) -> None:
+    command, *said = re.findall(r"^\$ skblab run (.*)\n((?:.*\n)*)\$ echo", PAGE.read_text(), re.MULTILINE)[0]
+    done = skblab("run", *command.replace("complains.ko,make=refcount", module.replace("=warn", "=refcount")).split())
+    assert done.returncode == STATUS
+    number = re.compile(r"(?<=PID: )\d+|(?<=\[) *[\d.]+|0x[0-9a-f]+")
+    assert number.sub("N", done.stderr) == number.sub("N", "".join(said))
 
 
 @pytest.mark.complains("panic")

@@ -35,7 +35,7 @@ class ComplaintWatch:
 
     def _watch(self) -> None:
         pending = self._look(settled=False)
-        while True:
+        while self._enough >= 0:  # *told* may close it
             ready = wait([self._grown, self._enough], SETTLED_S if pending else None)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._grown, 65536)
@@ -52,6 +52,8 @@ class ComplaintWatch:
                 self._tell(complaint)
             except Exception as error:  # noqa: BLE001 - raised by close()
                 self._failed = self._failed or error
+            if self._enough < 0:
+                break
         return pending
 
     def close(self, *, raising: bool = True) -> None:
