@@ -140,6 +140,7 @@ class Running:
         self._worker: threading.Thread | None = None
         self._failed: Exception | None = None
         self.unedited = 0  # packets that went on as they were, for their edit had failed
+        self.why_unedited = ""  # the first one
         if rule.verdict == "edit":
             assert (
                 Packet(bytes(20), ETH_P_IP).layers is not None
@@ -217,8 +218,9 @@ class Running:
             except PacketGone as error:  # with its rule
                 said = f"not edited: {error.what}"
             except Exception as error:  # noqa: BLE001 - whatever a packet does to scapy, it is released as it was
-                said = "edit failed, released as it was: " + re.sub(r"\n\s*", "; ", str(error))
-                self.unedited += 1
+                why = re.sub(r"\n\s*", "; ", str(error))
+                said = f"edit failed, released as it was: {why}"
+                self.unedited, self.why_unedited = self.unedited + 1, self.why_unedited or why
             _let_go(held)
             self._tell(held.hit, before, said)
 

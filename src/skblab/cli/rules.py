@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from skblab.cli import stops
 from skblab.errors import RuleError, UsageError
+from skblab.host import process
 from skblab.rule import Rule
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ class InForce:
             status = 0
         self._lab.check()
         return status
+
+    def exit_status(self, status: int) -> int:
+        """Return the status to exit with: the command's, as a shell has it, or 1 where that is 0 and an edit failed."""
+        return process.exit_status(status) or int(any(one.unedited for one in self.running))
 
     def close(self) -> None:
         """Take them away, the last one first. Safe to call twice."""

@@ -16,7 +16,6 @@ from skblab.cli.options import add_guest_options, add_lab_options, lab_from
 from skblab.cli.rules import add_rule_options, in_force, rules_from
 from skblab.errors import GuestLost
 from skblab.guest.panic import GuestPanicked
-from skblab.host import process
 from skblab.packet import Packet
 from skblab.rule import Rule
 
@@ -72,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
                 teller.panicked(lab.guest.panic())
                 raise
             force.close()
-            status = process.exit_status(status) or int(any(one.unedited for one in force.running))
+            status = force.exit_status(status)
             teller.summary(force.running, lab.agent.channel.lost, status)
     return status
 

@@ -12,7 +12,6 @@ from skblab.cli.options import add_guest_options, add_lab_options, complete, fun
 from skblab.cli.rules import add_rule_options, in_force, rules_from
 from skblab.cli.show import Printer, add_output_options, losses, show
 from skblab.errors import UsageError
-from skblab.host import process
 
 NAME = "trace"
 EXAMPLES = """\
@@ -29,7 +28,8 @@ examples:
 
 A packet is followed from the first function at which the filter takes it until it is freed, whatever becomes of its
 headers, and with it the packets that it causes and that are made of it. Each is shown when it has ended. The command
-runs on the host side; its exit status is skblab's. Without one, packets of --lab are followed until Ctrl-C.
+runs on the host side; its exit status is skblab's, or 1 where that is 0 and an edit has failed. Without a command,
+packets of --lab are followed until Ctrl-C.
 """
 
 
@@ -92,10 +92,14 @@ def run(arguments: argparse.Namespace) -> int:
             live = arguments.how != "json" and not arguments.quiet
             with in_force(lab, rules) as force, shown_live(tracer, printer) if live else contextlib.nullcontext():
                 status = force.run(arguments.client)
-            tracer.end(status=process.exit_status(status))
+            status = force.exit_status(status)
+            for rule in force.running:
+                if rule.unedited:
+                    print(f"{rule.armed.rule}: {rule.unedited} unedited; {rule.why_unedited}", file=sys.stderr)
+            tracer.end(status=status)
         if arguments.quiet and arguments.output:
             print(f"lost: {tracer.losses()['lost']}", file=sys.stderr)
-            return process.exit_status(status)
+            return status
         trace = tracer.trace()
     if arguments.quiet:
         print(losses(trace), file=sys.stderr)
@@ -104,4 +108,4 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.how == "json":
             for one in lab.new_complaints:
                 print(json.dumps({"type": "complaint"} | asdict(one)))
-    return process.exit_status(status)
+    return status
