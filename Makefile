@@ -3,8 +3,8 @@ PYTHON ?= python3
 SKBLAB := .venv/bin/skblab
 TESTED_SERIES := 6.12 6.1
 PACKETS ?= 1000000
-EXAMPLES ?= 10000
-SECONDS ?= 3600
+EXAMPLES ?= 2000 # of each of five kinds
+SOAK_SECONDS ?= 3600
 KILLS ?= 1000
 C_SOURCES := $(wildcard kernel/init/*.c) # the agent is built with -Werror when an image is
 
@@ -41,7 +41,7 @@ torture: images ## a million packets under rules that come and go, a million mal
 	SKBLAB_FUZZ_EXAMPLES=$(EXAMPLES) .venv/bin/pytest --timeout=0 tests/fuzz
 
 soak: images ## an hour at full rate, and a thousand processes of labs killed
-	SKBLAB_SOAK_S=$(SECONDS) .venv/bin/pytest -s tests/agent/test_soak.py
+	SKBLAB_SOAK_S=$(SOAK_SECONDS) .venv/bin/pytest -s tests/agent/test_soak.py
 	SKBLAB_KILLS=$(KILLS) .venv/bin/pytest -s tests/lives/test_deaths.py
 
 bench: ## the numbers of docs/reference/numbers.md
