@@ -3,11 +3,14 @@ PYTHON ?= python3
 SKBLAB := .venv/bin/skblab
 TESTED_SERIES := 6.12 6.1
 PACKETS ?= 1000000
+EXAMPLES ?= 2000 # of each of five kinds
+SOAK_SECONDS ?= 3600
+KILLS ?= 1000
 C_SOURCES := $(wildcard kernel/init/*.c) # the agent is built with -Werror when an image is
 
 export PYTHON
 
-.PHONY: ping test check torture bench pictures setup images clean
+.PHONY: ping test check torture soak bench pictures setup images clean
 .DEFAULT_GOAL := ping
 
 ping: setup ## boot a kernel, stop it at icmp_rcv, and decide when ping gets its answer
@@ -32,9 +35,14 @@ check: setup ## every tool that reads without running
 test: images check ## every test, on every kernel series
 	.venv/bin/pytest
 
-torture: images ## a million packets under rules that come and go, on a kernel that looks for its own mistakes
-	SKBLAB_TORTURE_PACKETS=$(PACKETS) .venv/bin/pytest tests/agent/test_torture.py
-	SKBLAB_MALFORMED_PACKETS=$(PACKETS) .venv/bin/pytest tests/agent/test_malformed.py
+torture: images ## a million packets under rules that come and go, a million malformed ones, ten thousand bad inputs
+	SKBLAB_TORTURE_PACKETS=$(PACKETS) .venv/bin/pytest -s tests/agent/test_torture.py
+	SKBLAB_MALFORMED_PACKETS=$(PACKETS) .venv/bin/pytest -s tests/agent/test_malformed.py
+	SKBLAB_FUZZ_EXAMPLES=$(EXAMPLES) .venv/bin/pytest --timeout=0 tests/fuzz
+
+soak: images ## an hour at full rate, and a thousand processes of labs killed
+	SKBLAB_SOAK_S=$(SOAK_SECONDS) .venv/bin/pytest -s tests/agent/test_soak.py
+	SKBLAB_KILLS=$(KILLS) .venv/bin/pytest -s tests/lives/test_deaths.py
 
 bench: ## the numbers of docs/reference/numbers.md
 	@tools/setup iperf3 nftables

@@ -23,11 +23,14 @@ EXPECTED_IN_CI: frozenset[str] = frozenset(
     {"no sshd here: openssh-server has it, and would begin to listen on this machine"}
 )
 
+# Of the tests that were run, how many may have been run a second time; one in any case.
+MOST_RERUN = 0.01
 # Of a test that failed once and then passed: enough to see why.
 LAST_LINES = 30
 
 _unexpected: list[str] = []
 _first_failures: list[pytest.TestReport] = []
+_ran: set[str] = set()
 _complained: list[str] = []
 
 adopt()
@@ -37,12 +40,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _ran.add(report.nodeid)
     if str(report.outcome) == "rerun":  # pytest-rerunfailures' own outcome
         _first_failures.append(report)
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if reason.removeprefix("Skipped: ") not in EXPECTED_IN_CI:
             _unexpected.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let those tests run a second time that look at a wall clock, and no others."""
+    for item in items:
+        if item.get_closest_marker("wall_clock"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -65,14 +76,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in _first_failures:
         terminalreporter.section(f"failed once: {report.nodeid}", sep="_")
         terminalreporter.write_line("\n".join(report.longreprtext.splitlines()[-LAST_LINES:]))
+    terminalreporter.write_line(
+        f"run a second time: {len(_first_failures)} of {len(_ran)} tests, {MOST_RERUN:.0%} at most",
+        red=_too_many_ran_again(),
+    )
     for nodeid in _complained:
         terminalreporter.write_line(f"a guest's kernel complained in {nodeid}", red=True)
     for line in _unexpected:
         terminalreporter.write_line(f"unexpected skip in CI: {line}", red=True)
 
 
+def _too_many_ran_again() -> bool:
+    return len(_first_failures) > max(1, MOST_RERUN * len(_ran))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if (_unexpected or _complained) and session.exitstatus == pytest.ExitCode.OK:
+    if (_unexpected or _complained or _too_many_ran_again()) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

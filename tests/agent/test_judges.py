@@ -31,6 +31,7 @@ def serving(image: Image) -> Iterator[Lab]:
         ("duplicate 2", 0, 0.5), ("EDIT", 0, 1), ("hold 1", 0, 0.5),
     ],
 )  # fmt: skip
+@pytest.mark.wall_clock
 def test_curl(serving: Lab, family: str, verdict: str, at_least_s: float, at_most_s: float) -> None:
     function, _, edit, syn, _ = FAMILIES[family]
     argv = ["curl", family, "-s", "-o", "/dev/null", "-w", "%{http_code} %{time_connect}", "http://guest/"]
@@ -43,6 +44,7 @@ def test_curl(serving: Lab, family: str, verdict: str, at_least_s: float, at_mos
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.wall_clock
 def test_curl_while_its_syn_is_in_the_hand(serving: Lab, family: str) -> None:
     function, _, _, syn, _ = FAMILIES[family]
     with serving.hold(function, syn) as held:

@@ -170,6 +170,7 @@ def test_packets_go_with_their_namespace(kasan: Lab, function: str, ping: str, f
         shell(kasan, "nft delete table inet t")
 
 
+@pytest.mark.wall_clock
 def test_packets_go_with_their_device(kasan: Lab) -> None:
     shell(kasan, NAMESPACE)
     with kasan.hold("ip_rcv", "icmp[icmptype] == icmp-echo") as held:
@@ -212,6 +213,7 @@ def test_memory_for_held_packets_is_bounded(series: str) -> None:
         client.close()
 
 
+@pytest.mark.wall_clock
 def test_a_lease_gives_back_what_nobody_decides_on(lab: Lab) -> None:
     with Lab(lease_s=0.3) as leased, leased.hold("icmp_rcv") as held:
         done = leased.run(["ping", "-c1", "-W5", "guest"])

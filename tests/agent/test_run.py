@@ -16,6 +16,7 @@ from support import Person, read_until, skblab, start_skblab
 
 
 @pytest.mark.parametrize("series", SERIES)
+@pytest.mark.wall_clock
 def test_the_second_ping_takes_300_ms(series: str) -> None:
     done = skblab("run", "--series", series, "-r", "icmp_rcv = delay 300ms @2", "--", "ping", "-c3", "-i0.4", "guest")
     assert done.returncode == 0, done.stderr
@@ -45,6 +46,7 @@ def test_the_replies_come_backwards(series: str) -> None:
 
 
 @pytest.mark.parametrize("series", SERIES)
+@pytest.mark.wall_clock
 def test_curl_succeeds_after_one_retransmission_of_its_syn(series: str) -> None:
     done = skblab(
         "run", "--series", series, "-r", "tcp_v4_rcv = drop @1 if tcp[tcpflags] & tcp-syn != 0",
@@ -77,6 +79,7 @@ icmp_rcv = duplicate @3 if icmp[icmptype] == icmp-echo
 """
 
 
+@pytest.mark.wall_clock
 def test_a_scenario_is_the_same_on_every_series(tmp_path: Path) -> None:
     (tmp_path / "late-lost-twice.rules").write_text(SCENARIO)
     seen = {}

@@ -89,6 +89,7 @@ def test_watching_a_packet_to_its_next_function_and_its_end() -> None:
 
 
 @pytest.mark.parametrize("series", SERIES)
+@pytest.mark.wall_clock
 def test_two_pings_are_held_and_answered_in_reverse(series: str) -> None:
     hold = ("continue", "skb-hold")
     said = gdb(

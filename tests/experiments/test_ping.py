@@ -24,6 +24,7 @@ def result(*words: str) -> dict[str, Any]:
     return fields
 
 
+@pytest.mark.wall_clock
 def test_the_client_measures_what_the_kernel_was_held() -> None:
     fields = result("--holds", "0.5,1,2")
     assert fields["kernel"].startswith("6.12.")
@@ -47,6 +48,7 @@ def test_the_client_measures_what_the_kernel_was_held() -> None:
 
 @pytest.mark.parametrize("series", SERIES)
 @pytest.mark.parametrize("function", ["ip_rcv", "icmp_echo"])
+@pytest.mark.wall_clock
 def test_at_other_functions_and_on_every_series(series: str, function: str) -> None:
     fields = result("--at", function, "--holds", "1", "--series", series)
     (stop,) = fields["stops"]
@@ -69,12 +71,14 @@ def test_pings_pile_up_behind_a_held_one_like_a_staircase() -> None:
     assert fields["lost"] == 0
 
 
+@pytest.mark.wall_clock
 def test_a_veth_pair_holds_as_well() -> None:
     fields = result("--holds", "0.3", "--link", "veth")
     assert fields["stops"][0]["rtt_ms"] == pytest.approx(300, abs=30)
 
 
 @pytest.mark.parametrize("series", SERIES)
+@pytest.mark.wall_clock
 def test_the_systems_own_gdb_does_as_well(series: str) -> None:
     done = skblab("ping", "--holds", "0.5", "--json", "--series", series, SKBLAB_GDB="/usr/bin/gdb")
     assert done.returncode == 0, done.stderr

@@ -30,6 +30,7 @@ def held_for_half_a_second(said: str) -> bool:
     return any(float(held_s) >= 0.5 for held_s in re.findall(r"held +([\d.]+) s", said))
 
 
+@pytest.mark.wall_clock
 def test_a_person_holds_two_packets_and_climbs_the_staircase(person: Person) -> None:
     read = person.reads(PROMPT)
     assert "Three plain pings: " in read

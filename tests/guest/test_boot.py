@@ -79,6 +79,7 @@ def test_a_panic_at_boot_is_shown(image: Image) -> None:
     assert "Failed to execute /none" in caught.value.found or "Unable to mount root" in caught.value.found
 
 
+@pytest.mark.wall_clock
 def test_a_guest_that_never_gets_ready(image: Image, tmp_path: Path) -> None:
     init = tmp_path / "init"
     init.write_text("#!/bin/sh\nsleep 1000\n")
@@ -120,6 +121,7 @@ def test_the_first_files_are_made_once(image: Image, tmp_path: Path) -> None:
     assert archive.name == initramfs.ensure(image.path).name
 
 
+@pytest.mark.wall_clock
 def test_a_client_that_was_there_before_the_guest_is_answered_at_once(image: Image) -> None:
     with Namespaces(f"early-{os.getpid()}") as namespaces, closing(Console()) as console:
         argv = namespaces.command(["ping", "-n", "-c", "1", "-W", "10", "192.168.10.1"])

@@ -189,6 +189,7 @@ def test_what_a_terminal_said_last_is_not_lost(host_root: Lab) -> None:
     assert out.split() == [str(number).encode() for number in range(1, 50001)]
 
 
+@pytest.mark.wall_clock
 def test_a_time_limit(host_root: Lab) -> None:
     began = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):

@@ -79,6 +79,7 @@ def test_stop_and_go(lab: Lab) -> None:
     assert lab.run(["ping", "-c", "1", "-W", "5", "guest"], timeout_s=20).returncode == 0
 
 
+@pytest.mark.wall_clock
 def test_a_guest_under_gdb_does_not_answer_and_that_is_said(lab: Lab) -> None:
     with lab.debugger():
         started = time.monotonic()

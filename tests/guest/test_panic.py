@@ -37,6 +37,7 @@ def let_be_idle(lab: Lab) -> None:
     assert lab.run(["ping", "-c", "3", "-i", "0.1", "-W", "5", "guest"], timeout_s=20).returncode == 0
 
 
+@pytest.mark.wall_clock
 def test_a_crash_on_purpose(every_image: Image) -> None:
     with Lab(image=every_image) as lab:
         let_be_idle(lab)
@@ -93,6 +94,7 @@ def test_everybody_who_shares_a_lab_hears_of_it(image: Image) -> None:
     assert skblab("down", name).returncode == 0
 
 
+@pytest.mark.wall_clock
 def test_run_says_so_at_once(image: Image) -> None:
     name = f"panic-run-{os.getpid()}"
     assert skblab("up", name, "--image", str(image.path)).returncode == 0

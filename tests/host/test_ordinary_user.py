@@ -57,6 +57,7 @@ def as_ordinary_user(image: Image, tun: str, *words: str, limit: str = "") -> su
 
 
 @pytest.mark.parametrize(("tun", "enobufs"), [(OPEN_TUN, True), (CLOSED_TUN, False)], ids=["tap", "veth"])
+@pytest.mark.wall_clock
 def test_the_whole_experiment(every_image: Image, tun: str, enobufs: bool) -> None:
     before = remains()
     done = as_ordinary_user(every_image, tun, "ping", "--holds", "0.5,1", "--staircase", "--json")

@@ -94,6 +94,7 @@ def test_the_image_that_was_asked_for_last_is_the_one_that_labs_take(cache: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.wall_clock
 def test_a_tree_is_built_again_in_seconds(cache: Path, tmp_path: Path) -> None:
     """A developer's own tree, with options of theirs: a line is changed, built and seen to run."""
     tree = unpack(find_source(DEFAULT_SERIES), tmp_path)

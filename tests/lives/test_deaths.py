@@ -17,7 +17,7 @@ import pytest
 from skblab.host import process
 from support import eventually_nothing, kill, remains, skblab, start_skblab
 
-TIMES = int(os.environ.get("SKBLAB_KILLS", "40"))
+TIMES = int(os.environ.get("SKBLAB_KILLS", "12"))
 EARLY, EARLY_S, LATE_S = 0.3, 1.0, 1.0
 UP_S = 60
 GRACE_S = 0.3
@@ -78,6 +78,12 @@ def wait_for_kernel(running: process.Running) -> None:
         select.select([], [], [], 0.01)
 
 
+def a_victim(lab: dict[int, str], chance: random.Random) -> int:
+    """Choose a kind of process first: of some there are many, of gdb one."""
+    name = chance.choice(sorted({*lab.values()}))
+    return chance.choice(sorted(pid for pid, one in lab.items() if one == name))
+
+
 def stopped_first(pid: int) -> None:
     """Stop a process, and kill it as it stands."""
     signal_if_there(pid, signal.SIGSTOP)
@@ -127,7 +133,7 @@ def test_one_process_of_a_lab_is_killed_at_a_random_moment() -> None:
         running = start_skblab(*words)
         assert running.stdout is not None
         lab = live(running, chance)
-        victim, (how, end) = chance.choice(sorted(lab)), chance.choice(WAYS)
+        victim, (how, end) = a_victim(lab, chance), chance.choice(WAYS)
         end(victim)
         killed[lab[victim]] += 1
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -137,7 +143,7 @@ def test_one_process_of_a_lab_is_killed_at_a_random_moment() -> None:
         said = last_words(running, about)
         assert "Traceback" not in said, (about, said)
         assert eventually_nothing(before) == [], about
-    assert len(killed) >= min(TIMES // 8, 6), killed
+    assert {"python", "vmlinux"} <= killed.keys(), killed
     done = skblab("ping", "-c", "1", "--name", NAME)
     assert done.returncode == 0, done.stderr
     sys.stdout.write(f"seed {seed}: {TIMES} kills, nothing left: {dict(killed)}\n")
@@ -155,7 +161,7 @@ def test_a_process_that_uses_a_kept_lab_is_killed_at_a_random_moment() -> None:
         running = process.start([sys.executable, "-c", SEVERAL, NAME], stdout=-1, stderr=-2, new_session=True)
         assert running.stdout is not None
         lab = live(running, chance)
-        victim, (how, end) = chance.choice(sorted(lab)), chance.choice(WAYS)
+        victim, (how, end) = a_victim(lab, chance), chance.choice(WAYS)
         end(victim)
         killed[lab[victim]] += 1
         skblab("down", NAME)  # status 2 where it has not come up, or is gone already

@@ -73,6 +73,7 @@ def test_it_serves_in_the_guest() -> None:
         assert skblab("down", "--all").returncode == 0
 
 
+@pytest.mark.wall_clock
 def test_a_controller_that_is_killed_leaves_everything_free(name: str) -> None:
     with Lab.join(name) as lab:
         holder = process.start([sys.executable, "-c", HOLDER, name], stdin=subprocess.PIPE,

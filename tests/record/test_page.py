@@ -160,6 +160,7 @@ def test_a_phone(browser: Browser, html: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.wall_clock
 def test_a_hundred_thousand_steps(lab: Lab, browser: Browser, tmp_path: Path) -> None:
     path, html = tmp_path / "many", tmp_path / "many.html"
     with lab.trace(filter="icmp", to=path):

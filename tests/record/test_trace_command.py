@@ -80,6 +80,7 @@ def test_a_flood_is_shown_as_far_as_wanted() -> None:
     ]
 
 
+@pytest.mark.wall_clock
 def test_what_rules_do_is_told(tmp_path: Path) -> None:
     path = str(tmp_path / "run.skblab")
     rules = ("-r", "icmp_rcv = delay 60ms @2", "-r", "ip_rcv = drop @3 if icmp", "-o", path)

@@ -25,6 +25,7 @@ def shown(lab: Lab, command: list[str], test: Callable[[Person], Awaitable[None]
     asyncio.run(run())
 
 
+@pytest.mark.wall_clock
 def test_a_packet_ages_and_is_released_and_ping_says_how_old_it_was(shared_lab: Lab) -> None:
     async def test(person: Person) -> None:
         await person.holds(1)
@@ -108,6 +109,7 @@ def test_a_value_that_no_field_takes_is_a_notification(shared_lab: Lab) -> None:
     shown(shared_lab, ping(1), test)
 
 
+@pytest.mark.wall_clock
 def test_a_packet_is_duplicated_and_two_are_marked_and_saved(
     shared_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_packet_is_duplicated_and_two_are_marked_and_saved(
     assert second.time - first.time == pytest.approx(0.1, abs=0.05)
 
 
+@pytest.mark.wall_clock
 def test_a_packet_is_released_after_a_time(shared_lab: Lab) -> None:
     async def test(person: Person) -> None:
         await person.holds(1)

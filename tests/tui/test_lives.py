@@ -81,6 +81,7 @@ def test_a_client_that_is_not_there_says_so_itself(shared_lab: Lab) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.wall_clock
 def test_a_flood_does_not_keep_a_person_waiting(lab: Lab) -> None:
     async def run() -> None:
         async with screen(lab, [sys.executable, "-c", FLOOD], size=(120, 36)) as person:

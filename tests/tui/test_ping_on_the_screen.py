@@ -17,6 +17,7 @@ def screen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     assert eventually_nothing(before) == []
 
 
+@pytest.mark.wall_clock
 def test_a_ping_is_held_released_edited_and_dropped(screen: Tmux) -> None:
     first = float(screen.shows(r"1 +(\d+\.\d) s +icmp_rcv +ICMP echo request, id \d+, seq 1 ")[1])
     screen.shows(rf"1 +(?!{first} )\d+\.\d s +icmp_rcv")  # its age ticks

@@ -48,6 +48,7 @@ def test_a_name_whose_owner_has_written_nothing_yet_is_taken() -> None:
     registry.forget("blue", held)
 
 
+@pytest.mark.wall_clock
 def test_a_running_labs_name_is_not_waited_for() -> None:
     held = registry.claim("blue")
     registry.record_init(held, os.getpid())

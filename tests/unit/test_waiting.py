@@ -39,6 +39,7 @@ def test_descriptors_above_1024() -> None:
         assert set(wait([reader], writes=[writer])) == {reader, writer}
 
 
+@pytest.mark.wall_clock
 def test_it_waits_no_shorter_than_it_was_told() -> None:
     reads, writes = os.pipe()
     started = time.monotonic()
