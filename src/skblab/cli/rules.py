@@ -79,7 +79,7 @@ class InForce:
         stdin = subprocess.DEVNULL if self.debugger else None
         client = self._lab.popen(command, stdin=stdin) if command else None
         try:
-            status = stops.wait(client, self._lab.guest, self.debugger, sys.stderr)
+            status = stops.wait(client, self._lab.guest, self.debugger, sys.stderr, self._stopped)
         except KeyboardInterrupt:
             if client:
                 raise
@@ -91,6 +91,9 @@ class InForce:
     def exit_status(self, status: int) -> int:
         """Return the status to exit with: the command's, as a shell has it, or 1 where that is 0 and an edit failed."""
         return process.exit_status(status) or int(any(one.unedited for one in self.running))
+
+    def _stopped(self) -> int:
+        return sum(one.armed.counts.stopped for one in self.running)
 
     def close(self) -> None:
         """Take them away, the last one first. Safe to call twice."""

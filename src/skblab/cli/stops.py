@@ -16,15 +16,24 @@ from skblab.packet import Packet
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     Watched = Debugger | socket.socket | int
 
 SHOWN_FRAMES = 12
 
 
-def wait(command: process.Running | None, guest: Guest, debugger: Debugger | None, out: TextIO) -> int:
+def wait(
+    command: process.Running | None,
+    guest: Guest,
+    debugger: Debugger | None,
+    out: TextIO,
+    stopped: "Callable[[], int]" = lambda: 0,
+) -> int:
     """Wait for a command's end, and show each stop meanwhile; off a terminal the kernel goes on at once.
+
+    A command may give up and end before gdb has said where the kernel stands. *stopped* is how many stops there have
+    been: all of them are shown.
 
     A Ctrl-C is the command's, which says what it has to say and ends; the second one is ours, as is every one where
     there is no command to wait for.
@@ -35,6 +44,7 @@ def wait(command: process.Running | None, guest: Guest, debugger: Debugger | Non
     watched: list[Watched] = [guest.notifications, guest.pidfd]
     watched += [debugger] if debugger else []
     watched += [pidfd] if pidfd is not None else []
+    shown, ended = 0, False
     with contextlib.ExitStack() as stack:
         woken = stack.enter_context(hearing())
         if pidfd is not None:
@@ -48,6 +58,7 @@ def wait(command: process.Running | None, guest: Guest, debugger: Debugger | Non
                 raise guest.lost()
             if debugger and debugger in ready:
                 _show(debugger.wait_stop(1), out)
+                shown += 1
                 started = time.monotonic()
                 if sys.stdin.isatty() and out.isatty():
                     out.write("the whole kernel stands still; Enter lets it go ")
@@ -55,7 +66,10 @@ def wait(command: process.Running | None, guest: Guest, debugger: Debugger | Non
                     read_line()
                 debugger.resume()
                 print(f"it stood still for {time.monotonic() - started:.3f} s", file=out)
-            elif command and pidfd in ready:
+            elif pidfd is not None and pidfd in ready:
+                ended = True
+                watched.remove(pidfd)
+            if command and ended and not (debugger and stopped() > shown):
                 return command.wait()
 
 
