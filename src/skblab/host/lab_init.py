@@ -187,12 +187,8 @@ class LabInit:
         self.asking = controller
         try:
             message, give = self.obey(data, flags, fds)
-        except SetUpError as error:
-            message, give = json.dumps(error.reply).encode(), []
         except Exception as error:  # noqa: BLE001 - whatever was asked, the lab lives
-            number = error.errno if isinstance(error, OSError) else None
-            refusal = SetUpError(BAD_REQUEST, number or errno.EINVAL, f"{type(error).__name__}: {error}"[:1000])
-            message, give = json.dumps(refusal.reply).encode(), []
+            message, give = json.dumps(_refusal(error).reply).encode(), []
         for descriptor in fds:
             os.close(descriptor)
         try:
@@ -420,6 +416,15 @@ class LabInit:
         del fds
         ip(*lines, program=program)
         return {}, []
+
+
+def _refusal(error: Exception) -> SetUpError:
+    """Return what a controller is told of a request that has failed: this machine refused it, or it was none."""
+    if isinstance(error, SetUpError):
+        return error
+    if isinstance(error, OSError):
+        return SetUpError(str(error), error.errno or 0)
+    return SetUpError(BAD_REQUEST, errno.EINVAL, f"{type(error).__name__}: {error}"[:1000])
 
 
 def inner(control: socket.socket, order: dict[str, Any]) -> None:
