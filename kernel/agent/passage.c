@@ -327,7 +327,7 @@ void agent_passed(const struct agent_passage *passage, struct agent_regs *regs)
 	bool waits = false;
 
 	if (part->given == AGENT_BY_POINTER)
-		pass(passage, regs, *(struct sk_buff **)argument, true);
+		pass(passage, regs, virt_addr_valid(argument) ? *(struct sk_buff **)argument : NULL, true);
 	else if (part->given == AGENT_IN_LIST)
 		for (const struct list_head *at = list->next; at != list; at = at->next)
 			waits |= pass(passage, regs, list_entry((void *)at, struct sk_buff, list), !waits);

@@ -106,10 +106,10 @@ def _damage(layers: object, chance: random.Random) -> object:
     from scapy.packet import Raw  # noqa: PLC0415
 
     data = bytearray(bytes(layers))  # type: ignore[call-overload]
-    for _ in range(chance.randrange(4)):
+    for _ in range(chance.randrange(4) if data else 0):
         data[chance.randrange(len(data))] = chance.randrange(256)
     return Raw(
-        bytes(data[: chance.choice((len(data), chance.randrange(1, len(data) + 1)))])
+        bytes(data[: chance.choice((len(data), chance.randrange(len(data) + 1)))])
         + chance.randbytes(chance.randrange(3))
     )
 
