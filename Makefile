@@ -3,7 +3,7 @@ PYTHON ?= python3
 SKBLAB := .venv/bin/skblab
 TESTED_SERIES := 6.12 6.1
 PACKETS ?= 1000000
-EXAMPLES ?= 2000 # of each of five kinds
+EXAMPLES ?= 2000
 SOAK_SECONDS ?= 3600
 KILLS ?= 1000
 C_SOURCES := $(wildcard kernel/init/*.c) # the agent is built with -Werror when an image is
@@ -38,7 +38,7 @@ test: images check ## every test, on every kernel series
 torture: images ## a million packets under rules that come and go, a million malformed ones, ten thousand bad inputs
 	SKBLAB_TORTURE_PACKETS=$(PACKETS) .venv/bin/pytest -s tests/agent/test_torture.py
 	SKBLAB_MALFORMED_PACKETS=$(PACKETS) .venv/bin/pytest -s tests/agent/test_malformed.py
-	SKBLAB_FUZZ_EXAMPLES=$(EXAMPLES) .venv/bin/pytest --timeout=0 tests/fuzz
+	SKBLAB_FUZZ_EXAMPLES=$(EXAMPLES) .venv/bin/pytest --timeout=0 tests/fuzz tests/lives/test_messages.py tests/unit/test_channel.py
 
 soak: images ## an hour at full rate, and a thousand processes of labs killed
 	SKBLAB_SOAK_S=$(SOAK_SECONDS) .venv/bin/pytest -s tests/agent/test_soak.py

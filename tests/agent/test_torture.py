@@ -282,6 +282,7 @@ def test_every_packet_is_accounted_for(lab: Lab) -> None:
         assert packet.state in GONE, (seed, packet)
     for name in DONE_IN_THE_GUEST:
         assert done[name], (seed, name, done)
+    assert done["links left"] == 0, seed
     assert lab.run(["ping", "-c", "3", "-i", "0.2", "-w", "30", "guest"], timeout_s=40).returncode == 0
     check_complaints(lab, seed)
     took_s = time.monotonic() - began_s

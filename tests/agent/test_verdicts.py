@@ -44,7 +44,9 @@ def seqs(answers: list[PingReply]) -> list[int]:
 
 @pytest.mark.wall_clock
 def test_a_delay_is_felt_to_the_millisecond(shared_lab: Lab) -> None:
-    for reply in under(shared_lab, "icmp_rcv = delay 200ms @2", 3, interval_s=0.3):
+    answers = under(shared_lab, "icmp_rcv = delay 200ms @2", 3, interval_s=0.3)
+    assert seqs(answers) == [1, 2, 3]
+    for reply in answers:
         assert reply.rtt_ms == pytest.approx(200, abs=3) if reply.icmp_seq == 2 else reply.rtt_ms < 5
 
 

@@ -73,7 +73,7 @@ def test_consoles_that_are_not_there() -> None:
             True,
         )
     finally:
-        skblab("down", name)
+        assert skblab("down", name).returncode == 0
 
 
 def test_windows_of_tmux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -93,6 +93,6 @@ def test_windows_of_tmux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         again = skblab("console", name, "--tmux")
         assert again.stdout == f"tmux attach -t skblab-{name}\n"
     finally:
-        skblab("down", name)
+        assert skblab("down", name).returncode == 0
     person.program.wait(20)  # the session ends with the lab
     os.close(person.terminal)

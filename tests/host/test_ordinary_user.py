@@ -88,7 +88,6 @@ def test_it_leaves_its_lock_directory_to_its_user_alone(image: Image) -> None:
     done = as_ordinary_user(image, CLOSED_TUN, "ping", "-c", "1")
     assert done.returncode == 0, done.stderr
     uid = os.geteuid() or USER
-    directory = Path(f"/tmp/skblab-{uid}")
-    if directory.exists():
-        found = directory.stat()
-        assert (found.st_uid, found.st_mode & 0o777) == (uid, 0o700)
+    directory = Path(os.environ["XDG_RUNTIME_DIR"], "skblab") if os.geteuid() else Path(f"/tmp/skblab-{uid}")
+    found = directory.stat()
+    assert (found.st_uid, found.st_mode & 0o777) == (uid, 0o700)

@@ -64,6 +64,7 @@ def live(running: process.Running, chance: random.Random) -> dict[int, str]:
     """Let a lab live for a random time, from before it has a kernel to after it has clients; return its processes."""
     if chance.random() < EARLY:
         select.select([], [], [], chance.uniform(0.05, EARLY_S))
+        assert running.poll() is None, running.communicate()
     else:
         wait_for_kernel(running)
         select.select([], [], [], chance.uniform(0, LATE_S))
@@ -73,7 +74,8 @@ def live(running: process.Running, chance: random.Random) -> dict[int, str]:
 def wait_for_kernel(running: process.Running) -> None:
     """Wait until a lab's kernel runs; there is no event for what another process starts."""
     deadline_s = time.monotonic() + UP_S
-    while running.poll() is None and "vmlinux" not in family(running.pid).values():
+    while "vmlinux" not in family(running.pid).values():
+        assert running.poll() is None, running.communicate()
         assert time.monotonic() < deadline_s
         select.select([], [], [], 0.01)
 

@@ -53,14 +53,14 @@ def lab_that_is_up() -> Iterator[str]:
     done = skblab("up", "traced")
     assert done.returncode == 0, done.stderr
     yield "traced"
-    skblab("down", "traced")
+    assert skblab("down", "traced").returncode == 0
 
 
 def test_what_goes_through_a_lab_is_followed_until_ctrl_c(lab_that_is_up: str) -> None:
     running = start_skblab("trace", "--lab", lab_that_is_up, "-p", "icmp_*", "-r", "icmp_rcv = delay 20ms", "icmp")
     assert running.stdout
     read_until(running.stdout.fileno(), lambda said: "Ctrl-C ends the trace" in said)
-    skblab("exec", lab_that_is_up, "--", "ping", "-n", "-c1", "guest")
+    assert skblab("exec", lab_that_is_up, "--", "ping", "-n", "-c1", "guest").returncode == 0
     read = read_until(running.stdout.fileno(), lambda said: "icmp_reply()" in said)
     assert "icmp_rcv()  delay 20ms: released after 2" in read
     running.send_signal(signal.SIGINT)
