@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from skblab.cli.live import shown_live
 from skblab.cli.options import add_guest_options, add_lab_options, complete, function_names, lab_from
-from skblab.cli.rules import add_rule_options, in_force, rules_from
+from skblab.cli.rules import InForce, add_rule_options, in_force, rules_from
 from skblab.cli.show import Printer, add_output_options, losses, show
 from skblab.errors import CannotWrite, TraceError, UsageError
 
@@ -98,9 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             with in_force(lab, rules) as force, shown_live(tracer, printer) if live else contextlib.nullcontext():
                 status = force.run(arguments.client)
             status = force.exit_status(status)
-            for rule in force.running:
-                if rule.unedited:
-                    print(f"{rule.armed.rule}: {rule.unedited} unedited; {rule.why_unedited}", file=sys.stderr)
+            _say_unedited(force)
             failed = _end(tracer, status)
         if arguments.quiet and arguments.output and not failed:
             print(f"lost: {tracer.losses()['lost']}", file=sys.stderr)
@@ -116,6 +114,12 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         raise failed
     return status
+
+
+def _say_unedited(force: InForce) -> None:
+    for rule in force.running:
+        if rule.unedited:
+            print(f"{rule.armed.rule}: {rule.unedited} unedited; {rule.why_unedited}", file=sys.stderr)
 
 
 def _end(tracer: "Tracer", status: int) -> CannotWrite | None:
