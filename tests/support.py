@@ -99,8 +99,10 @@ complaints = HeardComplaints()
 
 
 def skblab(*words: str, timeout_s: float = 90, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    return process.run([*SKBLAB, *words], env=os.environ | environment, timeout_s=timeout_s)
+    """Run the command line to its end, which is never a fault of its own."""
+    done = process.run([*SKBLAB, *words], env=os.environ | environment, timeout_s=timeout_s)
+    assert "a fault of skblab itself" not in done.stderr, done.stderr
+    return done
 
 
 def start_skblab(*words: str, **environment: str) -> process.Running:

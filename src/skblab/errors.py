@@ -43,6 +43,10 @@ class MissingPrerequisite(SkblabError):
     exit_status = 3
 
 
+class CannotWrite(SkblabError):
+    """A file or a stream that cannot be written: which, and why."""
+
+
 class ImageMissing(SkblabError):
     """No image answers the description; it has to be built first."""
 
@@ -51,6 +55,10 @@ class ImageMissing(SkblabError):
 
 class ImageDamaged(SkblabError):
     """An image's files are not what was recorded when it was built."""
+
+
+class ImageInUse(SkblabError):
+    """An image that cannot be removed: a lab runs its kernel."""
 
 
 class BuildFailed(SkblabError):

@@ -5,12 +5,11 @@ import itertools
 import os
 import socket
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from skblab.agent.abi import Hit
 from skblab.agent.channel import STEPS_BYTES, Channel
@@ -19,7 +18,7 @@ from skblab.agent.held import MOST_DELAY_S
 from skblab.agent.holds import Hold, Probe, Running
 from skblab.debugger import prompt
 from skblab.debugger.session import Debugger
-from skblab.errors import LabBusy, SkblabError, Timeout, UsageError
+from skblab.errors import GuestLost, LabBusy, SkblabError, Timeout, UsageError
 from skblab.guest import initramfs, receive
 from skblab.guest.boot import Boot, Guest
 from skblab.guest.complaint import Complaint, when_left
@@ -30,7 +29,7 @@ from skblab.guest.hearing import ComplaintWatch
 from skblab.guest.modules import Module, append
 from skblab.guest.panic import GuestPanicked, PanicWatch
 from skblab.guest.terminal import Terminal
-from skblab.host import process
+from skblab.host import process, registry
 from skblab.host.namespace import JoinedNamespaces, Namespaces
 from skblab.image.image import Image
 from skblab.image.module import ensure_agent
@@ -42,6 +41,9 @@ from skblab.serve import start_commands
 
 MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
 MINIMUM_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
+
+FROM_ENTERING = {"console", "guest", "image", "namespaces", "terminals"}
+HOW_TO_ENTER = "with Lab() as lab: ..."
 
 _numbers = itertools.count(1)
 
@@ -104,8 +106,8 @@ class Lab:
                 f"a ring of {steps_bytes >> 20} MiB for a trace's steps",
                 found=f"a power of two, {MINIMUM_STEPS_BYTES >> 20} to {MOST_STEPS_BYTES >> 20} MiB",
             )
-        self._root = {"": "", "host": "/"}.get(root, str(Path(root).resolve()))
-        if not Path(self._root).is_dir():
+        self._root = "/" if root == "host" else root and str(Path(root).resolve())
+        if root and not Path(self._root).is_dir():
             raise UsageError(f"no such directory: {root}", mend='root="host", or a directory')
         if modules and from_boot:
             raise UsageError(
@@ -153,6 +155,7 @@ class Lab:
         if self._stack is not None:
             raise UsageError(f"lab {self.name} is running already")
         self._agent = self._console = None
+        self._pid, self._is_closed = os.getpid(), False
         with ExitStack() as stack:
             stack.callback(self._left)
             # Entered last, left first: clients end before the kernel they talk to.
@@ -181,17 +184,16 @@ class Lab:
             disk.ready()
         for disk in self._disks[:1]:
             disk.check_root()
-        if refused := too_little_memory(self._memory_mib, self.image.config.read_text()):
+        if refused := too_little_memory(self._memory_mib, self.image.config_text()):
             raise refused
         for module in self._modules:
             module.check(self.image)
         archive = initramfs.ensure(self.image.path)
-        if self._modules:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="skblab-"))
-            append(archive, self._modules, archive := Path(directory, archive.name))
         self.console = self._console = Console()
         stack.callback(self.console.close)  # behind the kernel's end: its last words are read, too
         self.namespaces = stack.enter_context(Namespaces(self.name, link=self._sound_links()))
+        if self._modules:
+            append(archive, self._modules, archive := registry.first_files(self.name))
         channel, guest_socket = Channel.make(self._steps_bytes)
         self._agent = Agent(channel, self.image, self._why_lost, self._lease_s)
         stack.callback(self._agent.close)
@@ -286,10 +288,26 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """End the lab, and nothing of it stays; leave it, if it was joined or is kept."""
+        """End the lab, and nothing of it stays; leave it, if it was joined or is kept.
+
+        In a child that was forked meanwhile this does nothing: the lab is its parent's.
+        """
         stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
+        if stack is None:
+            return
+        if os.getpid() != self._pid:
+            stack.pop_all()
+            return
+        self._is_closed = True
+        stack.close()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Say of what a lab has once it runs that it does not run yet."""
+            if name in FROM_ENTERING:
+                raise UsageError(f"lab {self.name} has not been entered: it has no {name} yet", mend=HOW_TO_ENTER)
+            raise AttributeError(f"'Lab' object has no attribute {name!r}")
 
     def popen(
         self,
@@ -389,7 +407,7 @@ class Lab:
         A vector device without queues, as a tap makes it, locks what is not there (arch/um/drivers/vector_kern.c
         vector_poll(), from 6.11 on): nothing to a kernel whose locks are nothing, a panic with lockdep.
         """
-        if "CONFIG_LOCKDEP=y" not in self.image.config.read_text():
+        if "CONFIG_LOCKDEP=y" not in self.image.config_text():
             return self._links
         if any("tap" in link.split(",") for link in self._links):
             raise UsageError(f"{self.image.name} checks its locks, and bears no tap", mend="--link veth")
@@ -401,6 +419,8 @@ class Lab:
         return self.agent
 
     def _why_lost(self) -> SkblabError:
+        if self._is_closed:
+            return GuestLost(f"lab {self.name} was closed", found="by another thread of this process")
         return self.guest.lost()
 
     @property
@@ -499,7 +519,7 @@ class Lab:
     def check(self) -> None:
         """Raise GuestLost, with the console's evidence, where the guest kernel is gone."""
         if self._stack is None:
-            raise UsageError(f"lab {self.name} is not running", mend="with Lab() as lab: ...")
+            raise UsageError(f"lab {self.name} is not running", mend=HOW_TO_ENTER)
         if not self.guest.alive:
             raise self.guest.lost()
 

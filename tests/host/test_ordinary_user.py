@@ -14,6 +14,7 @@ import skblab
 from skblab.errors import MissingPrerequisite
 from skblab.host import process
 from skblab.image.image import Image
+from skblab.image.store import images_dir
 from support import SKBLAB, eventually_nothing, remains
 
 USER = 54321
@@ -38,20 +39,22 @@ def passable(*needed: Path) -> Iterator[str]:
             yield f"mkdir -p {shlex.quote(str(path))}; mount --bind /run/skblab-test/{number} {shlex.quote(str(path))}"
 
 
-def as_ordinary_user(image: Image, tun: str, *words: str, limit: str = "") -> subprocess.CompletedProcess[str]:
+def as_ordinary_user(
+    image: Image, tun: str, *words: str, limit: str = "", cache: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user who is nobody special; the machine is unchanged."""
     limited = ["prlimit", limit] if limit else []
-    argv = [*limited, *SKBLAB, *words, "--image", str(image.path)]
+    argv = [*limited, *SKBLAB, *words] if cache else [*limited, *SKBLAB, *words, "--image", str(image.path)]
     if os.geteuid():
-        return process.run(argv, timeout_s=90)
+        return process.run(argv, env=os.environ | ({"SKBLAB_CACHE": str(cache)} if cache else {}), timeout_s=90)
     package = Path(skblab.__file__).resolve().parents[2]
     lines = [
         "mount -t tmpfs none /run",
-        *passable(Path(sys.prefix), Path(sys.base_prefix), package, image.path),
+        *passable(Path(sys.prefix), Path(sys.base_prefix), package, image.path, *([cache] if cache else [])),
         tun,
         f'cd / && exec setpriv --reuid {USER} --regid {USER} --clear-groups --no-new-privs "$@"',
     ]
-    home = {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    home = {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "SKBLAB_CACHE": str(cache or "")}
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", "\n".join(lines), "sh", *argv]
     return process.run(argv, env=home, timeout_s=90)
 
@@ -91,3 +94,21 @@ def test_it_leaves_its_lock_directory_to_its_user_alone(image: Image) -> None:
     directory = Path(os.environ["XDG_RUNTIME_DIR"], "skblab") if os.geteuid() else Path(f"/tmp/skblab-{uid}")
     found = directory.stat()
     assert (found.st_uid, found.st_mode & 0o777) == (uid, 0o700)
+
+
+def test_a_cache_of_root_is_for_all(image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path))
+    before = os.umask(0o022)
+    try:
+        images = images_dir()
+    finally:
+        os.umask(before)
+    (images / image.name).symlink_to(image.path)
+    done = as_ordinary_user(image, CLOSED_TUN, "run", "-q", "-r", "icmp_rcv = trace", "--", "ping", "-c1", "guest",
+                            cache=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    images.chmod(0)
+    done = as_ordinary_user(image, CLOSED_TUN, "run", "--", "true", cache=tmp_path)
+    assert done.returncode == MissingPrerequisite.exit_status
+    assert "cannot use the directory of images" in done.stderr
+    images.chmod(0o755)

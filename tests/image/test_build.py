@@ -1,5 +1,6 @@
 """Builds that fail and builds that are interrupted leave nothing half-made."""
 
+import contextlib
 import json
 import os
 import select
@@ -70,6 +71,32 @@ def test_an_interrupted_build(cache: Path, number: signal.Signals) -> None:
     if number is not signal.SIGKILL:
         assert left_in(cache) == []
     assert skblab("image", "ls").stdout == ""
+
+
+@pytest.mark.parametrize("stage", ["unpacking the source", "configuring"])
+def test_a_killed_build_takes_all_that_it_started_along(cache: Path, stage: str) -> None:
+    """Its tar, its make and its compilers; and the next build does not wait for them."""
+    for _ in range(2):
+        building = start_skblab("image", "build")
+        assert building.stdout is not None
+        read_until(building.stdout.fileno(), lambda said: stage in said, within_s=120)
+        select.select([building.stdout], [], [], 0.5)
+        building.kill()
+        process.end(building)
+        deadline = time.monotonic() + 2
+        while at_work := at_work_in(cache):
+            assert time.monotonic() < deadline, at_work
+            select.select([], [], [], 0.02)
+
+
+def at_work_in(directory: Path) -> list[str]:
+    """Return the command lines of processes that name a directory: there is no event for a stranger's end."""
+    found = []
+    for path in Path("/proc").glob("[1-9]*"):
+        with contextlib.suppress(OSError):
+            words = path.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found += [words] if f"{directory}/" in words else []
+    return found
 
 
 def test_what_a_killed_build_left_is_swept_away_by_the_next(cache: Path, image: Image) -> None:

@@ -9,8 +9,11 @@ import pytest
 
 from skblab.errors import ImageDamaged, ImageMissing, UsageError
 from skblab.image import store
-from skblab.image.image import KERNEL, MANIFEST, Image
+from skblab.image.image import KERNEL, MANIFEST, Image, digest, digest_file
 from skblab.image.missing import explain_missing
+from skblab.image.module import keep
+from skblab.image.unwind import Unwinder, ensure_table
+from skblab.lab import Lab
 from support import skblab
 
 
@@ -74,6 +77,65 @@ def test_changed_content_is_noticed_by_a_check(copy: Path) -> None:
     done = skblab("image", "check", copy.name)
     assert done.returncode == 1
     assert "its content has changed" in done.stderr
+
+
+@pytest.mark.parametrize("pattern", ["agent-*.ko", "initramfs-*.cpio", "unwind-*.bin"])
+def test_a_check_reads_what_was_made_later_too(copy: Path, image: Image, pattern: str) -> None:
+    made = next(image.path.glob(pattern))
+    keep(made.read_bytes(), copy / made.name)
+    done = skblab("image", "check")
+    assert made.name not in done.stderr
+    assert "good" in done.stdout
+    rewrite(copy / made.name, made.read_bytes()[:1000])
+    done = skblab("image", "check")
+    assert done.returncode == 1
+    assert f"is damaged: {made.name}" in done.stderr
+    assert f"rm {copy / made.name}   (it is made again)" in done.stderr
+
+
+def test_what_is_read_of_a_truncated_table_is_not_believed(copy: Path, image: Image) -> None:
+    table = ensure_table(image.path, image.kernel)
+    rewrite(copy / table.name, table.read_bytes()[:1001])
+    rewrite(digest_file(copy / table.name), b"")
+    with pytest.raises(ImageDamaged, match=table.name):
+        Unwinder(Image.open(copy))
+
+
+def test_a_check_reads_the_source(copy: Path) -> None:
+    (copy / "source.sha256").write_text(f"{digest(copy / 'source')}  source\n")
+    assert "source" not in skblab("image", "check").stderr
+    rewrite(copy / "source/net/ipv4/icmp.c", b"")
+    assert "is damaged: source" in skblab("image", "check").stderr
+
+
+def test_a_check_names_every_damaged_image(copy: Path) -> None:
+    other = copy.with_name("6.12-other")
+    shutil.copytree(copy, other, copy_function=os.link)
+    for one in (copy, other):
+        rewrite(one / "config", bytes((one / "config").stat().st_size))
+    said = skblab("image", "check").stderr
+    assert f"image {copy.name} is damaged" in said
+    assert "image 6.12-other is damaged" in said
+
+
+def test_an_image_that_a_lab_runs_stays(copy: Path) -> None:
+    with Lab(f"runs-{os.getpid()}", image=copy) as lab:
+        done = skblab("image", "rm", copy.name)
+        assert done.returncode == 1
+        assert f"image {copy.name} is in use\n  by lab {lab.name}: " in done.stderr
+        assert lab.run(["ping", "-c", "1", "guest"]).returncode == 0
+    assert skblab("image", "rm", copy.name).returncode == 0
+    assert not copy.exists()
+
+
+@pytest.mark.usefixtures("cache")
+def test_images_are_for_others_too() -> None:
+    before = os.umask(0o022)
+    try:
+        assert store.images_dir().stat().st_mode & 0o777 == 0o755
+        assert store.builds_dir().stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
 
 
 def test_an_unreadable_manifest(copy: Path) -> None:

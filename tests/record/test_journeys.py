@@ -4,12 +4,14 @@ import contextlib
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from skblab.agent.abi import Role
+from skblab.errors import TraceError
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.record.journey import Followed, Journey, journeys
@@ -272,13 +274,16 @@ def test_the_file_says_the_same(every_lab: Lab, tmp_path: Path) -> None:
     assert len(trace.steps) == len(tracer.trace().steps) > 30
 
 
-def test_a_trace_that_is_not_kept_leaves_no_file(every_lab: Lab) -> None:
+def test_a_trace_that_is_not_kept_leaves_no_file(
+    every_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with every_lab.trace(filter="icmp") as tracer:
         pinged(every_lab)
-    path = tracer._path
-    assert path.exists()
-    tracer.trace()
-    assert not path.exists()
+        assert list(tmp_path.iterdir()) == []  # nor does it if it is killed now
+    assert tracer.trace().steps
+    with pytest.raises(TraceError, match="can be had once"):
+        tracer.trace()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skblab.agent import abi
-from skblab.errors import TraceError
+from skblab.errors import CannotWrite, TraceError
 from skblab.host import process
 from skblab.lab import Lab
 from skblab.record.file import CHUNK, END, MAGIC, META, STEP, TraceWriter, read_chunks
+from skblab.record.journey import journeys
 from skblab.record.steps import load
 
 WRITER = """
@@ -117,14 +119,31 @@ def test_no_trace(tmp_path: Path) -> None:
     assert "another version" in str(raised.value)
 
 
-def test_a_file_that_cannot_be_written(shared_lab: Lab, tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="cannot write"), shared_lab.trace(to=tmp_path / "no" / "such"):
+@pytest.mark.parametrize("place", ["no/such", "fifo", "."])
+def test_a_file_that_cannot_be_written(shared_lab: Lab, tmp_path: Path, place: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(CannotWrite, match="cannot write"), shared_lab.trace(to=tmp_path / place):
         pass
 
 
-def test_a_full_disk_is_told(shared_lab: Lab) -> None:
-    with pytest.raises(TraceError, match="not whole"), shared_lab.trace(filter="icmp", to=Path("/dev/full")):
-        shared_lab.run(["ping", "-n", "-c", "1", "192.168.10.1"])
+def test_a_full_disk_is_told_at_once_and_what_was_written_is_whole(
+    shared_lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t.skblab"
+    tracer = shared_lab.trace(filter="icmp", to=path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with tracer:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10_000, before[1]))
+            shared_lab.run(["ping", "-n", "-q", "-i", "0.002", "-c", "200", "192.168.10.1"])
+            assert "what was written before is whole" in caplog.text
+            with pytest.raises(CannotWrite, match="cannot write") as caught:
+                tracer.end()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.mend == "ulimit -f unlimited"
+    assert journeys(tracer.trace())
+    assert shared_lab.run(["ping", "-n", "-c", "1", "192.168.10.1"]).returncode == 0  # the reading thread lives
 
 
 def test_chunks(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_packet_is_duplicated_and_two_are_marked_and_saved(
         await person.presses("s")
         await person.types("held-1.pcap")
         trouble = person.app.screen.query_one(".trouble")
-        await person.until(lambda: "cannot save to held-1.pcap" in str(trouble.render()), "the error in the dialog")
+        await person.until(lambda: "cannot write held-1.pcap" in str(trouble.render()), "the error in the dialog")
         await person.presses("escape", "d")
         await person.reads("-- #2 a copy goes on from icmp_rcv()")
         await person.presses("R")

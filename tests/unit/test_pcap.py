@@ -7,7 +7,7 @@ from scapy.layers.inet import ICMP, IP
 from scapy.layers.inet6 import IPv6
 from scapy.utils import RawPcapReader, rdpcap
 
-from skblab.errors import UsageError
+from skblab.errors import CannotWrite, UsageError
 from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
 from skblab.pcap import write_pcap
 
@@ -28,7 +28,7 @@ def test_packets_come_back_from_a_file(tmp_path: Path) -> None:
 def test_a_file_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "held.pcap"
     path.write_text("dear to somebody")
-    with pytest.raises(UsageError, match="cannot save"):
+    with pytest.raises(CannotWrite, match="cannot write"):
         write_pcap(path, [(1, PACKETS[0])])
     with pytest.raises(UsageError, match="nothing to save"):
         write_pcap(tmp_path / "other", [(1, Packet(bytes(28), ETH_P_ARP))])

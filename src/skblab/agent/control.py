@@ -114,6 +114,7 @@ class Agent:
         self, channel: Channel, image: Image, lost: Callable[[], SkblabError], lease_s: float = DEFAULT_LEASE_S
     ) -> None:
         self.channel = channel
+        self._pid = os.getpid()
         self._lease_s = lease_s
         self._image = image
         self._lost = lost
@@ -270,8 +271,15 @@ class Agent:
             refused += [point for point, result in zip(asked, results, strict=True) if result < 0]
         return refused
 
+    @property
+    def _is_a_forks(self) -> bool:
+        """Whether this is the copy of a forked child, whose parent goes on with what it has asked for."""
+        return os.getpid() != self._pid
+
     def unfollow(self) -> None:
         """Follow packets no more; all steps have been given when this returns."""
+        if self._is_a_forks:
+            return
         try:
             self._ask(lambda cookie: abi.encode_decide(abi.Command.UNFOLLOW, cookie), "ending a trace")
         except GuestLost:
@@ -300,6 +308,8 @@ class Agent:
 
         :raises Timeout: the agent has not answered; the rule is still in force, and can be taken away later
         """
+        if self._is_a_forks:
+            return None
         with contextlib.suppress(GuestLost):  # and its rules with it
             # An answer that there is no such rule is none to complain of: it went with its function's module.
             self._ask_each([lambda cookie: abi.encode_decide(abi.Command.DISARM, cookie, rule=number)], "disarming")

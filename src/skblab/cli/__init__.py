@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from skblab.cli import complaints
-from skblab.errors import SkblabError
+from skblab.cli import complaints, outcome, streams
 
 EXAMPLES = """\
 examples:
@@ -36,7 +35,6 @@ COMMANDS = (
     "run", "hold", "ping", "trace", "show", "export", "diff", "probes", "gdb", "labs", "cp", "mconsole", "image",
     "module", "disk", "doctor", "completion",
 )  # fmt: skip
-INTERRUPTED = 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +64,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         argcomplete.autocomplete(top)
     words = list(sys.argv[1:] if argv is None else argv)
     client: list[str] = []
-    if "--" in words and next(word for word in words if not word.startswith("-")) in {gdb.NAME, trace.NAME}:
+    if "--" in words and next((word for word in words if not word.startswith("-")), "") in {gdb.NAME, trace.NAME}:
         # argparse would take the client's first word for the lab's name, or the filter.
         dashes = words.index("--")
         words, client = words[:dashes], words[dashes + 1 :]
@@ -84,22 +82,20 @@ def _end(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = _parse(argv)
+    logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.WARNING, format="skblab: %(message)s")
+    return complaints.run(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
+    streams.open_all()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-    try:
-        arguments = _parse(argv)
-        logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.WARNING, format="skblab: %(message)s")
-        status = complaints.run(arguments)
-        sys.stdout.flush()
-    except SkblabError as error:
-        print(f"skblab: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("skblab: interrupted; everything it started is gone", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has enough: not an error, and nothing more to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return status
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
+            signal.signal(number, _end)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where that is ignored, no child has a status
+    threads = outcome.Threads()
+    status = outcome.status_of(lambda: _run(argv))
+    flushed = [outcome.status_of(stream.flush) for stream in (sys.stdout, sys.stderr)]
+    return next(filter(None, (status, threads.status(), *flushed)), 0)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from skblab.cli.options import complete, image_names
-from skblab.errors import UsageError
+from skblab.errors import ImageDamaged, UsageError
 from skblab.image import store
 from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
 
@@ -112,16 +112,22 @@ def run_diff(arguments: argparse.Namespace) -> int:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    """Check images whole."""
+    """Check images whole, each of them; return 1 where one is damaged."""
     images, damaged = (
         store.list_images() if not arguments.names else ([store.open_named(name) for name in arguments.names], [])
     )
-    if damaged:
-        raise damaged[0]
     for image in images:
-        image.check()
+        try:
+            unrecorded = image.check()
+        except ImageDamaged as error:
+            damaged.append(error)
+            continue
         print(f"{image.name}: good")
-    return 0
+        if unrecorded:
+            print(f"{image.name}: nothing was recorded of: {', '.join(unrecorded)}", file=sys.stderr)
+    for one in damaged:
+        print(f"skblab: {one}", file=sys.stderr)
+    return 1 if damaged else 0
 
 
 def run_rm(arguments: argparse.Namespace) -> int:

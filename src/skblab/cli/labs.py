@@ -170,7 +170,7 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 def _shell(arguments: argparse.Namespace) -> int:
     print(f"skblab: on the host side of {arguments.name}; guest and host are names; exit leaves", file=sys.stderr)
-    return _run_in(arguments.name, [os.environ.get("SHELL", "/bin/sh")])
+    return _run_in(arguments.name, [os.environ.get("SHELL") or "/bin/sh"])
 
 
 def _run_in(name: str, command: list[str]) -> int:
@@ -216,7 +216,7 @@ def _console(arguments: argparse.Namespace) -> int:
                 stack.enter_context(raw_keyboard())
                 termios.tcsetwinsize(terminal.fd, termios.tcgetwinsize(keyboard))
             os.write(terminal.fd, b"\r")  # for a prompt
-            ended = terminal.talk(keyboard, sys.stdout.fileno(), lab.guest.pidfd)
+            ended = terminal.talk(keyboard, sys.stdout.buffer, lab.guest.pidfd)
         if ended:
             raise lab.guest.lost()
     return 0

@@ -13,8 +13,16 @@ from skblab.record.tracer import Tracer
 def shown_live(tracer: Tracer, printer: Printer) -> Iterator[None]:
     """Print a trace's journeys from another thread; at the end, those that are over then."""
     ended = threading.Event()
+    failed: list[OSError] = []
     live = Live(tracer.path)
-    thread = threading.Thread(target=_show, args=(live, tracer.grown, ended, printer), name="skblab-live")
+
+    def run() -> None:
+        try:
+            _show(live, tracer.grown, ended, printer)
+        except OSError as error:  # standard output cannot be written; the command goes on
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="skblab-live")
     thread.start()
     try:
         yield
@@ -23,16 +31,17 @@ def shown_live(tracer: Tracer, printer: Printer) -> Iterator[None]:
         tracer.grown.set()
         thread.join()
         live.close()
+    for error in failed:
+        raise error
 
 
 def _show(live: Live, grown: threading.Event, ended: threading.Event, printer: Printer) -> None:
-    with contextlib.suppress(BrokenPipeError):  # whoever reads has enough; the command goes on
-        while not (ended.is_set() or printer.has_enough or live.behind):
-            if not live.pending:
-                grown.wait()
-            grown.clear()
-            ended.wait(SETTLED_NS / 1e9)
-            over = live.over()
-            if live.trace:
-                printer.print(live.trace, over)
-                live.forget(over)
+    while not (ended.is_set() or printer.has_enough or live.behind):
+        if not live.pending:
+            grown.wait()
+        grown.clear()
+        ended.wait(SETTLED_NS / 1e9)
+        over = live.over()
+        if live.trace:
+            printer.print(live.trace, over)
+            live.forget(over)

@@ -137,7 +137,7 @@ class Printer:
 def losses(trace: Trace) -> str:
     """Return what was lost, in words."""
     if not trace.whole:
-        return "the trace is not whole: whoever wrote it was killed; what it had written is shown"
+        return "the trace is not whole: its end was never written; what was written is shown"
     said = f"lost: {trace.end['lost']}"
     if trace.end["forgotten"]:
         said += f", packets that were followed no more: {trace.end['forgotten']}"

@@ -6,12 +6,17 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skblab.cli.live import shown_live
 from skblab.cli.options import add_guest_options, add_lab_options, complete, function_names, lab_from
-from skblab.cli.rules import add_rule_options, in_force, rules_from
+from skblab.cli.rules import InForce, add_rule_options, in_force, rules_from
 from skblab.cli.show import Printer, add_output_options, losses, show
-from skblab.errors import UsageError
+from skblab.errors import CannotWrite, TraceError, UsageError
+
+if TYPE_CHECKING:
+    from skblab.record.steps import Trace
+    from skblab.record.tracer import Tracer
 
 NAME = "trace"
 EXAMPLES = """\
@@ -93,14 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
             with in_force(lab, rules) as force, shown_live(tracer, printer) if live else contextlib.nullcontext():
                 status = force.run(arguments.client)
             status = force.exit_status(status)
-            for rule in force.running:
-                if rule.unedited:
-                    print(f"{rule.armed.rule}: {rule.unedited} unedited; {rule.why_unedited}", file=sys.stderr)
-            tracer.end(status=status)
-        if arguments.quiet and arguments.output:
+            _say_unedited(force)
+            failed = _end(tracer, status)
+        if arguments.quiet and arguments.output and not failed:
             print(f"lost: {tracer.losses()['lost']}", file=sys.stderr)
             return status
-        trace = tracer.trace()
+        trace = _written(tracer, failed)
     if arguments.quiet:
         print(losses(trace), file=sys.stderr)
     else:
@@ -108,4 +111,28 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.how == "json":
             for one in lab.new_complaints:
                 print(json.dumps({"type": "complaint"} | asdict(one)))
+    if failed:
+        raise failed
     return status
+
+
+def _say_unedited(force: InForce) -> None:
+    for rule in force.running:
+        if rule.unedited:
+            print(f"{rule.armed.rule}: {rule.unedited} unedited; {rule.why_unedited}", file=sys.stderr)
+
+
+def _end(tracer: "Tracer", status: int) -> CannotWrite | None:
+    """End the trace; return why it is not whole: what was written is shown first."""
+    try:
+        tracer.end(status=status)
+    except CannotWrite as error:
+        return error
+    return None
+
+
+def _written(tracer: "Tracer", failed: CannotWrite | None) -> "Trace":
+    try:
+        return tracer.trace()
+    except TraceError as nothing:  # not even the first chunk is there
+        raise failed or nothing from None

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import struct
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def explain(error: DebuggerError, pid: int) -> DebuggerError:
             found=f"{error.what}\na seccomp filter is on this process, and may forbid ptrace(2)",
             mend="in a container: docker run --security-opt seccomp=unconfined, or --cap-add SYS_PTRACE",
         )
-    return DebuggerError(what, found=f"{error.what}\n{error.found}".strip(), mend="skblab doctor")
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY  # gdb takes 0.5 GB
+    mend = "ulimit -v unlimited; skblab doctor" if limited else "skblab doctor"
+    return DebuggerError(what, found=f"{error.what}\n{error.found}".strip(), mend=mend)
 
 
 def first_byte(pid: int, address: int) -> bytes:

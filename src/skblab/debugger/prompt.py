@@ -14,10 +14,11 @@ from skblab.agent.control import DEVICE_TYPE, NET_TYPE, SOCKET_TYPE, bits
 from skblab.agent.soundness import TABLE
 from skblab.debugger import attach
 from skblab.debugger.inside import wire
-from skblab.errors import BuildFailed, DebuggerError, Timeout
+from skblab.errors import DebuggerError, SkblabError, Timeout
 from skblab.guest.boot import READY, Guest
 from skblab.guest.mconsole import Kind
 from skblab.host import process
+from skblab.host.gdb import directory as gdb_directory
 from skblab.host.gdb import find_gdb
 from skblab.host.namespace import Namespaces
 from skblab.host.waiting import wait
@@ -86,7 +87,11 @@ def run(
             stack.enter_context(_terminal_lent())
             # In this process's own group, which the terminal listens to.
             running = process.start(
-                namespaces.command(argv), env=gdb.env, stdin=None, pass_fds=[namespaces.pidfd, theirs.fileno()]
+                namespaces.command(argv),
+                cwd=gdb_directory(),
+                env=gdb.env,
+                stdin=None,
+                pass_fds=[namespaces.pidfd, theirs.fileno()],
             )
         stack.callback(process.end, running)
         _attach(ours, _order(image, guest, holds, no_hold, from_boot=booted is not None), guest)
@@ -170,7 +175,7 @@ def _scripts(image: Image) -> str:
     """Return the file of the kernel's own commands for gdb; where it cannot be made, say why, and do without."""
     try:
         return str(ensure_scripts(image.path))
-    except (BuildFailed, OSError) as error:
+    except (SkblabError, OSError) as error:
         log.warning("the kernel's own commands for gdb (lx-...) are absent: %s", error)
         return ""
 

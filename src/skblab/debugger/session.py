@@ -16,6 +16,7 @@ from skblab.debugger.inside import wire
 from skblab.errors import DebuggerError, Timeout, UsageError
 from skblab.guest.boot import Guest
 from skblab.host import process
+from skblab.host.gdb import directory as gdb_directory
 from skblab.host.gdb import find_gdb
 from skblab.host.namespace import Namespaces
 from skblab.host.waiting import wait
@@ -43,6 +44,7 @@ class Debugger:
         self.image = image
         self._guest = guest
         self._namespaces = namespaces
+        self._pid = os.getpid()
         self._buffer = b""
         self._stops: dict[int, tuple[int, bytes]] = {}  # number -> address, and the byte there
         self._interrupts = 0
@@ -63,6 +65,7 @@ class Debugger:
             ]  # fmt: skip
             self.process = process.start(
                 self._namespaces.command(argv),
+                cwd=gdb_directory(),
                 env=gdb.env,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
@@ -178,7 +181,7 @@ class Debugger:
 
     def close(self) -> None:
         """Detach, leaving a healthy guest, and end gdb; safe to call twice, and when gdb is gone."""
-        if self._errors < 0:
+        if self._errors < 0 or os.getpid() != self._pid:  # a forked child's copy
             return
         if self.process.poll() is None and self._guest.alive:
             try:

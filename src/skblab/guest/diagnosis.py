@@ -143,6 +143,12 @@ CAUSES = (
         "skblab image rm IMAGE && skblab image build",
     ),
     _cause(
+        r"skblab init: cannot load the agent: Cannot allocate memory",
+        "the guest's kernel has no room for the agent: in its own memory, or in the address space of its process",
+        "ulimit -v unlimited; a larger --memory",
+        kind=MissingPrerequisite,
+    ),
+    _cause(
         r"skblab init: cannot load the agent: (?P<why>[^\n]*)",
         "the agent cannot be loaded: {why}",
         "skblab image rm IMAGE && skblab image build",

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from skblab import files
 from skblab.errors import DiskError, DiskInUse, UsageError
 from skblab.guest import cow
 from skblab.host import process, registry
@@ -63,7 +64,7 @@ class Disk:
         words = text.split(",")
         if len(words) > 2 or not all(words):
             raise UsageError(f"not a disk: {text!r}", mend="--disk IMAGE, --disk COW or --disk COW,BACKING")
-        return cls(*(Path(word).expanduser().absolute() for word in words))
+        return cls(*(files.typed(word).absolute() for word in words))
 
     def ready(self) -> None:
         """Make the COW file where it is not there yet; see that a kernel can open all that it will open.
@@ -203,9 +204,8 @@ def holder(path: Path, kind: int) -> Holder | None:
     found, _, _, _, pid = FLOCK.unpack(answer)
     if found == fcntl.F_UNLCK:
         return None
-    for owner in registry.running():
-        if owner.init_pid and pid > 0 and _pid_namespace(owner.init_pid) == _pid_namespace(pid):
-            return Holder(pid if owner.kept else owner.pid, owner.name, owner.kept)
+    if owner := registry.owner_of(pid):
+        return Holder(pid if owner.kept else owner.pid, owner.name, owner.kept)
     return Holder(pid)
 
 
@@ -235,13 +235,6 @@ def size_bytes(path: Path) -> int:
     """Return how much an image, or a disk of this machine, holds."""
     with path.open("rb") as file:
         return file.seek(0, os.SEEK_END)
-
-
-def _pid_namespace(pid: int) -> str | None:
-    try:
-        return str(Path(f"/proc/{pid}/ns/pid").readlink())
-    except OSError:
-        return None
 
 
 def _command(pid: int) -> str:

@@ -20,7 +20,8 @@ COMPILE = ("gcc", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-std=g
 def ensure(directory: Path) -> Path:
     """Return the archive in *directory*, made first where there is none for this source.
 
-    :raises BuildFailed: the compiler refused, or *directory* cannot be written
+    :raises BuildFailed: the compiler refused
+    :raises CannotWrite: *directory* cannot be written
     """
     sources = sorted((kernel_dir() / "init").glob("*.[ch]"))
     agent = ensure_agent(directory)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from skblab import files
 from skblab.errors import UsageError
 from skblab.guest.initramfs import pack
 from skblab.image.debuginfo import describe_module
@@ -30,7 +31,7 @@ class Module:
         :raises UsageError: there is no such file, or it is no module
         """
         file, *parameters = text.split(",")
-        module = cls(Path(file).expanduser().absolute(), tuple(parameters))
+        module = cls(files.typed(file).absolute(), tuple(parameters))
         if not module.file.is_file():
             raise UsageError(f"no such module: {file}", mend="skblab module build DIRECTORY makes one")
         if not module._facts.keys() >= {"name", "vermagic"}:
@@ -79,7 +80,10 @@ class Module:
 
 
 def append(archive: Path, modules: tuple[Module, ...], target: Path) -> None:
-    """Write the guest's first files to *target*, with modules behind them: archives may follow each other."""
+    """Write the guest's first files to *target*, with modules behind them: archives may follow each other.
+
+    :raises CannotWrite: there is no room for it
+    """
     entries = [("modules", stat.S_IFDIR | 0o755, b"", (0, 0))]
     for number, module in enumerate(modules):
         orders = " ".join((module.name, *module.parameters))
@@ -87,7 +91,8 @@ def append(archive: Path, modules: tuple[Module, ...], target: Path) -> None:
             (f"modules/{number:02}", stat.S_IFREG | 0o644, module.file.read_bytes(), (0, 0)),
             (f"modules/{number:02}.orders", stat.S_IFREG | 0o644, orders.encode(), (0, 0)),
         ]
-    target.write_bytes(archive.read_bytes() + pack(entries))
+    with files.whole(target) as file:
+        file.write(archive.read_bytes() + pack(entries))
 
 
 def sections_told(text: str) -> tuple[str, dict[str, int]] | None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, overload
 
 from skblab.errors import GuestCommandFailed, GuestLost, SkblabError, UsageError
+from skblab.files import ROOM, cannot_write
 from skblab.guest.exec import Command, start
 from skblab.guest.unpack import unpack
 from skblab.host.namespace import Namespaces
@@ -133,10 +134,14 @@ class Programs:
 
         :param to: its name here; or a directory that is here, in which it keeps its name
         :raises NoSuchProgram: the guest has no tar
+        :raises CannotWrite: this machine has no room for it
         :raises GuestCommandFailed: tar refused; what it sent is no archive, or cannot be written; something is left out
         """
-        source, to = PurePosixPath(path), Path(to)
-        target = to.absolute() / source.name if to.is_dir() else to.absolute()
+        source, target = PurePosixPath(path), Path(to).absolute()
+        if target.is_dir():
+            target /= source.name
+        elif str(to).endswith("/") or not target.parent.is_dir():
+            raise UsageError(f"no such directory: {to if str(to).endswith('/') else target.parent}", mend="mkdir -p")
         failed = f"cannot copy {path} out of the guest"
         argv = ["tar", "-C", str(source.parent), "-cf", "-", "--", source.name or "."]
         damage: Exception | None = None
@@ -149,6 +154,8 @@ class Programs:
                 damage = error
             tar.stdout.close()
             self._ended(tar, os.pread(said.fileno(), MOST_TOLD_BYTES, 0), failed)
+        if isinstance(damage, OSError) and damage.errno in ROOM:
+            raise cannot_write(damage.filename or target, damage)
         if damage:
             raise GuestCommandFailed(failed, found=str(damage))
         if left_out:

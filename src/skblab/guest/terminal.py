@@ -3,7 +3,7 @@
 import os
 import pty
 from contextlib import ExitStack
-from typing import Self
+from typing import IO, Self
 
 from skblab.host.waiting import wait
 
@@ -34,14 +34,15 @@ class Terminal:
             os.close(self.guest_fd)
             self.guest_fd = -1
 
-    def talk(self, keyboard: int, screen: int, ended: int) -> bool:
+    def talk(self, keyboard: int, screen: IO[bytes], ended: int) -> bool:
         """Carry bytes to and fro until the person leaves, or the descriptor *ended* is readable; whether it is."""
         while True:
             ready = wait([self.fd, keyboard, ended])
             if ended in ready:
                 return True
             if self.fd in ready:
-                os.write(screen, os.read(self.fd, 65536))
+                screen.write(os.read(self.fd, 65536))
+                screen.flush()
             if keyboard in ready:
                 typed = os.read(keyboard, 4096)
                 before, leave, _ = typed.partition(LEAVE)

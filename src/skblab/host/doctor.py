@@ -33,6 +33,7 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """Look at everything a lab and a kernel build need."""
+    yield _proc()
     yield _namespaces()
     yield _tap()
     yield _ptrace()
@@ -43,9 +44,21 @@ def examine() -> Iterator[Finding]:
         yield Finding(
             program, path is not None, path or "not installed", f"apt-get install {package}", program in NEEDED_TO_RUN
         )
-    memory = os.statvfs(GUEST_MEMORY)
+    yield _memory()
+
+
+def _proc() -> Finding:
+    there = Path("/proc/self").exists()
+    return Finding("/proc", there, "mounted" if there else "not mounted", "mount -t proc proc /proc   (as root)")
+
+
+def _memory() -> Finding:
+    try:
+        memory = os.statvfs(GUEST_MEMORY)
+    except OSError as error:
+        return Finding(GUEST_MEMORY, False, error.strerror or "", f"mkdir -p {GUEST_MEMORY}   (as root)")  # noqa: FBT003
     free_mb = memory.f_bavail * memory.f_frsize / 1e6
-    yield Finding(
+    return Finding(
         GUEST_MEMORY, free_mb > 100, f"{free_mb:.0f} MB free", f"mount -o remount,size=50% {GUEST_MEMORY}   (as root)"
     )
 
@@ -60,6 +73,8 @@ def _namespaces() -> Finding:
             return Finding("namespaces", True, "namespaces can be made, and a guest's kernel confined")  # noqa: FBT003
     except SkblabError as error:
         return Finding("namespaces", False, f"{error.what}: {error.found}", error.mend)  # noqa: FBT003
+    except OSError as error:
+        return Finding("namespaces", False, str(error), "see what else stands here")  # noqa: FBT003
 
 
 def _tap() -> Finding:

@@ -1,8 +1,8 @@
-"""Run one program inside a lab: ``enter(pidfd, argv)``.
+"""Stand for one program: ``enter(pidfd, parent, argv)`` inside a lab, ``guard(parent, argv)`` outside of one.
 
-A program of its own that imports little. It joins the namespaces of the process behind *pidfd* (setns(2) on a pidfd,
-Linux 5.8), forks, for a PID namespace takes children only, and stands for its child: the same signals, the same stops,
-the same exit status. If it is killed, so is the child.
+A program of its own that imports little. To enter, it joins the namespaces of the process behind *pidfd* (setns(2) on a
+pidfd, Linux 5.8), forks, for a PID namespace takes children only, and stands for its child: the same signals, the same
+stops, the same exit status. If it is killed, so is the child; when the process *parent* ends, both end.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import ctypes
 import os
 import signal
 
+from skblab.host.waiting import wait
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 CLONE_NEWNS = 0x00020000
@@ -22,48 +25,98 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
 SI_USER = 0  # sigaction(2): a signal that a process sent; the terminal's own are SI_KERNEL and reach the child directly
+SIGNALFD_BYTES = 128  # signalfd(2), struct signalfd_siginfo: the number, errno, the code
+CANNOT_START, NOT_FOUND = 126, 127
 
 FORWARDED = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
 )  # fmt: skip
+WANTED = {*FORWARDED, signal.SIGCHLD}
+
+libc = ctypes.CDLL(None, use_errno=True)
 
 
-def enter(pidfd: int, argv: list[str]) -> NoReturn:
-    """Run *argv* in the namespaces of the process behind *pidfd* and end as it ends."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    directory = os.getcwd()  # noqa: PTH109 - see the module's own words on imports; setns(2) goes to the root
+def enter(pidfd: int, parent: int, argv: list[str]) -> NoReturn:
+    """Run *argv* in the namespaces of the process behind *pidfd* and end as it ends, or when *parent* ends."""
+    watched = _watch(parent)
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        directory = os.getcwd()  # noqa: PTH109 - see the module's own words on imports; setns(2) goes to the root
+    except OSError:  # it was deleted, or lies under another mount
+        directory = ""
     if libc.setns(pidfd, CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC) < 0:
-        os.write(2, f"skblab: cannot enter the lab: {os.strerror(ctypes.get_errno())}\n".encode())
-        os._exit(126)
+        _refuse(f"skblab: cannot enter the lab: {os.strerror(ctypes.get_errno())}")
     os.close(pidfd)
-    wanted = {*FORWARDED, signal.SIGCHLD}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+
+    def go_there() -> None:
+        try:
+            os.chdir(directory)  # the same path, seen through the lab's mounts
+        except OSError:  # there is none
+            os.fchdir(here)
+
+    child = _start(argv, go_there)
+    _stand_for(child, watched, lambda: os.kill(child, signal.SIGKILL))
+
+
+def guard(parent: int, argv: list[str]) -> NoReturn:
+    """Run *argv* in this process's own group, all of which ends when *parent* ends; end as it ends."""
+    watched = _watch(parent)
+    child = _start(argv, lambda: None)
+    _stand_for(child, watched, lambda: os.killpg(0, signal.SIGKILL))
+
+
+def _watch(parent: int) -> int:
+    try:
+        return os.pidfd_open(parent)
+    except ProcessLookupError:
+        os._exit(CANNOT_START)
+
+
+def _refuse(why: str, status: int = CANNOT_START) -> NoReturn:
+    try:
+        os.write(2, f"{why}\n".encode(errors="replace"))
+    finally:
+        os._exit(status)
+
+
+def _start(argv: list[str], prepare: Callable[[], None]) -> int:
+    """Start a program; the signals that are to be passed on are blocked here from now on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WANTED)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the child's end would not be heard
     try:
         child = os.fork()
     except OSError as error:
-        os.write(2, f"skblab: cannot start {argv[0]} in the lab: {error.strerror}\n".encode())
-        os._exit(126)
-    if child == 0:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; programs expect them not to be
-            signal.signal(number, signal.SIG_DFL)
-        try:
-            os.chdir(directory)  # the same path, seen through the lab's mounts
-            os.execvp(argv[0], argv)  # noqa: S606
-        except OSError as error:
-            os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
-        os._exit(127)
-    _stand_for(child, wanted)
+        _refuse(f"skblab: cannot start {argv[0]}: {error.strerror}")
+    if child:
+        return child
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; programs expect them not to be
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        prepare()
+    except OSError as error:
+        _refuse(f"skblab: cannot work in this directory: {error.strerror}")
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606
+    except OSError as error:
+        _refuse(f"{argv[0]}: {error.strerror}", NOT_FOUND)
+    except ValueError:
+        _refuse("skblab: the command's name is empty", NOT_FOUND)
 
 
-def _stand_for(child: int, wanted: set[signal.Signals]) -> NoReturn:
-    """Pass signals on to the child, stop as it stops, end as it ends; *wanted* is blocked."""
+def _stand_for(child: int, parent: int, end: Callable[[], None]) -> NoReturn:
+    """Pass signals on to the child, stop as it stops, end as it ends; *end* it where the parent has ended."""
+    signals = _signalfd()
     while True:
-        received = signal.sigwaitinfo(wanted)
-        if received.si_signo != signal.SIGCHLD:
-            if received.si_code <= SI_USER:
-                os.kill(child, received.si_signo)
+        if parent in wait([signals, parent]):
+            end()
+            os._exit(128 + signal.SIGKILL)
+        received = os.read(signals, SIGNALFD_BYTES)
+        number, code = (int.from_bytes(received[at : at + 4], "little", signed=True) for at in (0, 8))
+        if number != signal.SIGCHLD:
+            if code <= SI_USER:
+                os.kill(child, number)
             continue
         pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
         if pid == 0:
@@ -78,3 +131,12 @@ def _stand_for(child: int, wanted: set[signal.Signals]) -> NoReturn:
             signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
             os.kill(os.getpid(), -code)
         os._exit(code)
+
+
+def _signalfd() -> int:
+    """Return a descriptor from which the blocked signals can be read."""
+    mask = (ctypes.c_ulong * 16)()  # sigset_t
+    for number in WANTED:
+        mask[0] |= 1 << number - 1
+    descriptor: int = libc.signalfd(-1, mask, os.O_CLOEXEC)
+    return descriptor

@@ -23,6 +23,18 @@ class Gdb:
     origin: str
 
 
+def directory() -> Path | None:
+    """Return where gdb is to be started, None: here. Without the name of its directory it does not find its own files.
+
+    That has none where it was deleted, or lies under another mount.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return Path("/")
+    return None
+
+
 @functools.cache
 def find_gdb() -> Gdb:
     """Return the gdb to use: the one that ``$SKBLAB_GDB`` names, else the wheel's, else the system's.
@@ -50,6 +62,6 @@ def find_gdb() -> Gdb:
     system = shutil.which(chosen or "gdb")
     if system is None:
         what = f"SKBLAB_GDB={chosen}: no such program" if chosen else "no gdb: neither the wheel nor the system's"
-        raise MissingPrerequisite(what, mend="apt-get install gdb")
+        raise MissingPrerequisite(what, mend="unset SKBLAB_GDB" if chosen else "apt-get install gdb")
     package_root = Path(__file__).resolve().parents[2]
     return Gdb((system,), os.environ | {"PYTHONPATH": str(package_root)}, "system")

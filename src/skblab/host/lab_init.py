@@ -78,10 +78,17 @@ def private_mounts(hosts: str) -> None:
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("tmpfs", LAB, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700")
     prepare()
-    for name, text in (("hosts", read_file("/etc/hosts").rstrip() + f"\n{hosts}\n"), ("gai.conf", PREFER_IP4)):
-        if os.access(f"/etc/{name}", os.F_OK):
+    hosts = f"{_machines_hosts().rstrip()}\n{hosts}\n"
+    for name, text in (("hosts", hosts), ("gai.conf", PREFER_IP4)):
+        if os.path.isfile(f"/etc/{name}"):  # noqa: PTH113
             write_file(f"{LAB}/{name}", text)
             mount(f"{LAB}/{name}", f"/etc/{name}", "", MS_BIND)
+
+
+def _machines_hosts() -> str:
+    """Return /etc/hosts, as far as this user may read it and it is a file."""
+    path = "/etc/hosts"
+    return read_file(path) if os.path.isfile(path) and os.access(path, os.R_OK) else ""  # noqa: PTH113
 
 
 def let_datagrams_wait() -> None:
@@ -484,6 +491,7 @@ def outer(control: socket.socket) -> None:
 
 def main(control_fd: int) -> None:
     """Run a lab for the controller at the other end of an inherited socket, to its end or ours."""
+    os.umask(0o022)  # the kernel is to read what is made for it
     os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # ip and tc, for ordinary users too
     status = 0
     try:

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,16 @@ from skblab.host.waiting import wait
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).parents[2]
 START_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 10.0
 DESCRIPTORS = 24  # a lab has 12 here, and a few more while it starts
+KINDS = {"user": "user", "mnt": "mount", "pid": "PID", "net": "network", "ipc": "IPC"}
+IN_A_CONTAINER = "in a container: docker run --privileged, or --security-opt seccomp=unconfined; skblab doctor"
+LIMITS = {
+    errno.EMFILE: ("a lab's first process may open no more files", "ulimit -n 1024"),
+    errno.ENFILE: ("this machine has no more open files", "sysctl -w fs.file-max=1000000   (as root)"),
+    errno.ENOMEM: ("a lab's first process gets no memory", "ulimit -v unlimited; free -m"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +40,6 @@ class GuestLink:
     kind: str
     addresses: tuple[str, ...]
     fd: int | None = None
-
-
-def _program(module: str, call: str) -> list[str]:
-    """Return how to run a function of a module beside this one in a Python of its own, without its site-packages."""
-    return [
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from skblab.host import {module} as m; {call}",
-    ]
 
 
 class Namespaces:
@@ -70,6 +64,7 @@ class Namespaces:
         self._control: socket.socket | None = None
         self._lock = -1
         self.kept = False  # the lab outlives this process
+        self._outer: process.Running | None = None
         self.pidfd = -1
         self.pid = 0
 
@@ -94,7 +89,7 @@ class Namespaces:
         self._control.settimeout(START_TIMEOUT_S)
         with theirs:
             self._outer = process.start(
-                _program("lab_init", f"m.main({theirs.fileno()})"),
+                process.of_ours("lab_init", f"m.main({theirs.fileno()})"),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # it may outlive this process, and whoever reads that
                 pass_fds=[theirs.fileno()],
@@ -187,7 +182,7 @@ class Namespaces:
     def command(self, argv: Sequence[process.Argument]) -> list[str]:
         """Return the command that runs *argv* on the host side; start it with ``pass_fds=[self.pidfd]``."""
         words = [str(word) for word in argv]
-        return [*_program("enter", f"m.enter({self.pidfd}, sys.argv[1:])"), *words]
+        return [*process.of_ours("enter", f"m.enter({self.pidfd}, {os.getpid()}, sys.argv[1:])"), *words]
 
     def keep(self, fds: Sequence[int], about: dict[str, object]) -> None:
         """Let the lab outlive this process; process 1 keeps *fds* (see ``lab_init``) for others who join it."""
@@ -217,6 +212,7 @@ class Namespaces:
             os.close(self.pidfd)
             os.close(self._lock)  # process 1 has it too
             self._lock = -1
+            assert self._outer
             process.let_live(self._outer)
             return
         if self.pidfd >= 0:
@@ -227,11 +223,10 @@ class Namespaces:
                 log.warning("lab %s: process %d has not ended after %g s", self.name, self.pid, END_TIMEOUT_S)
             os.close(self.pidfd)
             self.pidfd = -1
-        try:
-            self._outer.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._outer.kill()
-            self._outer.wait()
+        if self._outer:  # else it could not be started
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._outer.wait(END_TIMEOUT_S)
+            process.end(self._outer)
         registry.forget(self.name, self._lock)
         self._lock = -1
 
@@ -325,21 +320,40 @@ def _explain(reply: dict[str, Any]) -> SkblabError:
     }
     if step in answers:
         return answers[step]
+    where = detail if step == detail else f"{step}: {detail}"
     if reply["errno"] == errno.EAGAIN:
-        return process.no_more_processes(f"{step}: {detail}")
-    mend = "skblab doctor"
+        return process.no_more_processes(where)
+    if reply["errno"] in LIMITS:
+        what, mend = LIMITS[reply["errno"]]
+        return MissingPrerequisite(what, found=where, mend=mend)
     if step.startswith("user namespace"):
-        knobs = {
-            "/proc/sys/user/max_user_namespaces": ("0", "sysctl -w user.max_user_namespaces=15000"),
-            "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sysctl -w kernel.unprivileged_userns_clone=1"),
-            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
-                "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-            ),
-        }  # fmt: skip
-        for path, (bad, remedy) in knobs.items():
-            if Path(path).exists() and Path(path).read_text().strip() == bad:
-                detail += f"\n{path} is {bad}"
-                mend = f"{remedy}   (as root)"
-                break
-        return MissingPrerequisite("this machine does not let you make a user namespace", found=detail, mend=mend)
-    return MissingPrerequisite(f"this machine refused a part of the lab: {step}", found=detail, mend=mend)
+        return _no_namespaces(reply["errno"], where)
+    return MissingPrerequisite(f"this machine refused a part of the lab: {step}", found=detail, mend="skblab doctor")
+
+
+def _no_namespaces(number: int, detail: str) -> MissingPrerequisite:
+    """Return the error for an unshare(2) that was refused, with the setting of this machine that does it."""
+    if not Path("/proc/self").exists():
+        return MissingPrerequisite(
+            "a lab needs /proc", found="it is not mounted here", mend="mount -t proc proc /proc   (as root)"
+        )
+    if number == errno.ENOSPC:  # namespaces(7)
+        settings = {f"user.max_{kind}_namespaces": "0" for kind in ("user", "mnt", "pid", "net", "ipc")}
+        better = "15000"
+    else:
+        settings = {"kernel.unprivileged_userns_clone": "0", "kernel.apparmor_restrict_unprivileged_userns": "1"}
+        better = ""
+    for name, bad in settings.items():
+        path = Path("/proc/sys", name.replace(".", "/"))
+        if path.exists() and path.read_text().strip() == bad:
+            kind = name.removeprefix("user.max_").partition("_")[0] if better else "user"
+            return MissingPrerequisite(
+                f"this machine does not let you make a {KINDS[kind]} namespace", found=f"{path} is {bad}",
+                mend=f"sysctl -w {name}={better or 1 - int(bad)}   (as root)",
+            )  # fmt: skip
+    if better:
+        return MissingPrerequisite(
+            "this machine lets you make no more namespaces", found=detail,
+            mend="end what you no longer need: skblab down --all; or raise the limits: sysctl user   (as root)",
+        )  # fmt: skip
+    return MissingPrerequisite("this machine does not let you make a user namespace", found=detail, mend=IN_A_CONTAINER)

@@ -8,14 +8,17 @@ import logging
 import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from skblab.errors import MissingPrerequisite
+from skblab.host.enter import CANNOT_START
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,14 @@ Argument = str | Path
 Stream = int | IO[bytes] | None
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Running = subprocess.Popen[bytes]  # noqa: TID251 - this is the place
+SOURCE = Path(__file__).parents[2]
+_kept_open: list[int] = []
+
+
+def of_ours(module: str, call: str) -> list[str]:
+    """Return how to run a function of a module beside this one in a Python of its own, without its site-packages."""
+    imports = f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from skblab.host import {module} as m"
+    return [sys.executable, "-I", "-S", "-c", f"{imports}; {call}"]
 
 
 def start(
@@ -35,28 +46,48 @@ def start(
     stderr: Stream = None,
     pass_fds: Sequence[int] = (),
     new_session: bool = False,
+    guarded: bool = False,
 ) -> Running:
     """Start *argv* and return at once.
 
+    :param guarded: it ends with this process, however that ends, and so does all that it starts; in a new session
     :raises MissingPrerequisite: the program is not installed, or this user may have no more processes
     """
     words = [str(word) for word in argv]
     log.debug("$ %s", shlex.join(words))
+    if guarded and shutil.which(words[0], path=(env or os.environ).get("PATH")) is None:
+        raise _not_installed(words[0])
     try:
         return Running(
-            words,
+            [*of_ours("enter", f"m.guard({os.getpid()}, sys.argv[1:])"), *words] if guarded else words,
             cwd=cwd,
             env=env,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            pass_fds=pass_fds,
-            start_new_session=new_session,
+            pass_fds=[*pass_fds, *_kept_open],
+            start_new_session=new_session or guarded,
         )
     except BlockingIOError as error:  # fork(2)
         raise no_more_processes(f"{words[0]}: {error.strerror}") from None
-    except FileNotFoundError:
-        raise MissingPrerequisite(f"{words[0]} is not installed", mend="skblab doctor   (names the package)") from None
+    except FileNotFoundError as error:
+        if error.filename != words[0]:  # its directory, or /dev/null
+            raise
+        raise _not_installed(words[0]) from None
+
+
+def _not_installed(program: str) -> MissingPrerequisite:
+    return MissingPrerequisite(f"{program} is not installed", mend="skblab doctor   (names the package)")
+
+
+@contextlib.contextmanager
+def kept_open(descriptor: int) -> Iterator[None]:
+    """Keep a descriptor, and with it a lock, open in every program that is started meanwhile."""
+    _kept_open.append(descriptor)
+    try:
+        yield
+    finally:
+        _kept_open.remove(descriptor)
 
 
 def no_more_processes(found: str) -> MissingPrerequisite:
@@ -102,12 +133,16 @@ def finish(running: Running, *, timeout_s: float | None = None) -> subprocess.Co
 def run(
     argv: Sequence[Argument], *, env: Mapping[str, str] | None = None, timeout_s: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run *argv* to its end; a failing status is the caller's to judge.
+    """Run *argv* to its end, or to this process's; a failing status is the caller's to judge.
 
-    :raises MissingPrerequisite: the program is not installed
+    :raises MissingPrerequisite: the program is not installed, or this user may have no more processes
     :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
     """
-    return finish(start(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE), timeout_s=timeout_s)
+    running = start(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, guarded=True)
+    done = finish(running, timeout_s=timeout_s)
+    if done.returncode == CANNOT_START and done.stderr.startswith("skblab: "):
+        raise no_more_processes(done.stderr.strip())
+    return done
 
 
 @contextlib.contextmanager
@@ -169,10 +204,23 @@ def pid_of(pidfd: int) -> int:
     raise AssertionError("fdinfo of a pidfd without Pid")
 
 
+def that_run(program: Path) -> list[int]:
+    """Return the processes of this machine that were started as a program."""
+    found = []
+    for path in Path("/proc").glob("[1-9]*"):
+        with contextlib.suppress(OSError):
+            if path.joinpath("cmdline").read_bytes().partition(b"\0")[0] == os.fsencode(program):
+                found.append(int(path.name))
+    return found
+
+
 def end(running: Running) -> None:
-    """Kill a program that may still run, collect it, and close its pipes, for nobody will read them."""
+    """Kill a program that may still run, and its group where it has one of its own; collect it, close its pipes."""
     if running.poll() is None:
-        running.kill()
+        if os.getpgid(running.pid) == running.pid:
+            os.killpg(running.pid, signal.SIGKILL)
+        else:
+            running.kill()
         running.wait()
     for pipe in (running.stdin, running.stdout, running.stderr):
         if pipe is not None:

@@ -1,20 +1,24 @@
 """Names of labs: one lab a name, held by a file lock that ends with the lab's last process."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
 import socket
 import stat
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from skblab import files
 from skblab.errors import LabNameTaken, MissingPrerequisite, NoSuchLab, UsageError
 from skblab.host.waiting import wait
 
+ANOTHER_DIRECTORY = "XDG_RUNTIME_DIR=DIR, a directory of your own"
 LONGEST_COMMAND = 1000
 VALID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -37,17 +41,18 @@ class Owner:
 def registry_dir() -> Path:
     """Return the directory of lab names, mode 0700: ``$XDG_RUNTIME_DIR/skblab``, else ``/tmp/skblab-UID``.
 
-    :raises MissingPrerequisite: it is somebody else's
+    :raises MissingPrerequisite: it cannot be used, or others could
     """
     base = os.environ.get("XDG_RUNTIME_DIR")
     path = Path(base, "skblab") if base and Path(base).is_dir() else Path(f"/tmp/skblab-{os.geteuid()}")  # noqa: S108
-    path.mkdir(mode=0o700, exist_ok=True)
+    files.directory(path, 0o700, what="the directory of labs' names", mend=ANOTHER_DIRECTORY)
     found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not ours or found.st_mode & 0o077:
         raise MissingPrerequisite(
             f"{path} is not a directory of yours alone",
             found=f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}",
-            mend=f"rm -r {path}",
+            mend=f"chmod 700 {path}" if ours else ANOTHER_DIRECTORY,
         )
     return path
 
@@ -64,26 +69,84 @@ def claim(name: str, *, patience_s: float = 2.0) -> int:
         raise UsageError(
             f"not a name for a lab: {name!r}", mend="letters, digits, dot, dash and underscore, 63 at most"
         )
-    path = registry_dir() / f"{name}.lab"
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            _lock(descriptor, name, patience_s)
-            if _is(descriptor, path):
-                break
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # its lab has ended meanwhile and removed it; a lock on it holds no name
-    _write(descriptor, Owner(name=name, pid=os.getpid(), command=command_line(), started=time.time(), init_pid=0))
+    descriptor, owner = _take(name)
+    if descriptor is None and owner and _is_ending(owner) and _ended_within(owner.init_pid, patience_s):
+        descriptor, owner = _take(name)
+    if descriptor is None:
+        raise _taken(name, owner)
     return descriptor
+
+
+def _is_ending(owner: Owner) -> bool:
+    return bool(owner.init_pid) and not owner.kept and not Path(f"/proc/{owner.pid}").exists()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[Path]:
+    """Yield the directory while nobody else takes, looks at or gives back a name there."""
+    directory = registry_dir()
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield directory
+    finally:
+        os.close(descriptor)
+
+
+def _take(name: str) -> tuple[int | None, Owner | None]:
+    """Return the descriptor that holds a name, or who has it."""
+    with _alone() as directory:
+        path = directory / f"{name}.lab"
+        descriptor = _open(path, os.O_CREAT)
+        if not _lock(descriptor):
+            owner = _read(descriptor)
+            os.close(descriptor)
+            return None, owner
+        try:
+            _write(
+                descriptor, Owner(name=name, pid=os.getpid(), command=command_line(), started=time.time(), init_pid=0)
+            )
+        except OSError as error:
+            _remove(directory, name)
+            os.close(descriptor)
+            error.filename = str(path)
+            raise
+        return descriptor, None
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _open(path: Path, flags: int = 0) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileExistsError(errno.EEXIST, "it is no file of a lab", str(path))
+    return descriptor
+
+
+def _taken(name: str, owner: Owner | None) -> LabNameTaken:
+    if owner and owner.kept:
+        return LabNameTaken(
+            f"a lab named {name!r} is up already",
+            found=f"by: {owner.command}",
+            mend=f"join it with --lab {name}, end it with: skblab down {name}\nor choose another name",
+        )
+    return LabNameTaken(
+        f"a lab named {name!r} is running already",
+        found=f"pid {owner.pid}: {owner.command}" if owner else "its file does not say whose it is",
+        mend=f"end it with: kill {owner.pid}\nor choose another name with --name" if owner else "another name: --name",
+    )
 
 
 def record_init(descriptor: int, pid: int) -> None:
     """Note process 1 of the lab: when it has ended, the name is free."""
-    owner = _read(descriptor)
-    assert owner
-    _write(descriptor, replace(owner, init_pid=pid))
+    _change(descriptor, lambda owner: replace(owner, init_pid=pid))
 
 
 def listen(name: str, descriptor: int) -> socket.socket:
@@ -94,9 +157,7 @@ def listen(name: str, descriptor: int) -> socket.socket:
     with _socket_address(name) as address:
         listener.bind(address)
     listener.listen()
-    owner = _read(descriptor)
-    assert owner
-    _write(descriptor, replace(owner, kept=True))
+    _change(descriptor, lambda owner: replace(owner, kept=True))
     return listener
 
 
@@ -109,7 +170,7 @@ def connect(name: str) -> socket.socket:
     try:
         with _socket_address(name) as address:
             control.connect(address)
-    except OSError:
+    except (FileNotFoundError, ConnectionRefusedError):
         control.close()
         names = ", ".join(owner.name for owner in running() if owner.kept)
         raise NoSuchLab(
@@ -121,15 +182,17 @@ def connect(name: str) -> socket.socket:
 
 
 def running() -> list[Owner]:
-    """Return the owners of this user's labs that run now, by name."""
+    """Return the owners of this user's labs that run now, by name; sweep what labs left behind that were killed."""
     owners = []
-    for path in sorted(registry_dir().glob("*.lab")):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = _read(file.fileno())
-                owners += [owner] if owner else []
+    with _alone() as directory:
+        for path in sorted(directory.glob("*.lab")):
+            with contextlib.suppress(OSError):
+                descriptor = _open(path)
+                if _lock(descriptor):
+                    _remove(directory, path.stem)
+                elif owner := _read(descriptor):
+                    owners.append(owner)
+                os.close(descriptor)
     return owners
 
 
@@ -147,9 +210,29 @@ def _socket_address(name: str) -> Iterator[str]:
         os.close(directory)
 
 
+def first_files(name: str) -> Path:
+    """Return where the first files of a lab's guest are, if it has others than its image's; they go with its name."""
+    return registry_dir() / f"{name}.cpio"
+
+
+def owner_of(pid: int) -> Owner | None:
+    """Return the owner of the lab in which a process runs, or None."""
+    namespace = _pid_namespace(pid) if pid > 0 else None
+    if namespace is None:
+        return None
+    return next((one for one in running() if one.init_pid and _pid_namespace(one.init_pid) == namespace), None)
+
+
+def _pid_namespace(pid: int) -> str | None:
+    try:
+        return str(Path(f"/proc/{pid}/ns/pid").readlink())
+    except OSError:
+        return None
+
+
 def command_line() -> str:
     """Return this process's own command line, shortened to LONGEST_COMMAND characters."""
-    line = Path("/proc/self/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    line = " ".join(sys.orig_argv)
     return line if len(line) <= LONGEST_COMMAND else f"{line[: LONGEST_COMMAND - 3]}..."
 
 
@@ -158,41 +241,23 @@ def _write(descriptor: int, owner: Owner) -> None:
     os.pwrite(descriptor, json.dumps(asdict(owner)).encode(), 0)
 
 
+def _change(descriptor: int, change: Callable[[Owner], Owner]) -> None:
+    with _alone():
+        owner = _read(descriptor)
+        assert owner
+        _write(descriptor, change(owner))
+
+
 def forget(name: str, descriptor: int) -> None:
     """Remove the name's files while *descriptor* still holds its lock, and let go."""
-    _socket_path(name).unlink(missing_ok=True)
-    (registry_dir() / f"{name}.lab").unlink(missing_ok=True)
-    os.close(descriptor)
+    with _alone() as directory:
+        _remove(directory, name)
+        os.close(descriptor)
 
 
-def _is(descriptor: int, path: Path) -> bool:
-    """Whether a name is still that of a file that was opened by it."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _lock(descriptor: int, name: str, patience_s: float) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = _read(descriptor)
-        if owner and owner.kept:
-            raise LabNameTaken(
-                f"a lab named {name!r} is up already",
-                found=f"by: {owner.command}",
-                mend=f"join it with --lab {name}, end it with: skblab down {name}\nor choose another name",
-            ) from None
-        controller_is_gone = owner and not Path(f"/proc/{owner.pid}").exists()
-        if owner and owner.init_pid and controller_is_gone and _ended_within(owner.init_pid, patience_s):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        raise LabNameTaken(
-            f"a lab named {name!r} is running already",
-            found=f"pid {owner.pid}: {owner.command}" if owner else "its owner has not written its name yet",
-            mend=f"end it with: kill {owner.pid}\nor choose another name with --name" if owner else "try again",
-        ) from None
+def _remove(directory: Path, name: str) -> None:
+    for kind in ("socket", "cpio", "lab"):
+        directory.joinpath(f"{name}.{kind}").unlink(missing_ok=True)
 
 
 def _read(descriptor: int) -> Owner | None:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +21,11 @@ from skblab.errors import BuildFailed, MissingPrerequisite
 from skblab.host import process
 from skblab.image import corrections, debuginfo, module, prune, recipe, unwind
 from skblab.image.described import Described
-from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, describe_files
+from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, describe_files, digest, digest_file
 from skblab.image.source import Source, find_source, unpack
-from skblab.image.store import builds_dir, images_dir
+from skblab.image.store import REMOVED, builds_dir, images_dir
 
-TOOLS = ("make", "gcc", "ld", "nm", "objcopy", "flex", "bison", "bc", "tar", "xz", "setpriv")
+TOOLS = ("make", "gcc", "ld", "nm", "objcopy", "flex", "bison", "bc", "tar", "xz")
 OBJECTS = 900  # about; for the progress
 COMPILING = re.compile(r"^  (?:CC|AS)\s")
 TROUBLE = re.compile(r"error:|Error \d|undefined reference|No such file|fatal|\*\*\*")
@@ -72,6 +71,7 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
             os.utime(target / MANIFEST)  # it is the one that labs take, as if it were just built
             return image
         scratch = target.with_name(f"{BUILDING}{target.name}")
+        shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed while we waited
         scratch.mkdir()
         try:
             with _workshop(source, wanted, scratch, progress) as workshop:
@@ -106,6 +106,8 @@ def _sweep(directory: Path) -> None:
             continue
         finally:
             os.close(descriptor)
+    for removed in directory.glob(f"{REMOVED}*"):
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def _lock(target: Path) -> Path:
@@ -114,7 +116,7 @@ def _lock(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _alone(target: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of one image's build; it ends with this process, however that ends."""
+    """Hold the lock of one image's build; it ends with the last process of the build, however those end."""
     descriptor = os.open(_lock(target), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -122,7 +124,8 @@ def _alone(target: Path, progress: Progress) -> Iterator[None]:
         except BlockingIOError:
             progress("waiting for another build of the same", 0, 0)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        with process.kept_open(descriptor):
+            yield
     finally:
         os.close(descriptor)
 
@@ -153,6 +156,7 @@ def _build(source: Source, wanted: recipe.Recipe, workshop: Path, scratch: Path,
         module.keep_build(obj, image / SOURCE)
         module.build_agent(image, tree, obj, workshop / "agent")
         indexed.result()
+    digest_file(image / SOURCE).write_text(f"{digest(image / SOURCE)}  {SOURCE}\n")
     os.utime(kernel)  # or gdb finds the source to be newer, and says so of every file
     shutil.copyfile(obj / ".config", image / CONFIG)
     manifest = {
@@ -233,8 +237,8 @@ def _make(tree: Path, obj: Path, progress: Progress, *arguments: str) -> None:
 
     :raises BuildFailed: with make's and the compiler's own lines
     """
-    argv = ["setpriv", "--pdeathsig", "TERM", "make", "-C", str(tree), f"O={obj}", "ARCH=um", *arguments]
-    make = process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, new_session=True)
+    argv = ["make", "-C", str(tree), f"O={obj}", "ARCH=um", *arguments]
+    make = process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, guarded=True)
     assert make.stdout is not None
     said: list[str] = []
     done = 0
@@ -246,13 +250,8 @@ def _make(tree: Path, obj: Path, progress: Progress, *arguments: str) -> None:
                 done += 1
                 progress("compiling the kernel", min(done, OBJECTS - 1), OBJECTS)
         status = make.wait()
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(make.pid, signal.SIGKILL)
-        make.wait()
-        raise
     finally:
-        make.stdout.close()
+        process.end(make)
     if status:
         raise BuildFailed(f"make {arguments[-1]} failed in {tree}", found=trouble(said))
 

@@ -27,7 +27,7 @@ def add_gdb_index(kernel: Path) -> None:
 
     :raises BuildFailed: gdb or objcopy refused
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=kernel.parent, prefix=".") as scratch:
         _gdb(kernel, "-ex", f"save gdb-index {scratch}")
         section = Path(scratch, f"{kernel.name}.gdb-index")
         _run(

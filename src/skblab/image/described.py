@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from skblab.errors import BuildFailed
+from skblab.files import whole
 from skblab.host import process
-from skblab.image.module import keep
 
 Symbol = tuple[str, int, int]
 """A function's name, its address, its size in bytes."""
@@ -49,7 +49,8 @@ class Described:
             name: ([size for _, _, size in symbols], [described[one] for one in symbols])
             for name, symbols in _by_name(described).items()
         }
-        keep(json.dumps(rows).encode(), self._path)
+        with whole(self._path) as file:
+            file.write(json.dumps(rows).encode())
 
     def _changed_names(self) -> set[str]:
         """Return the names of all symbols in the objects that were compiled since.

@@ -37,7 +37,7 @@ class ImageDifference:
 
 def compare(old: Image, new: Image) -> ImageDifference:
     """Compare two images. A source file counts where a kernel was built from it; generated ones do not."""
-    ours, theirs = (parse_config(image.config.read_text()) for image in (old, new))
+    ours, theirs = (parse_config(image.config_text()) for image in (old, new))
     before, after = ({function.signature for function in image.functions.all()} for image in (old, new))
     return ImageDifference(
         options={

@@ -61,8 +61,8 @@ def resolve_fields(image: Image, expressions: Sequence[str]) -> list[Field]:
     gdb = find_gdb()
     argv: list[process.Argument] = [*gdb.argv, "-nx", "-batch", "-x", IN_GDB, image.kernel]
     done = process.run(argv, env=gdb.env | {"SKBLAB_FIELDS": json.dumps(paths)}, timeout_s=60)
-    if done.returncode:
-        raise TraceError("gdb could not look fields up", found=done.stderr.strip()[-500:])
+    if done.returncode or not done.stdout:
+        raise TraceError("gdb could not look fields up", found=done.stderr.strip()[-500:], mend="skblab doctor")
     fields = []
     for expression, found in zip(expressions, json.loads(done.stdout), strict=True):
         if "error" in found:

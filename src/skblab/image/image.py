@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ INDEX = "functions.sqlite"
 CONFIG = "config"
 SOURCE = "source"
 RECORDED = (KERNEL, INDEX, CONFIG)
+MADE_LATER = ("agent-*.ko", "initramfs-*.cpio", "unwind-*.bin")  # for a newer skblab; each has its digest beside it
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,22 @@ class Image:
         :raises ImageDamaged: its files are not what was recorded
         """
         path = Path(path).resolve()
-        manifest = path / MANIFEST
         try:
-            recorded = json.loads(manifest.read_text())
+            recorded = json.loads((path / MANIFEST).read_text())
         except (FileNotFoundError, NotADirectoryError):
             raise ImageMissing(f"no image at {path}", mend="skblab image ls") from None
-        except ValueError as error:
+        except PermissionError as error:
+            raise ImageDamaged(
+                f"image {path.name} cannot be read by this user", found=str(error),
+                mend=f"chmod -R a+rX {path}   (as its owner)",
+            ) from None  # fmt: skip
+        except (OSError, ValueError) as error:
             raise ImageDamaged(
                 f"image {path.name}: {MANIFEST} cannot be read", found=str(error), mend=_again(path)
             ) from None
         image = cls(path=path, **_known(path, recorded))
         for name, about in image.files.items():
-            size = (path / name).stat().st_size if (path / name).exists() else None
+            size = _size(path / name)
             if size != about["size_bytes"]:
                 found = "it is missing" if size is None else f"{size} bytes instead of {about['size_bytes']}"
                 raise ImageDamaged(f"image {path.name} is damaged: {name}", found=found, mend=_again(path))
@@ -79,6 +85,10 @@ class Image:
         """The kernel's configuration."""
         return self.path / CONFIG
 
+    def config_text(self) -> str:
+        """Return the kernel's configuration, whatever is in the file."""
+        return self.config.read_text(errors="replace")
+
     def source_lines(self, file: str, line: int, *, around: int = 5) -> list[tuple[int, str]]:
         """Return (number, text) of the lines around one of a source file; nothing where there is no such source."""
         path = self.source / file
@@ -99,16 +109,29 @@ class Image:
         image.__dict__["functions"] = FunctionIndex(self.path / INDEX, tuple(more))
         return image
 
-    def check(self) -> None:
-        """Read every recorded file whole and compare.
+    def check(self) -> list[str]:
+        """Read every file whole and compare with what was recorded; return of which nothing was.
 
         :raises ImageDamaged: a file is not what was recorded
         """
         for name, recorded in self.files.items():
             if digest(self.path / name) != recorded["sha256"]:
-                raise ImageDamaged(
-                    f"image {self.name} is damaged: {name}", found="its content has changed", mend=_again(self.path)
-                )
+                raise self._damaged(name, _again(self.path))
+        unrecorded = []
+        made = sorted(path for pattern in MADE_LATER for path in self.path.glob(pattern))
+        for path in (*made, self.source):
+            if not digest_file(path).exists():
+                unrecorded.append(path.name)
+            elif digest_file(path).read_text().partition(" ")[0] != digest(path):
+                raise self._damaged(path.name, f"rm {path}   (it is made again)" if path in made else _again(self.path))
+        return unrecorded
+
+    def _damaged(self, name: str, mend: str) -> ImageDamaged:
+        return ImageDamaged(f"image {self.name} is damaged: {name}", found="its content has changed", mend=mend)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
 
 
 def _known(path: Path, recorded: object) -> dict[str, Any]:
@@ -134,9 +157,26 @@ def _known(path: Path, recorded: object) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """Return a file's SHA-256 in hex."""
+    """Return a file's SHA-256 in hex; of a directory, that of all names and digests in it."""
+    if path.is_dir():
+        return hashlib.sha256(b"".join(map(_entry, sorted(path.rglob("*"))))).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _entry(path: Path) -> bytes:
+    what = str(path.readlink()) if path.is_symlink() else digest(path) if path.is_file() else ""
+    return os.fsencode(f"{path.name}\0{what}\n")
+
+
+def digest_file(path: Path) -> Path:
+    """Return where the digest of a file is recorded that is not in the manifest; sha256sum(1) reads it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def digest_line(path: Path, content: bytes) -> bytes:
+    """Return what is recorded there of a file of some content."""
+    return f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:

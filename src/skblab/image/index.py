@@ -1,12 +1,16 @@
 """The index of a kernel's functions: where each is, what it takes, which of its parameters is the packet."""
 
+import contextlib
 import difflib
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from skblab.errors import ImageDamaged
 
 SKB_TYPE = "struct sk_buff *"
 COLUMNS = "name, address, size, file, line, return_type, parameters"
@@ -58,15 +62,35 @@ class Function:
 
 
 class FunctionIndex:
-    """The functions of one kernel, in an SQLite file of its image; and *more*, those of its modules."""
+    """The functions of one kernel, in an SQLite file of its image; and *more*, those of its modules.
+
+    Every method raises ImageDamaged where the file is none.
+    """
 
     def __init__(self, path: Path, more: Sequence[Function] = ()) -> None:
-        self._kernels = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
-        self._connection = self._kernels
-        if more:
-            self._connection = sqlite3.connect(":memory:", check_same_thread=False)
-            self._kernels.backup(self._connection)
-            _insert(self._connection, map(_row, more))
+        self._path = path
+        with self._reading():
+            self._kernels = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+            self._connection = self._kernels
+            if more:
+                self._connection = sqlite3.connect(":memory:", check_same_thread=False)
+                self._kernels.backup(self._connection)
+                _insert(self._connection, map(_row, more))
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            image = self._path.parent.name
+            raise ImageDamaged(
+                f"image {image} is damaged: {self._path.name}", found=str(error),
+                mend=f"skblab image rm {image} && skblab image build",
+            ) from None  # fmt: skip
+
+    def _rows(self, connection: sqlite3.Connection, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._reading():
+            return connection.execute(query, values).fetchall()
 
     def lookup(self, name: str) -> Function | None:
         """Return the function of a name; of several static ones of one name, the one at the lowest address."""
@@ -78,13 +102,13 @@ class FunctionIndex:
 
     def names(self, glob: str = "*") -> list[str]:
         """Return the names that match a shell pattern, sorted."""
-        rows = self._connection.execute("SELECT DISTINCT name FROM functions WHERE name GLOB ? ORDER BY name", (glob,))
-        return [name for (name,) in rows]
+        query = "SELECT DISTINCT name FROM functions WHERE name GLOB ? ORDER BY name"
+        return [name for (name,) in self._rows(self._connection, query, glob)]
 
     def all(self) -> list[Function]:
         """Return every function, by address."""
-        rows = self._connection.execute(f"SELECT {COLUMNS} FROM functions ORDER BY address").fetchall()  # noqa: S608
-        return [_function(row) for row in rows]
+        query = f"SELECT {COLUMNS} FROM functions ORDER BY address"  # noqa: S608
+        return [_function(row) for row in self._rows(self._connection, query)]
 
     def near(self, name: str, count: int = 5) -> list[str]:
         """Return the names most like *name*."""
@@ -93,17 +117,17 @@ class FunctionIndex:
     @cached_property
     def text(self) -> tuple[int, int]:
         """Where the kernel's code begins and ends, without modules."""
-        start, end = self._kernels.execute("SELECT min(address), max(address + size) FROM functions").fetchone()
+        ((start, end),) = self._rows(self._kernels, "SELECT min(address), max(address + size) FROM functions")
         return start, end
 
     def object_address(self, name: str) -> int | None:
         """Return the address of a data object that the index records, or None."""
-        row = self._connection.execute("SELECT address FROM objects WHERE name = ?", (name,)).fetchone()
-        return row[0] if row else None
+        rows = self._rows(self._connection, "SELECT address FROM objects WHERE name = ?", name)
+        return rows[0][0] if rows else None
 
     def _one(self, where: str, *values: object) -> Function | None:
-        row = self._connection.execute(f"SELECT {COLUMNS} FROM functions WHERE {where} LIMIT 1", values).fetchone()  # noqa: S608
-        return _function(row) if row else None
+        query = f"SELECT {COLUMNS} FROM functions WHERE {where} LIMIT 1"  # noqa: S608
+        return next(map(_function, self._rows(self._connection, query, *values)), None)
 
 
 def function_of(

@@ -9,10 +9,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from skblab.errors import BuildFailed, UsageError
+from skblab import files
+from skblab.errors import BuildFailed, CannotWrite, UsageError
 from skblab.host import process
-from skblab.image.image import SOURCE
-from skblab.image.recipe import FLAGS, compiler, kernel_dir
+from skblab.image.image import SOURCE, digest_file, digest_line
+from skblab.image.recipe import FLAGS, kernel_dir
 
 # What kbuild reads when it builds an external module (Documentation/kbuild/modules.rst), beside the headers.
 OF_TREE = (
@@ -49,7 +50,8 @@ def _copy(origin: Path, names: tuple[str, ...], target: Path) -> None:
 def ensure_agent(image: Path) -> Path:
     """Return the agent's module for the image in a directory, built first where there is none of this source.
 
-    :raises BuildFailed: the compiler refused, or the directory cannot be written
+    :raises BuildFailed: the compiler refused
+    :raises CannotWrite: the directory cannot be written
     """
     module = _agents_place(image)
     if not module.exists():
@@ -68,7 +70,7 @@ def build_agent(image: Path, tree: Path, obj: Path, directory: Path) -> None:
 
 
 def _agents_place(image: Path) -> Path:
-    digest = hashlib.sha256(compiler().encode())
+    digest = hashlib.sha256()
     for path in _agents_files():
         digest.update(path.read_bytes() + b"\0")
     return image / f"agent-{digest.hexdigest()[:12]}.ko"
@@ -123,7 +125,7 @@ def build_own(image: Path, directory: Path) -> list[Path]:
     :raises UsageError: there is nothing to be built there
     :raises BuildFailed: with the compiler's own lines
     """
-    directory = directory.expanduser().absolute()
+    directory = files.typed(directory).absolute()
     makefiles = [path for name in ("Kbuild", "Makefile") if (path := directory / name).is_file()]
     if not any("obj-m" in path.read_text(errors="replace") for path in makefiles):
         raise UsageError(
@@ -142,17 +144,15 @@ def offset_in_text(module: Path, function: str) -> int:
 
 
 def keep(content: bytes, path: Path) -> None:
-    """Write a file of an image in one piece, readable for everybody.
+    """Write a file of an image in one piece, readable for everybody, and beside it its digest for ``image check``.
 
-    :raises BuildFailed: the image's directory cannot be written
+    :raises CannotWrite: the image's directory cannot be written
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        scratch = Path(file.name)
-        scratch.chmod(0o644)
-        scratch.rename(path)
-    except OSError as error:
-        raise BuildFailed(
-            f"cannot write {path}", found=str(error), mend="skblab image build, as the image's owner"
-        ) from error
+        for kept, there in ((digest_line(path, content), digest_file(path)), (content, path)):
+            with files.whole(there) as file:
+                os.fchmod(file.fileno(), 0o644)
+                file.write(kept)
+    except CannotWrite as error:
+        error.exit_status, error.mend = CannotWrite.exit_status, error.mend or "skblab image build, as its owner"
+        raise

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skblab.errors import BuildFailed, MissingPrerequisite, UsageError
+from skblab.files import typed
 from skblab.host import process
 
 VERSION_LINE = re.compile(r"^(VERSION|PATCHLEVEL) *= *(\d+)", re.MULTILINE)
@@ -57,7 +58,7 @@ def find_source(series: str, given: Path | None = None) -> Source:
                 mend=f"apt-get install linux-source-{series}   (as root)\nor give a tree or a tarball with --source",
             )
         return Source(path, series)
-    path = given.expanduser().resolve()
+    path = typed(given).resolve()
     if path.is_dir():
         return Source(path, series_of(path))
     if path.is_file():

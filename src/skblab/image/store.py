@@ -4,31 +4,44 @@ import os
 import shutil
 from pathlib import Path
 
-from skblab.errors import ImageDamaged, ImageMissing, UsageError
-from skblab.image.image import MANIFEST, Image
+from skblab import files
+from skblab.errors import ImageDamaged, ImageInUse, ImageMissing, MissingPrerequisite, UsageError
+from skblab.host import process, registry
+from skblab.image.image import KERNEL, MANIFEST, Image
 from skblab.image.recipe import DEFAULT_SERIES, recipe_for
+
+REMOVED = ".removed-"
+ANOTHER_CACHE = "SKBLAB_CACHE=DIR, a directory of your own"
 
 
 def cache_dir() -> Path:
-    """Return the cache: ``$SKBLAB_CACHE``, else ``$XDG_CACHE_HOME/skblab``, else ``~/.cache/skblab``."""
+    """Return the cache: ``$SKBLAB_CACHE``, else ``$XDG_CACHE_HOME/skblab``, else ``~/.cache/skblab``.
+
+    :raises MissingPrerequisite: this user has no home directory
+    """
     if own := os.environ.get("SKBLAB_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "skblab"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "skblab"
+    except RuntimeError:
+        raise MissingPrerequisite("this user has no home directory for the cache", mend=ANOTHER_CACHE) from None
 
 
 def images_dir() -> Path:
-    """Return the directory of images, made where it is missing, for this user alone."""
-    path = cache_dir() / "images"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
+    """Return the directory of images, made where it is missing; others may use what is in it.
+
+    :raises MissingPrerequisite: it cannot be made, or read
+    """
+    return files.directory(cache_dir() / "images", 0o755, what="the directory of images", mend=ANOTHER_CACHE)
 
 
 def builds_dir() -> Path:
-    """Return where builds of developers' trees are kept between one and the next, made where it is missing."""
-    path = cache_dir() / "builds"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
+    """Return where builds of developers' trees are kept between one and the next, made where it is missing.
+
+    :raises MissingPrerequisite: it cannot be made, or read
+    """
+    return files.directory(cache_dir() / "builds", 0o700, what="the directory of builds", mend=ANOTHER_CACHE)
 
 
 def list_images() -> tuple[list[Image], list[ImageDamaged]]:
@@ -48,8 +61,10 @@ def list_images() -> tuple[list[Image], list[ImageDamaged]]:
 
 
 def _wanted_ns(path: Path) -> int:
-    manifest = path / MANIFEST
-    return manifest.stat().st_mtime_ns if manifest.exists() else 0
+    try:
+        return (path / MANIFEST).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def find_image(series: str = DEFAULT_SERIES, variant: str = "default") -> Image:
@@ -89,10 +104,22 @@ def remove_image(name: str) -> None:
     """Remove an image, damaged or not; it is out of sight at once.
 
     :raises UsageError: there is none of that name
+    :raises ImageInUse: a lab runs its kernel
     """
     path = images_dir() / name
     if not name or "/" in name or name.startswith(".") or not path.is_dir():
         raise UsageError(f"no image named {name}", mend="skblab image ls")
-    hidden = path.with_name(f".removed-{path.name}-{os.getpid()}")
+    if kernels := process.that_run((path / KERNEL).resolve()):
+        raise _in_use(name, kernels)
+    hidden = path.with_name(f"{REMOVED}{path.name}-{os.getpid()}")
     path.rename(hidden)
-    shutil.rmtree(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)  # the next build sweeps what is left
+
+
+def _in_use(name: str, kernels: list[int]) -> ImageInUse:
+    owner = next(filter(None, map(registry.owner_of, kernels)), None)
+    if owner is None:  # of another user, or of this one with another directory of names
+        return ImageInUse(f"image {name} is in use", found=f"by a guest kernel, pid {kernels[0]}",
+                          mend=f"kill {kernels[0]}")  # fmt: skip
+    end = f"skblab down {owner.name}" if owner.kept else f"kill {owner.pid}"
+    return ImageInUse(f"image {name} is in use", found=f"by lab {owner.name}: {owner.command}", mend=end)

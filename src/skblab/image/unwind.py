@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from skblab.errors import BuildFailed
+from skblab.errors import BuildFailed, ImageDamaged
 from skblab.host import process
-from skblab.image.image import Image
+from skblab.image.image import Image, digest_file
 from skblab.image.module import keep
 
 TABLE = "unwind-1.bin"
@@ -28,6 +28,7 @@ FUNCTION = re.compile(
 ROW = re.compile(r"([0-9a-f]{16}) (?:rsp\+(\d+)|\S+)")
 TIMEOUT_S = 120.0
 WORD_BYTES = 8
+ROW_BYTES = 8  # of the table: where it begins, and a size
 SOURCE_PREFIX = "/skblab/"
 
 # A thread's first functions, which nobody called (arch/um/kernel/process.c copy_thread()).
@@ -57,7 +58,13 @@ class Unwinder:
     def __init__(self, image: Image) -> None:
         self._image = image
         self._lines: dict[int, tuple[Frame, ...]] = {}
-        content = ensure_table(image.path, image.kernel).read_bytes()
+        file = ensure_table(image.path, image.kernel)
+        content = file.read_bytes()
+        if not content or len(content) % ROW_BYTES:
+            raise ImageDamaged(
+                f"image {image.name} is damaged: {TABLE}", found=f"{len(content)} bytes",
+                mend=f"rm {file}   (it is made again)",
+            )  # fmt: skip
         table = array.array("I", content)
         half = len(table) // 2
         self._starts, self._sizes = table[:half], table[half:]
@@ -148,10 +155,10 @@ def ensure_table(directory: Path, kernel: Path) -> Path:
     Two arrays of 32-bit numbers, the second behind the first: where a run of instructions begins, and how many bytes
     lie between the stack pointer and the caller's frame there.
 
-    :raises BuildFailed: the directory cannot be written
+    :raises CannotWrite: the directory cannot be written
     """
     path = directory / TABLE
-    if not path.exists():
+    if not (path.exists() and digest_file(path).exists()):
         rows = sorted(_rows(kernel).items())
         table = array.array("I", [start for start, _ in rows])
         table.extend(size for _, size in rows)

@@ -8,15 +8,22 @@ a packet. ``END `` is a JSON object, the last chunk: what was lost, and the comm
 skipped.
 """
 
+import errno
 import json
+import logging
 import os
+import stat
 import struct
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from skblab.errors import TraceError
+from skblab.errors import CannotWrite, TraceError
+from skblab.files import cannot_write
+
+log = logging.getLogger(__name__)
 
 MAGIC = b"skblab\0\1"
 VERSION = 1  # of what the chunks have in them
@@ -29,51 +36,85 @@ READ_BYTES = 1 << 20
 class TraceWriter:
     """Write a trace file; from any thread."""
 
-    def __init__(self, path: Path) -> None:
-        """Begin the file.
+    def __init__(self, path: Path | None = None) -> None:
+        """Begin the file; without a path one that has no name, and is gone when nobody has it open.
 
-        :raises TraceError: it cannot be written
+        :raises CannotWrite: it cannot be written
         """
-        self.path = path
         self._lock = threading.Lock()
-        try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise TraceError(f"cannot write {path}", found=error.strerror or "") from error
-        self.failed: OSError | None = None
+        self._fd = _named(path) if path else _unnamed()
+        self.path = path or Path(f"/proc/self/fd/{self._fd}")
+        self._told = path or Path(tempfile.gettempdir(), "(the trace)")
+        self._ended = False
+        self.failed: CannotWrite | None = None
         self.grown = threading.Event()
         self._append(MAGIC)
 
     def steps(self, records: memoryview) -> None:
-        """Append records of the ring of steps; of a disk that is full, ``failed`` tells."""
+        """Append records of the ring of steps; that the disk is full is logged at once, and ``failed`` has it."""
         self._chunk(STEP, records)
 
     def tell(self, kind: bytes, fields: dict[str, Any]) -> None:
         """Append a JSON object."""
         self._chunk(kind, json.dumps(fields, separators=(",", ":")).encode())
 
-    def close(self) -> None:
-        """Close the file; what is told later is not written."""
+    def end(self) -> None:
+        """Write no more."""
         with self._lock:
-            os.close(self._fd)
-            self._fd = -1
+            self._ended = True
+
+    def close(self) -> None:
+        """Close the file."""
+        self.end()
+        os.close(self._fd)
 
     def _chunk(self, kind: bytes, payload: bytes | memoryview) -> None:
         self._append(CHUNK.pack(kind, len(payload)), payload, bytes(-len(payload) % ALIGNMENT))
 
     def _append(self, *pieces: bytes | memoryview) -> None:
-        left = [memoryview(piece) for piece in pieces if len(piece)]
         with self._lock:
-            try:
-                while left and self._fd >= 0 and not self.failed:
-                    written = os.writev(self._fd, left)
-                    while left and written >= len(left[0]):
-                        written -= len(left.pop(0))
-                    if left:
-                        left[0] = left[0][written:]
-            except OSError as error:
-                self.failed = error
+            if not (self._ended or self.failed):
+                try:
+                    _write(self._fd, pieces)
+                except OSError as error:
+                    self.failed = cannot_write(self._told, error)
+                    log.warning("%s\n  what was written before is whole; no more of the trace is kept", self.failed)
         self.grown.set()
+
+
+def _unnamed() -> int:
+    with tempfile.TemporaryFile(prefix="skblab-") as file:
+        return os.dup(file.fileno())
+
+
+def _named(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise cannot_write(path, OSError(errno.EINVAL, "it is no regular file: a trace is read while it is written"))
+    os.ftruncate(descriptor, 0)
+    return descriptor
+
+
+def _write(descriptor: int, pieces: Sequence[bytes | memoryview]) -> None:
+    """Write all of some pieces; where that fails, no view of them is left for the error's traceback to hold."""
+    left = [memoryview(piece) for piece in pieces if len(piece)]
+    try:
+        while left:
+            written = os.writev(descriptor, left)
+            while left and written >= len(left[0]):
+                written -= len(left[0])
+                left.pop(0).release()
+            if left:
+                rest = left[0][written:]
+                left[0].release()
+                left[0] = rest
+    finally:
+        for view in left:
+            view.release()
 
 
 class Tail:
@@ -111,13 +152,15 @@ def read_chunks(path: Path) -> Iterator[tuple[bytes, memoryview]]:
     :raises TraceError: there is no such file, or it is no trace
     """
     try:
-        content = memoryview(path.read_bytes())
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+            content = memoryview(file.read() if start == MAGIC else b"")
     except OSError as error:
         raise TraceError(f"cannot read {path}", found=error.strerror or "") from error
-    if content[: len(MAGIC)] != MAGIC:
-        found = "a trace of another version of skblab" if content[:6] == MAGIC[:6] else "it does not begin as one"
+    if start != MAGIC:
+        found = "a trace of another version of skblab" if start[:6] == MAGIC[:6] else "it does not begin as one"
         raise TraceError(f"{path} is no trace of skblab", found=found, mend="skblab trace -o FILE writes one")
-    place = len(MAGIC)
+    place = 0
     while place + CHUNK.size <= len(content):
         kind, size = CHUNK.unpack_from(content, place)
         place += CHUNK.size

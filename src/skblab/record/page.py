@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from skblab.errors import TraceError
+from skblab import files
 from skblab.record.journey import Call, Journey, journeys
 from skblab.record.steps import Trace
 from skblab.record.words import device_in_words, fields_of, kin_in_words, reason_in_words, value_in_words
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 def write_page(trace: Trace, path: Path) -> None:
     """Write a new page of a trace's journeys.
 
-    :raises TraceError: there is such a file, or it cannot be written
+    :raises CannotWrite: there is such a file, or it cannot be written
     """
     style, script = ((HERE / f"page.{kind}").read_text() for kind in ("css", "js"))
     words = {
@@ -36,11 +36,8 @@ def write_page(trace: Trace, path: Path) -> None:
     page = (HERE / "page.html").read_text()
     for name, value in words.items():
         page = page.replace(f"{{{{{name}}}}}", value)
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(page)
-    except OSError as error:
-        raise TraceError(f"cannot write {path}", found=error.strerror or "") from error
+    with files.whole(path, new=True) as file:
+        file.write(page.encode())
 
 
 def _hash(text: str) -> str:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from skblab import files
 from skblab.errors import TraceError
 from skblab.record.journey import is_readable
 from skblab.record.steps import Kin, Passed, Step, Trace
@@ -28,17 +29,15 @@ MOST, MOST_OPTION = 0xFFFFFFFF, 0xFFFF  # of 32 and of 16 bits
 def write_pcapng(trace: Trace, path: Path) -> int:
     """Write the steps of network packets to a new file; return how many.
 
-    :raises TraceError: there is such a file, it cannot be written, or no step has a network packet
+    :raises TraceError: no step has a network packet
+    :raises CannotWrite: there is such a file, or it cannot be written
     """
     steps = [step for step in trace.steps if is_readable(step)]
     if not steps:
         raise TraceError("no step of this trace has a network packet")
-    try:
-        with path.open("xb") as file:
-            for block in _blocks(trace, steps):
-                file.write(block)
-    except OSError as error:
-        raise TraceError(f"cannot write {path}", found=error.strerror or "") from error
+    with files.whole(path, new=True) as file:
+        for block in _blocks(trace, steps):
+            file.write(block)
     return len(steps)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skblab import files
 from skblab.errors import TraceError
 from skblab.record.journey import Call, Journey, journeys
 from skblab.record.steps import Step, Trace
@@ -21,7 +22,8 @@ REALTIME, MONOTONIC, BOOTTIME = 1, 3, 6  # protos/perfetto/common/builtin_clock.
 def write_perfetto(trace: Trace, path: Path) -> int:
     """Write a new trace file; return how many slices it has.
 
-    :raises TraceError: there is such a file, it cannot be written, or the package ``perfetto`` is not installed
+    :raises TraceError: the package ``perfetto`` is not installed
+    :raises CannotWrite: there is such a file, or it cannot be written
     """
     try:
         from perfetto.trace_builder.proto_builder import TraceProtoBuilder  # noqa: PLC0415 - 0.2 s, and 1 MB
@@ -29,11 +31,8 @@ def write_perfetto(trace: Trace, path: Path) -> int:
         raise TraceError("the package perfetto is not installed", mend="pip install 'skblab[perfetto]'") from error
     builder = TraceProtoBuilder()
     written = _Writer(trace, builder).write()
-    try:
-        with path.open("xb") as file:
-            file.write(builder.serialize())
-    except OSError as error:
-        raise TraceError(f"cannot write {path}", found=error.strerror or "") from error
+    with files.whole(path, new=True) as file:
+        file.write(builder.serialize())
     return written
 
 

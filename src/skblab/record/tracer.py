@@ -1,7 +1,5 @@
 """Follow packets through a running lab's kernel, and write down where they go."""
 
-import os
-import tempfile
 import threading
 import time
 import weakref
@@ -84,14 +82,8 @@ class Tracer:
                 raise TraceError(f"{one.expression} lies behind too many pointers")
 
     def __enter__(self) -> Self:
-        if self._to is None:
-            descriptor, name = tempfile.mkstemp(prefix="skblab-", suffix=".skblab")
-            os.close(descriptor)
-            self._path = Path(name)
-            self._forget = weakref.finalize(self, self._path.unlink, missing_ok=True)
-        else:
-            self._path = self._to
-        self._writer = TraceWriter(self._path)
+        self._writer = TraceWriter(self._to)
+        self._forget = weakref.finalize(self, self._writer.close)
         channel = self._agent.channel
         self._before = (channel.steps_lost, channel.forgotten, channel.unhooked)
         self._writer.tell(META, self._describe())
@@ -102,15 +94,15 @@ class Tracer:
                 point.number for point in self._agent.follow(self._follow, points, self._writer.steps, self._witness)
             }
         except BaseException:
-            self._writer.close()
+            self._forget()
             raise
         self.refused = [one.function.name for one in self.passages if one.point.number in refused]
         return self
 
     @property
     def path(self) -> Path:
-        """The trace file."""
-        return self._path
+        """The trace file; one that has no name has one here as long as there is this."""
+        return self._writer.path
 
     @property
     def grown(self) -> threading.Event:
@@ -125,15 +117,18 @@ class Tracer:
         self._writer.tell(TOLD, told | {"occurrence": hit.occurrence})
 
     def end(self, **fields: object) -> None:
-        """Follow no more; write down what was lost, and *fields*. Safe to call twice."""
+        """Follow no more; write down what was lost, and *fields*. Safe to call twice.
+
+        :raises CannotWrite: the file is not whole; ``trace()`` has what was written
+        """
         if self._ended:
             return
         self._ended = True
         self._agent.unfollow()
         self._writer.tell(END, {**self.losses(), **fields})
-        self._writer.close()
+        self._writer.end()
         if self._writer.failed:
-            raise TraceError(f"{self._path} is not whole", found=self._writer.failed.strerror or "")
+            raise self._writer.failed
 
     def losses(self) -> dict[str, int]:
         """Return what could not be told since the trace began: records, packets, returns."""
@@ -152,13 +147,18 @@ class Tracer:
                 raise
 
     def trace(self) -> Trace:
-        """Return what the packets did; of a trace that was not to be kept, the file is gone then."""
+        """Return what the packets did; of a trace that was not to be kept, the file is gone then.
+
+        :raises CannotWrite: it is the first to find that the file is not whole
+        :raises TraceError: the file is gone
+        """
         self.end()
+        if self._to is None and not self._forget.alive:
+            raise TraceError("a trace that is not kept can be had once", mend="to=FILE keeps it")
         try:
-            return load(self._path)
+            return load(self.path)
         finally:
-            if self._to is None:
-                self._forget()
+            self._forget()
 
     def _describe(self) -> dict[str, Any]:
         functions = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.app import App
 
+from skblab import files
 from skblab.agent.held import State
 from skblab.errors import SkblabError, UsageError
 from skblab.lab import Lab
@@ -198,7 +199,7 @@ class Decisions(App[int]):
         packets = [(row.held.held_at_ns + real_ns, row.held.packet) for row in rows]
 
         def take(text: str) -> None:
-            count = write_pcap(Path(text).expanduser(), packets)
+            count = write_pcap(files.typed(text), packets)
             self.notify(f"{count} saved to {text}")
 
         number = 1

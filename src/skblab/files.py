@@ -1,0 +1,91 @@
+"""Directories of our own, and files that appear in one piece: whatever this machine refuses is said in a sentence."""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from skblab.errors import CannotWrite, MissingPrerequisite
+
+# What makes room for a write that this machine has refused; it is no fault of who asked for it.
+ROOM = {
+    errno.ENOSPC: "make room there: df -h {}",
+    errno.EDQUOT: "make room there: quota; df -h {}",
+    errno.EFBIG: "ulimit -f unlimited",
+    errno.EIO: "look at the disk: dmesg | tail",
+}
+WRONG_PLACE = 2  # exit status: another file was to be named
+
+
+def typed(text: str | Path) -> Path:
+    """Return the path that a person has typed; ``~`` is a home directory, where there is one."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises where there is none
+
+
+def directory(path: Path, mode: int, *, what: str, mend: str) -> Path:
+    """Return a directory that can be read, made with *mode* where it is missing.
+
+    :raises MissingPrerequisite: it cannot be made or read; *what* it is, and how to *mend* that
+    """
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        os.scandir(path).close()
+    except OSError as error:
+        raise MissingPrerequisite(f"cannot use {what} {path}", found=_obstacle(path, error), mend=mend) from error
+    return path
+
+
+def _obstacle(path: Path, error: OSError) -> str:
+    """Return what stands in the way of a directory."""
+    for one in (*reversed(path.parents), path):
+        with contextlib.suppress(OSError):
+            if one.is_symlink() and not one.exists():
+                return f"{one} is a link to {one.readlink()}, which is not there"
+            if one.exists() and not one.is_dir():
+                return f"{one} is no directory"
+    return f"{error.filename or path}: {error.strerror}"
+
+
+@contextlib.contextmanager
+def whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
+    """Yield a file to write, which has its name when the block has ended; if that fails, nothing of it stays.
+
+    :param new: a file that has the name already is left alone
+    :raises CannotWrite: it cannot be written, or with *new* the name is taken
+    """
+    scratch = path.with_name(f".{path.name[:64]}-{secrets.token_hex(4)}")
+    try:
+        if new and os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        try:
+            with scratch.open("xb") as file:
+                yield file
+            _name(scratch, path, new=new)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _name(scratch: Path, path: Path, *, new: bool) -> None:
+    """Give a finished file its name."""
+    if new:
+        try:
+            path.hardlink_to(scratch)  # refused where the name is taken meanwhile
+        except PermissionError:  # link(2): a file system without hard links
+            scratch.rename(path)
+    else:
+        scratch.rename(path)
+
+
+def cannot_write(path: Path | str, error: OSError) -> CannotWrite:
+    """Return the error for a write that was refused."""
+    told = CannotWrite(f"cannot write {path}", found=error.strerror or str(error))
+    if room := ROOM.get(error.errno or 0):
+        told.mend = room.format(Path(path).parent)
+    else:
+        told.exit_status = WRONG_PLACE
+    return told
