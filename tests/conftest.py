@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from orphans import adopt
 from skblab.guest import debian
@@ -34,6 +35,10 @@ _ran: set[str] = set()
 _complained: list[str] = []
 
 adopt()
+
+# How long one example takes is this machine's affair.
+settings.register_profile("skblab", deadline=None)
+settings.load_profile("skblab")
 
 # What is started in the background of a script ignores Ctrl-C, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -62,7 +62,7 @@ def answer_to(name: str, *datagrams: bytes, fds: int = 0) -> dict[str, object]:
 
 
 @given(datagrams=some.lists(DATAGRAMS, min_size=1, max_size=5), fds=some.integers(0, 5))
-@settings(max_examples=max(EXAMPLES, 300), deadline=None)
+@settings(max_examples=max(EXAMPLES, 300))
 def test_arbitrary_messages(name: str, datagrams: list[bytes], fds: int) -> None:
     answer_to(name, *datagrams, fds=fds)
     assert answer_to(name, b'{"op": "status"}') == {"status": None}

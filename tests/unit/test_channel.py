@@ -82,7 +82,7 @@ def test_a_size_that_cannot_be_is_told_of(ring: str, tail: int, head: int, size:
 
 @given(ring=some.sampled_from(sorted(RINGS)), content=some.binary(min_size=8, max_size=256), head=some.integers(0, 512),
        tail=some.integers(0, 512))  # fmt: skip
-@settings(max_examples=max(EXAMPLES, 500), deadline=None)
+@settings(max_examples=max(EXAMPLES, 500))
 def test_whatever_is_in_the_rings_is_read_to_its_end(ring: str, content: bytes, head: int, tail: int) -> None:
     channel, guests = Channel.make(1 << 20)
     offset, _ = RINGS[ring]

@@ -100,7 +100,7 @@ def test_sizes_that_cannot_be(tmp_path: Path) -> None:
 
 
 @given(content=some.binary(max_size=2048) | some.binary(min_size=512, max_size=512).map(lambda head: b"tree" + head))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_arbitrary_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     directory = tmp_path_factory.mktemp("arbitrary")
     with contextlib.suppress(tarfile.TarError, OSError, EOFError):
