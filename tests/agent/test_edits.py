@@ -21,6 +21,7 @@ from support import skblab
 
 GUEST4, HOST4, GUEST6, HOST6 = "192.168.10.1", "192.168.10.254", "fd00:10::1", "fd00:10::254"
 ECHO, REPLY = "icmp[icmptype] == icmp-echo", "icmp[icmptype] == icmp-echoreply"
+SOURCE_PORT = 0x0F00  # read as an extension header it is one of 8 bytes
 RECORD_ROUTE = b"\x01" * 8 + b"\x07\x1f\x04" + bytes(29)
 # Answers a datagram with how long it is, and with all the extension headers that it came with.
 SERVER6 = """
@@ -132,7 +133,7 @@ def test_extension_headers_that_are_taken_away_are_forgotten(kasan: Lab) -> None
         IPv6(src=HOST6, dst=GUEST6)
         / IPv6ExtHdrHopByHop(options=[HBHOptUnknown(otype=0x1E, optdata=bytes(200))])
         / IPv6ExtHdrDestOpt(options=[HBHOptUnknown(otype=0x1E, optdata=bytes(60))])
-        / UDP(sport=4000, dport=90)
+        / UDP(sport=SOURCE_PORT, dport=90)
         / Raw(bytes(30))
     )
     kasan.run(["ping", "-6", "-n", "-c", "1", "-W", "5", GUEST6], timeout_s=20)
@@ -145,7 +146,7 @@ def test_extension_headers_that_are_taken_away_are_forgotten(kasan: Lab) -> None
     ):
         assert server.stdout
         server.stdout.readline()
-        client.bind((HOST6, 4000))
+        client.bind((HOST6, SOURCE_PORT))
         client.settimeout(5)
         wire.sendto(bytes(sent), to)
         assert client.recv(100) == b"30 [54, 59]"
@@ -155,7 +156,7 @@ def test_extension_headers_that_are_taken_away_are_forgotten(kasan: Lab) -> None
             with pytest.raises(PacketError, match="extension headers were parsed before"):
                 packet.edit(lambda layers: layers[IPv6ExtHdrDestOpt].setfieldval("options", []))
             packet.edit(
-                lambda layers: IPv6(src=layers.src, dst=layers.dst) / UDP(sport=4000, dport=90) / Raw(bytes(400))
+                lambda layers: IPv6(src=layers.src, dst=layers.dst) / UDP(sport=SOURCE_PORT, dport=90) / Raw(bytes(400))
             )
             packet.release()
             assert client.recv(100) == b"400 []"
