@@ -7,6 +7,7 @@ skblab: it is said in one line, and the report of it is kept.
 import contextlib
 import errno
 import logging
+import mmap
 import os
 import platform
 import shlex
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 FAULT = 70  # sysexits.h EX_SOFTWARE
+SOME_BYTES = 16 << 20
 
 LIMITS = {
     errno.EMFILE: ("this process may open no more files", "ulimit -n 1024"),
@@ -73,11 +75,20 @@ def refused(error: BaseException) -> SkblabError | None:
     """Return the error for what this machine has refused to do; None where it is a fault of ours."""
     if isinstance(error, OSError):
         return _refused_by_the_system(error)
-    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "annot allocate memory" in str(error)):
+    if isinstance(error, MemoryError) or "annot allocate memory" in str(error) or _is_out_of_memory():
         return _limit(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
         return no_more_processes("a thread counts as one")
     return None
+
+
+def _is_out_of_memory() -> bool:
+    """Whether there is no room for a little more: then Python and its libraries raise whatever comes."""
+    try:
+        mmap.mmap(-1, SOME_BYTES).close()
+    except OSError:
+        return True
+    return False
 
 
 def _refused_by_the_system(error: OSError) -> SkblabError | None:
