@@ -251,7 +251,7 @@ def _loader(program: str) -> str:
             kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", head, at + number * size)
             if kind == PT_INTERP:
                 return os.fsdecode(head[offset : offset + length].rstrip(b"\0"))
-    except (OSError, struct.error):
+    except (OSError, OverflowError, struct.error):  # no program: execve(2) says so
         pass
     return ""
 
