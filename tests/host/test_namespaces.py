@@ -95,6 +95,11 @@ def test_a_client_dies_with_the_one_who_stands_for_it(namespaces: Namespaces) ->
     assert "sleep" not in said(namespaces, "sh", "-c", "cat /proc/[0-9]*/cmdline")
 
 
+def test_a_client_that_is_stopped_and_killed_as_it_stands_has_ended(namespaces: Namespaces) -> None:
+    client = inside(namespaces, "sh", "-c", "(sleep 0.3; kill -KILL $$) & echo ready; kill -STOP $$")
+    assert process.finish(client, timeout_s=20).returncode == -signal.SIGKILL
+
+
 def test_a_socket_of_the_host_side_for_this_process(namespaces: Namespaces) -> None:
     with namespaces.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.bind(("192.168.10.254", 0))

@@ -110,7 +110,7 @@ def test_arp_and_ethernet() -> None:
                   *PING).stderr  # fmt: skip
     assert "icmp: arrived 0" in said
     assert "= 0: arrived 1" in said
-    assert "beside ARP or Ethernet" in skblab("run", "-r", "ip_rcv = trace if vlan and arp", *PING).stderr
+    assert "vlan in a filter" in skblab("run", "-r", "ip_rcv = trace if vlan and arp", *PING).stderr
 
 
 def test_the_table_and_json() -> None:

@@ -158,3 +158,14 @@ def test_chunks(tmp_path: Path) -> None:
         (STEP, b"12345678"),
         (END, b"{}"),
     ]
+
+
+@pytest.mark.parametrize(("size", "said"), [(0, "a record of the trace is damaged"), (1 << 20, "longer than the file")])
+def test_a_record_whose_size_cannot_be_is_no_lost_0(whole: Path, tmp_path: Path, size: int, said: str) -> None:
+    content = bytearray(whole.read_bytes())
+    place = content.index(STEP) + CHUNK.size
+    abi.RECORD.pack_into(content, place, size, *abi.RECORD.unpack_from(content, place)[1:])
+    damaged = tmp_path / "damaged.skblab"
+    damaged.write_bytes(content)
+    with pytest.raises(TraceError, match=said):
+        load(damaged)

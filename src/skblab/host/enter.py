@@ -121,9 +121,12 @@ def _stand_for(child: int, parent: int, end: Callable[[], None]) -> NoReturn:
         pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
         if pid == 0:
             continue
-        if os.WIFSTOPPED(status):  # the terminal's ^Z, or a reading background job: stop likewise, then go on likewise
-            os.kill(os.getpid(), signal.SIGSTOP)
-            os.kill(child, signal.SIGCONT)
+        if os.WIFSTOPPED(status):
+            # The terminal's ^Z, or a reading background job: stop likewise, then go on likewise. Who has stopped the
+            # child alone, and may kill it as it stands, is not to leave us standing.
+            if os.WSTOPSIG(status) != signal.SIGSTOP:
+                os.kill(os.getpid(), signal.SIGSTOP)
+                os.kill(child, signal.SIGCONT)
             continue
         code = os.waitstatus_to_exitcode(status)
         if code < 0:

@@ -13,14 +13,10 @@ from skblab.errors import TraceError
 from skblab.record import shape
 from skblab.record.file import END, META, STEP, TOLD, VERSION, read_chunks
 from skblab.record.places import Places
-from skblab.record.shape import TIMES_NS, fits, fits_if_there
+from skblab.record.shape import fits, fits_if_there
 from skblab.record.verdicts import Verdicts
 
-LAYOUTS: dict[int, struct.Struct] = {
-    abi.StepKind.STEP: abi.STEP, abi.StepKind.RETURN: abi.RETURN, abi.StepKind.KIN: abi.KIN,
-    abi.StepKind.DEVICE: abi.DEVICE,
-}  # fmt: skip
-OF_A_FUNCTION = {abi.StepKind.STEP, abi.StepKind.KIN}
+LAST_NS = (1 << 62) - 1
 SHOWN_ROLES = {abi.Role.BORN, abi.Role.COPIED, abi.Role.MERGED}
 HEXADECIMAL = re.compile(r"0x[0-9a-f]{1,16}")
 
@@ -128,18 +124,30 @@ class Reader:
         self._seen: dict[int, bytes] = {}
 
     def take(self, piece: memoryview) -> None:
-        """Take records apart; of the last one there may be a part, whose rest the next piece has."""
+        """Take records apart; of the last one there may be a part, whose rest the next piece has.
+
+        :raises TraceError: one is none that the agent writes
+        """
         records = memoryview(self._rest + bytes(piece)) if self._rest else piece
-        place = self._take(records)
+        try:
+            place = self._take(records)
+        except (KeyError, ValueError, TypeError, struct.error):  # no such function; no such role, time or size
+            raise TraceError("a record of the trace is damaged") from None
         self._rest = bytes(records[place:])
+
+    @property
+    def in_a_record(self) -> bool:
+        """Whether the rest of a record has not come yet."""
+        return bool(self._rest)
 
     def _take(self, records: memoryview) -> int:
         place = 0
         while place + abi.RECORD.size <= len(records):
             size, kind, point = abi.RECORD.unpack_from(records, place)
-            if size < abi.RECORD.size or place + size > len(records):
+            if size < abi.RECORD.size:
+                raise ValueError(size)
+            if place + size > len(records):
                 break
-            self._check(records[place : place + size], kind, point)
             if kind == abi.StepKind.STEP:
                 self._step(records[place : place + size], self._functions[point])
             elif kind == abi.StepKind.RETURN:
@@ -152,31 +160,11 @@ class Reader:
             place += size
         return place
 
-    def _check(self, record: memoryview, kind: int, point: int) -> None:
-        """See that a record is one that the agent writes.
-
-        :raises TraceError: it is not
-        """
-        layout = LAYOUTS.get(kind)
-        if layout is None:
-            return
-        sound = len(record) >= layout.size and len(record) % abi.ALIGNMENT == 0
-        sound = sound and (kind not in OF_A_FUNCTION or point in self._functions)
-        if sound and kind in OF_A_FUNCTION:
-            sound = layout.unpack_from(record)[3] + self._shift_ns in TIMES_NS
-        if sound and kind == abi.StepKind.STEP:
-            sound = len(record) >= self._step_bytes(record)
-        if sound and kind == abi.StepKind.KIN:
-            sound = abi.KIN.unpack_from(record)[-1] in SHOWN_ROLES
-        if not sound:
-            raise TraceError("a record of the trace is damaged", found=bytes(record[:64]).hex(" "))
-
-    def _step_bytes(self, record: memoryview) -> int:
-        """Return how long a step is at least, as itself says."""
-        *_, captured, flags = abi.STEP.unpack_from(record)
-        more = abi.MORE.size if flags & abi.StepFlag.MORE else 0
-        seen = -(-captured // abi.ALIGNMENT) * abi.ALIGNMENT if flags & abi.StepFlag.CHANGED else 0
-        return abi.STEP.size + more + seen
+    def _host_ns(self, guest_ns: int) -> int:
+        at_ns = guest_ns + self._shift_ns
+        if not 0 <= at_ns <= LAST_NS:
+            raise ValueError(at_ns)
+        return at_ns
 
     def _step(self, record: memoryview, function: Passed) -> None:
         (_, _, _, at_ns, packet, call, outer, length, skb, caller, data_offset, protocol, device, captured,
@@ -193,7 +181,7 @@ class Reader:
         place += -(-len(fields) // abi.ALIGNMENT) * abi.ALIGNMENT
         stack = tuple((word >> abi.STACK_SHIFT, word & abi.STACK_ADDRESS) for word in record[place:].cast("Q"))
         step = Step(
-            function, at_ns + self._shift_ns, packet, call, outer, length, skb, caller, mark, hashed, device, reason,
+            function, self._host_ns(at_ns), packet, call, outer, length, skb, caller, mark, hashed, device, reason,
             data_offset, protocol, self._seen.get(packet, b""), bool(flags & abi.StepFlag.CHANGED),
             bool(flags & abi.StepFlag.FREED), bool(flags & abi.StepFlag.RESUMED),
             bool(flags & abi.StepFlag.SHARED_HEAD), bool(flags & abi.StepFlag.LET_GO), fields, stack,
@@ -212,7 +200,7 @@ class Reader:
 
     def _kin(self, record: memoryview, function: Passed) -> None:
         _, _, _, at_ns, skb, packet, other, call, role = abi.KIN.unpack_from(record)
-        self._trace.kin.append(Kin(function, at_ns + self._shift_ns, packet, other, call, abi.Role(role), skb))
+        self._trace.kin.append(Kin(function, self._host_ns(at_ns), packet, other, call, abi.Role(role), skb))
 
 
 class Loader:
@@ -242,6 +230,8 @@ class Loader:
             elif kind == TOLD:
                 self.trace.told.append(fields)
                 self._verdicts.note(self.trace.steps, fields)
+            elif self._reader and self._reader.in_a_record:
+                raise TraceError("the trace is damaged: its last record is longer than the file")
             else:
                 self.trace.end = fields
         return self.trace is not None
