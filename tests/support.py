@@ -20,8 +20,6 @@ from skblab.guest.complaint import Complains, kind_of, when_left
 from skblab.host import process, registry
 from skblab.lab import Lab
 
-# CONFIG_UBSAN_ALIGNMENT, which UML has by default, takes the head of a list for an entry (list_for_each_entry()).
-NO_FAULT = "UBSAN: misaligned-access in "
 SKBLAB = (sys.executable, "-m", "skblab.cli")
 
 
@@ -70,9 +68,7 @@ class HeardComplaints:
     def read(self, text: str) -> None:
         """Look for complaints in what a command has said."""
         said = TITLE.findall(text.partition(SENTENCE)[2]) + EVENT.findall(text)
-        self._heard += [
-            Heard("of a command", kind, one) for one in said if (kind := kind_of(one)) and not one.startswith(NO_FAULT)
-        ]
+        self._heard += [Heard("of a command", kind, one) for one in said if (kind := kind_of(one))]
 
     def _left(self, lab: Complains) -> None:
         self._look(lab)
@@ -81,11 +77,7 @@ class HeardComplaints:
     def _look(self, lab: Complains) -> None:
         new = lab.new_complaints[self._taken.get(lab, 0) :]
         self._taken[lab] = len(lab.new_complaints)
-        self._heard += [
-            Heard(lab.name, one.kind, "\n".join([*one.first_lines, *one.trace]))
-            for one in new
-            if not one.title.startswith(NO_FAULT)
-        ]
+        self._heard += [Heard(lab.name, one.kind, "\n".join([*one.first_lines, *one.trace])) for one in new]
 
     def take(self) -> list[Heard]:
         """Return what has come since the last time."""
