@@ -11,7 +11,7 @@ from skblab.guest.complaint import Complaint
 from skblab.image.image import Image
 from skblab.image.store import find_image
 from skblab.lab import Lab
-from support import NO_FAULT, skblab
+from support import skblab
 
 Built = Callable[[Image], str]
 
@@ -27,15 +27,11 @@ PARAMETER = "/sys/module/complains/parameters/make"
 
 def make(lab: Lab, what: str) -> Complaint:
     """Let the kernel complain of one thing; return what was heard, of the function that did it."""
-    before = len(heard(lab))
+    before = len(lab.complaints)
     lab.guest.run(["sh", "-c", f"echo {what} >{PARAMETER}"], timeout_s=30)
-    complaint = heard(lab)[before]
+    complaint = lab.complaints[before]
     assert f"do_{what}" in complaint.trace[:20]
     return complaint
-
-
-def heard(lab: Lab) -> list[Complaint]:
-    return [one for one in lab.complaints if not one.title.startswith(NO_FAULT)]
 
 
 @pytest.mark.complains("warning", "refcount", "allocation")
