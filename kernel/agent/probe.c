@@ -9,7 +9,6 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/slab.h>
-#include <linux/uaccess.h>
 
 #include "probe.h"
 
@@ -48,16 +47,23 @@ static int write_entry(unsigned long address, const u8 *entry)
 	return agent_host_call(HOST_MPROTECT, first, bytes, HOST_PROT_READ_EXEC, 0, 0, 0);
 }
 
+/* copy_from_kernel_nofault() does not help: UML panics over a fault in it. */
+static bool is_mapped(unsigned long address)
+{
+	return is_vmalloc_addr((void *)address) ? vmalloc_to_page((void *)address) != NULL :
+						  virt_addr_valid((void *)address);
+}
+
 static int patch(unsigned long address)
 {
 	s64 distance = (s64)agent_trampoline - (s64)(address + AGENT_ENTRY_BYTES);
-	u8 call[AGENT_ENTRY_BYTES] = { 0xe8 }, found[AGENT_ENTRY_BYTES];
+	u8 call[AGENT_ENTRY_BYTES] = { 0xe8 };
 
 	if (distance != (s32)distance)
 		return -ERANGE;
-	if (copy_from_kernel_nofault(found, (void *)address, sizeof(found)))
+	if (!is_mapped(address) || !is_mapped(address + AGENT_ENTRY_BYTES - 1))
 		return -EFAULT; /* of a module that has gone, or no address at all */
-	if (memcmp(found, nops, sizeof(nops)))
+	if (memcmp((void *)address, nops, sizeof(nops)))
 		return -EINVAL; /* no entry of ours: not built with the NOPs, or not a function */
 	memcpy(call + 1, &(s32){ distance }, sizeof(s32));
 	return write_entry(address, call);

@@ -179,6 +179,8 @@ def test_a_terminal(every_root: Lab) -> None:
         command.resize(44, 55)
         command.stdin.write(b"\r")
         read_until(command.stdout.fileno(), lambda text: "44 55" in text)
+        command.stdin.write(b"more\r")  # the shell ignores a Ctrl-C that comes while its trap's stty runs
+        read_until(command.stdout.fileno(), lambda text: "got more" in text)
         command.stdin.write(b"\x03")
         assert command.wait(10) == -signal.SIGINT
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from skblab.errors import TraceError
+from skblab.errors import CannotWrite
 from skblab.lab import Lab
 from skblab.record.journey import journeys
 from skblab.record.page import write_page
@@ -182,7 +182,7 @@ def test_a_hundred_thousand_steps(lab: Lab, browser: Browser, tmp_path: Path) ->
 
 
 def test_what_exists_is_not_overwritten(file: Path, html: Path) -> None:
-    with pytest.raises(TraceError, match="cannot write"):
+    with pytest.raises(CannotWrite, match="cannot write"):
         write_page(load(file), html)
 
 
