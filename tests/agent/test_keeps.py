@@ -11,14 +11,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from skblab.agent import abi
 from skblab.agent.abi import Cause
 from skblab.agent.held import State
-from skblab.errors import Timeout, UsageError
+from skblab.errors import SkblabError, Timeout, UsageError
 from skblab.guest.exec import Command
 from skblab.image.store import find_image
 from skblab.lab import Lab
 from skblab.packet import echo_request
-from skblab.rule import Occurrence
+from skblab.rule import Occurrence, Rule
 from support import read_until
 
 GUEST, HOST = "192.168.10.1", "192.168.10.254"
@@ -244,6 +245,15 @@ def test_numbers_that_make_no_sense_are_refused(lab: Lab) -> None:
     assert (held.counts.duplicated, held.counts.released) == (1000, 1001)
     with pytest.raises(UsageError, match="a lease of -1 s"):
         Lab(lease_s=-1)
+
+
+@pytest.mark.parametrize("address", [0, 0xFFF, 0x0000DEADBEEF0000, 0xFFFFFFFFFFFFFFFE])
+def test_an_address_that_is_none_is_refused(shared_lab: Lab, address: int) -> None:
+    with pytest.raises(SkblabError, match=r"the agent (refused|cannot do that): arming nowhere"):
+        shared_lab.agent._arm(
+            Rule("nowhere", "accept"), lambda number: abi.Arm(number, address, abi.Verdict.ACCEPT), lambda *_: None
+        )
+    assert shared_lab.run(["ping", "-c1", "-W5", "guest"]).returncode == 0
 
 
 def test_another_filter_goes_on_counting(lab: Lab) -> None:
