@@ -39,7 +39,7 @@ def fed(argv: tuple[str, ...], commands: tuple[str, ...], **environment: str) ->
 
 def gdb(*commands: str, count: int = 1, options: tuple[str, ...] = (), **environment: str) -> str:
     """Return what ``skblab gdb`` says to some commands while a ping is under way."""
-    client = ("ping", "-n", "-W", "2", "-i", "0.2", "-c", str(count), "guest")
+    client = ("ping", "-n", "-W", "20", "-i", "0.2", "-c", str(count), "guest")
     done = fed((*SKBLAB, "gdb", *options, "--", *client), (*commands, "detach", "quit"), **environment)
     assert done.returncode == 0, done.stdout
     assert "Traceback" not in done.stdout

@@ -97,7 +97,8 @@ def test_it_leaves_its_lock_directory_to_its_user_alone(image: Image) -> None:
 
 
 def test_a_cache_of_root_is_for_all(image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path))
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("SKBLAB_CACHE", str(cache))
     before = os.umask(0o022)
     try:
         images = images_dir()
@@ -105,10 +106,10 @@ def test_a_cache_of_root_is_for_all(image: Image, tmp_path: Path, monkeypatch: p
         os.umask(before)
     (images / image.name).symlink_to(image.path)
     done = as_ordinary_user(image, CLOSED_TUN, "run", "-q", "-r", "icmp_rcv = trace", "--", "ping", "-c1", "guest",
-                            cache=tmp_path)  # fmt: skip
+                            cache=cache)  # fmt: skip
     assert done.returncode == 0, done.stderr
     images.chmod(0)
-    done = as_ordinary_user(image, CLOSED_TUN, "run", "--", "true", cache=tmp_path)
+    done = as_ordinary_user(image, CLOSED_TUN, "run", "--", "true", cache=cache)
     assert done.returncode == MissingPrerequisite.exit_status
     assert "cannot use the directory of images" in done.stderr
     images.chmod(0o755)
