@@ -136,7 +136,7 @@ class HeldPacket:
     def end(self, state: State, at_ns: int, cause: Cause = Cause.DECIDED) -> None:
         """Note how it went, and why; those who wait are woken by the agent's reader, once for many packets."""
         with self._lock:
-            if state in LIFE[self.state]:
+            if self.state in (State.HELD, State.LEAVING):  # LIFE says the same, but an enum is hashed slowly
                 self.state = state
                 self.ended_at_ns = at_ns
                 self.cause = cause
