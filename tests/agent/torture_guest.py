@@ -214,15 +214,18 @@ class Torture:
     def device(self) -> None:
         """Make a device with an address, or take one away, with traffic through it."""
         if self.devices and (len(self.devices) > 2 or self.chance.random() < 0.5):
-            name, _ = self.devices.pop(self.chance.randrange(len(self.devices)))
-            self.tell_ip(f"link del {name}")
-            self.done["devices deleted"] += 1
+            self.take_device()
             return
         self.numbers = self.numbers % 200 + 1
         number = 20 + self.numbers
         lines = self.chance.choice(DEVICES).format(n=number)
         self.tell_ip(lines)
         self.devices.append((lines.rpartition(" ")[0].rpartition(" ")[2], f"10.{number}.0.2"))
+
+    def take_device(self) -> None:
+        name, _ = self.devices.pop(self.chance.randrange(len(self.devices)))
+        self.tell_ip(f"link del {name}")
+        self.done["devices deleted"] += 1
 
     def talk_by_device(self) -> None:
         if not self.devices:
@@ -258,10 +261,14 @@ class Torture:
             (self.talk_by_device, 3), (self.route, 2), (self.device, 1), (self.namespace, 1),
         )  # fmt: skip
         chosen = [action for action, weight in actions for _ in range(weight)]
+        for action, _ in actions:  # each at least once, however short the run
+            action()
         while not select.select([0], [], [], 0.0005)[0]:
             self.chance.choice(chosen)()
         if self.inside:
             self.namespace()
+        while self.devices:
+            self.take_device()
         assert self.ip.stdin
         self.ip.stdin.close()
         self.ip.wait()
