@@ -2,8 +2,10 @@
 guest's kernel complains (skblab.guest.complaint) unless its test says ``@pytest.mark.complains(KIND, ...)``.
 """
 
+import gc
 import hashlib
 import os
+import resource
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -26,6 +28,8 @@ EXPECTED_IN_CI: frozenset[str] = frozenset(
 
 # Of the tests that were run, how many may have been run a second time; one in any case.
 MOST_RERUN = 0.01
+ABOVE_SELECT = 1500
+
 # Of a test that failed once and then passed: enough to see why.
 LAST_LINES = 30
 
@@ -131,6 +135,19 @@ def shared_lab(image: Image) -> Iterator[Lab]:
     """A lab for tests that leave it as they found it."""
     with Lab(image=image) as lab:
         yield lab
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """So many descriptors that the next one is above what select(2) knows."""
+    gc.collect()  # what others have left open takes a low number, and would give it back in between
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * ABOVE_SELECT), hard))
+    taken = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(ABOVE_SELECT)]
+    yield
+    for descriptor in taken:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ void agent_hostfiles_close(void);
 void *agent_event_begin(u16 kind, u16 rule, u32 bytes);
 void agent_event_end(const void *event);
 void agent_steps_quiet(void);
-extern u64 agent_ends_owed; /* packets whose end the host is still to be told */
+extern u64 agent_ends_owed; /* held packets whose end event is not written yet */
 struct agent_record *agent_command(void);
 void agent_commands_forget(void);
 void agent_command_done(const struct agent_record *record);

@@ -38,7 +38,7 @@ struct agent_held {
 	u8 cause; /* enum agent_cause: why it goes */
 	bool leased; /* its timer is the lease */
 	bool drop;
-	bool told; /* the host knows already that it goes */
+	bool told; /* its end event is written */
 };
 
 static DEFINE_HASHTABLE(held_packets, 12);

@@ -1,10 +1,7 @@
 """Many labs in one process, and many descriptors beside them."""
 
-import gc
 import os
-import resource
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -15,7 +12,6 @@ from skblab.host.clients import parse_ping
 from skblab.image.image import Image
 from skblab.lab import Lab
 
-ABOVE_SELECT = 1100
 LABS = 24
 UNTIL_REFUSED = """
 import contextlib, sys
@@ -33,20 +29,7 @@ with contextlib.ExitStack() as stack:
 """
 
 
-@pytest.fixture
-def many() -> Iterator[None]:
-    """So many descriptors that the next one is above what select(2) knows."""
-    gc.collect()  # what others have left open takes a low number, and would give it back in between
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * ABOVE_SELECT), hard))
-    taken = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(ABOVE_SELECT)]
-    yield
-    for descriptor in taken:
-        os.close(descriptor)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.usefixtures("many")
+@pytest.mark.usefixtures("many_descriptors")
 def test_everything_works_above_1024_descriptors(image: Image) -> None:
     with Lab(f"above-{os.getpid()}", image=image, root="host") as lab:
         assert lab.guest.pidfd > 1024

@@ -2,9 +2,7 @@
 
 import os
 import re
-import resource
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,22 +10,8 @@ import pytest
 import skblab
 from skblab.host.waiting import wait
 
-ABOVE_SELECT = 1500
 
-
-@pytest.fixture
-def many() -> Iterator[None]:
-    """So many descriptors that the next one is above what select(2) knows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * ABOVE_SELECT), hard))
-    taken = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(ABOVE_SELECT)]
-    yield
-    for descriptor in taken:
-        os.close(descriptor)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.usefixtures("many")
+@pytest.mark.usefixtures("many_descriptors")
 def test_descriptors_above_1024() -> None:
     reads, writes = os.pipe()
     assert reads > 1024
