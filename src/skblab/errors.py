@@ -126,6 +126,9 @@ class NoSuchProgram(SkblabError):
 class CallbackFailed(SkblabError):
     """A function of the caller's that was to be called for each packet raised; the first error is the cause."""
 
+    def __init__(self, of: str, error: Exception) -> None:
+        super().__init__(f"the callback of {of} raised {type(error).__name__}: {error}")
+
 
 class GuestLost(SkblabError):
     """The guest kernel is gone."""

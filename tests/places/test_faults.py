@@ -68,8 +68,9 @@ def test_what_a_machine_refuses_is_a_sentence(
 
 
 def test_a_callback_of_ours_is_judged_by_what_it_raised(capsys: pytest.CaptureFixture[str]) -> None:
-    error = CallbackFailed("the callback of a rule raised")
-    error.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    cause = OSError(errno.EMFILE, "Too many open files")
+    error = CallbackFailed("a rule", cause)
+    error.__cause__ = cause
     assert stopped_by(error) == MissingPrerequisite.exit_status
     assert "ulimit -n" in capsys.readouterr().err
 

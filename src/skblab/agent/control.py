@@ -68,11 +68,6 @@ def _refusal(what: str, number: int) -> SkblabError:
     return SkblabError(f"the agent refused: {what}", found=os.strerror(number))
 
 
-def callback_failed(of: str, error: Exception) -> CallbackFailed:
-    """Return the error for a function of the caller's that raised."""
-    return CallbackFailed(f"the callback of {of} raised {type(error).__name__}: {error}")
-
-
 class Armed:
     """A rule that is in force, until ``disarm()`` or the end of the ``with``."""
 
@@ -104,7 +99,7 @@ class Armed:
             error = self._agent.disarm(self.number)
             self._last = self._agent.channel.counts(self.number)
             if error and raising:
-                raise callback_failed(str(self.rule), error) from error
+                raise CallbackFailed(str(self.rule), error) from error
 
 
 class Agent:

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from skblab.agent import abi
-from skblab.agent.control import Agent, Armed, callback_failed
+from skblab.agent.control import Agent, Armed
 from skblab.agent.held import HeldPacket
-from skblab.errors import GuestLost, PacketGone, Timeout
+from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout
 from skblab.packet import ETH_P_IP, Packet, changing
 from skblab.rule import Rule
 
@@ -173,7 +173,7 @@ class Running:
             self._worker.join()
         error, self._failed = self._failed, None
         if error and raising:
-            raise callback_failed(str(self._rule), error) from error
+            raise CallbackFailed(str(self._rule), error) from error
 
     def _tell(self, hit: abi.Hit, packet: Packet, done: str) -> None:
         """Call what the caller gave. An error of it must not keep packets from going on."""

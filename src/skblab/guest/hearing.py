@@ -70,9 +70,7 @@ class ComplaintWatch:
         os.close(self._enough)
         self._enough = -1
         if self._failed and raising:
-            raise CallbackFailed(
-                f"the callback of a complaint raised {type(self._failed).__name__}: {self._failed}"
-            ) from self._failed
+            raise CallbackFailed("a complaint", self._failed) from self._failed
 
     def __enter__(self) -> Self:
         return self
