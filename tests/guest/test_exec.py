@@ -167,7 +167,8 @@ def test_signals_are_for_all_that_the_command_has_started(host_root: Lab) -> Non
 
 
 def test_a_terminal(every_root: Lab) -> None:
-    script = "trap 'stty size' WINCH; tty; stty size; while read x; do echo \"got $x\"; done"
+    # A shell's `read` may fail where a signal interrupts it, so a failure ends nothing here.
+    script = "trap 'stty size' WINCH; tty; stty size; while :; do read x && echo \"got $x\"; done"
     with every_root.guest.popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                 terminal=(33, 101), env={"TERM": "vt100"}) as command:  # fmt: skip
         assert command.stdin
