@@ -140,7 +140,7 @@ void agent_measured(struct sk_buff *skb);
 long agent_measure(const struct agent_decide *decide);
 
 /* edit.c: write a held packet's bytes back */
-int agent_write(struct sk_buff *skb, const struct agent_decide *decide);
+int agent_write(struct sk_buff *skb, const struct agent_write *write);
 
 static inline unsigned long agent_argument(const struct agent_regs *regs, unsigned int number)
 {

@@ -16,7 +16,7 @@
 #include <linux/filter.h>
 #include <linux/types.h>
 
-#define AGENT_MAGIC 0x736b626c61623032ull /* "skblab02" */
+#define AGENT_MAGIC 0x736b626c61623033ull /* "skblab03" */
 #define AGENT_RULES 8192
 #define AGENT_BY_HAND (AGENT_RULES - 1) /* the rule of what a debugger holds; no other is of that number */
 #define AGENT_POINTS 32768
@@ -103,7 +103,7 @@ enum agent_command_kind {
 	AGENT_RELEASE = 3, /* struct agent_decide */
 	AGENT_DISCARD = 4,
 	AGENT_COPY = 5, /* number: how many */
-	AGENT_WRITE = 6, /* struct agent_decide, then the packet's new bytes; number: where skb->data is to point */
+	AGENT_WRITE = 6, /* struct agent_write, then the packet's new bytes */
 	AGENT_MEASURE = 7, /* struct agent_decide, then an Ethernet frame; number: calls. The answer: ns for all of them */
 	AGENT_FOLLOW = 8, /* struct agent_follow, then its filter: what is followed, and told at each step */
 	AGENT_POINT = 9, /* struct agent_point: a function to be passed; record.rule: the point's number */
@@ -201,9 +201,24 @@ struct agent_decide {
 	struct agent_record record;
 	__u64 cookie;
 	__u64 packet; /* agent_hit.packet */
-	__u64 after_ns; /* AGENT_WRITE: 1: nobody fragments the packet any more, so its device's MTU holds */
+	__u64 after_ns;
 	__s32 number; /* AGENT_COPY: up to AGENT_MOST_COPIES */
 	__u32 data_bytes;
+};
+
+enum agent_write_flags {
+	AGENT_WITHIN_MTU = 1, /* nobody fragments the packet any more, so its device's MTU holds */
+	AGENT_DISTRUST = 2, /* a receiver has to check the checksums, whatever the kernel knew of them */
+};
+
+struct agent_write {
+	struct agent_record record;
+	__u64 cookie;
+	__u64 packet; /* agent_hit.packet */
+	__s32 data_offset; /* of skb->data from the network header */
+	__u32 data_bytes;
+	__u16 checksum_start, checksum_offset; /* as in struct agent_hit */
+	__u32 flags; /* enum agent_write_flags */
 };
 
 enum agent_event_kind {
@@ -231,6 +246,12 @@ struct agent_hit {
 	__u32 device; /* index */
 	__u16 protocol; /* host order */
 	__u16 captured_bytes;
+	/*
+	 * CHECKSUM_PARTIAL: from where on a checksum has still to be computed, from the network header, and where its field
+	 * lies from there, which holds the pseudo header's sum. offset 0: there is none.
+	 */
+	__u16 checksum_start, checksum_offset;
+	__u32 padding;
 };
 
 struct agent_done {

@@ -2,6 +2,8 @@
 /* Write a packet's bytes back, from its network header on: as many as before, fewer, or more. */
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
 #include <net/ip.h>
 #include <net/ipv6.h>
 
@@ -41,33 +43,77 @@ static void forget_options(struct sk_buff *skb, int end)
 }
 
 /* Why a packet cannot be written to, whatever the bytes; or 0. */
-static int refusal(const struct sk_buff *skb, const struct agent_decide *decide, int before)
+static int refusal(const struct sk_buff *skb, const struct agent_write *write, int before)
 {
 	const struct net_device *device = agent_device_of(skb);
-	const int grows = (int)decide->data_bytes - ((int)skb->len - before);
+	const int grows = (int)write->data_bytes - ((int)skb->len - before);
 
-	if (skb_is_gso(skb)) {
-		agent_note("%u bytes, to be sent in segments of %u", skb->len - before, skb_shinfo(skb)->gso_size);
-		return -EOPNOTSUPP;
-	}
 	if (skb_shared(skb))
 		return -EBUSY;
-	if (decide->number > (int)decide->data_bytes || (decide->number < 0 && -decide->number > (int)skb_headroom(skb) + before))
+	if (write->data_offset > (int)write->data_bytes ||
+	    (write->data_offset < 0 && -write->data_offset > (int)skb_headroom(skb) + before))
 		return -EINVAL;
-	if (decide->after_ns && grows > 0 && device && decide->data_bytes > device->mtu) {
-		agent_note("%u bytes; the MTU of %s is %u", decide->data_bytes, device->name, device->mtu);
+	if (write->checksum_offset && write->checksum_start + write->checksum_offset + 2u > write->data_bytes)
+		return -EINVAL;
+	if (write->flags & AGENT_WITHIN_MTU && grows > 0 && device && write->data_bytes > device->mtu) {
+		agent_note("%u bytes; the MTU of %s is %u", write->data_bytes, device->name, device->mtu);
 		return -EMSGSIZE;
 	}
 	return 0;
 }
 
-int agent_write(struct sk_buff *skb, const struct agent_decide *decide)
+/*
+ * Can a GSO packet be cut into segments as before? net/core/skbuff.c skb_segment() copies the headers, so what they say
+ * may change, and where they end may not. skb->data is the network header, and everything is in one piece.
+ */
+static bool same_segments(const struct sk_buff *skb, const struct agent_write *write)
+{
+	const u8 *old = skb->data, *new = (const u8 *)(write + 1);
+	const u32 transport = write->checksum_start;
+	const u32 type = skb_shinfo(skb)->gso_type;
+
+	if (skb->encapsulation || type & SKB_GSO_FRAGLIST || write->data_bytes != skb->len || !write->checksum_offset ||
+	    skb->ip_summed != CHECKSUM_PARTIAL || transport + sizeof(struct tcphdr) > skb->len ||
+	    (int)transport != headers_end(skb))
+		return false;
+	if (skb->protocol == htons(ETH_P_IP)) {
+		const struct iphdr *was = (const void *)old, *is = (const void *)new;
+
+		if (old[0] != new[0] || was->tot_len != is->tot_len || was->protocol != is->protocol || ip_is_fragment(is))
+			return false;
+	} else if (memcmp(old + offsetof(struct ipv6hdr, payload_len), new + offsetof(struct ipv6hdr, payload_len), 3) ||
+		   memcmp(old + sizeof(struct ipv6hdr), new + sizeof(struct ipv6hdr), transport - sizeof(struct ipv6hdr))) {
+		return false;
+	}
+	old += transport;
+	new += transport;
+	if (type & (SKB_GSO_TCPV4 | SKB_GSO_TCPV6))
+		return ((const struct tcphdr *)old)->doff == ((const struct tcphdr *)new)->doff;
+	return type & SKB_GSO_UDP_L4 && ((const struct udphdr *)old)->len == ((const struct udphdr *)new)->len;
+}
+
+/* What is known of the checksums: the host has updated those that were right, and left alone those that were wrong. */
+static void note_checksums(struct sk_buff *skb, const struct agent_write *write)
+{
+	if (write->checksum_offset) {
+		skb->ip_summed = CHECKSUM_PARTIAL;
+		skb->csum_start = skb_headroom(skb) + write->checksum_start;
+		skb->csum_offset = write->checksum_offset;
+	} else if (write->flags & AGENT_DISTRUST || skb->ip_summed == CHECKSUM_PARTIAL || skb->ip_summed == CHECKSUM_COMPLETE) {
+		skb->ip_summed = CHECKSUM_NONE;
+		skb->csum_valid = 0;
+		skb->csum_complete_sw = 0;
+		skb->csum_level = 0;
+	}
+}
+
+int agent_write(struct sk_buff *skb, const struct agent_write *write)
 {
 	const int before = agent_network_offset(skb);
-	const u32 bytes = decide->data_bytes;
-	const int data_offset = decide->number;
+	const u32 bytes = write->data_bytes;
+	const int data_offset = write->data_offset;
 	int transport = skb_transport_header_was_set(skb) ? skb_transport_offset(skb) - before : -1;
-	int error = refusal(skb, decide, before);
+	int error = refusal(skb, write, before);
 	int more, old_end, end;
 
 	if (error)
@@ -77,6 +123,10 @@ int agent_write(struct sk_buff *skb, const struct agent_decide *decide)
 	skb->len -= before;
 	more = (int)bytes - (int)skb->len;
 	error = skb_linearize(skb);
+	if (!error && skb_is_gso(skb) && !same_segments(skb, write)) {
+		agent_note("%u bytes, to be sent in segments of %u", skb->len, skb_shinfo(skb)->gso_size);
+		error = -EOPNOTSUPP;
+	}
 	if (!error && (skb_cloned(skb) || more > skb_tailroom(skb)))
 		error = pskb_expand_head(skb, 0, max(more, 0), GFP_ATOMIC);
 	if (error) {
@@ -89,7 +139,7 @@ int agent_write(struct sk_buff *skb, const struct agent_decide *decide)
 		skb_put(skb, more);
 	else
 		skb_trim(skb, bytes);
-	memcpy(skb->data, decide + 1, bytes);
+	memcpy(skb->data, write + 1, bytes);
 	skb_reset_network_header(skb);
 	end = headers_end(skb);
 	if (end != old_end)
@@ -100,13 +150,11 @@ int agent_write(struct sk_buff *skb, const struct agent_decide *decide)
 		transport = transport >= old_end ? transport + end - old_end : min(transport, end);
 	if (transport >= 0)
 		skb_set_transport_header(skb, min_t(int, transport, bytes));
-	/* The host has computed the checksums; a receiver is to check them, a sender is to leave them. */
-	skb->ip_summed = CHECKSUM_NONE;
-	skb->csum_valid = 0;
-	skb->csum_complete_sw = 0;
-	skb->csum_level = 0;
-	skb->remcsum_offload = 0;
-	skb->encapsulation = 0; /* where the inner headers lay, other bytes may be now */
+	note_checksums(skb, write);
+	if (more || end != old_end) { /* where the inner headers lay, other bytes may be now */
+		skb->encapsulation = 0;
+		skb->remcsum_offload = 0;
+	}
 	skb_clear_hash(skb);
 	skb->data += data_offset;
 	skb->len -= data_offset;

@@ -294,6 +294,8 @@ static int copy_held(const struct agent_held *held)
 
 static int decide_once(const struct agent_decide *decide, struct agent_held *held)
 {
+	const struct agent_write *write = (const struct agent_write *)decide; /* their heads are the same */
+
 	switch (decide->record.kind) {
 	case AGENT_RELEASE:
 		held->leased = false;
@@ -308,9 +310,9 @@ static int decide_once(const struct agent_decide *decide, struct agent_held *hel
 	case AGENT_COPY:
 		return copy_held(held);
 	case AGENT_WRITE:
-		if (sizeof(*decide) + decide->data_bytes > decide->record.bytes)
+		if (sizeof(*write) + write->data_bytes > write->record.bytes)
 			return -EINVAL;
-		return agent_write(held->skb, decide);
+		return agent_write(held->skb, write);
 	default:
 		return -EINVAL;
 	}

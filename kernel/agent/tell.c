@@ -10,6 +10,7 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs
 	const int offset = skb ? agent_network_offset(skb) : 0;
 	const struct net_device *device = skb ? agent_device_of(skb) : NULL;
 	const u32 captured = skb ? min_t(u32, skb->len - offset, rule->arm.captured_bytes) : 0;
+	const bool unfinished = skb && skb->ip_summed == CHECKSUM_PARTIAL && skb_checksum_start_offset(skb) > offset;
 	const u64 *words = NULL;
 	const u32 stack = rule->arm.text_end ? agent_stack(rule->arm.text_start, rule->arm.text_end, regs, &words) * sizeof(*words) : 0;
 	struct agent_hit *hit =
@@ -30,6 +31,9 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs
 	hit->device = device ? device->ifindex : 0;
 	hit->protocol = skb ? ntohs(skb->protocol) : 0;
 	hit->captured_bytes = captured;
+	hit->checksum_start = unfinished ? skb_checksum_start_offset(skb) - offset : 0;
+	hit->checksum_offset = unfinished ? skb->csum_offset : 0;
+	hit->padding = 0;
 	if (captured && offset + (int)captured <= (int)skb_headlen(skb)) /* as most are; skb_copy_bits() is slower */
 		memcpy(hit + 1, skb->data + offset, captured);
 	else if (captured && skb_copy_bits(skb, offset, hit + 1, captured))

@@ -1,13 +1,13 @@
 """A packet as bytes, as scapy layers, and in words."""
 
 import contextlib
+import logging
 import struct
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from skblab.errors import PacketError, RuleError
+from skblab.errors import PacketError
 
 if TYPE_CHECKING:  # scapy takes half a second to import; whoever only counts packets need not wait for it
     from scapy.packet import Packet as Layers
@@ -16,8 +16,6 @@ ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ECHO_TYPES = {8: "echo request", 0: "echo reply", 128: "echo request", 129: "echo reply"}
 TIMEVAL = struct.Struct("=qq")
 LARGEST_PACKET_BYTES = 0xFFFF
-PAYLOAD_FIELDS = ("load", "data")  # a payload's, in Raw and in an ICMPv6 echo
-FOLLOWING_FIELDS = ("len", "plen", "ihl", "chksum", "cksum", "dataofs")
 IPV4_BYTES, IPV6_BYTES, ARP_BYTES = 20, 40, 28  # of a header without options; of ARP over Ethernet
 # Extension headers, as net/ipv6/exthdrs_core.c ipv6_skip_exthdr() goes over them.
 OPTIONS6, FRAGMENT6, AUTHENTICATION6 = {0, 43, 60}, 44, 51
@@ -33,6 +31,13 @@ class Packet:
     @cached_property
     def layers(self) -> "Layers":
         """The packet as scapy dissects it; where its header is cut short, or scapy cannot read it, Raw."""
+        return self.dissected()
+
+    def dissected(self) -> "Layers":
+        """Return the layers anew: the caller's own, to be changed."""
+        # It warns of what a malformed packet has in it, on stderr, in the middle of what a client prints.
+        logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
+        from scapy.layers import vxlan  # noqa: F401, PLC0415 - what it carries is layers, too
         from scapy.layers.inet import IP  # noqa: PLC0415
         from scapy.layers.inet6 import IPv6  # noqa: PLC0415
         from scapy.layers.l2 import ARP  # noqa: PLC0415
@@ -89,48 +94,6 @@ class Packet:
             return None
         seconds, microseconds = TIMEVAL.unpack_from(message, 8)
         return seconds + microseconds / 1e6 if 0 <= microseconds < 1_000_000 else None
-
-    def edited(
-        self, change: Callable[["Layers"], object], *, fix: bool = True, data_offset: int = 0
-    ) -> tuple["Packet", int]:
-        """Return the packet that a change makes of this one, and where its ``skb->data`` is to point.
-
-        :param change: changes the layers in place, or returns a packet, or bytes: the new payload
-        :param fix: let lengths and checksums follow; a field that the change itself has set stays as it was set
-        :param data_offset: where ``skb->data`` points in this packet: 0, or the transport header
-        :raises PacketError: what came out is no packet
-        """
-        from scapy.packet import Packet as AnyPacket  # noqa: PLC0415
-        from scapy.packet import Raw  # noqa: PLC0415
-
-        layers = type(self.layers)(self.data)
-        result = change(layers)
-        if isinstance(result, bytes):
-            last = layers.lastlayer()
-            if isinstance(last, Raw):
-                last.load = result
-            elif "data" in last.fields:  # an ICMPv6 echo has its payload in a field
-                last.data = result
-            else:
-                last.add_payload(Raw(result))
-        elif isinstance(result, AnyPacket):
-            layers = result
-        elif result is not None:
-            raise PacketError(f"a change returns nothing, a packet or bytes, and not {type(result).__name__}")
-        if fix:
-            _let_follow(layers, self.layers)
-        try:
-            data = bytes(layers)
-        except Exception as error:
-            raise PacketError(
-                "the changed packet cannot be written", found=f"{type(error).__name__}: {error}"
-            ) from error
-        edited = Packet(data, self.protocol)
-        if data_offset > 0 and data_offset == self.header_bytes:
-            data_offset = edited.header_bytes
-        if len(data) > LARGEST_PACKET_BYTES or len(data) < max(data_offset, 1):
-            raise PacketError(f"the changed packet has {len(data)} bytes")
-        return edited, data_offset
 
     @property
     def header_bytes(self) -> int:
@@ -192,17 +155,6 @@ class Packet:
             return ""
         return f"{len(self.data)} bytes, addresses of {self.data[4:5].hex()} and {self.data[5:6].hex()} bytes"
 
-    def diff(self, other: "Packet") -> str:
-        """Return what is different in another packet, a line a field: ``ip.ttl: 64 -> 3``."""
-        lines = []
-        ours, theirs = list(_fields(self.layers)), dict(_fields(other.layers))
-        for name, value in ours:
-            if theirs.get(name) != value:
-                lines.append(f"{name}: {value} -> {theirs.get(name, 'nothing')}")
-        known = dict(ours)
-        lines += [f"{name}: nothing -> {value}" for name, value in theirs.items() if name not in known]
-        return "\n".join(lines)
-
     @property
     def _icmp_message(self) -> bytes | None:
         """The bytes of the ICMP message, where there is one right behind the network header."""
@@ -222,72 +174,3 @@ def echo_request(identity: int, sequence: int, payload: bytes = b"") -> bytes:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return message[:2] + struct.pack("!H", ~total & 0xFFFF) + message[4:]
-
-
-def changing(changes: Sequence[tuple[str, str]]) -> Callable[["Layers"], None]:
-    r"""Return the change that ``ip.ttl=3``, ``icmp.seq=7`` and so on describe.
-
-    A value is a number (3, 0x10) or what scapy takes for that field: an address, TCP flags such as ``SA``. A payload
-    (``raw.load``) is text with Python's escapes: ``a\x00b``.
-    """
-
-    def change(layers: "Layers") -> None:
-        for name, text in changes:
-            wanted, _, field = name.partition(".")
-            layer = next((one for one in _layers(layers) if type(one).__name__.lower() == wanted.lower()), None)
-            if layer is None or all(one.name != field for one in layer.fields_desc):
-                raise RuleError(f"no field {name} in this packet", found=str(layers.summary()))
-            if field in PAYLOAD_FIELDS and isinstance(layer.getfieldval(field), bytes):
-                layer.setfieldval(field, from_escapes(name, text))
-                continue
-            try:
-                value: int | str = int(text, 0)
-            except ValueError:
-                value = text
-            try:
-                layer.setfieldval(field, value)
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # a name that nobody knows ...
-                raise RuleError(f"no value for {name}: {text}", found=f"{type(error).__name__}: {error}") from None
-
-    return change
-
-
-def to_escapes(data: bytes) -> str:
-    """Return bytes as text with Python's escapes, as ``changing`` reads them."""
-    return data.decode("latin-1").encode("unicode_escape").decode("ascii")
-
-
-def from_escapes(name: str, text: str) -> bytes:
-    """Return the bytes that text with Python's escapes stands for.
-
-    :raises RuleError: an escape is cut short
-    """
-    try:
-        return text.encode("ascii", "backslashreplace").decode("unicode_escape").encode("latin-1")
-    except UnicodeError as error:
-        raise RuleError(f"not the bytes of {name}", found=f"{text}: {error}", mend="text, and bytes as \\x00") from None
-
-
-def _layers(packet: "Layers") -> Iterator["Layers"]:
-    """Yield the layers of a packet, outermost first."""
-    while packet and packet.name != "NoPayload":
-        yield packet
-        packet = packet.payload
-
-
-def _let_follow(layers: "Layers", before: "Layers") -> None:
-    """Forget the lengths and checksums that the change has not set itself: scapy computes them anew."""
-    for layer in _layers(layers):
-        if type(layer).__name__.endswith("error"):  # a part of another packet, quoted by ICMP: it stays as it came
-            return
-        was = before.getlayer(type(layer))
-        for name in FOLLOWING_FIELDS:
-            if name in layer.fields and was is not None and layer.fields[name] == was.fields.get(name):
-                layer.delfieldval(name)
-
-
-def _fields(packet: "Layers") -> Iterator[tuple[str, object]]:
-    """Yield the fields of all layers, named ip.ttl and so on."""
-    for layer in _layers(packet):
-        for name, value in layer.fields.items():
-            yield f"{type(layer).__name__.lower()}.{name}", value

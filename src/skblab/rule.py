@@ -11,7 +11,7 @@ hold [N] [release fifo|reverse|random]  it is set aside until it is released, or
 delay TIME [+-JITTER]                   it is set aside for that time: 300ms, 1.5s, 20us
 drop [REASON]                           it is freed, with a reason of the kernel's (a number, or NO_SOCKET ...)
 duplicate [N]                           the function runs for N copies (1) before it runs for the packet
-edit FIELD=VALUE[,FIELD=VALUE ...]      it goes on changed: edit ip.ttl=3,icmp.seq=7
+edit FIELD=VALUE[,...] [fix=False]      it goes on changed: edit ip.ttl=3,icmp.seq=7; ip:2 is an inner IP header
 stop                                    the whole kernel stands still under gdb
 ======================================  ================================================================
 
@@ -37,7 +37,8 @@ FUNCTION = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*=(?!=)")
 TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|ms|s)")
 OCCURRENCE = re.compile(r"@([0-9]{1,10})(-)?([0-9]{1,10})?$")
 BARE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*($|if\s.*|@.*)", re.DOTALL)
-CHANGE = re.compile(r"([A-Za-z0-9_]+\.[A-Za-z0-9_]+)=([^,\s]+)$")
+CHANGE = re.compile(r"([A-Za-z0-9_]+(?::[0-9]{1,2})?\.[A-Za-z0-9_]+)=([^,\s]+)$")
+UNFIXED = "fix=False"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Rule:
     reason: str = ""
     copies: int = 1
     changes: tuple[tuple[str, str], ...] = ()
+    fix: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.hold_count <= MOST_NUMBER:
@@ -129,7 +131,7 @@ class Rule:
             case "duplicate":
                 return [str(self.copies)] if self.copies != 1 else []
             case "edit":
-                return [",".join(f"{name}={value}" for name, value in self.changes)]
+                return [",".join(f"{name}={value}" for name, value in self.changes), "" if self.fix else "fix=False"]
         return []
 
 
@@ -274,11 +276,26 @@ class _Parser:
         word = self.take()
         for part in word.split(","):
             found = CHANGE.match(part)
+            if part == UNFIXED:
+                self.fail(f"{UNFIXED} is a word of its own", f"edit ip.ttl=3 {UNFIXED}")
             if not found:
                 self.fail(f"not a change: {part}" if part else "a change is missing", "edit ip.ttl=3,icmp.seq=7")
+            self.check_change(*found.groups())
             changes.append((found.group(1), found.group(2)))
             self.word_at += len(part) + 1
-        return {"changes": tuple(changes)}
+        fix = self.peek() != UNFIXED
+        if not fix:
+            self.take()
+        return {"changes": tuple(changes), "fix": fix}
+
+    def check_change(self, name: str, value: str) -> None:
+        """Check a change where it is typed. Scapy takes 0.5 s to import, and only rules that edit need it."""
+        from skblab.edit import fault  # noqa: PLC0415
+
+        found = fault(name, value)
+        if found:
+            at, error = found
+            self.fail(": ".join(filter(None, (error.what, error.found))), error.mend, at=self.word_at + at)
 
 
 VERDICTS: dict[str, Callable[[_Parser], dict[str, Any]]] = {

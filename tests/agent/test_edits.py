@@ -4,10 +4,11 @@ import contextlib
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from scapy.layers.inet import ICMP, IP, UDP, IPOption
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption
 from scapy.layers.inet6 import HBHOptUnknown, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.packet import Raw
 
@@ -202,35 +203,150 @@ def serving(image: Image) -> Iterator[Lab]:
         yield lab
 
 
-def test_a_gso_packet_says_that_it_is_one_and_what_to_do(serving: Lab) -> None:
+def test_what_a_gso_packet_says_is_edited(serving: Lab, tmp_path: Path) -> None:
+    """Its segments all say so: the client's kernel counts them by their type of service, and the file is whole."""
+    curl = ["curl", "-s", "-o", str(tmp_path / "got"), "-m", "20", f"http://{GUEST4}/find"]
+    serving.run(["nft", "add table ip tos; add chain ip tos in { type filter hook input priority 0; }"])
+    for tos in ("1", "0"):
+        serving.run(["nft", f"add rule ip tos in tcp sport 80 ip dscp {tos} counter"])
     said: list[str] = []
-    curl = ["curl", "-s", "-o", "/dev/null", "-m", "20", f"http://{GUEST4}/find"]
-    rule = "ip_output = edit ip.tos=4 if tcp and ip[2:2] > 200"
-    with serving.rule(rule, lambda _hit, _packet, done: said.append(done)) as running:
+    with serving.rule(
+        "ip_output = edit ip.tos=4 if tcp src port 80", lambda _hit, _packet, done: said.append(done)
+    ) as running:
         assert serving.run(curl, timeout_s=30).returncode == 0
-        assert running.unedited
-    refused = [one for one in said if "a GSO packet cannot be edited" in one]
-    assert len(refused) == running.unedited
-    assert re.search(r"\d+ bytes, to be sent in segments of 14\d\d", refused[0])
-    assert "ip link set DEVICE" in refused[0]
-    assert serving.guest.run(["ip", "link", "set", "vec0", "gso_max_segs", "1"]).returncode == 0
-    with serving.rule(rule) as running:
-        assert serving.run(curl, timeout_s=30).returncode == 0
+    counted = [int(one) for one in re.findall(r"packets (\d+)", serving.run(["nft", "list ruleset"]).stdout)]
+    serving.run(["nft", "delete table ip tos"])
+    assert (tmp_path / "got").read_bytes() == Path("/usr/bin/find").read_bytes()
     assert running.unedited == 0
-    assert running.armed.counts.held > 100
+    assert counted[0] > running.armed.counts.held  # of packets that the guest sent, some came as several
+    assert counted[1] == 0
+    assert all(re.fullmatch(r"edit ip\.tos: 0 -> 4, ip\.chksum: \d+ -> \d+", one) for one in said)
+
+
+def test_the_bytes_of_a_gso_packet_are_edited(serving: Lab, tmp_path: Path) -> None:
+    curl = ["curl", "-s", "-o", str(tmp_path / "got"), "-m", "20", f"http://{GUEST4}/find"]
+    with serving.hold("ip_output", "tcp src port 80 and ip[2:2] > 3000") as held:
+        client = serving.popen(curl)
+        (packet,) = held.take(1)
+        whole = packet.packet.data
+        assert packet.edit(lambda layers: layers[Raw].load[:-4] + b"END!").startswith("raw.load[")
+        packet.release()
+        held.close()
+        assert client.wait(30) == 0
+    got = (tmp_path / "got").read_bytes()
+    at = Path("/usr/bin/find").read_bytes().index(whole[-400:-4]) + 396
+    assert got[at : at + 4] == b"END!"
+    assert got[:at] + whole[-4:] + got[at + 4 :] == Path("/usr/bin/find").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layers: bytes(layers[Raw].load) + b"more",
+        lambda layers: layers[TCP].setfieldval("options", []),
+        lambda layers: layers[TCP].setfieldval("dataofs", 5),
+        lambda layers: layers.setfieldval("proto", 17),
+        lambda layers: layers.setfieldval("flags", "MF"),
+        lambda layers: layers[TCP].setfieldval("chksum", 1),
+    ],
+    ids=["longer", "no options", "another header", "another protocol", "a fragment", "a checksum of its own"],
+)
+def test_a_gso_packet_says_that_it_is_one_and_what_to_do(serving: Lab, change: Callable[[IP], object]) -> None:
+    with serving.hold("ip_output", "tcp src port 80 and ip[2:2] > 3000") as held:
+        client = serving.popen(["curl", "-s", "-o", "/dev/null", "-m", "20", f"http://{GUEST4}/find"])
+        (packet,) = held.take(1)
+        with pytest.raises(PacketError, match="this edit of a GSO packet is not sound") as caught:
+            packet.edit(change)
+        assert re.search(r"\d+ bytes, to be sent in segments of 14\d\d", caught.value.found)
+        assert "gso_max_segs 1" in caught.value.mend
+        assert packet.packet.data == packet.hit.data
+        held.close()
+        assert client.wait(30) == 0
+
+
+def test_without_gso_any_edit_is_sound(serving: Lab) -> None:
+    assert serving.guest.run(["ip", "link", "set", "vec0", "gso_max_segs", "1"]).returncode == 0
+    with serving.rule("ip_output = edit tcp.chksum=1 @1-5 if tcp and ip[2:2] > 200") as running:
+        curl = ["curl", "-s", "-o", "/dev/null", "-m", "20", f"http://{GUEST4}/find"]
+        assert serving.run(curl, timeout_s=30).returncode == 0
+    assert serving.guest.run(["ip", "link", "set", "vec0", "gso_max_segs", "65535"]).returncode == 0
+    assert running.unedited == 0
+    assert running.armed.counts.held == 5
+
+
+def test_a_first_fragment_is_edited_and_the_datagram_arrives_whole(serving: Lab) -> None:
+    server = """
+import socket
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+one.bind(("0.0.0.0", 2001))
+print("ready", flush=True)
+data, sender = one.recvfrom(65535)
+one.sendto(b"%d %d" % (len(data), sum(data)), sender)
+"""
+    data = bytes(range(250)) * 12
+    with (
+        serving.guest.popen(["python3", "-c", server], stdout=subprocess.PIPE) as program,
+        serving.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        serving.rule("ip_rcv = edit ip.tos=4,udp.sport=9 @1 if udp dst port 2001") as running,
+    ):
+        assert program.stdout
+        program.stdout.readline()
+        client.bind((HOST4, 9))
+        client.settimeout(5)
+        client.sendto(data, (GUEST4, 2001))
+        assert client.recv(100) == b"%d %d" % (len(data), sum(data))
+    assert (running.armed.counts.held, running.unedited) == (1, 0)
+
+
+def test_a_fragmented_ping_says_the_number_it_was_given(every_image: Image) -> None:
+    with Lab(image=every_image) as lab, lab.rule("ip_rcv = edit icmp.seq=77 @1 if icmp") as running:
+        said = lab.run(["ping", "-n", "-c", "1", "-W", "5", "-s", "3000", GUEST4], timeout_s=20).stdout
+    assert "3008 bytes from 192.168.10.1: icmp_seq=77" in said
+    assert (running.armed.counts.held, running.unedited) == (1, 0)
+
+
+@pytest.mark.parametrize("fix", [True, False])
+def test_a_rule_without_fixes_breaks_checksums(serving: Lab, *, fix: bool) -> None:
+    """Of a checksum that came whole, of one that is sent so, and of one that was left to the device."""
+    word = "" if fix else " fix=False"
+    with serving.rule(f"ip_rcv = edit raw.load=abcdefgh{word} @1 if {ECHO}"):
+        done = serving.run(["ping", "-n", "-c", "1", "-W", "1", "-s", "8", GUEST4], timeout_s=20)
+    assert done.returncode == (0 if fix else 1)
+    wrong = checksums_that_were_wrong(serving, "Icmp")
+    with serving.rule(f"ip_output = edit raw.load=abcdefgh{word} @1 if {REPLY}"):
+        serving.run(["ping", "-n", "-c", "1", "-W", "1", "-s", "8", GUEST4], timeout_s=20)
+    assert checksums_that_were_wrong(serving, "Icmp") == wrong + (not fix)
+    wrong = checksums_that_were_wrong(serving, "Tcp")
+    with serving.rule(f"__dev_queue_xmit = edit tcp.window=9999{word} @1 if tcp src port 80") as running:
+        assert serving.run(["curl", "-s", "-o", "/dev/null", f"http://{GUEST4}/true"], timeout_s=20).returncode == 0
+    assert running.unedited == 0
+    assert checksums_that_were_wrong(serving, "Tcp") == wrong + (not fix)
+
+
+def checksums_that_were_wrong(lab: Lab, protocol: str) -> int:
+    """Ask the client's kernel: ping itself looks at none."""
+    names, numbers = re.findall(rf"^{protocol}: (.*)$", lab.run(["cat", "/proc/net/snmp"]).stdout, re.MULTILINE)
+    return int(dict(zip(names.split(), numbers.split(), strict=True))["InCsumErrors"])
 
 
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (("run",), ("edit failed, released as it was: no field icmp.sequ in this packet", "released 1, unedited 1")),
-        (("trace", "-q", "icmp"), ("icmp_rcv = edit icmp.sequ=3: 1 unedited; no field icmp.sequ in this packet",)),
+        (("run",), ("edit failed, released as it was: no field icmp.gw in this packet", "released 1, unedited 1")),
+        (("trace", "-q", "icmp"), ("icmp_rcv = edit icmp.gw=1.2.3.4: 1 unedited; no field icmp.gw in this packet",)),
     ],
 )
 def test_an_edit_that_failed_is_the_exit_status(command: tuple[str, ...], said: tuple[str, ...]) -> None:
-    done = skblab(*command, "-r", "icmp_rcv = edit icmp.sequ=3", "--", "ping", "-c1", "-W2", "guest")
+    done = skblab(*command, "-r", "icmp_rcv = edit icmp.gw=1.2.3.4", "--", "ping", "-c1", "-W2", "guest")
     assert done.returncode == 1
     assert all(words in done.stderr for words in said), done.stderr
+
+
+def test_a_misspelt_field_is_said_before_anything_starts() -> None:
+    done = skblab("run", "-r", "ip_rcv = edit icmp.sequ=3", "--", "true")
+    assert done.returncode == 2
+    assert "  ip_rcv = edit icmp.sequ=3\n                     ^\n" in done.stderr
+    assert "is it seq?" in done.stderr
 
 
 @pytest.mark.parametrize("function", ["kfree_skbmem", "__build_skb_around", "skb_free_head", "__copy_skb_header"])

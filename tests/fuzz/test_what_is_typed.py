@@ -13,9 +13,10 @@ from fuzz import fuzzed
 from skblab import cli
 from skblab.cli.options import lab_from
 from skblab.cli.rules import rules_from
+from skblab.edit import changing, difference, edited
 from skblab.errors import SkblabError
 from skblab.filter import INSTRUCTION_BYTES, compile_filter
-from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet, changing
+from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
 from skblab.rule import VERDICTS, Rule
 
 NUMBERS = st.one_of(
@@ -202,7 +203,18 @@ PROTOCOLS = st.one_of(st.sampled_from([ETH_P_IP, ETH_P_IPV6, ETH_P_ARP]), st.int
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(
-            ["ip.ttl", "ip.len", "ip.src", "ip.options", "ipv6.plen", "icmp.seq", "tcp.flags", "raw.load", "x.y"]
+            [
+                "ip.ttl",
+                "ip.len",
+                "ip.src",
+                "ip.options",
+                "ipv6.plen",
+                "icmp.seq",
+                "tcp.flags",
+                "raw.load",
+                "ip:2.ttl",
+                "x.y",
+            ]
         ),
         st.one_of(
             NUMBERS, st.sampled_from(["SA", "10.0.0.1", "::1", "a\\x20b", "\\x", "None", "[]"]), st.text(max_size=8)
@@ -246,13 +258,13 @@ def test_packets(data: bytes, protocol: int, changes: list[tuple[str, str]]) -> 
     packet = Packet(data, protocol)
     assert packet.summary()
     try:
-        edited, data_offset = packet.edited(changing(changes))
+        after = edited(packet, changing(changes))
     except SkblabError as error:
         assert is_a_sentence(error)  # noqa: PT017
     else:
-        assert 0 <= data_offset <= len(edited.data)
-        assert edited.summary()
-        packet.diff(edited)
+        assert 0 <= after.data_offset <= len(after.packet.data)
+        assert after.packet.summary()
+        assert bool(difference(packet, after.packet)) == (packet.data != after.packet.data)
 
 
 @fuzzed

@@ -102,7 +102,7 @@ def test_a_value_that_no_field_takes_is_a_notification(shared_lab: Lab) -> None:
         await person.holds(1)
         await person.presses("e")
         await person.types("many", "#f-ip-ttl-8")
-        await person.is_told("cannot be written")
+        await person.is_told("no value for ip.ttl: many")
         await person.presses("e", "escape", "R")
         await person.reads("1 packets transmitted, 1 received")
 

@@ -12,7 +12,8 @@ from skblab.rule import MOST_COPIES
 HEADER = kernel_dir() / "agent" / "agent_abi.h"
 STRUCTS = {
     "agent_counts": abi.Counts.LAYOUT, "agent_record": abi.RECORD, "agent_arm": abi.Arm.LAYOUT,
-    "agent_decide": abi.DECIDE, "agent_hit": abi.Hit.LAYOUT, "agent_done": abi.Done.LAYOUT, "agent_end": abi.End.LAYOUT,
+    "agent_decide": abi.DECIDE, "agent_write": abi.WRITE,
+    "agent_hit": abi.Hit.LAYOUT, "agent_done": abi.Done.LAYOUT, "agent_end": abi.End.LAYOUT,
     "agent_field": abi.Field.LAYOUT, "agent_follow": abi.Follow.LAYOUT, "agent_point": abi.Point.LAYOUT,
     "agent_step": abi.STEP, "agent_more": abi.MORE, "agent_by_hand": abi.BY_HAND_LAYOUT, "agent_return": abi.RETURN,
     "agent_kin": abi.KIN, "agent_device": abi.DEVICE,
@@ -110,7 +111,17 @@ def test_every_member_lies_where_python_packs_it(tmp_path: Path) -> None:
 def test_numbers() -> None:
     header = HEADER.read_text()
     in_c = {name: int(value, 0) for name, value in re.findall(r"\bAGENT_(\w+) = (\w+)", header)}
-    for kind in (abi.Verdict, abi.Command, abi.Event, abi.Cause, abi.Role, abi.Given, abi.StepKind, abi.StepFlag):
+    for kind in (
+        abi.Verdict,
+        abi.Command,
+        abi.Event,
+        abi.Cause,
+        abi.Role,
+        abi.Given,
+        abi.StepKind,
+        abi.StepFlag,
+        abi.WriteFlag,
+    ):
         for member in kind:
             assert in_c.pop(member.name) == member.value, member
     assert in_c == {}

@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
-MAGIC = 0x736B626C61623032
+MAGIC = 0x736B626C61623033
 RULES = 8192
 BY_HAND = RULES - 1
 POINTS = 32768
@@ -72,6 +72,13 @@ class Role(enum.IntEnum):
     DROPS = 6
     ENDS = 7
     BOUNDARY = 8
+
+
+class WriteFlag(enum.IntFlag):
+    """enum agent_write_flags."""
+
+    WITHIN_MTU = 1
+    DISTRUST = 2
 
 
 class Event(enum.IntEnum):
@@ -194,6 +201,7 @@ class Arm:
 
 BY_HAND_LAYOUT = struct.Struct("=QQi4B")
 DECIDE = struct.Struct("=IHHQQQiI")
+WRITE = struct.Struct("=IHHQQiIHHI")
 
 
 def encode_decide(
@@ -202,6 +210,15 @@ def encode_decide(
     """Return the bytes of a command about one held packet, or about a rule (DISARM)."""
     size = -(-(DECIDE.size + len(data)) // ALIGNMENT) * ALIGNMENT
     return (DECIDE.pack(size, kind, rule, cookie, packet, after_ns, number, len(data)) + data).ljust(size, b"\0")
+
+
+def encode_write(
+    cookie: int, *, packet: int, data: bytes, data_offset: int, checksum: tuple[int, int], flags: int
+) -> bytes:
+    """Return the bytes of a command that writes a packet's bytes, from its network header on."""
+    size = -(-(WRITE.size + len(data)) // ALIGNMENT) * ALIGNMENT
+    head = WRITE.pack(size, Command.WRITE, 0, cookie, packet, data_offset, len(data), *checksum, flags)
+    return (head + data).ljust(size, b"\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,10 +300,12 @@ class Hit:
     mark: int
     device: int
     protocol: int
+    checksum_start: int
+    checksum_offset: int
     data: bytes
     stack_words: bytes = b""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH6QIIiIIHH")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH6QIIiIIHHHH4x")
 
     @property
     def stack(self) -> tuple[tuple[int, int], ...]:
@@ -329,10 +348,11 @@ def decode(record: bytes) -> Hit | Done | End:
     """
     _, kind, rule = RECORD.unpack_from(record)
     if kind == Event.HIT:
-        fields = Hit.LAYOUT.unpack_from(record)
-        end = Hit.LAYOUT.size + fields[-1]
+        *fields, captured_bytes, checksum_start, checksum_offset = Hit.LAYOUT.unpack_from(record)
+        end = Hit.LAYOUT.size + captured_bytes
         words = record[-(-end // ALIGNMENT) * ALIGNMENT :]
-        return Hit(*(rule, *fields[3:-1], record[Hit.LAYOUT.size : end], words))
+        data = record[Hit.LAYOUT.size : end]
+        return Hit(*(rule, *fields[3:], checksum_start, checksum_offset, data, words))
     if kind == Event.DONE:
         cookie, result, note = Done.LAYOUT.unpack_from(record)[3:]
         return Done(cookie, result, note.rstrip(b"\0").decode(errors="replace"))

@@ -16,6 +16,7 @@ from skblab.agent import abi
 from skblab.agent.channel import Channel
 from skblab.agent.held import HeldPacket, State
 from skblab.agent.soundness import check
+from skblab.edit import Edited
 from skblab.errors import AgentDamaged, CallbackFailed, GuestLost, PacketError, SkblabError, Timeout, UsageError
 from skblab.filter import compile_filter
 from skblab.image.image import Image
@@ -43,7 +44,7 @@ VERDICTS = {
 
 WRITE_REFUSALS = {
     errno.EOPNOTSUPP: (
-        "a GSO packet cannot be edited: it stands for several segments",
+        "this edit of a GSO packet is not sound: it stands for several segments, and all headers keep their sizes",
         "in the guest: ip link set DEVICE gro_max_size 0 (for what it receives), or gso_max_segs 1 (for what it sends)",
     ),
     errno.EMSGSIZE: ("the edited packet is longer than its device takes", "edit it before fragmentation: at ip_output"),
@@ -311,29 +312,34 @@ class Agent:
         self._forget(number)
         return self._failed.pop(number, None)
 
-    def decide(
-        self, command: abi.Command, packet: int, *, after_ns: int = 0, number: int = 0, data: bytes = b""
-    ) -> None:
+    def decide(self, command: abi.Command, packet: int, *, after_ns: int = 0, number: int = 0) -> None:
         """Tell the agent about one held packet; an answer that it has gone meanwhile is no error."""
         self._ask(
-            lambda cookie: abi.encode_decide(
-                command, cookie, packet=packet, after_ns=after_ns, number=number, data=data
-            ),
+            lambda cookie: abi.encode_decide(command, cookie, packet=packet, after_ns=after_ns, number=number),
             command.name.lower(),
             quick=command in {abi.Command.RELEASE, abi.Command.DISCARD},
         )
 
-    def write(self, packet: int, data: bytes, data_offset: int, *, within_mtu: bool) -> None:
+    def write(self, packet: int, edited: Edited, *, within_mtu: bool) -> None:
         """Write a held packet's bytes, from its network header on.
 
-        :param data_offset: of ``skb->data`` from there
         :param within_mtu: nothing fragments it any more: its device must take it
         :raises PacketError: the agent refused; the packet is as it was
         """
+        flags = abi.WriteFlag(0)
+        if within_mtu:
+            flags |= abi.WriteFlag.WITHIN_MTU
+        if edited.distrusted:
+            flags |= abi.WriteFlag.DISTRUST
         (answer,) = self._ask_each(
             [
-                lambda cookie: abi.encode_decide(
-                    abi.Command.WRITE, cookie, packet=packet, after_ns=within_mtu, number=data_offset, data=data
+                lambda cookie: abi.encode_write(
+                    cookie,
+                    packet=packet,
+                    data=edited.packet.data,
+                    data_offset=edited.data_offset,
+                    checksum=(edited.pending.start, edited.pending.offset),
+                    flags=flags,
                 )
             ],
             "writing a packet",

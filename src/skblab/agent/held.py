@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from skblab.agent.abi import Cause, Command, Hit
 from skblab.agent.soundness import TABLE, Takeover
+from skblab.edit import Checksum, Edited, difference, edited
 from skblab.errors import PacketError, PacketGone, UsageError
 from skblab.image.unwind import Frame
 from skblab.packet import Packet
@@ -53,6 +54,7 @@ class HeldPacket:
         self.hit = hit
         self.function = function
         self.packet = Packet(hit.data, hit.protocol)
+        self._pending = self._pending_at_first = Checksum(hit.checksum_start, hit.checksum_offset)
         self.held_at_ns = agent.channel.host_ns(hit.at_ns)
         self.ended_at_ns = 0
         self.cause = Cause.DECIDED  # why it went, once it has
@@ -109,17 +111,18 @@ class HeldPacket:
         self._agent.decide(Command.COPY, self.hit.packet, number=copies)
 
     def edit(self, change: "Callable[[Any], object]", *, fix: bool = True) -> str:
-        """Change it; return what was changed, as a diff. It stays held.
+        """Change it; return what was changed, as a diff, and what that does to others. It stays held.
 
         *change* gets the packet as scapy layers and changes them in place, or returns the packet to put in its place,
-        or bytes: the new payload. Lengths and checksums follow, unless *fix* is false.
+        or bytes: the new payload. Lengths and checksums follow where they were right, unless *fix* is false.
 
         :raises PacketGone: it is held no more
         :raises PacketError: what came out cannot be written back; the packet is as it was
         """
         self._require_held("edit")
-        edited, data_offset = self.packet.edited(change, fix=fix, data_offset=self.hit.data_offset)
-        return self._write(edited, data_offset)
+        return self._write(
+            edited(self.packet, change, fix=fix, data_offset=self.hit.data_offset, pending=self._pending)
+        )
 
     def revert(self) -> str:
         """Take all edits back: write it as it came; return what that changed, as a diff. It stays held.
@@ -127,7 +130,8 @@ class HeldPacket:
         :raises PacketGone: it is held no more
         """
         self._require_held("revert")
-        return self._write(Packet(self.hit.data, self.hit.protocol), self.hit.data_offset)
+        first = Packet(self.hit.data, self.hit.protocol)
+        return self._write(Edited(first, self.hit.data_offset, self._pending_at_first))
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it has gone, one way or the other; whether it has."""
@@ -141,16 +145,17 @@ class HeldPacket:
                 self.ended_at_ns = at_ns
                 self.cause = cause
 
-    def _write(self, packet: Packet, data_offset: int) -> str:
-        """Write a packet in the place of this one; return what that changes, as a diff."""
-        difference = self.packet.diff(packet)
-        if packet.data != self.packet.data:
+    def _write(self, edited: Edited) -> str:
+        """Write a packet in the place of this one; return what that changes."""
+        said = difference(self.packet, edited.packet)
+        if said or edited.pending != self._pending:
             takeover = TABLE.get(self.function, Takeover())
             if takeover.parsed:
-                _check_like(packet, self.packet)
-            self._agent.write(self.hit.packet, packet.data, data_offset, within_mtu=takeover.fragmented)
-            self.packet = packet
-        return difference
+                _check_like(edited.packet, self.packet)
+            self._agent.write(self.hit.packet, edited, within_mtu=takeover.fragmented)
+            self.packet = edited.packet
+            self._pending = edited.pending
+        return "\n".join(filter(None, (said, *edited.remarks)))
 
     def _require_held(self, what: str) -> None:
         if self.state is not State.HELD:

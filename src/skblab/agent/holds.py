@@ -13,8 +13,9 @@ from typing import Generic, Self, TypeVar
 from skblab.agent import abi
 from skblab.agent.control import Agent, Armed
 from skblab.agent.held import HeldPacket
+from skblab.edit import changing
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout
-from skblab.packet import ETH_P_IP, Packet, changing
+from skblab.packet import ETH_P_IP, Packet
 from skblab.rule import Rule
 
 Item = TypeVar("Item")
@@ -214,7 +215,7 @@ class Running:
                 held = self._work.popleft()
             before = held.packet
             try:
-                said = "edit " + held.edit(change).replace("\n", ", ")
+                said = "edit " + held.edit(change, fix=self._rule.fix).replace("\n", ", ")
             except PacketGone as error:  # with its rule
                 said = f"not edited: {error.what}"
             except Exception as error:  # noqa: BLE001 - whatever a packet does to scapy, it is released as it was

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from skblab.agent.abi import Role
+from skblab.edit import difference
 from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
 from skblab.record.steps import Kin, Step, Trace
 
@@ -175,5 +176,5 @@ def _changes(before: Step | None, step: Step) -> list[str]:
         if old != new:
             said.append(f"{'len' if name == 'length' else name} {old} -> {new}")
     if step.changed and is_readable(before) and is_readable(step) and before.protocol == step.protocol:
-        said += packet_at(before).diff(packet_at(step)).splitlines()
+        said += difference(packet_at(before), packet_at(step)).splitlines()
     return said

@@ -97,6 +97,8 @@ class HoldApp(Decisions):
 
     def tick(self) -> None:
         """Take in what has come since the last time, and show it."""
+        if not self.is_running:  # its timer outlives the widgets by a moment
+            return
         self.tell_of(self.held.refresh())
         rows = self.held.in_hand()
         self.screen_stack[0].query_one(HeldTable).update(rows[:MOST_ROWS], len(rows[MOST_ROWS:]))

@@ -10,9 +10,9 @@ from textual.app import App
 
 from skblab import files
 from skblab.agent.held import State
+from skblab.edit import changing
 from skblab.errors import SkblabError, UsageError
 from skblab.lab import Lab
-from skblab.packet import changing
 from skblab.pcap import write_pcap
 from skblab.tui.detail import Layers
 from skblab.tui.dialogs import Ask

@@ -1,5 +1,6 @@
 """A packet as a form: a line a field, and what was typed into it."""
 
+import re
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -58,4 +59,4 @@ class EditForm(ModalScreen[None]):
 
 
 def _id(field: Field) -> str:
-    return f"f-{field.name.replace('.', '-')}-{field.first}"
+    return f"f-{re.sub(r'[.:]', '-', field.name)}-{field.first}"

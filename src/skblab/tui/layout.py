@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from skblab.packet import Packet, to_escapes
+from skblab.edit.layers import places
+from skblab.edit.named import named_layers, to_escapes
+from skblab.packet import Packet
 
 if TYPE_CHECKING:
     from scapy.packet import Packet as Layers
@@ -39,31 +41,24 @@ class Layer:
 def layout(packet: Packet) -> list[Layer]:
     """Return the layers of a packet, outermost first."""
     layers: list[Layer] = []
-    layer, first = packet.layers, 0
-    while layer and layer.name != "NoPayload":
-        fields = tuple(_fields(layer, packet.data, first))
+    first = 0
+    for prefix, layer in named_layers(packet.layers):
+        fields = tuple(_fields(prefix, layer, packet.data, first))
         end = max((field.end for field in fields), default=first)
         layers.append(Layer(str(layer.name), fields, first, end))
-        layer, first = layer.payload, end
+        first = end
     return layers
 
 
-def _fields(layer: "Layers", data: bytes, first: int) -> Iterator[Field]:
-    """Walk a layer's fields along its bytes, as scapy's own dissection does (Packet.do_dissect())."""
-    prefix = type(layer).__name__.lower()
-    rest: Any = data[first:]  # behind a field that ends within a byte: the bytes from there on, and how many bits
-    for field in layer.fields_desc:
-        before = rest
+def _fields(prefix: str, layer: "Layers", data: bytes, start: int) -> Iterator[Field]:
+    for field, first, end in places(layer, data[start:]):
+        value = layer.getfieldval(field.name)
         try:
-            rest, _ = field.getfield(layer, rest)
-            value = layer.getfieldval(field.name)
             shown = str(field.i2repr(layer, value))
-        except Exception:  # noqa: BLE001 - a packet may be any bytes: what cannot be walked has no place
+        except Exception:  # noqa: BLE001 - a packet may be any bytes
             return
-        start = len(data) - len(before[0] if isinstance(before, tuple) else before)
-        end = len(data) - len(rest[0]) + 1 if isinstance(rest, tuple) else len(data) - len(rest)
-        if end > start:
-            yield Field(f"{prefix}.{field.name}", _readable(value, shown), _typed(value), start, end)
+        name = f"{prefix}.{field.name}"
+        yield Field(name, _readable(value, shown), _typed(value), start + first // 8, start + -(-end // 8))
 
 
 def _readable(value: object, shown: str) -> str:

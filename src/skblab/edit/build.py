@@ -1,0 +1,230 @@
+"""From a change of scapy layers to a packet's bytes: the bits that were named change, and no other."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from skblab.edit.follow import Built, follow
+from skblab.edit.layers import Part, chain, is_padding, kind_of, parts_of, places
+from skblab.edit.sums import WHOLE, Checksum
+from skblab.errors import PacketError
+from skblab.packet import LARGEST_PACKET_BYTES, Packet
+
+if TYPE_CHECKING:
+    from scapy.packet import Packet as Layers
+
+SMALL_INT = 256  # CPython keeps one object of each int up to this one
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """What a change has made of a packet.
+
+    :param data_offset: where ``skb->data`` is to point in it
+    :param pending: the checksum that is left to the kernel
+    :param distrusted: what the kernel knows of the checksums is true no more: a receiver has to check them
+    :param remarks: what the change does beside what it was made for, a sentence each
+    """
+
+    packet: Packet
+    data_offset: int = 0
+    pending: Checksum = WHOLE
+    distrusted: bool = False
+    remarks: tuple[str, ...] = ()
+
+
+def edited(
+    packet: Packet,
+    change: Callable[["Layers"], object],
+    *,
+    fix: bool = True,
+    data_offset: int = 0,
+    pending: Checksum = WHOLE,
+) -> Edited:
+    """Return what a change makes of a packet.
+
+    :param change: changes the layers in place, or returns a packet, or bytes: the new payload
+    :param fix: let lengths and checksums follow where they were right; what the change has set stays as it was set
+    :param data_offset: where ``skb->data`` points in this packet: 0, or the transport header
+    :param pending: the checksum that is left to the kernel
+    :raises PacketError: what came out is no packet
+    """
+    pristine, layers = packet.dissected(), packet.dissected()
+    before = parts_of(pristine, packet.data)
+    noted = {id(layer): dict(layer.fields) for layer in chain(layers)}
+    origins = {id(layer): part for layer, part in zip(_headers(layers), before, strict=True)}
+    layers = _changed(layers, change)
+    try:
+        built = _build(packet.data, before, _matched(layers, origins, noted))
+    except PacketError:
+        raise
+    except Exception as error:
+        raise PacketError("the changed packet cannot be written", found=f"{type(error).__name__}: {error}") from error
+    pending, distrusted, remarks = follow(built, fix=fix, pending=pending)
+    after = Packet(bytes(built.data), packet.protocol)
+    if data_offset > 0 and data_offset == packet.header_bytes:
+        data_offset = after.header_bytes
+    if len(after.data) > LARGEST_PACKET_BYTES or len(after.data) < max(data_offset, 1):
+        raise PacketError(f"the changed packet has {len(after.data)} bytes")
+    return Edited(after, data_offset, pending, distrusted, tuple(remarks))
+
+
+def _headers(layers: "Layers") -> list["Layers"]:
+    return [layer for layer in chain(layers) if not is_padding(layer)]
+
+
+def _changed(layers: "Layers", change: Callable[["Layers"], object]) -> "Layers":
+    """Make a change, in place or not; return the layers as they are then."""
+    from scapy.packet import Packet as AnyPacket  # noqa: PLC0415
+
+    result = change(layers)
+    if isinstance(result, bytes):
+        _put_payload(layers, result)
+    elif isinstance(result, AnyPacket):
+        return result
+    elif result is not None:
+        raise PacketError(f"a change returns nothing, a packet or bytes, and not {type(result).__name__}")
+    return layers
+
+
+def _put_payload(layers: "Layers", payload: bytes) -> None:
+    """Put other bytes behind the innermost header that has lengths or checksums; behind any, where none has."""
+    from scapy.packet import Raw  # noqa: PLC0415
+
+    headers = _headers(layers)
+    known = [layer for layer in headers if kind_of(layer).sum_at or kind_of(layer).total or kind_of(layer).own]
+    if not known:
+        if type(headers[-1]) is Raw:
+            headers[-1].load = payload
+            return
+        known = headers
+    last = known[-1]
+    if "data" in last.fields:  # an ICMPv6 echo has its payload in a field
+        last.data = payload
+        return
+    padding = next((layer for layer in chain(layers) if is_padding(layer)), None)
+    last.remove_payload()
+    if payload:
+        last.add_payload(Raw(payload))
+    if padding:
+        layers.add_payload(padding)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A layer as it is after the change, where it was before, and the names of the fields that were set or deleted."""
+
+    layer: "Layers"
+    origin: Part | None
+    named: frozenset[str]
+    deleted: frozenset[str]
+
+
+def _matched(layers: "Layers", origins: dict[int, Part], noted: dict[int, dict[str, Any]]) -> list[Change]:
+    """Find out what has changed in each layer.
+
+    One that is not the very object may be a copy: then it stands for the next of its class that is gone.
+    """
+    headers = list(chain(layers))
+    found = [origins.get(id(layer)) for layer in headers]
+    left = [part for part in origins.values() if part not in found]
+    changes = []
+    for layer, origin in zip(headers, found, strict=True):
+        part = origin
+        if part is None and not is_padding(layer):
+            part = next((one for one in left if type(one.layer) is type(layer)), None)
+            left = [one for one in left if one is not part]
+        named = frozenset(_named(layer, part, noted.get(id(layer), {}) if origin else {}))
+        deleted = frozenset(part.layer.fields.keys() - layer.fields.keys()) if part else frozenset()
+        changes.append(Change(layer, part, named, deleted))
+    return changes
+
+
+def _named(layer: "Layers", origin: Part | None, noted: dict[str, Any]) -> Iterator[str]:
+    """Yield which fields a change has set. A number that was set to what it was is another object than was noted."""
+    for name, value in layer.fields.items():
+        if origin is None:
+            is_named = value is not None
+        elif name in origin.layer.fields and value == origin.layer.fields[name]:
+            is_named = isinstance(value, int) and value > SMALL_INT and value is not noted.get(name, value)
+        else:
+            is_named = True
+        if is_named:
+            yield name
+
+
+def _build(data: bytes, before: list[Part], changes: list[Change]) -> Built:
+    """Write the layers, innermost first, for an outer one may want to know what it carries."""
+    built = Built(data, before)
+    carried = b""
+    for change in reversed(changes):
+        layer, origin = change.layer, change.origin
+        if is_padding(layer):
+            built.padding = bytes(layer.load) + built.padding
+            continue
+        header = layer.self_build()
+        if layer.raw_packet_cache is None:
+            header = _header(layer.post_build(header, carried), carried, layer)
+            if origin:
+                header = _kept(header, change, origin, data)
+        built.prepend(layer, origin, change.named, header)
+        carried = header + carried
+    built.data = bytearray(carried + built.padding)
+    return built
+
+
+def _header(written: bytes, carried: bytes, layer: "Layers") -> bytes:
+    if not written.endswith(carried):
+        raise PacketError(f"scapy writes {type(layer).__name__} and what it carries in one, so it cannot be changed")
+    return written[: len(written) - len(carried)]
+
+
+def _kept(header: bytes, change: Change, origin: Part, data: bytes) -> bytes:
+    """Return a header in which the bits of the fields that were named have changed, and no others.
+
+    :raises PacketError: a field has got another length, and scapy does not write the others as they came
+    """
+    was = data[origin.start : origin.inside]
+    if (patched := _patched(header, change, origin, was)) is not None:
+        return patched
+    layer = origin.layer
+    layer.raw_packet_cache = layer.raw_packet_cache_fields = None
+    carried = data[origin.inside : origin.end]
+    again = _header(layer.post_build(layer.self_build(), carried), carried, layer)
+    if again == was:
+        return header
+    raise PacketError(
+        f"scapy does not write this {origin.name} header as it came, so its length cannot be changed",
+        found=f"{was.hex(' ')}\nwould become {again.hex(' ')} before any change",
+        mend="return the whole packet as scapy's Raw",
+    )
+
+
+def _patched(header: bytes, change: Change, origin: Part, was: bytes) -> bytes | None:
+    """Return the header as it came with the named fields' bits in it; None where one has no place or another length."""
+    bits = int.from_bytes(was)
+    found = set()
+    for field, first, end in places(origin.layer, was):
+        if field.name in change.named:
+            value = _written(field, change.layer, end - first)
+        elif field.name in change.deleted and len(header) == len(was):
+            value = int.from_bytes(header) >> (len(was) * 8 - end) & (1 << end - first) - 1
+        else:
+            continue
+        if value is None:
+            return None
+        shift = len(was) * 8 - end
+        bits = bits & ~((1 << end - first) - 1 << shift) | value << shift
+        found.add(field.name)
+    return bits.to_bytes(len(was)) if found == change.named | change.deleted else None
+
+
+def _written(field: Any, layer: "Layers", bits: int) -> int | None:  # noqa: ANN401 - scapy's Field
+    """Return a field's value as scapy writes it, if it takes so many bits."""
+    written = field.addfield(layer, b"", layer.getfieldval(field.name))
+    if isinstance(written, tuple):  # the bytes, how many bits of the next one, and those
+        data, count, value = written
+        size, number = len(data) * 8 + count, int.from_bytes(data) << count | value
+    else:
+        size, number = len(written) * 8, int.from_bytes(written)
+    return number if size == bits else None
