@@ -33,7 +33,7 @@ check: setup ## every tool that reads without running
 	gcc -std=gnu11 -Wall -Wextra -Werror -fsyntax-only $(C_SOURCES)
 
 test: images check ## every test, on every kernel series
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto
 
 torture: images ## a million packets under rules that come and go, a million malformed ones, ten thousand bad inputs
 	SKBLAB_TORTURE_PACKETS=$(PACKETS) .venv/bin/pytest -s tests/agent/test_torture.py

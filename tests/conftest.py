@@ -1,19 +1,28 @@
 """What all tests share: images of every series, labs, the rule that CI skips nothing unexpectedly, and the one that no
 guest's kernel complains (skblab.guest.complaint) unless its test says ``@pytest.mark.complains(KIND, ...)``.
+
+``pytest -n auto`` runs them side by side, for most of them wait. Those that look at a wall clock come last, and each of
+them alone.
 """
 
+import fcntl
 import gc
 import hashlib
 import os
 import resource
+import shlex
 import signal
+import sys
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from execnet import XSpec
 from hypothesis import settings
+from xdist.workermanage import WorkerController
 
-from orphans import adopt
+import orphans
 from skblab.guest import debian
 from skblab.image.image import Image
 from skblab.image.recipe import SERIES
@@ -33,12 +42,20 @@ ABOVE_SELECT = 1500
 # Of a test that failed once and then passed: enough to see why.
 LAST_LINES = 30
 
+# Most tests wait: for a guest, a timer, a process that begins.
+WORKERS_A_PROCESSOR = 2
+
+# A property of a test, which its report takes to where it is counted.
+COMPLAINED = ("a guest's kernel complained", True)
+
+_began_s = time.monotonic()
 _unexpected: list[str] = []
 _first_failures: list[pytest.TestReport] = []
 _ran: set[str] = set()
-_complained: list[str] = []
+_complained: set[str] = set()
 
-adopt()
+if "PYTEST_XDIST_WORKER" not in os.environ:  # whose interpreter has done so
+    orphans.adopt()
 
 # How long one example takes is this machine's affair.
 settings.register_profile("skblab", deadline=None)
@@ -48,8 +65,33 @@ settings.load_profile("skblab")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    return WORKERS_A_PROCESSOR * len(os.sched_getaffinity(0))
+
+
+def pytest_xdist_setupnodes(specs: list[XSpec]) -> None:
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, orphans.__file__])
+
+
+def pytest_configure_node(node: WorkerController) -> None:
+    node.workerinput["quiet"] = os.environ["XDG_RUNTIME_DIR"] + "/quiet"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # or the wait counted against the test's time
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a test that looks at a wall clock run alone, and others beside one another."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    with Path(item.config.workerinput["quiet"]).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("wall_clock") else fcntl.LOCK_SH)
+        return (yield)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _ran.add(report.nodeid)
+    if COMPLAINED in report.user_properties:
+        _complained.add(report.nodeid)
     if str(report.outcome) == "rerun":  # pytest-rerunfailures' own outcome
         _first_failures.append(report)
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
@@ -58,11 +100,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             _unexpected.append(f"{report.nodeid}: {reason}")
 
 
+@pytest.hookimpl(trylast=True)  # pytest's own order is by fixtures
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let those tests run a second time that look at a wall clock, and no others."""
+    """Let those tests run a second time that look at a wall clock, and no others; they come last."""
     for item in items:
         if item.get_closest_marker("wall_clock"):
             item.add_marker(pytest.mark.flaky(reruns=1))
+    items.sort(key=lambda item: item.get_closest_marker("wall_clock") is not None)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -77,7 +121,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
         expected.add("warning")  # what the first line of such a report says
     unexpected = [f"lab {one.lab}: {one.words}" for one in complaints.take() if one.kind not in expected]
     if unexpected:
-        _complained.append(item.nodeid)
+        item.user_properties.append(COMPLAINED)
         pytest.fail("a guest's kernel complained:\n" + "\n".join(unexpected), pytrace=False)
 
 
@@ -86,10 +130,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"failed once: {report.nodeid}", sep="_")
         terminalreporter.write_line("\n".join(report.longreprtext.splitlines()[-LAST_LINES:]))
     terminalreporter.write_line(
-        f"run a second time: {len(_first_failures)} of {len(_ran)} tests, {MOST_RERUN:.0%} at most",
+        f"{len(_ran)} tests in {time.monotonic() - _began_s:.0f} s; "
+        f"run a second time: {len(_first_failures)}, {MOST_RERUN:.0%} at most",
         red=_too_many_ran_again(),
     )
-    for nodeid in _complained:
+    for nodeid in sorted(_complained):
         terminalreporter.write_line(f"a guest's kernel complained in {nodeid}", red=True)
     for line in _unexpected:
         terminalreporter.write_line(f"unexpected skip in CI: {line}", red=True)

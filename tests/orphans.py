@@ -2,6 +2,8 @@
 
 The tests run in a child of the process that was started. That one is the parent of every orphan (prctl(2),
 PR_SET_CHILD_SUBREAPER): what outlives its parent, in a session of its own or not, is still among its descendants.
+
+As a program it is the interpreter of a process of pytest-xdist's: each has orphans and names of labs of its own.
 """
 
 import contextlib
@@ -9,6 +11,7 @@ import ctypes
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -56,3 +59,8 @@ def descendants() -> dict[int, str]:
         with contextlib.suppress(OSError):
             found[one] = Path(f"/proc/{one}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+if __name__ == "__main__":
+    adopt()
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])

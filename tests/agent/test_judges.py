@@ -57,6 +57,7 @@ def test_curl_while_its_syn_is_in_the_hand(serving: Lab, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.wall_clock
 def test_iperf3_counts_every_tenth_datagram_as_lost(serving: Lab, family: str) -> None:
     _, function, _, _, large = FAMILIES[family]
     with contextlib.closing(serving.rule(f"{function} = drop @every 10 if {large}")) as running:

@@ -186,6 +186,7 @@ def test_what_exists_is_not_overwritten(file: Path, html: Path) -> None:
         write_page(load(file), html)
 
 
+@pytest.mark.wall_clock
 def test_the_picture_shows_the_real_page(browser: Browser, tmp_path: Path) -> None:
     """Four pings: the second one is held, the third one dropped, and the fourth one stands in icmp_rcv()."""
     with Lab() as lab:
