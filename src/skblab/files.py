@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -86,6 +89,49 @@ def cannot_write(path: Path | str, error: OSError) -> CannotWrite:
     told = CannotWrite(f"cannot write {path}", found=error.strerror or str(error))
     if room := ROOM.get(error.errno or 0):
         told.mend = room.format(Path(path).parent)
-    else:
+    elif error.errno != errno.EPIPE:
         told.exit_status = WRONG_PLACE
     return told
+
+
+def to_write(path: Path, flags: int) -> int:
+    """Open a file of which this process is the only writer, empty; return its descriptor, whose end is the lock's.
+
+    A pipe or a device is opened as it is.
+
+    :raises CannotWrite: it cannot be written, or another process writes it: which
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found = _writer(descriptor)
+            os.close(descriptor)
+            raise CannotWrite(f"{path} is being written already", found=found, mend="another name, or wait") from None
+        except OSError:  # a file system without locks
+            pass
+        os.ftruncate(descriptor, 0)
+    return descriptor
+
+
+def _writer(descriptor: int) -> str:
+    """Return who has the lock of a file: its process and command, where /proc/locks tells."""
+    ours = os.fstat(descriptor)
+    place = f"{os.major(ours.st_dev):02x}:{os.minor(ours.st_dev):02x}:{ours.st_ino}"
+    with contextlib.suppress(OSError):
+        locks = Path("/proc/locks").read_text()
+        if found := re.search(rf": FLOCK +ADVISORY +WRITE (\d+) {place} ", locks):
+            return f"pid {found[1]}: {command(int(found[1]))}"
+    return ""
+
+
+def command(pid: int) -> str:
+    """Return a process's command line; that it has ended, where it has."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return "(ended)"

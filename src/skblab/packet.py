@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from skblab.errors import PacketError
+from skblab.summary import summary
 
 if TYPE_CHECKING:  # scapy takes half a second to import; whoever only counts packets need not wait for it
     from scapy.packet import Packet as Layers
@@ -52,20 +53,8 @@ class Packet:
         return Raw(self.data)
 
     def summary(self) -> str:
-        """Return one line in tcpdump's manner: ``192.168.10.254 > 192.168.10.1: ICMP echo request, id 7, seq 1``."""
-        if echo := self.echo:
-            kind, identity, sequence = echo
-            protocol = "ICMP" if self.protocol == ETH_P_IP else "ICMPv6"
-            ends = f"{self.source} > {self.destination}"
-            return f"{ends}: {protocol} {kind}, id {identity}, seq {sequence}, length {self._length}"
-        return str(self.layers.summary())
-
-    @property
-    def _length(self) -> int:
-        """How long the whole packet is, as its header says: of its bytes there may be but the first."""
-        if self.protocol == ETH_P_IP:
-            return int.from_bytes(self.data[2:4])
-        return 40 + int.from_bytes(self.data[4:6])
+        """Return one line as tcpdump writes it: ``10.0.0.1 > 10.0.0.2: ICMP echo request, id 7, seq 1, length 64``."""
+        return summary(self.data, self.protocol)
 
     @property
     def source(self) -> str:

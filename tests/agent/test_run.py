@@ -12,7 +12,7 @@ import pytest
 from skblab.host import process
 from skblab.host.clients import parse_ping
 from skblab.image.recipe import SERIES
-from support import Person, read_until, skblab, start_skblab
+from support import SKBLAB, Person, read_until, skblab, start_skblab
 
 
 @pytest.mark.parametrize("series", SERIES)
@@ -155,11 +155,12 @@ def test_a_signal_from_elsewhere_is_passed_on() -> None:
     assert said.returncode == 5
 
 
-def test_json_lines() -> None:
-    done = skblab(
-        "run", "--json", "-r", "icmp_rcv = edit icmp.seq=9", "-r", "ip_output = trace", "--", "ping", "-c1", "guest"
-    )
-    events = [json.loads(line) for line in done.stderr.splitlines()]
+def test_json_lines_stand_apart_from_what_the_client_prints(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    rules = ("-r", "icmp_rcv = edit icmp.seq=9", "-r", "ip_output = trace")
+    shouts = 'ping -n -c1 guest; echo "{"; echo "}" >&2'
+    done = skblab("run", "--json", str(path), *rules, "--", "sh", "-c", shouts)
+    events = [json.loads(line) for line in path.read_text().splitlines()]
     assert [event["event"] for event in events][-3:] == ["rule", "rule", "end"]
     hits = {event["function"]: event for event in events if event["event"] == "hit"}
     assert "icmp.seq: 1 -> 9" in hits["icmp_rcv"]["verdict"]
@@ -167,6 +168,39 @@ def test_json_lines() -> None:
     assert "seq 9" in hits["ip_output"]["packet"]
     assert events[-1] == {"event": "end", "lost": 0, "status": 0}
     assert "icmp_seq=9 " in done.stdout
+    assert "ip_output = trace: arrived 1" in done.stderr
+    script = f'exec "$@" 3>{path} >/dev/null 2>&1'
+    process.run(["sh", "-c", script, "sh", *SKBLAB, "run", "--json", "/dev/fd/3", "--", "echo", "{"], timeout_s=60)
+    assert json.loads(path.read_text()) == {"event": "end", "lost": 0, "status": 0}
+    assert json.loads(skblab("run", "--json", "-", "--", "true").stdout) == {"event": "end", "lost": 0, "status": 0}
+
+
+@pytest.mark.parametrize(("file", "said"), [("/nosuch/x", "No such file"), ("/dev/fd/99", "Bad file descriptor")])
+def test_json_lines_that_cannot_be_written(file: str, said: str) -> None:
+    for command in ("run", "trace"):
+        done = skblab(command, "--json", file, "--", "echo", "ran")
+        assert f"cannot write {file}" in done.stderr
+        assert said in done.stderr
+        assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_result_file_has_one_writer(tmp_path: Path) -> None:
+    path = tmp_path / "results.skblab"
+    for option in (("-o", str(path)), ("--json", str(path))):
+        first = start_skblab("trace", "-q", *option, "icmp", "--", "sh", "-c", "echo begun; exec sleep 100")
+        assert first.stdout
+        try:
+            read_until(first.stdout.fileno(), lambda said: "begun" in said)
+            begun = path.read_bytes()
+            for words in (("trace", "-q", "-o", str(path), "--", "true"), ("run", "--json", str(path), "--", "true")):
+                done = skblab(*words)
+                assert f"{path} is being written already" in done.stderr
+                assert f"pid {first.pid}: {sys.executable}" in done.stderr
+                assert done.returncode == 1
+            assert path.read_bytes() == begun
+        finally:
+            process.end(first)
+    assert skblab("run", "--json", str(path), "--", "true").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def gdb(*commands: str, count: int = 1, options: tuple[str, ...] = (), **environ
 @pytest.mark.parametrize("series", SERIES)
 def test_a_script_on_standard_input_sees_the_ping(series: str) -> None:
     said = gdb(*CONTINUE_AT_ECHO, "skb skb", "bt 5", options=("--series", series))
-    assert re.search(r"192\.168\.10\.254 > 192\.168\.10\.1: ICMP echo request, id \d+, seq 1, length 84", said), said
+    assert re.search(r"192\.168\.10\.254 > 192\.168\.10\.1: ICMP echo request, id \d+, seq 1, length 64", said), said
     assert re.search(r"skb 0x\w+  len 64  data_len 0  mark 0x0", said)
     assert "dev vec0  protocol 0x0800 (IPv4)" in said
     assert "transport +0" in said
@@ -97,7 +97,7 @@ def test_two_pings_are_held_and_answered_in_reverse(series: str) -> None:
         options=("--series", series),
     )  # fmt: skip
     assert re.search(
-        r"held as packet 1: .* seq 1, length 84\nicmp_rcv\(\) returns 0 to ip_protocol_deliver_rcu\(\)", said
+        r"held as packet 1: .* seq 1, length 64\nicmp_rcv\(\) returns 0 to ip_protocol_deliver_rcu\(\)", said
     )
     assert re.search(r" 1 +0\.\d s  icmp_rcv\(\) .* seq 1, .*\n +2 +0\.0 s  icmp_rcv\(\) .* seq 2, ", said), said
     assert "no packet is held" in said
@@ -137,7 +137,7 @@ def test_holding_is_refused_where_it_cannot_be() -> None:
 @pytest.mark.parametrize("series", SERIES)
 def test_dropping_one_ping_loses_exactly_that_one(series: str) -> None:
     said = gdb("break icmp_rcv", "ignore 1 1", "continue", "skb-drop", count=3, options=("--series", series))
-    assert "seq 2, length 84" in said
+    assert "seq 2, length 64" in said
     assert "icmp_rcv() returns 0 to ip_protocol_deliver_rcu()" in said
     assert re.findall(r"icmp_seq=(\d)", said) == ["1", "3"], said
 

@@ -67,19 +67,20 @@ def test_a_commands_own_status_gives_way(module: str) -> None:
 
 
 def test_an_event_for_programs(module: str) -> None:
-    done = skblab("run", "--json", "--strict", "--module", module, "--", "true")
-    events = [json.loads(line) for line in done.stderr.splitlines()]
+    done = skblab("run", "--json", "-", "--strict", "--module", module, "--", "true")
+    assert f"{SENTENCE} once" in done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events] == ["complaint", "end"]
     assert (events[0]["kind"], events[0]["trace"][0]) == ("warning", "do_warn")
     assert events[0]["title"] == events[0]["lines"][0]
     assert done.returncode == STATUS
-    done = skblab("trace", "--json", "--module", module, "icmp", "--", "ping", "-c1", "guest")
+    done = skblab("trace", "--json", "-", "--module", module, "icmp", "--", "ping", "-c1", "guest")
     last = json.loads(done.stdout.splitlines()[-1])
     assert (last["type"], last["kind"]) == ("complaint", "warning")
 
 
 def test_an_event_comes_at_once(up: str) -> None:
-    said = start_skblab("run", "--json", "--lab", up, "--", "sh", "-c", "echo runs; exec sleep 100")
+    said = start_skblab("run", "--json", "-", "--lab", up, "--", "sh", "-c", "echo runs; exec sleep 100")
     assert said.stdout
     try:
         read_until(said.stdout.fileno(), lambda text: "runs" in text)
@@ -87,7 +88,7 @@ def test_an_event_comes_at_once(up: str) -> None:
         assert '"do_warn"' in read_until(said.stdout.fileno(), lambda text: text.endswith("\n"))
         said.send_signal(signal.SIGINT)
         out, _ = said.communicate(timeout=30)
-        assert SENTENCE.encode() not in out
+        assert f"{SENTENCE} once".encode() in out
         assert b'"complaint"' not in out
     finally:
         process.end(said)

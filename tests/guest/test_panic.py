@@ -128,8 +128,8 @@ def test_run_says_it_to_programs_too(image: Image) -> None:
         with Lab.join(name) as lab:
             let_be_idle(lab)
         crash = [*SKBLAB, "mconsole", name, "sysrq", "c"]
-        done = skblab("run", "--lab", name, "--json", "--", *crash)
-        (event,) = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"event": "panic"')]
+        done = skblab("run", "--lab", name, "--json", "-", "--", *crash)
+        (event,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"event": "panic"')]
         assert event["line"].endswith("sysrq triggered crash")
         assert event["backtrace"][0]["function"] == "sysrq_handle_crash"
         assert done.returncode == GuestLost.exit_status

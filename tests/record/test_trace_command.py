@@ -100,7 +100,7 @@ def test_what_rules_do_is_told(tmp_path: Path) -> None:
 def test_arp_and_ethernet() -> None:
     """A filter that speaks of the link takes packets at functions that have not read their headers yet."""
     done = skblab("trace", "arp or icmp", *PING)
-    assert "ARP who has 192.168.10.1 says 192.168.10.254" in done.stdout
+    assert "ARP, Request who-has 192.168.10.1 tell 192.168.10.254, length 28" in done.stdout
     assert " arp_process()" in done.stdout
     assert " icmp_rcv()" in done.stdout
     done = skblab("run", "-r", "arp_rcv = trace if arp host 192.168.10.1", "-r", "icmp_rcv = trace if arp", *PING)
@@ -113,17 +113,22 @@ def test_arp_and_ethernet() -> None:
     assert "vlan in a filter" in skblab("run", "-r", "ip_rcv = trace if vlan and arp", *PING).stderr
 
 
-def test_the_table_and_json() -> None:
+def test_the_table_and_json(tmp_path: Path) -> None:
     table = skblab("trace", "--table", "-p", "icmp_*", "icmp", *PING)
     assert "icmp_rcv" in table.stdout
     assert "192.168.10.254 > 192.168.10.1" in table.stdout
-    done = skblab("trace", "--json", "--field", "skb->dev->name", "-p", "icmp_*", "icmp", *PING)
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    words = ("--field", "skb->dev->name", "-p", "icmp_*", "icmp")
+    shouts = ("--", "sh", "-c", 'ping -n -c1 guest; echo "{"; echo "}" >&2')
+    done = skblab("trace", "--json", str(tmp_path / "t.json"), *words, *shouts)
+    assert " icmp_rcv()" in done.stdout
+    said = [json.loads(line) for line in (tmp_path / "t.json").read_text().splitlines()]
     assert said[0]["type"] == "trace"
-    assert said[0]["command"] == ["ping", "-n", "-c", "1", "guest"]
+    assert said[0]["command"] == [*shouts[1:]]
     assert said[-1]["lost"] == 0
     steps = [one for one in said if one["type"] == "step" and one["function"] == "icmp_rcv"]
     assert [one["fields"] for one in steps] == [{"skb->dev->name": "vec0"}]
+    done = skblab("trace", "--json", "-", *words, "--", "true")
+    assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["trace", "end"]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,7 @@ def test_the_table_and_json() -> None:
         (["--field", "dev->name", *PING], "is no field of a packet", "skb->dev->name"),
         (["-o", "/nosuch/run.skblab", *PING], "cannot write /nosuch/run.skblab", ""),
         (["--ring", "3", *PING], "power of two", ""),
+        (["--json", "icmp", *PING], "is icmp a file, or the filter?", "--json run.json icmp"),
     ],
 )
 def test_bad_input(words: list[str], error: str, mend: str) -> None:

@@ -46,7 +46,7 @@ class Hearing:
     def __init__(self) -> None:
         self.complaints: list[Complaint] = []  # of labs that have been left
         self.panic_is_said = False
-        self._said = 0
+        self._events = 0  # how many of them have been events
         self._event: Say | None = None
 
     def left(self, lab: Complains) -> None:
@@ -55,7 +55,7 @@ class Hearing:
 
     @contextlib.contextmanager
     def as_they_come(self, lab: "Lab", event: Say) -> Iterator[None]:
-        """Say a lab's complaints as events, those that come later, too; and none of them in words.
+        """Say a lab's complaints as events, too: each at once, and those that come later.
 
         A panic waits for the end, for mostly it is the command's error.
         """
@@ -70,15 +70,13 @@ class Hearing:
             yield
         finally:
             watch.close()
-            self._said = watch.told
+            self._events = watch.told
 
     def say(self) -> None:
         """Say what has not been said."""
-        rest = self.complaints[self._said :]
         panics = [] if self.panic_is_said else [one for one in self.complaints if one.kind == "panic"]
-        rest = [one for one in rest if one.kind != "panic"] + panics
         if self._event:
-            for one in rest:
+            for one in [*(one for one in self.complaints[self._events :] if one.kind != "panic"), *panics]:
                 self._event(one.fields())
-        elif rest:
+        if rest := [*(one for one in self.complaints if one.kind != "panic"), *panics]:
             print(f"skblab: {in_words(rest)}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import TextIO
 from skblab.agent.abi import Hit
 from skblab.agent.holds import Running
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
+from skblab.cli.results import JsonLines, add_json_option
 from skblab.cli.rules import add_rule_options, in_force, rules_from
 from skblab.errors import GuestLost
 from skblab.guest.panic import GuestPanicked
@@ -26,7 +26,7 @@ examples:
   skblab run -r 'icmp_rcv = hold 8 release reverse' -- ping -c8 -i0.2 guest
   skblab run -r 'tcp_v4_rcv = drop @1 if tcp[tcpflags] & tcp-syn != 0' \\
              --root host -g 'python3 -m http.server 80' -- curl -s http://guest/
-  skblab run -r 'icmp_rcv = edit ip.ttl=3' -r 'ip_output = trace' --json -- ping -c1 guest
+  skblab run -r 'icmp_rcv = edit ip.ttl=3' -r 'ip_output = trace' --json run.json -- ping -c1 guest
   skblab run -f faults.rules --series 6.1 -- ./my-test guest     rules from a file, one a line
 
 a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]:
@@ -49,7 +49,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_rule_options(parser, "a rule; of several at one function the first that matches wins")
-    parser.add_argument("--json", action="store_true", help="print what happens as JSON lines")
+    add_json_option(parser, "what happens")
     parser.add_argument("-q", "--quiet", action="store_true", help="print the summary alone")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run on the host side, after --")
     add_lab_options(parser)
@@ -60,10 +60,11 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run(arguments: argparse.Namespace) -> int:
     """Run the command under the rules; return its status."""
     rules = rules_from(arguments)
-    teller = _Teller(sys.stderr, as_json=arguments.json, quiet=arguments.quiet)
+    json_lines = JsonLines(arguments.json)
+    teller = _Teller(sys.stderr, json_lines, quiet=arguments.quiet)
     with lab_from(arguments) as lab:
         teller.started_ns = time.monotonic_ns()
-        events = arguments.hearing.as_they_come(lab, teller.say) if arguments.json else contextlib.nullcontext()
+        events = arguments.hearing.as_they_come(lab, json_lines.say) if arguments.json else contextlib.nullcontext()
         with events, in_force(lab, rules, lambda rule: teller.for_rule(rule, lab.agent.channel.host_ns)) as force:
             try:
                 status = force.run(arguments.command)
@@ -77,11 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Teller:
-    """Says what happens, one line a packet: people read it on stderr, programs as JSON."""
+    """Says what happens, one line a packet: to people on *out*, and to programs as JSON lines."""
 
-    def __init__(self, out: TextIO, *, as_json: bool, quiet: bool) -> None:
+    def __init__(self, out: TextIO, json_lines: JsonLines, *, quiet: bool) -> None:
         self._out = out
-        self._as_json = as_json
+        self._json_lines = json_lines
         self._quiet = quiet
         self._lock = threading.Lock()
         self.started_ns = 0
@@ -90,8 +91,6 @@ class _Teller:
         """Return what is to be called for each packet of a rule."""
 
         def told(hit: Hit, packet: Packet, done: str) -> None:
-            if self._quiet:
-                return
             at_s = (host_ns(hit.at_ns) - self.started_ns) / 1e9
             fields = {
                 "event": "hit",
@@ -103,27 +102,28 @@ class _Teller:
                 "skb": f"{hit.skb:#x}",
                 "len": hit.length,
             }
-            self.say(fields, f"{at_s:10.6f}  {rule.function:16} #{hit.occurrence:<4} {done:12} {packet.summary()}")
+            self._json_lines.say(fields)
+            if not self._quiet:
+                self._print(f"{at_s:10.6f}  {rule.function:16} #{hit.occurrence:<4} {done:12} {packet.summary()}")
 
         return told
 
     def panicked(self, event: GuestPanicked | None) -> None:
         """Tell a program of the kernel's panic; a person reads it in the error."""
-        if event and self._as_json:
+        if event:
             frames = [asdict(frame) for frame in event.frames]
-            self.say({"event": "panic", "line": event.line, "backtrace": frames}, "")
+            self._json_lines.say({"event": "panic", "line": event.line, "backtrace": frames})
 
     def summary(self, running: list[Running], lost: int, status: int) -> None:
         """Say what became of all packets."""
         for one in running:
             counts = asdict(one.armed.counts) | ({"unedited": one.unedited} if one.armed.rule.verdict == "edit" else {})
             shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
-            self.say({"event": "rule", "rule": str(one.armed.rule), **counts}, f"{one.armed.rule}: {shown}")
-            for caveat in one.armed.counts.caveats if not self._as_json else ():
-                self.say({}, f"  {caveat}")
-        self.say({"event": "end", "lost": lost, "status": status}, f"lost: {lost}")
+            self._json_lines.say({"event": "rule", "rule": str(one.armed.rule), **counts})
+            self._print("\n  ".join([f"{one.armed.rule}: {shown}", *one.armed.counts.caveats]))
+        self._json_lines.say({"event": "end", "lost": lost, "status": status})
+        self._print(f"lost: {lost}")
 
-    def say(self, fields: dict[str, object], text: str = "") -> None:
-        """Print an event as JSON, or its text."""
+    def _print(self, text: str) -> None:
         with self._lock:
-            print(json.dumps(fields) if self._as_json else text, file=self._out, flush=True)
+            print(text, file=self._out, flush=True)

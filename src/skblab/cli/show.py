@@ -27,22 +27,23 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="what skblab trace -o has written")
-    add_output_options(parser)
+    how = add_output_options(parser)
+    how.add_argument("--json", dest="how", action="store_const", const="json", help="JSON lines")
     parser.set_defaults(run=run)
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a trace is shown."""
+def add_output_options(parser: argparse.ArgumentParser) -> "argparse._MutuallyExclusiveGroup":
+    """Add the options that say how a trace is shown; return the group of those that exclude one another."""
     group = parser.add_argument_group("how it is shown")
     how = group.add_mutually_exclusive_group()
     how.add_argument("--tree", dest="how", action="store_const", const="tree", help="calls, indented (default)")
     how.add_argument("--table", dest="how", action="store_const", const="table", help="a line a step")
-    how.add_argument("--json", dest="how", action="store_const", const="json", help="JSON lines")
     group.add_argument("--packet", type=int, action="append", default=[], metavar="N", dest="packets",
                        help="only the journeys of packet N")  # fmt: skip
     group.add_argument("--all", action="store_true",
                        help=f"more than the first {SHOWN} journeys, and what is no packet of a network")  # fmt: skip
     parser.set_defaults(how="tree")
+    return how
 
 
 def run(arguments: argparse.Namespace) -> int:

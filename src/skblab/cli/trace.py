@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +9,15 @@ from typing import TYPE_CHECKING
 
 from skblab.cli.live import shown_live
 from skblab.cli.options import add_guest_options, add_lab_options, complete, function_names, lab_from
+from skblab.cli.results import HERE, JsonLines, add_json_option
 from skblab.cli.rules import InForce, add_rule_options, in_force, rules_from
 from skblab.cli.show import Printer, add_output_options, losses, show
 from skblab.errors import CannotWrite, TraceError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from skblab.guest.complaint import Complaint
     from skblab.record.steps import Trace
     from skblab.record.tracer import Tracer
 
@@ -65,6 +68,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--ring", type=int, default=64, metavar="MIB",
                         help="memory between kernel and file, a power of two (default: %(default)s)")  # fmt: skip
     add_output_options(parser)
+    add_json_option(parser, "the trace")
     add_lab_options(parser)
     add_guest_options(parser)
     parser.set_defaults(run=run)
@@ -72,12 +76,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Trace while the command runs; return its status."""
-    if not arguments.client and not arguments.lab:
-        raise UsageError(
-            "no command that sends packets",
-            mend="it stands behind --: skblab trace -- ping -c1 guest; or --lab LAB, and Ctrl-C ends the trace",
-        )
+    _check(arguments)
     rules = rules_from(arguments)
+    json_lines = JsonLines(arguments.json)
     with lab_from(arguments) as lab:
         tracer = lab.trace(
             arguments.patterns,
@@ -94,26 +95,47 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.client:
                 print(f"following {len(tracer.passages)} functions; Ctrl-C ends the trace", file=sys.stderr)
             printer = Printer(arguments)
-            live = arguments.how != "json" and not arguments.quiet
+            live = not arguments.quiet and arguments.json != HERE
             with in_force(lab, rules) as force, shown_live(tracer, printer) if live else contextlib.nullcontext():
                 status = force.run(arguments.client)
             status = force.exit_status(status)
             _say_unedited(force)
             failed = _end(tracer, status)
-        if arguments.quiet and arguments.output and not failed:
+        if arguments.quiet and arguments.output and not (arguments.json or failed):
             print(f"lost: {tracer.losses()['lost']}", file=sys.stderr)
             return status
         trace = _written(tracer, failed)
-    if arguments.quiet:
-        print(losses(trace), file=sys.stderr)
-    else:
+    if arguments.json:
+        _write(json_lines, trace, lab.new_complaints)
+    if live:
         show(trace, arguments, printer)
-        if arguments.how == "json":
-            for one in lab.new_complaints:
-                print(json.dumps({"type": "complaint"} | asdict(one)))
+    else:
+        print(losses(trace), file=sys.stderr)
     if failed:
         raise failed
     return status
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not arguments.client and not arguments.lab:
+        raise UsageError(
+            "no command that sends packets",
+            mend="it stands behind --: skblab trace -- ping -c1 guest; or --lab LAB, and Ctrl-C ends the trace",
+        )
+    if arguments.json and not (arguments.json == HERE or arguments.filter or {".", "/"} & {*arguments.json}):
+        raise UsageError(
+            f"is {arguments.json} a file, or the filter?", found="--json takes a file",
+            mend=f"--json run.json {arguments.json}, or --json ./{arguments.json}",
+        )  # fmt: skip
+
+
+def _write(json_lines: JsonLines, trace: "Trace", complaints: "Sequence[Complaint]") -> None:
+    from skblab.record.table import objects  # noqa: PLC0415
+
+    for one in objects(trace):
+        json_lines.say(one)
+    for complaint in complaints:
+        json_lines.say({"type": "complaint"} | asdict(complaint))
 
 
 def _say_unedited(force: InForce) -> None:

@@ -38,7 +38,7 @@ class Holder:
     def __str__(self) -> str:
         if self.pid <= 0:
             return "a process that cannot be seen from here"
-        return f"lab {self.lab}, pid {self.pid}" if self.lab else f"pid {self.pid}: {_command(self.pid)}"
+        return f"lab {self.lab}, pid {self.pid}" if self.lab else f"pid {self.pid}: {files.command(self.pid)}"
 
     @property
     def mend(self) -> str:
@@ -235,10 +235,3 @@ def size_bytes(path: Path) -> int:
     """Return how much an image, or a disk of this machine, holds."""
     with path.open("rb") as file:
         return file.seek(0, os.SEEK_END)
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return "(ended)"

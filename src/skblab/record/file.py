@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from skblab.errors import CannotWrite, TraceError
-from skblab.files import cannot_write
+from skblab.files import cannot_write, to_write
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class TraceWriter:
     def __init__(self, path: Path | None = None) -> None:
         """Begin the file; without a path one that has no name, and is gone when nobody has it open.
 
-        :raises CannotWrite: it cannot be written
+        :raises CannotWrite: it cannot be written, or somebody else writes it
         """
         self._lock = threading.Lock()
         self._fd = _named(path) if path else _unnamed()
@@ -88,14 +88,10 @@ def _unnamed() -> int:
 
 
 def _named(path: Path) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_APPEND, 0o666)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    descriptor = to_write(path, os.O_RDWR | os.O_NONBLOCK | os.O_APPEND)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise cannot_write(path, OSError(errno.EINVAL, "it is no regular file: a trace is read while it is written"))
-    os.ftruncate(descriptor, 0)
     return descriptor
 
 

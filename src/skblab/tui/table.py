@@ -1,5 +1,6 @@
 """The held packets as a table."""
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from textual.widgets import DataTable
 
 from skblab.tui.model import Row
 
+WINDOW_AND_OPTIONS = re.compile(r", win .*(?=, length)")
 COLUMNS = (("", "number"), ("held", "age"), ("in", "function"), ("packet", "packet"))
 
 
@@ -82,6 +84,11 @@ def _age(row: Row) -> Text:
 
 
 def summary(row: Row) -> str:
-    """Return the packet in one line, what it is before who talks to whom: a narrow screen cuts the end off."""
-    ends, colon, what = row.held.packet.summary().partition(": ")
-    return f"{what.partition(', length')[0]}   {ends}" if colon and " > " in ends else row.held.packet.summary()
+    """Return the packet in one line, what it is before who talks to whom: a narrow screen cuts the end off.
+
+    A TCP header's window and options stand in the detail.
+    """
+    said = row.held.packet.summary()
+    ends, colon, what = said.partition(": ")
+    short = WINDOW_AND_OPTIONS.sub("", what) if what.startswith("Flags") else what.partition(", length")[0]
+    return f"{short}   {ends}" if colon and " > " in ends else said

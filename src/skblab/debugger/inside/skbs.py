@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import gdb
 
-from skblab.debugger.inside.dissect import PROTOCOLS, hex_lines, summary
+from skblab.debugger.inside.dump import hex_lines
+from skblab.summary import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, summary
 
+PROTOCOLS = {ETH_P_IP: "IPv4", ETH_P_ARP: "ARP", ETH_P_IPV6: "IPv6"}
 SHOWN_BYTES = 96
 PAGE_SHIFT = 12
 DST_NOREF = 1  # include/linux/skbuff.h SKB_DST_NOREF
