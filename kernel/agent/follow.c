@@ -16,7 +16,7 @@
 
 struct agent_follow agent_following;
 u32 agent_following_bytes;
-u64 agent_devices_told;
+const struct net_device *agent_devices_told[AGENT_TOLD];
 static struct bpf_prog *filter;
 static DEFINE_HASHTABLE(heads, 12);
 static struct agent_followed *packets;
@@ -130,7 +130,7 @@ int agent_follow(const struct agent_follow *follow)
 	agent_following_bytes = 0;
 	for (u32 i = 0; i < follow->fields; i++)
 		agent_following_bytes += follow->field[i].bytes;
-	agent_devices_told = 0;
+	memset(agent_devices_told, 0, sizeof(agent_devices_told));
 	old = filter;
 	filter = new;
 	local_irq_restore(flags);

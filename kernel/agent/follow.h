@@ -16,7 +16,8 @@ struct agent_followed { /* one packet's bytes: all skbs with this head */
 
 extern struct agent_follow agent_following;
 extern u32 agent_following_bytes; /* of all fields */
-extern u64 agent_devices_told; /* bit n: the one of index n */
+#define AGENT_TOLD 64
+extern const struct net_device *agent_devices_told[AGENT_TOLD]; /* n: of the devices of index n % AGENT_TOLD */
 extern struct agent_followed *agent_recent_packet; /* that was met */
 
 struct agent_followed *agent_followed(const struct sk_buff *skb);

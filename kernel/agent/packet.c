@@ -36,6 +36,18 @@ const struct net_device *agent_device_find(const struct net_device *device)
 	return agent_recent_device = device;
 }
 
+/* Its name, or its place in memory, will be another's. */
+static void forget_name(const struct net_device *device)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	for (int i = 0; i < AGENT_TOLD; i++)
+		if (agent_devices_told[i] == device)
+			agent_devices_told[i] = NULL;
+	local_irq_restore(flags);
+}
+
 /* A device comes or goes; one that moves to another namespace does both. The caller has the RTNL. */
 static int device_changes(struct notifier_block *block, unsigned long event, void *info)
 {
@@ -51,7 +63,10 @@ static int device_changes(struct notifier_block *block, unsigned long event, voi
 		local_irq_save(flags);
 		hash_add(devices, &it->node, (unsigned long)device);
 		local_irq_restore(flags);
+	} else if (event == NETDEV_CHANGENAME) {
+		forget_name(device);
 	} else if (event == NETDEV_UNREGISTER) {
+		forget_name(device);
 		local_irq_save(flags);
 		if (agent_recent_device == device)
 			agent_recent_device = NULL;

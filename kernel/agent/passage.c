@@ -166,17 +166,14 @@ static bool is_as_seen(const struct agent_followed *packet, const u8 *bytes, u32
 	return true;
 }
 
-/* Tell what a device is called, once in a trace; an index beyond the bits is left without a name. */
+/* Tell what the device of an index is called from now on: each network namespace has one of that index. */
 static noinline void tell_device(const struct net_device *device)
 {
-	struct agent_device *it;
+	struct agent_device *it = agent_step_begin(AGENT_DEVICE, 0, sizeof(*it));
 
-	if (device->ifindex >= 64)
-		return;
-	it = agent_step_begin(AGENT_DEVICE, 0, sizeof(*it));
 	if (!it)
 		return;
-	agent_devices_told |= 1ull << device->ifindex;
+	agent_devices_told[device->ifindex % AGENT_TOLD] = device;
 	it->device = device->ifindex;
 	it->padding = 0;
 	memcpy(it->name, device->name, sizeof(it->name));
@@ -229,7 +226,7 @@ static __always_inline u64 tell_step(const struct agent_passage *passage, const 
 	struct agent_step *step;
 	u8 *end;
 
-	if (device && unlikely(!(agent_devices_told & 1ull << (device->ifindex & 63))))
+	if (device && unlikely(agent_devices_told[device->ifindex % AGENT_TOLD] != device))
 		tell_device(device);
 	step = agent_step_begin(AGENT_STEP, passage->point,
 				sizeof(*step) + (more ? sizeof(struct agent_more) : 0) + ALIGN(captured, 8) + fields +

@@ -55,8 +55,9 @@ class TraceWriter:
         self._chunk(STEP, records)
 
     def tell(self, kind: bytes, fields: dict[str, Any]) -> None:
-        """Append a JSON object."""
-        self._chunk(kind, json.dumps(fields, separators=(",", ":")).encode())
+        """Append a JSON object. A command's words may be of any bytes (os.fsdecode()); what is no text becomes "?"."""
+        text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+        self._chunk(kind, text.encode(errors="replace"))
 
     def end(self) -> None:
         """Write no more."""

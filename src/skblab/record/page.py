@@ -8,15 +8,17 @@ import base64
 import hashlib
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from skblab import files
 from skblab.record.journey import Call, Journey, journeys
 from skblab.record.steps import Trace
-from skblab.record.words import device_in_words, fields_of, kin_in_words, reason_in_words, value_in_words
+from skblab.record.words import fields_of, kin_in_words, reason_in_words, value_in_words
 
 HERE = Path(__file__).parent
+PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def write_page(trace: Trace, path: Path) -> None:
@@ -33,9 +35,7 @@ def write_page(trace: Trace, path: Path) -> None:
         "script_hash": _hash(script),
         "data": json.dumps(_data(trace), separators=(",", ":")).replace("<", "\\u003c"),
     }
-    page = (HERE / "page.html").read_text()
-    for name, value in words.items():
-        page = page.replace(f"{{{{{name}}}}}", value)
+    page = PLACE.sub(lambda place: words[place[1]], (HERE / "page.html").read_text())
     with files.whole(path, new=True) as file:
         file.write(page.encode())
 
@@ -137,8 +137,8 @@ class _Columns:
         notes += [("verdict", step.verdict)] if step.verdict else []
         notes += [("held", "released")] if step.resumed else []
         notes += [("kin", kin_in_words(kin)) for kin in call.came]
-        if device := device_in_words(self._trace, step):
-            notes.append(("device", device))
+        if step.device:
+            notes.append(("device", step.device))
         if returned := value_in_words(step):
             notes.append(("value", returned))
         if step.freed:

@@ -14,7 +14,7 @@ from skblab import files
 from skblab.errors import TraceError
 from skblab.record.journey import is_readable
 from skblab.record.steps import Kin, Passed, Step, Trace
-from skblab.record.words import device_in_words, fields_of, kin_in_words, reason_in_words, value_in_words
+from skblab.record.words import fields_of, kin_in_words, reason_in_words, value_in_words
 
 LINKTYPE_ETHERNET = 1
 SECTION, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6
@@ -70,8 +70,8 @@ def _blocks(trace: Trace, steps: list[Step]) -> Iterator[bytes]:
 def comment(trace: Trace, step: Step, kin: list[Kin]) -> str:
     """Return what the kernel knows of a packet at a step, in one line."""
     said = [f"packet {step.packet}", f"skb {step.skb:#x}", f"len {step.length}"]
-    if device := device_in_words(trace, step):
-        said.append(f"dev {device}")
+    if step.device:
+        said.append(f"dev {step.device}")
     said += [f"{name} {value:#x}" for name, value in (("mark", step.mark), ("hash", step.hash)) if value]
     said += [f"{name} {value}" for name, value in fields_of(trace, step).items()]
     said.append(f"caller {step.caller:#x}")

@@ -7,7 +7,7 @@ from skblab import files
 from skblab.errors import TraceError
 from skblab.record.journey import Call, Journey, journeys
 from skblab.record.steps import Step, Trace
-from skblab.record.words import device_in_words, fields_of, reason_in_words, value_in_words
+from skblab.record.words import fields_of, reason_in_words, value_in_words
 
 if TYPE_CHECKING:
     from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TracePacket
@@ -130,7 +130,7 @@ def _facts(trace: Trace, step: Step, reason: str) -> dict[str, int | str]:
         facts |= {
             "skb": f"{step.skb:#x}",
             "len": step.length,
-            "device": device_in_words(trace, step),
+            "device": step.device,
             "mark": step.mark,
         }
     if value := value_in_words(step):

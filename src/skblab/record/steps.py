@@ -54,7 +54,7 @@ class Step:
     caller: int
     mark: int
     hash: int
-    device: int
+    device: str
     reason: int
     data_offset: int
     protocol: int
@@ -97,7 +97,6 @@ class Trace:
     steps: list[Step] = field(default_factory=list)
     kin: list[Kin] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
-    devices: dict[int, str] = field(default_factory=dict)
     end: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -122,6 +121,7 @@ class Reader:
         self._rest = b""
         self._open: dict[int, Step] = {}
         self._seen: dict[int, bytes] = {}
+        self._devices = {0: ""}
 
     def take(self, piece: memoryview) -> None:
         """Take records apart; of the last one there may be a part, whose rest the next piece has.
@@ -154,7 +154,7 @@ class Reader:
                 self._return(records[place : place + size])
             elif kind == abi.StepKind.DEVICE:
                 _, _, _, index, name = abi.DEVICE.unpack_from(records, place)
-                self._trace.devices[index] = name.rstrip(b"\0").decode(errors="replace")
+                self._devices[index] = name.rstrip(b"\0").decode(errors="replace")
             elif kind == abi.StepKind.KIN:
                 self._kin(records[place : place + size], self._functions[point])
             place += size
@@ -180,8 +180,9 @@ class Reader:
         fields = bytes(record[place : place + self._field_bytes]) if packet else b""
         place += -(-len(fields) // abi.ALIGNMENT) * abi.ALIGNMENT
         stack = tuple((word >> abi.STACK_SHIFT, word & abi.STACK_ADDRESS) for word in record[place:].cast("Q"))
+        name = self._devices.get(device, str(device))
         step = Step(
-            function, self._host_ns(at_ns), packet, call, outer, length, skb, caller, mark, hashed, device, reason,
+            function, self._host_ns(at_ns), packet, call, outer, length, skb, caller, mark, hashed, name, reason,
             data_offset, protocol, self._seen.get(packet, b""), bool(flags & abi.StepFlag.CHANGED),
             bool(flags & abi.StepFlag.FREED), bool(flags & abi.StepFlag.RESUMED),
             bool(flags & abi.StepFlag.SHARED_HEAD), bool(flags & abi.StepFlag.LET_GO), fields, stack,

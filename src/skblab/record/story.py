@@ -8,7 +8,6 @@ from skblab.image.reasons import NOT_SPECIFIED
 from skblab.record.journey import Call, Journey
 from skblab.record.steps import Step, Trace
 from skblab.record.words import (
-    device_in_words,
     fields_of,
     kin_in_words,
     reason_in_words,
@@ -35,7 +34,7 @@ def lines(trace: Trace, journey: Journey) -> Iterator[Text]:
         line.append(f"{step.took_ns / US:9.2f}" if step.took_ns is not None else " " * 9, style="dim")
         if several:
             line.append(f"  {step.packet or '':<6}", style="dim")
-        here = device_in_words(trace, step) or (device if not step.packet else "")
+        here = step.device or (device if not step.packet else "")
         line.append(f"  {here if here != device else '':8}", style="green")
         device = here
         line.append("  " * depth + step.function.name, style="bold red" if _drops(trace, step) else "")

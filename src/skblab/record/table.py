@@ -6,7 +6,7 @@ from typing import Any
 from skblab.agent.abi import Role
 from skblab.record.journey import is_readable, packet_at
 from skblab.record.steps import Kin, Step, Trace
-from skblab.record.words import device_in_words, fields_of, reason_in_words, value_in_words
+from skblab.record.words import fields_of, reason_in_words, value_in_words
 
 HEADER = ("us", "took", "packet", "skb", "device", "proto", "mark", "len", "from, to", "function")
 WIDTHS = (11, 9, 7, 11, 8, 6, 6, 6, 34, 0)
@@ -32,7 +32,7 @@ def rows(trace: Trace, steps: list[Step], begin_ns: int) -> Iterator[str]:
                     f"{step.took_ns / 1000:.2f}" if step.took_ns is not None else "",
                     str(step.packet or ""),
                     f"{step.skb:x}" if step.skb else "",
-                    device_in_words(trace, step),
+                    step.device,
                     f"{step.protocol:04x}" if step.packet else "",
                     f"{step.mark:x}" if step.packet else "",
                     str(step.length) if step.packet else "",
@@ -79,7 +79,7 @@ def _step(trace: Trace, step: Step) -> dict[str, Any]:
         fields |= {
             "skb": f"{step.skb:#x}",
             "len": step.length,
-            "device": device_in_words(trace, step),
+            "device": step.device,
             "mark": step.mark,
             "hash": step.hash,
             "protocol": step.protocol,

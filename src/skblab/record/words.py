@@ -58,8 +58,3 @@ def kin_in_words(kin: Kin) -> str:
     if kin.role is Role.MERGED:
         return f"packet {kin.packet} joins packet {kin.other}"
     return f"{KINSHIPS[kin.role]} packet {kin.packet}"
-
-
-def device_in_words(trace: Trace, step: Step) -> str:
-    """Return the name of the device that the packet is at."""
-    return trace.devices.get(step.device, str(step.device) if step.device else "")
