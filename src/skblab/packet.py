@@ -34,6 +34,11 @@ class Packet:
         """The packet as scapy dissects it; where its header is cut short, or scapy cannot read it, Raw."""
         return self.dissected()
 
+    @cached_property
+    def pristine(self) -> "Layers":
+        """The same layers as its bytes are: to be looked at only."""
+        return self.dissected()
+
     def dissected(self) -> "Layers":
         """Return the layers anew: the caller's own, to be changed."""
         # It warns of what a malformed packet has in it, on stderr, in the middle of what a client prints.

@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+import socket
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP, UDP
 from scapy.utils import rdpcap
 
 from skblab.host import process
@@ -107,6 +109,21 @@ def test_a_value_that_no_field_takes_is_a_notification(shared_lab: Lab) -> None:
         await person.reads("1 packets transmitted, 1 received")
 
     shown(shared_lab, ping(1), test)
+
+
+def test_an_inner_header_is_edited(shared_lab: Lab) -> None:
+    inner = IP(src="10.9.9.9", dst="10.8.8.8", ttl=50) / UDP(sport=1, dport=2) / b"inside"
+
+    async def test(person: Person) -> None:
+        with shared_lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as wire:
+            wire.sendto(bytes(IP(src="192.168.10.254", dst="192.168.10.1") / inner), ("192.168.10.1", 0))
+        await person.holds(1)
+        await person.presses("e")
+        await person.types("9", "#f-ip-2-ttl-28")
+        await person.reads("ip:2.ttl: 50 -> 9")
+        await person.presses("R")
+
+    shown(shared_lab, ["sleep", "60"], test, "ip_rcv = hold if ip proto 4")
 
 
 @pytest.mark.wall_clock

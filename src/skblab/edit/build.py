@@ -49,8 +49,8 @@ def edited(
     :param pending: the checksum that is left to the kernel
     :raises PacketError: what came out is no packet
     """
-    pristine, layers = packet.dissected(), packet.dissected()
-    before = parts_of(pristine, packet.data)
+    layers = packet.dissected()
+    before = parts_of(packet.pristine, packet.data)
     noted = {id(layer): dict(layer.fields) for layer in chain(layers)}
     origins = {id(layer): part for layer, part in zip(_headers(layers), before, strict=True)}
     layers = _changed(layers, change)
@@ -187,7 +187,7 @@ def _kept(header: bytes, change: Change, origin: Part, data: bytes) -> bytes:
     was = data[origin.start : origin.inside]
     if (patched := _patched(header, change, origin, was)) is not None:
         return patched
-    layer = origin.layer
+    layer = origin.layer.copy()
     layer.raw_packet_cache = layer.raw_packet_cache_fields = None
     carried = data[origin.inside : origin.end]
     again = _header(layer.post_build(layer.self_build(), carried), carried, layer)

@@ -41,7 +41,7 @@ def difference(before: Packet, after: Packet) -> str:
 
 
 def _walk(packet: Packet) -> list[tuple[str, Part]]:
-    layers = packet.dissected()
+    layers = packet.pristine
     names = {id(layer): name for name, layer in named_layers(layers)}
     return [(names[id(part.layer)], part) for part in parts_of(layers, packet.data)]
 
