@@ -84,15 +84,18 @@ void keep_consoles(void)
 /* A directory of the host's, with everything that is written kept in memory; read-only where that is refused. */
 static bool mount_directory(const char *directory)
 {
+	bool overlaid;
+
 	mkdir("/lower", 0755);
 	mkdir("/upper", 0755);
 	if (mount("none", "/lower", "hostfs", MS_RDONLY, directory) < 0) {
 		complain("cannot mount the host's files");
 		return false;
 	}
-	if (mount("tmpfs", "/upper", "tmpfs", 0, NULL) < 0 || mkdir("/upper/new", 0755) < 0 ||
-	    mkdir("/upper/work", 0755) < 0 ||
-	    mount("overlay", ROOT, "overlay", 0, "lowerdir=/lower,upperdir=/upper/new,workdir=/upper/work") < 0) {
+	overlaid = mount("tmpfs", "/upper", "tmpfs", 0, NULL) == 0 && mkdir("/upper/new", 0755) == 0 &&
+		   mkdir("/upper/work", 0755) == 0 &&
+		   mount("overlay", ROOT, "overlay", 0, "lowerdir=/lower,upperdir=/upper/new,workdir=/upper/work") == 0;
+	if (!overlaid) {
 		complain("the host's files are read-only: no overlay over them");
 		if (mount("/lower", ROOT, NULL, MS_BIND, NULL) < 0)
 			return false;
@@ -101,7 +104,8 @@ static bool mount_directory(const char *directory)
 	mount_at("sys", "sysfs");
 	mount_at("dev", "devtmpfs");
 	mount_at("dev/pts", "devpts");
-	mount_at("tmp", "tmpfs");
+	if (!overlaid || access(ROOT "/tmp", F_OK) < 0) /* else it is as the host's, and written to as all the rest */
+		mount_at("tmp", "tmpfs");
 	mount_at("run", "tmpfs");
 	return true;
 }

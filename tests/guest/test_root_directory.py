@@ -1,6 +1,7 @@
 """A directory as the root of a guest's programs: what they write is seen by them alone."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def test_what_is_written_in_the_hosts_tree_stays_in_memory(every_image: Image, t
     assert "cannot access '/etc/passwd'" in said
     assert not marker.exists()
     assert Path("/etc/passwd").exists()
+
+
+def test_tmp_is_this_machines_too(every_image: Image) -> None:
+    """A script in /tmp is found there; what the guest writes beside it stays in its memory."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory, Lab(image=every_image, root="host") as lab:
+        Path(directory, "script").write_text("echo ran >$0.out; cat $0.out\n")
+        assert lab.guest.run(["sh", f"{directory}/script"]).stdout == "ran\n"
+        assert [one.name for one in Path(directory).iterdir()] == ["script"]
+        assert lab.guest.run(["stat", "-c", "%a", "/tmp"]).stdout == "1777\n"
 
 
 def test_a_directory_of_ones_own(image: Image, tmp_path: Path) -> None:
