@@ -23,9 +23,20 @@ def test_the_tree(tmp_path: Path) -> None:
     depth = {line.split("()")[0].split()[-1]: line.index(line.split("()")[0].split()[-1])
              for line in lines if "()" in line}  # fmt: skip
     assert depth["ip_rcv"] < depth["icmp_rcv"] < depth["icmp_reply"] < depth["ip_output"] < depth["dev_hard_start_xmit"]
-    assert done.stderr.splitlines()[-1] == "lost: 0"
+    assert done.stderr.splitlines()[-1] == "events lost: 0"
     shown = skblab("show", str(tmp_path / "run.skblab"))
     assert shown.stdout in done.stdout
+
+
+def test_a_packet_that_is_not_there(tmp_path: Path) -> None:
+    path = str(tmp_path / "run.skblab")
+    done = skblab("trace", "-o", path, "--packet", "9999", "icmp", *PING)
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-2:] == ["there is no packet 9999", "events lost: 0"]
+    for how in ("--tree", "--table"):
+        done = skblab("show", how, "--packet", "1", "--packet", "9999", path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"there is no packet 9999 in {path}" in done.stderr
 
 
 def test_the_exit_status_is_the_commands() -> None:
@@ -41,7 +52,7 @@ def test_a_journey_is_shown_when_it_is_over_and_not_later(how: str) -> None:
     running.send_signal(signal.SIGINT)
     done = process.finish(running, timeout_s=20)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == "lost: 0"
+    assert done.stdout.splitlines()[-1] == "events lost: 0"
     said = read + done.stdout
     sent = int(said.split(" packets transmitted")[0].rpartition("\n")[2])
     assert said.count(" icmp_rcv") == sent
@@ -66,7 +77,7 @@ def test_what_goes_through_a_lab_is_followed_until_ctrl_c(lab_that_is_up: str) -
     running.send_signal(signal.SIGINT)
     done = process.finish(running, timeout_s=20)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == "lost: 0"
+    assert done.stdout.splitlines()[-1] == "events lost: 0"
     assert "icmp_rcv" not in done.stdout
 
 
@@ -76,7 +87,7 @@ def test_a_flood_is_shown_as_far_as_wanted() -> None:
     assert done.stdout.count(" icmp_rcv()") == SHOWN
     assert done.stderr.splitlines()[-2:] == [
         f"{2000 - SHOWN} more journeys: --all shows them, --packet N the one of a packet",
-        "lost: 0",
+        "events lost: 0",
     ]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from skblab.cli import complaints, outcome, streams
+from skblab.cli.parser import Parser
 
 EXAMPLES = """\
 examples:
@@ -37,9 +38,9 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="skblab",
         description="Stop packets inside a running Linux kernel.",
         epilog=EXAMPLES,
@@ -63,12 +64,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
         argcomplete.autocomplete(top)
     words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        top.print_help(sys.stderr)
+        sys.exit(2)
     client: list[str] = []
     if "--" in words and next((word for word in words if not word.startswith("-")), "") in {gdb.NAME, trace.NAME}:
         # argparse would take the client's first word for the lab's name, or the filter.
         dashes = words.index("--")
         words, client = words[:dashes], words[dashes + 1 :]
-    return top.parse_args(words, argparse.Namespace(client=client))
+    arguments, rest = top.parse_known_args(words, argparse.Namespace(client=client))
+    if rest:
+        arguments.parser.refuse(rest, words, arguments)
+    return arguments
 
 
 def _version() -> str:

@@ -7,18 +7,22 @@ import os
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from skblab.cli import tmux
 from skblab.cli.complaints import add_strict
 from skblab.cli.options import add_guest_options, add_lab_options, complete, lab_from, lab_names
-from skblab.errors import UsageError
+from skblab.errors import NoSuchLab, UsageError
 from skblab.guest.session import raw_keyboard
 from skblab.guest.terminal import NAME_OF_LEAVE
 from skblab.host import registry
 from skblab.host.process import Running, exit_status, interrupt
 from skblab.host.waiting import wait
+
+if TYPE_CHECKING:
+    from skblab.host.namespace import JoinedNamespaces
 
 DEFAULT_NAME = "lab"
 FOLLOW_EVERY_S = 0.2
@@ -145,10 +149,9 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 def _down(arguments: argparse.Namespace) -> int:
     from skblab.guest.console import Console  # noqa: PLC0415
-    from skblab.host.namespace import JoinedNamespaces  # noqa: PLC0415
 
     for name in lab_names() if arguments.all else arguments.names or [DEFAULT_NAME]:
-        with JoinedNamespaces(name, to_end=True) as namespaces:
+        with _to_end(name) as namespaces:
             console = Console(namespaces.fds[CONSOLE]) if namespaces.is_of_this_version else None
             namespaces.end()
             if console:
@@ -156,6 +159,19 @@ def _down(arguments: argparse.Namespace) -> int:
                 console.close()
         print(f"{name} is down")
     return 0
+
+
+@contextlib.contextmanager
+def _to_end(name: str) -> "Iterator[JoinedNamespaces]":
+    from skblab.host.namespace import JoinedNamespaces  # noqa: PLC0415
+
+    with contextlib.ExitStack() as stack:
+        try:
+            namespaces = stack.enter_context(JoinedNamespaces(name, to_end=True))
+        except NoSuchLab as error:
+            error.what, error.mend = f"no lab named {name!r} is up", "skblab ls"
+            raise
+        yield namespaces
 
 
 def _exec(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from skblab.errors import UsageError
 from skblab.record.journey import Journey, journeys
 from skblab.record.steps import Trace, load
 
@@ -48,8 +49,18 @@ def add_output_options(parser: argparse.ArgumentParser) -> "argparse._MutuallyEx
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the file."""
-    show(load(arguments.file), arguments)
+    trace = load(arguments.file)
+    if missing := _missing(trace, arguments.packets):
+        raise UsageError(f"{missing} in {arguments.file}", mend=f"skblab show {arguments.file}")
+    show(trace, arguments)
     return 0
+
+
+def _missing(trace: Trace, wanted: list[int]) -> str:
+    """Return which of the wanted packets are in no journey of a trace, in words; "" where all are."""
+    there = {number for one in journeys(trace) for number in one.packets} if wanted else set()
+    absent = [str(one) for one in wanted if one not in there]
+    return f"there is no packet {', '.join(absent)}" if absent else ""
 
 
 def show(trace: Trace, arguments: argparse.Namespace, printer: "Printer | None" = None) -> None:
@@ -66,7 +77,7 @@ def show(trace: Trace, arguments: argparse.Namespace, printer: "Printer | None" 
     printer = printer or Printer(arguments)
     found = journeys(trace)
     printer.print(trace, found)
-    for line in printer.left_out(found):
+    for line in filter(None, (*printer.left_out(found), _missing(trace, arguments.packets))):
         print(line, file=sys.stderr)
     print(losses(trace), file=sys.stderr)
 
@@ -139,7 +150,7 @@ def losses(trace: Trace) -> str:
     """Return what was lost, in words."""
     if not trace.whole:
         return "the trace is not whole: its end was never written; what was written is shown"
-    said = f"lost: {trace.end['lost']}"
+    said = f"events lost: {trace.end['lost']}"
     if trace.end["forgotten"]:
         said += f", packets that were followed no more: {trace.end['forgotten']}"
     if trace.end["unhooked"]:

@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
             _say_unedited(force)
             failed = _end(tracer, status)
         if arguments.quiet and arguments.output and not (arguments.json or failed):
-            print(f"lost: {tracer.losses()['lost']}", file=sys.stderr)
+            print(f"events lost: {tracer.losses()['lost']}", file=sys.stderr)
             return status
         trace = _written(tracer, failed)
     if arguments.json:

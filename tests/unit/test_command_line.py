@@ -1,0 +1,41 @@
+"""What is typed and cannot be meant: the error names the command's own usage, and what was meant."""
+
+import pytest
+
+from skblab import cli
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("trace ping -c1 guest", "the command stands behind --: skblab trace -- ping -c1 guest"),
+        ("trace icmp ping -c1 guest", "the command stands behind --: skblab trace icmp -- ping -c1 guest"),
+        ("run -q ping -c1 guest", "the command stands behind --: skblab run -q -- ping -c1 guest"),
+        ("hold ping -i2 guest", "the command stands behind --: skblab hold -- ping -i2 guest"),
+        ("gdb ping -c1 guest", "the command stands behind --: skblab gdb -- ping -c1 guest"),
+        ("exec lab ping -c1 guest", "the command stands behind --: skblab exec lab -- ping -c1 guest"),
+        ("trace tcp port 80 -- ls", "a filter of several words stands in quotes: 'tcp port 80'"),
+        ("trace port 80", "a filter of several words stands in quotes: 'port 80'"),
+        ("export run.skblab --pcap x", "near: --pcapng"),
+        ("run --roo host -- true", "near: --root"),
+        ("run --josn=x -- true", "near: --json"),
+        ("image build --sourc x", "near: --source"),
+    ],
+)
+def test_a_hint_at_what_was_meant(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli._parse(typed.split())
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "error: unrecognized arguments: " in said
+    assert said.endswith(f"\n  {hint}\n")
+    assert said.startswith(f"usage: skblab {typed.split(maxsplit=1)[0]} ")
+
+
+def test_without_a_word_it_says_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli._parse([])
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "examples:" in said
+    assert "hold, delay, drop, copy, edit or trace packets" in said
