@@ -20,7 +20,7 @@ Occurrences count the packets that the filter takes, from 1: ``@3``, ``@2-5``, `
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -37,7 +37,9 @@ FUNCTION = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*=(?!=)")
 TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|ms|s)")
 OCCURRENCE = re.compile(r"@([0-9]{1,10})(-)?([0-9]{1,10})?$")
 BARE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*($|if\s.*|@.*)", re.DOTALL)
-CHANGE = re.compile(r"([A-Za-z0-9_]+(?::[0-9]{1,2})?\.[A-Za-z0-9_]+)=([^,\s]+)$")
+PART = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^,\s"])*')  # a comma or a blank in quotes belongs to its part
+CHANGE = re.compile(r'([A-Za-z0-9_]+(?::[0-9]{1,2})?\.[A-Za-z0-9_]+)=(?:"((?:\\.|[^"\\])*)"|([^,\s"]+))$')
+UNQUOTED = re.compile(r'[^,\s"#]+')
 UNFIXED = "fix=False"
 
 
@@ -131,7 +133,8 @@ class Rule:
             case "duplicate":
                 return [str(self.copies)] if self.copies != 1 else []
             case "edit":
-                return [",".join(f"{name}={value}" for name, value in self.changes), "" if self.fix else "fix=False"]
+                changes = ",".join(f"{name}={_quoted(value)}" for name, value in self.changes)
+                return [changes, "" if self.fix else UNFIXED]
         return []
 
 
@@ -141,6 +144,14 @@ def _time(ns: int) -> str:
         if ns and ns % UNITS_NS[unit] == 0:
             return f"{ns // UNITS_NS[unit]}{unit}"
     return f"{ns}ns"
+
+
+def _quoted(value: str) -> str:
+    """Return an edit's value as a rule writes it: in quotes where it would end before."""
+    if UNQUOTED.fullmatch(value):
+        return value
+    escaped = re.sub(r'\\.|"', lambda found: found[0] if len(found[0]) > 1 else '\\"', value, flags=re.DOTALL)
+    return f'"{escaped}"'
 
 
 class _Parser:
@@ -273,16 +284,16 @@ class _Parser:
 
     def edit(self) -> dict[str, Any]:
         changes = []
-        word = self.take()
-        for part in word.split(","):
+        for part in self.parts():
             found = CHANGE.match(part)
             if part == UNFIXED:
                 self.fail(f"{UNFIXED} is a word of its own", f"edit ip.ttl=3 {UNFIXED}")
             if not found:
                 self.fail(f"not a change: {part}" if part else "a change is missing", "edit ip.ttl=3,icmp.seq=7")
-            self.check_change(*found.groups())
-            changes.append((found.group(1), found.group(2)))
-            self.word_at += len(part) + 1
+            name, quoted, plain = found.groups()
+            value = plain or quoted
+            self.check_change(name, value)
+            changes.append((name, value))
         fix = self.peek() != UNFIXED
         if not fix:
             self.take()
@@ -296,6 +307,19 @@ class _Parser:
         if found:
             at, error = found
             self.fail(": ".join(filter(None, (error.what, error.found))), error.mend, at=self.word_at + at)
+
+    def parts(self) -> Iterator[str]:
+        """Take what stands between commas, one after another."""
+        self.peek()
+        self.at = self.word_at - 1  # a comma, as it were
+        while self.at == self.word_at - 1 or self.text[self.at : self.at + 1] == ",":
+            self.word_at = self.at + 1
+            part = PART.match(self.text, self.word_at)
+            assert part
+            self.at = part.end()
+            if self.text[self.at : self.at + 1] == '"':
+                self.fail("a quote is not closed", 'raw.load="a, b"; in quotes, \\" is one', at=self.at)
+            yield part.group()
 
 
 VERDICTS: dict[str, Callable[[_Parser], dict[str, Any]]] = {

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from skblab.errors import RuleError
 from skblab.filter import INSTRUCTION_BYTES, compile_filter
+from skblab.packet import from_escapes
 from skblab.rule import LEAST_PERCENT, ORDERS, Occurrence, Rule
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,20}", fullmatch=True)
@@ -78,6 +79,9 @@ def test_any_text_is_a_rule_or_a_fault_with_a_place(text: str) -> None:
         ("icmp_rcv = drop if", "a filter is missing after if", 18),
         ("icmp_rcv = edit", "a change is missing", 15),
         ("icmp_rcv = edit ip.ttl=3,ttl", "not a change: ttl", 25),
+        ('icmp_rcv = edit raw.load="a, b @2', "a quote is not closed", 25),
+        ('icmp_rcv = edit raw.load="a"b', 'not a change: raw.load="a"b', 16),
+        ('icmp_rcv = edit ip.ttl=3,raw.load=a"b"', 'not a change: raw.load=a"b"', 25),
         ("icmp_rcv = drop 4294967296", "a drop reason's number, not '4294967296'", 16),
         ("icmp_rcv = duplicate 20000000", "how many copies, not '20000000'", 21),
         ("icmp_rcv = delay 99999999999s", "too long: 99999999999s", 17),
@@ -94,6 +98,26 @@ def test_a_fault_is_shown_where_it_is(text: str, what: str, at: int) -> None:
         Rule.parse(text)
     assert caught.value.what == what
     assert caught.value.found == f"{text}\n{' ' * at}^"
+
+
+@pytest.mark.parametrize(
+    ("typed", "value", "load"),
+    [
+        ('"a, b"', "a, b", b"a, b"),
+        ('"say \\"hi\\""', '\\"', b'say "hi"'),
+        ('"x#y @2 if"', "x#y @2 if", b"x#y @2 if"),
+        ('""', "", b""),
+        ("a\\x2cb", "a\\x2cb", b"a,b"),
+    ],
+)
+def test_a_value_in_quotes(typed: str, value: str, load: bytes) -> None:
+    rule = Rule.parse(f"icmp_rcv = edit ip.ttl=3,raw.load={typed},icmp.seq=7 @2 if icmp")
+    (_, ttl), (name, found), (_, sequence) = rule.changes
+    assert (ttl, name, sequence, rule.occurrence, rule.filter) == ("3", "raw.load", "7", Occurrence(2, 2), "icmp")
+    assert value in found
+    assert from_escapes(name, found) == load
+    assert Rule.parse(str(rule)) == rule
+    assert Rule.parse(str(Rule("icmp_rcv", "edit", changes=(("raw.load", 'a"b'),)))).changes == (("raw.load", 'a\\"b'),)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Rules on the command line: one by one, or a line each in a file; in force while a command runs."""
 
 import argparse
+import codecs
 import contextlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from skblab.lab import Lab
     from skblab.packet import Packet
 
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+RULE = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^#])*')  # up to a comment; in quotes, # begins none
 Teller = Callable[[Rule], "Callable[[Hit, Packet, str], None]"]
 """Returns what is to be called for each packet of a rule."""
 
@@ -47,18 +51,32 @@ def rules_from(arguments: argparse.Namespace, parse: Callable[[str], Rule] = Rul
     """
     rules = [parse(text) for text in arguments.rules]
     for path in arguments.rule_files:
-        try:
-            lines = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the rules in {path}", found=str(error)) from None
-        for number, line in enumerate(lines, 1):
-            text = line.partition("#")[0].strip()
+        for number, line in enumerate(_text_of(path).splitlines(), 1):
+            found = RULE.match(line)
+            text = found.group().strip() if found else ""
             try:
                 rules += [parse(text)] if text else []
             except RuleError as error:
                 error.what = f"{path}:{number}: {error.what}"
                 raise
     return rules
+
+
+def _text_of(path: Path) -> str:
+    """Return a file's text, whatever editor has written it: UTF-8, with or without a byte order mark.
+
+    :raises UsageError: it cannot be read, or is of another encoding
+    """
+    try:
+        data = path.read_bytes()
+        if data.startswith(UTF_16) or b"\0" in data:
+            raise UsageError(
+                f"cannot read the rules in {path}", found="it is UTF-16, or no text",
+                mend=f"iconv -f UTF-16 -t UTF-8 {path}",
+            )  # fmt: skip
+        return data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the rules in {path}", found=str(error)) from None
 
 
 class InForce:
@@ -93,7 +111,7 @@ class InForce:
         return process.exit_status(status) or int(any(one.unedited for one in self.running))
 
     def _stopped(self) -> int:
-        return sum(one.armed.counts.stopped for one in self.running)
+        return sum(one.counts.stopped for one in self.running)
 
     def close(self) -> None:
         """Take them away, the last one first. Safe to call twice."""
