@@ -144,6 +144,18 @@ def test_an_inlined_function_says_where_it_went() -> None:
     assert "to mend it: stop at " in done.stderr
 
 
+def test_of_a_function_that_was_inlined_one_is_named_that_packets_pass() -> None:
+    """Packets of the link come in lists: nothing passes netif_receive_skb(), into which this one was inlined."""
+    ping = ("--", "ping", "-n", "-c1", "guest")
+    done = skblab("run", "-r", "__netif_receive_skb = trace", *ping)
+    assert done.returncode == 2
+    named = "napi_gro_receive"
+    assert f"stop at {named}: packets of the link do not pass netif_receive_skb\n" in done.stderr
+    done = skblab("run", "-q", "-r", f"{named} = trace if icmp", "-r", "netif_receive_skb = trace", *ping)
+    assert f"{named} = trace if icmp: arrived 1" in done.stderr
+    assert "netif_receive_skb = trace: arrived 0" in done.stderr
+
+
 def test_a_function_that_was_inlined_on_the_pings_way_says_so_too() -> None:
     done = skblab("ping", "--at", "ip_rcv_finish", "--holds", "0.1")
     assert done.returncode == 1

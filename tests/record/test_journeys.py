@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import ICMP, IP
 
 from skblab.agent.abi import Role
 from skblab.errors import TraceError
+from skblab.image.fields import Field
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.record.journey import Followed, Journey, journeys
 from skblab.record.steps import Step, Trace
+from skblab.record.story import lines
+from skblab.record.table import header, rows
 from skblab.record.words import fields_of, reason_in_words, value_in_words
 
 GUEST = "192.168.10.1"
@@ -159,6 +163,29 @@ def test_fields(every_lab: Lab) -> None:
     assert values["skb->ip_summed"] in {0, 1, 2, 3}
 
 
+def test_fields_in_the_networks_byte_order_are_as_people_write_them(every_lab: Lab) -> None:
+    sock = "skb->sk->__sk_common"
+    names = ["skb->protocol", f"{sock}.skc_dport", f"{sock}.skc_daddr", f"{sock}.skc_v6_daddr", f"{sock}.skc_num"]
+    with (
+        every_lab.trace(["__tcp_transmit_skb", "tcp_v4_rcv"], filter="tcp", fields=names) as tracer,
+        every_lab.socket() as client,
+        pytest.raises(ConnectionRefusedError),
+    ):
+        client.connect((GUEST, 9))
+    trace = complete(tracer.trace())
+    step = next(step for step in trace.steps if step.function.name == "tcp_v4_rcv")
+    assert fields_of(trace, step)["skb->protocol"] == "0x0800"
+    for kind, data, said in (
+        ("network", b"\x08\x06", "0x0806"),
+        ("port", b"\x00\x50", 80),
+        ("address", b"\x0a\0\0\1", "10.0.0.1"),
+        ("address", bytes(15) + b"\1", "::1"),
+    ):
+        assert Field("", (), len(data), kind).value(data) == said
+    kinds = {one.expression.rpartition(".")[2]: one.kind for one in tracer.fields[1:]}
+    assert kinds == {"skc_dport": "port", "skc_daddr": "address", "skc_v6_daddr": "address", "skc_num": "unsigned"}
+
+
 def test_a_held_packet_goes_on_in_its_journey(every_lab: Lab) -> None:
     with every_lab.trace(filter="icmp") as tracer, every_lab.hold("icmp_rcv") as held:
         client = every_lab.popen(["ping", "-n", "-c", "1", GUEST], stdout=subprocess.DEVNULL)
@@ -258,7 +285,7 @@ def test_a_connection(filtering: Lab) -> None:
     found = journeys(trace)
     syn = found[0]
     assert {"tcp_v4_rcv", "tcp_conn_request"} <= {*names(syn)}
-    assert any("SA" in packet.summary for packet in syn.packets.values())
+    assert any("[S.]" in packet.summary for packet in syn.packets.values())
     followed: list[Followed] = [packet for journey in found for packet in journey.packets.values()]
     assert all(packet.freed or packet.joined for packet in followed if packet.steps)
 
@@ -303,3 +330,33 @@ def test_nothing_is_lost_in_a_flood(every_lab: Lab) -> None:
         assert every.losses() == {"lost": 0, "forgotten": 0, "unhooked": 0}
     finally:
         kept.unlink(missing_ok=True)
+
+
+def test_a_drop_without_a_reason_is_a_drop(every_lab: Lab) -> None:
+    """A martian, from the guest's own address (net/ipv4/ip_input.c ip_rcv_finish_core())."""
+    with every_lab.trace(filter=f"src host {GUEST}") as tracer:
+        with every_lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as host:
+            host.sendto(bytes(IP(src=GUEST, dst=GUEST) / ICMP(seq=7)), (GUEST, 0))
+        assert "1 received" in pinged(every_lab)
+    trace = tracer.trace()
+    martian, *answered = ours(trace, f"{GUEST} > ")
+    assert "seq 7" in martian.first.summary
+    said = [line.plain for line in lines(trace, martian)]
+    assert any(line.endswith("  drop: NOT_SPECIFIED") for line in said), said
+    assert not [line.plain for one in answered for line in lines(trace, one) if "drop: " in line.plain]
+
+
+def test_columns_hold_for_any_device(every_lab: Lab) -> None:
+    """IFNAMSIZ is 16: the longest name has 15 letters (include/uapi/linux/if.h)."""
+    with every_lab.trace(filter="icmp") as tracer:
+        assert "1 received" in pinged(every_lab)
+    trace = tracer.trace()
+    (journey,) = ours(trace, "echo request")
+    trace.devices = dict.fromkeys(trace.devices, "a" * 15)
+    tree = [line.plain for line in lines(trace, journey)]
+    calls = zip(journey.walk(), tree[3:], strict=True)
+    assert len({line.index(f"{call.step.function.name}()") - 2 * depth for (depth, call), line in calls}) == 1
+    assert any(f" {'a' * 15} " in line for line in tree)
+    for row in rows(trace, [call.step for _, call in journey.walk() if call.step.device], journey.begin_ns):
+        assert row[header().index("device") :].startswith(f"{'a' * 15} ")
+        assert row[header().index("function") :].strip() == row.split()[-1]

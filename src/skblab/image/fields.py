@@ -1,6 +1,7 @@
 """Fields that a person names as in C, ``skb->dev->name``: where they lie in this kernel's structures."""
 
 import difflib
+import ipaddress
 import json
 import re
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ class Field:
     """One value behind pointers.
 
     :param offsets: bytes; all but the last lead to a pointer
-    :param kind: ``unsigned``, ``signed``, ``pointer``, ``text`` or ``bytes``
+    :param kind: ``unsigned``, ``signed``, ``pointer``, ``text``, ``bytes``; of the network's byte order ``network``,
+        ``port`` or ``address``
     :param bits: of a bit field, which begins at bit *shift*; else 0
     """
 
@@ -39,6 +41,12 @@ class Field:
             return data.split(b"\0")[0].decode(errors="replace")
         if self.kind == "bytes":
             return data.hex()
+        if self.kind == "network":
+            return f"0x{data.hex()}"
+        if self.kind == "port":
+            return int.from_bytes(data)
+        if self.kind == "address":
+            return str(ipaddress.ip_address(data))
         number = int.from_bytes(data, "little", signed=self.kind == "signed" and not self.bits)
         if self.bits:
             number = number >> self.shift & ((1 << self.bits) - 1)

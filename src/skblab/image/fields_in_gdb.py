@@ -6,6 +6,8 @@ import sys
 
 import gdb
 
+BIG_ENDIAN = {"__be16", "__be32", "__be64", "__sum16"}
+
 
 def find(kind: gdb.Type, name: str) -> tuple[gdb.Type, int, int]:
     """Return a member's type, offset in bits, and bits where it is a bit field (else 0); also of an unnamed member.
@@ -27,7 +29,7 @@ def find(kind: gdb.Type, name: str) -> tuple[gdb.Type, int, int]:
 def resolve(path: list[str]) -> dict[str, object]:
     """Follow members from a struct sk_buff on: where the value lies behind which pointers, and what it is."""
     kind = gdb.lookup_type("struct sk_buff")
-    offsets, place, bits = [], 0, 0
+    offsets, place, bits, network = [], 0, 0, False
     for number, name in enumerate(path):
         if kind.code == gdb.TYPE_CODE_PTR:
             offsets.append(place // 8)
@@ -41,6 +43,7 @@ def resolve(path: list[str]) -> dict[str, object]:
                 "error": f"{kind} has no member {name}",
                 "near": [field.name for field in kind.fields() if field.name],
             }
+        network = _is_big_endian(kind)
         kind = kind.strip_typedefs()
         place += offset
     text = kind.code == gdb.TYPE_CODE_ARRAY and kind.target().strip_typedefs().sizeof == 1
@@ -49,12 +52,36 @@ def resolve(path: list[str]) -> dict[str, object]:
         "bytes": kind.sizeof,
         "bits": bits,
         "shift": place % 8,
-        "kind": "text" if text and "char" in str(kind.target().strip_typedefs().unqualified()) else _kind(kind),
+        "kind": (
+            "text"
+            if text and "char" in str(kind.target().strip_typedefs().unqualified())
+            else _network_kind(kind, path[-1])
+            if network
+            else _kind(kind)
+        ),
         "type": str(kind),
     }
 
 
+def _is_big_endian(kind: gdb.Type) -> bool:
+    """Whether a type is of the network's byte order (include/uapi/linux/types.h)."""
+    while kind.code == gdb.TYPE_CODE_TYPEDEF:
+        if str(kind.unqualified()) in BIG_ENDIAN:
+            return True
+        kind = kind.target()
+    return False
+
+
+def _network_kind(kind: gdb.Type, name: str) -> str:
+    """Return how people write a number of the network's byte order: a port, an address, or hexadecimal."""
+    if kind.sizeof == 2 and name.endswith(("port", "source", "dest")):
+        return "port"
+    return "address" if kind.sizeof == 4 and name.endswith(("addr", "gw4")) else "network"
+
+
 def _kind(kind: gdb.Type) -> str:
+    if str(kind.unqualified()) == "struct in6_addr":
+        return "address"
     if kind.code == gdb.TYPE_CODE_PTR:
         return "pointer"
     if kind.code in {gdb.TYPE_CODE_INT, gdb.TYPE_CODE_ENUM, gdb.TYPE_CODE_BOOL, gdb.TYPE_CODE_CHAR}:

@@ -11,6 +11,10 @@ from skblab.image.index import Function
 
 IN_GDB = Path(__file__).with_name("missing_in_gdb.py")
 SHOWN = 4
+# The link's driver receives by NAPI with GRO, which hands packets on in lists (net/core/gro.c gro_normal_list());
+# these are for packets that come one by one, and from the loopback device.
+NOT_OF_THE_LINK = {"netif_receive_skb", "netif_receive_skb_core", "netif_rx", "netif_rx_internal", "process_backlog"}
+OF_THE_LINK = "napi_gro_receive"
 
 
 def find_function(image: Image, name: str) -> Function:
@@ -32,10 +36,13 @@ def explain_missing(image: Image, name: str) -> UnknownFunction:
                                found=f"its code is in: {', '.join(clones)}", mend=f"stop at {clones[0]}")  # fmt: skip
     places = inlined_into(image, name)
     if places:
+        passed = [function for function, _ in places if function not in NOT_OF_THE_LINK]
         return UnknownFunction(
             f"{name}() was inlined in Linux {image.release}: it has no entry of its own",
             found=tell(places),
-            mend=f"stop at {places[0][0]}",
+            mend=f"stop at {passed[0]}"
+            if passed
+            else f"stop at {OF_THE_LINK}: packets of the link do not pass {places[0][0]}",
         )
     near = image.functions.near(name)
     return UnknownFunction(
