@@ -1,6 +1,7 @@
 """What other programs read of a trace: tshark, Perfetto's own messages, and two traces side by side."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,11 @@ def test_delivered_against_dropped(both: tuple[Path, Path]) -> None:
     assert any(line.startswith("-") and line.endswith(" icmp_reply()") for line in lines)
     assert any(line.startswith(" ") and line.endswith(" icmp_rcv()") for line in lines)
     assert not any(line.startswith("-") and line.endswith(" ip_rcv()") for line in lines)
+    (dropped,) = (line for line in lines if "drop: " in line)
+    assert dropped.startswith("+")
+    assert dropped.endswith("()  drop: by a rule")
+    timed = skblab("diff", "--times", *map(str, both)).stdout
+    assert re.search(r"^ +\d+\.\d\d +\d+\.\d\d  .* +icmp_rcv\(\)$", timed, re.MULTILINE), timed
     said = [json.loads(line) for line in skblab("diff", "--json", *map(str, both)).stdout.splitlines()]
     assert {one["mark"] for one in said} >= {" ", "-"}
     assert "ip_rcv" in {one["name"] for one in said if one["mark"] == " "}

@@ -14,7 +14,7 @@ DIFFERENT_EVERY_TIME = re.compile(r"0x[0-9a-f]+|= \d{4,}|id \d+|:\d{5}\b|^ *\d+\
 
 def tree(command: str) -> str:
     done = skblab(*shlex.split(command))
-    assert done.stderr.endswith("lost: 0\n"), done.stderr
+    assert done.stderr.endswith("events lost: 0\n"), done.stderr
     lines = done.stdout.splitlines()
     return "\n".join(lines[next(n for n, line in enumerate(lines) if line.startswith("packet")) :]) + "\n"
 

@@ -90,6 +90,7 @@ def _print(arguments: argparse.Namespace, lines: list[Line], ours: Journey, thei
             said = Text(f"{line.mark} ")
             if arguments.times:
                 said.append("".join(f"{took / 1000:10.2f}" if took is not None else " " * 10 for took in line.took_ns))
+                said.append("  ")
             said.append("  " * line.depth + f"{line.name}()")
             if line.reason:
                 said.append(f"  drop: {line.reason}", style="bold")

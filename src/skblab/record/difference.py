@@ -1,14 +1,17 @@
 """Two journeys side by side: which functions one packet passed and another one did not."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from skblab.record.journey import Call, Journey
 from skblab.record.steps import Trace
-from skblab.record.words import reason_in_words
+from skblab.record.words import drop_in_words
 
-NUMBERS = ("id", "seq")
+WITH_PORTS = re.compile(r": (Flags|UDP)")
+PORTS_AND_LENGTH = re.compile(r"\.\d+(?= > )|\.\d+(?=: )|, length \d+$")
+NUMBERS = re.compile(r", (id|seq|ack|win|urg) [0-9:]+|, options \[.*?\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Line:
 def compare(first: tuple[Trace, Journey], second: tuple[Trace, Journey]) -> list[Line]:
     """Return both ways as one, in the order of the first."""
     ours, theirs = list(first[1].walk()), list(second[1].walk())
-    matcher = difflib.SequenceMatcher(a=_keys(ours), b=_keys(theirs), autojunk=False)
+    matcher = difflib.SequenceMatcher(a=_keys(first[0], ours), b=_keys(second[0], theirs), autojunk=False)
     lines: list[Line] = []
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind == "equal":
@@ -47,22 +50,21 @@ def alike(journeys: list[Journey], like: Journey) -> Journey | None:
 
 
 def kind(journey: Journey) -> str:
-    """Return a packet in words that are the same for all of its kind."""
-    words = journey.first.summary.replace(",", "").split()
-    left_out = {at + step for at, word in enumerate(words) if word in NUMBERS for step in (0, 1)}
-    kept = [word for at, word in enumerate(words) if at not in left_out]
-    return " ".join(word.rpartition(":")[0] if ":" in word and word[-1].isdigit() and "." in word else word
-                    for word in kept)  # fmt: skip
+    """Return a packet in words that are the same for all of its kind: without ports, nor what counts its bytes."""
+    said = journey.first.summary
+    if WITH_PORTS.search(said):
+        said = PORTS_AND_LENGTH.sub("", said)
+    return NUMBERS.sub("", said)
 
 
-def _keys(calls: list[tuple[int, Call]]) -> list[tuple[int, str]]:
-    return [(depth, call.step.function.name) for depth, call in calls]
+def _keys(trace: Trace, calls: list[tuple[int, Call]]) -> list[tuple[int, str, str]]:
+    return [(depth, call.step.function.name, drop_in_words(trace, call)) for depth, call in calls]
 
 
 def _line(trace: Trace, mark: str, one: tuple[int, Call], other: tuple[int, Call] | None = None) -> Line:
     depth, call = one
     took = (call.step.took_ns, other[1].step.took_ns if other else None)
-    return Line(mark, depth, call.step.function.name, reason_in_words(trace, call.step), took)
+    return Line(mark, depth, call.step.function.name, drop_in_words(trace, call), took)
 
 
 def hunks(lines: list[Line], context: int = 3) -> Iterator[list[Line]]:

@@ -4,6 +4,7 @@ A journey begins with a packet that nothing in the trace has brought forth. To i
 reply, an error, a segment), those that were made of it (copies, segments), and what they caused.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
 from skblab.record.steps import Kin, Step, Trace
 
 ARP_OF_ETHERNET = b"\0\1"
+DROPPED = re.compile(r"\bdrop(ped)?\b")  # in a verdict's words: "drop", "hold: dropped after 20.00 ms"
 VERSIONS = {ETH_P_IP: 4, ETH_P_IPV6: 6}
 
 
@@ -47,9 +49,10 @@ class Followed:
 
 @dataclass
 class Call:
-    """One step with what happened in it."""
+    """One step with what happened in it. *by_rule*: in a call in which a rule, or a person, dropped the packet."""
 
     step: Step
+    by_rule: bool = False
     inner: "list[Call]" = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
     came: list[Kin] = field(default_factory=list)
@@ -150,7 +153,8 @@ def _nest(trace: Trace, packets: dict[int, Followed]) -> list[tuple[Call, int]]:
     for step in trace.steps:
         around = by_number.get(step.outer)
         number = step.packet or (around[1] if around else 0)
-        call = Call(step, changes=_changes(last.get(step.packet), step), came=came.get(step.call, []))
+        by_rule = around is not None and bool(DROPPED.search(around[0].step.verdict))
+        call = Call(step, by_rule, changes=_changes(last.get(step.packet), step), came=came.get(step.call, []))
         by_number[step.call] = (call, number)
         if step.packet:
             last[step.packet] = step

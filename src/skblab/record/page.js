@@ -2,9 +2,9 @@
 /* What a packet says comes into the page by textContent alone. */
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { about, functions, journeys, packets, steps, notes, bytes, stacks } = data;
+  const { about, functions, journeys, packets, steps, notes, bytes, lines, stacks } = data;
   const $ = (id) => document.getElementById(id);
-  const JOURNEY_PX = 42, CALL_PX = 21, LANE_PX = 15, HEADER_BYTES = 20;
+  const JOURNEY_PX = 58, CALL_PX = 21, LANE_PX = 15, HEADER_BYTES = 20;
 
   const make = (tag, text = "", name = "") => {
     const element = document.createElement(tag);
@@ -77,18 +77,23 @@
   $("about").textContent = [
     `Linux ${about.release}`, about.filter && `filter: ${about.filter}`, `${journeys.length} journeys`,
     `${Object.keys(packets).length} packets`, `${steps.at.length} steps`,
-    about.lost === undefined || about.lost === null ? "not whole" : `lost: ${about.lost}`,
+    about.lost === undefined || about.lost === null ? "not whole" : `events lost: ${about.lost}`,
     new Date(about.begin_ms).toISOString().replace("T", " ").replace(/\.\d+/, ""),
   ].filter(Boolean).join(" \u00b7 ");
 
-  /* Journeys */
+  /* Journeys: what the packet is stands first, for a narrow list cuts the line's end off. */
+  const parts = (summary) => {
+    const at = summary.indexOf(": ");
+    return at < 0 || !summary.slice(0, at).includes(" > ") ? ["", summary] : [summary.slice(0, at), summary.slice(at + 2)];
+  };
   const journey_rows = new Rows($("journeys"), JOURNEY_PX, (row, number) => {
     const journey = journeys[number];
     row.setAttribute("role", "option");
-    row.append(make("b", packets[journey.packet]?.summary ?? `packet ${journey.packet}`));
-    const line = make("span", `${(journey.at / 1e6).toFixed(3)} ms   took ${span_of(journey.took)}`
-      + (journey.held ? `   held ${span_of(journey.held)}` : ""));
-    if (journey.dropped) line.append("   ", make("span", journey.dropped, "died"));
+    const [ends, what] = parts(packets[journey.packet]?.summary ?? `packet ${journey.packet}`);
+    row.append(make("b", what), make("span", ends, "ends"));
+    const line = make("span", `${(journey.at / 1e6).toFixed(3)} ms   `);
+    if (journey.dropped) line.append(make("span", `dropped: ${journey.dropped}`, "died"), "   ");
+    line.append((journey.held ? `held ${span_of(journey.held)}   ` : "") + `took ${span_of(journey.took)}`);
     row.append(line);
   }, (number) => open(number));
   let found = [];
@@ -122,6 +127,7 @@
   let chosen = -1, step = -1, view = [0, 1];
   const folded = new Set();
   const has_inner = (at, end) => at + 1 < end && steps.depth[at + 1] > steps.depth[at];
+  const before = { value: "= ", drop: "drop: " };
   const call_rows = new Rows($("calls"), CALL_PX, (row, at) => {
     const journey = journeys[chosen], inner = has_inner(at, journey.first + journey.count);
     row.setAttribute("role", "treeitem");
@@ -132,7 +138,7 @@
     row.append("\u00a0\u00a0".repeat(steps.depth[at]), make("span", inner ? (folded.has(at) ? "+ " : "- ") : "", "fold"));
     row.append(functions[steps.function[at]][0] + "()");
     for (const [kind, words] of notes[at] ?? [])
-      if (kind !== "device" && kind !== "value" && kind !== "end") row.append(make("span", words, `note ${kind}`));
+      if (kind !== "device" && kind !== "end") row.append(make("span", (before[kind] ?? "") + words, `note ${kind}`));
   }, (at) => look(at));
 
   const list_calls = () => {
@@ -166,53 +172,31 @@
   /* One step */
   const bytes_at = (at) => {
     const packet = steps.packet[at];
-    let now = null, before = null;
+    let now = null, then = null, line;
     for (let place = at; place >= journeys[chosen].first; place--)
       if (steps.packet[place] === packet && bytes[place] !== undefined) {
-        if (now === null) { now = bytes[place]; if (place !== at) break; } else { before = bytes[place]; break; }
+        if (now === null) { now = bytes[place]; line = lines[place]; if (place !== at) break; } else { then = bytes[place]; break; }
       }
     const numbers = (hex) => Array.from({ length: (hex ?? "").length / 2 }, (_, n) => parseInt(hex.substr(2 * n, 2), 16));
-    return [numbers(now), before === null ? null : numbers(before)];
+    return [numbers(now), then === null ? null : numbers(then), line];
   };
-  const dump = (now, before) => {
+  const dump = (now, then) => {
     const pre = document.createDocumentFragment();
     for (let line = 0; line < now.length; line += 16) {
       pre.append(line.toString(16).padStart(4, "0") + "  ");
       for (let at = line; at < Math.min(line + 16, now.length); at++) {
         const hex = now[at].toString(16).padStart(2, "0");
-        pre.append(before && before[at] !== now[at] ? make("mark", hex) : hex, at % 8 === 7 ? "  " : " ");
+        pre.append(then && then[at] !== now[at] ? make("mark", hex) : hex, at % 2 ? " " : "");
       }
-      const rest = Math.max(0, line + 16 - now.length);
-      pre.append(" ".repeat(rest * 3 + (rest > 8 ? 2 : rest ? 1 : 0)));
+      pre.append(" ".repeat(41 - Math.floor(Math.min(16, now.length - line) * 2.5)));
       pre.append(now.slice(line, line + 16).map((b) => (b > 31 && b < 127 ? String.fromCharCode(b) : ".")).join("") + "\n");
     }
     return pre;
   };
   const u16 = (b, at) => b[at] * 256 + b[at + 1];
-  const u32 = (b, at) => u16(b, at) * 65536 + u16(b, at + 2);
-  const ip4 = (b, at) => b.slice(at, at + 4).join(".");
-  const ip6 = (b, at) => Array.from({ length: 8 }, (_, n) => u16(b, at + 2 * n).toString(16)).join(":").replace(/(^|:)0(:0)+(:|$)/, "::");
-  const upper = (b, at, protocol) => {
-    if (protocol === 6 && b.length >= at + 20) {
-      const flags = ["FIN", "SYN", "RST", "PSH", "ACK", "URG"].filter((_, bit) => b[at + 13] >> bit & 1).join(" ");
-      return [["TCP", `${u16(b, at)} > ${u16(b, at + 2)}  ${flags}`], ["seq, ack", `${u32(b, at + 4)}, ${u32(b, at + 8)}`],
-        ["window", `${u16(b, at + 14)}`]];
-    }
-    if (protocol === 17 && b.length >= at + 8) return [["UDP", `${u16(b, at)} > ${u16(b, at + 2)}  length ${u16(b, at + 4)}`]];
-    if ((protocol === 1 || protocol === 58) && b.length >= at + 8)
-      return [[protocol === 1 ? "ICMP" : "ICMPv6", `type ${b[at]} code ${b[at + 1]}`], ["id, seq", `${u16(b, at + 4)}, ${u16(b, at + 6)}`]];
-    return [];
-  };
-  const layers = (b, protocol) => {
-    if (protocol === 0x0800 && b.length >= HEADER_BYTES && b[0] >> 4 === 4)
-      return [["IPv4", `${ip4(b, 12)} > ${ip4(b, 16)}`], ["ttl, protocol", `${b[8]}, ${b[9]}`],
-        ["id, length", `${u16(b, 4)}, ${u16(b, 2)}`], ...upper(b, (b[0] & 15) * 4, b[9])];
-    if (protocol === 0x86dd && b.length >= 40 && b[0] >> 4 === 6)
-      return [["IPv6", `${ip6(b, 8)} > ${ip6(b, 24)}`], ["hop limit, next", `${b[7]}, ${b[6]}`], ...upper(b, 40, b[6])];
-    if (protocol === 0x0806 && b.length >= 28)
-      return [["ARP", u16(b, 6) === 1 ? `who has ${ip4(b, 24)}, tell ${ip4(b, 14)}` : `${ip4(b, 14)} is there`]];
-    return [];
-  };
+  const network = (b, protocol) =>
+    protocol === 0x0800 && b.length >= HEADER_BYTES ? [["ttl", `${b[8]}`], ["id", `${u16(b, 4)}`], ["length", `${u16(b, 2)}`]]
+      : protocol === 0x86dd && b.length >= 40 ? [["hop limit", `${b[7]}`], ["length", `${u16(b, 4)}`]] : [];
   const pairs = (list, items) => list.replaceChildren(...items.flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
   const look = (at) => {
     step = at;
@@ -228,9 +212,10 @@
     pairs($("facts"), facts);
     $("stack-title").hidden = !stacks[at];
     $("stack").replaceChildren(...(stacks[at] ?? []).map((frame) => make("li", frame)));
-    const [now, before] = packet ? bytes_at(at) : [[], null];
-    pairs($("layers"), layers(now, steps.protocol[at]));
-    $("bytes").replaceChildren(dump(now, before));
+    const [now, then, summary] = packet ? bytes_at(at) : [[], null];
+    $("line").textContent = summary ?? "";
+    pairs($("layers"), summary === undefined ? [] : network(now, steps.protocol[at]));
+    $("bytes").replaceChildren(dump(now, then));
     timeline();
   };
 
@@ -276,11 +261,12 @@
     if (nearest) journey_rows.choose(found.indexOf(nearest[2]));
   });
 
+  const shade = (file) => `hsl(${hue(file)} 55% ${document.documentElement.classList.contains("dark") ? 34 : 78}%)`;
   const hue = (file) => { let sum = 0; for (const letter of file) sum = (sum * 31 + letter.charCodeAt(0)) % 360; return sum; };
   const timeline = () => {
     const [pen, width, height] = canvas_of("timeline"), journey = journeys[chosen];
     if (!journey) return;
-    const [from, to] = view, x = (ns) => (ns - from) / (to - from) * width, dark = document.documentElement.classList.contains("dark");
+    const [from, to] = view, x = (ns) => (ns - from) / (to - from) * width, files = new Set();
     pen.fillStyle = colour("--soft");
     for (let part = 0; part < 5; part++) pen.fillText(span_of(Math.round(from + (to - from) * part / 5)), width * part / 5 + 3, 11);
     const deepest = Math.max(...Array.from({ length: journey.count }, (_, n) => steps.depth[journey.first + n]));
@@ -289,7 +275,8 @@
       const left = x(steps.at[at]), wide = Math.max(1, x(steps.at[at] + Math.max(0, steps.took[at])) - left);
       if (left > width || left + wide < 0) continue;
       const top = 16 + steps.depth[at] * lane, [name, file] = functions[steps.function[at]];
-      pen.fillStyle = `hsl(${hue(file)} 55% ${dark ? 34 : 78}%)`;
+      pen.fillStyle = shade(file);
+      files.add(file);
       pen.fillRect(left, top, wide, lane - 1);
       if (at === step) { pen.strokeStyle = colour("--accent"); pen.lineWidth = 2; pen.strokeRect(left, top, wide, lane - 1); }
       if (wide > 34 && lane >= 11) {
@@ -298,6 +285,11 @@
       }
     }
     timeline.lane = lane;
+    $("files").replaceChildren(...[...files].map((file) => {
+      const item = make("li", file);
+      item.style.setProperty("--shade", shade(file));
+      return item;
+    }));
   };
   const zoom = (factor, at = 0.5) => {
     const [from, to] = view, centre = from + (to - from) * at, span = Math.max(50, (to - from) * factor);

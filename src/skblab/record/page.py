@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from skblab import files
-from skblab.record.journey import Call, Journey, journeys
+from skblab.record.journey import Call, Journey, is_readable, journeys, packet_at
 from skblab.record.steps import Trace
-from skblab.record.words import fields_of, kin_in_words, reason_in_words, value_in_words
+from skblab.record.words import drop_in_words, fields_of, kin_in_words, value_in_words
 
 HERE = Path(__file__).parent
 PLACE = re.compile(r"\{\{(\w+)\}\}")
@@ -64,6 +64,7 @@ def _data(trace: Trace) -> dict[str, Any]:
         "steps": columns.steps,
         "notes": columns.notes,
         "bytes": columns.bytes,
+        "lines": columns.lines,
         "stacks": columns.stacks,
     }
 
@@ -88,6 +89,7 @@ class _Columns:
         }
         self.notes: dict[int, list[tuple[str, str]]] = {}
         self.bytes: dict[int, str] = {}
+        self.lines: dict[int, str] = {}  # of those bytes, as tcpdump writes them
         self.stacks: dict[int, list[str]] = {}
         self._begin_ns = 0
         self._shown: dict[int, bytes] = {}
@@ -130,7 +132,9 @@ class _Columns:
         if step.packet and self._shown.get(step.packet) != step.data:
             self._shown[step.packet] = step.data
             self.bytes[place] = step.data.hex()
-        reason = reason_in_words(self._trace, step)
+            if is_readable(step):
+                self.lines[place] = packet_at(step).summary()
+        reason = drop_in_words(self._trace, call)
         notes = [("change", change) for change in call.changes]
         notes += [("field", f"{name} = {value}") for name, value in fields_of(self._trace, step).items()]
         notes += [("drop", reason)] if reason else []

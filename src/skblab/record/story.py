@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from skblab.image.reasons import NOT_SPECIFIED
 from skblab.record.journey import Call, Journey
-from skblab.record.steps import Step, Trace
+from skblab.record.steps import Trace
 from skblab.record.words import (
+    drop_in_words,
     fields_of,
     kin_in_words,
-    reason_in_words,
     value_in_words,
 )
 
 US = 1000
+DEVICE_WIDTH = 8
 
 
 def lines(trace: Trace, journey: Journey) -> Iterator[Text]:
@@ -26,7 +26,8 @@ def lines(trace: Trace, journey: Journey) -> Iterator[Text]:
             if packet.origin:
                 line.append(f"   from packet {packet.origin.other}", style="dim")
             yield line
-    yield Text(f"{'us':>11}{'took':>9}  {'packet  ' if several else ''}{'device':8}", style="dim")
+    width = max(DEVICE_WIDTH, *(len(call.step.device) + 1 for _, call in journey.walk()))
+    yield Text(f"{'us':>11}{'took':>9}  {'packet  ' if several else ''}{'device':{width}}", style="dim")
     device = ""
     for depth, call in journey.walk():
         step = call.step
@@ -35,9 +36,9 @@ def lines(trace: Trace, journey: Journey) -> Iterator[Text]:
         if several:
             line.append(f"  {step.packet or '':<6}", style="dim")
         here = step.device or (device if not step.packet else "")
-        line.append(f"  {here if here != device else '':8}", style="green")
+        line.append(f"  {here if here != device else '':{width}}", style="green")
         device = here
-        line.append("  " * depth + step.function.name, style="bold red" if _drops(trace, step) else "")
+        line.append("  " * depth + step.function.name, style="bold red" if drop_in_words(trace, call) else "")
         line.append("()", style="dim")
         for word, style in notes(trace, call):
             line.append("  ").append(word, style=style)
@@ -57,16 +58,11 @@ def notes(trace: Trace, call: Call) -> Iterator[tuple[str, str]]:
         yield f"{name}={value}", "blue"
     if step.let_go and trace.places.is_consumed(step):
         yield "consumed", "dim"
-    if reason := reason_in_words(trace, step):
-        yield f"drop: {reason}" if reason != NOT_SPECIFIED else "let go", "bold red" if _drops(trace, step) else "dim"
+    if reason := drop_in_words(trace, call):
+        yield f"drop: {reason}", "bold red"
     if step.freed:
         yield "freed", "dim"
     if value := value_in_words(step):
         yield f"= {value}", "dim"
     for kin in call.came:
         yield kin_in_words(kin), "yellow"
-
-
-def _drops(trace: Trace, step: Step) -> bool:
-    """Whether a packet is dropped here: for a reason; a kernel without tracepoints says NOT_SPECIFIED of the others."""
-    return reason_in_words(trace, step) not in {"", NOT_SPECIFIED}

@@ -9,7 +9,7 @@ from skblab.record.steps import Kin, Step, Trace
 from skblab.record.words import fields_of, reason_in_words, value_in_words
 
 HEADER = ("us", "took", "packet", "skb", "device", "proto", "mark", "len", "from, to", "function")
-WIDTHS = (11, 9, 7, 11, 8, 6, 6, 6, 34, 0)
+WIDTHS = (11, 9, 7, 11, 15, 6, 6, 6, 34, 0)  # of a device: IFNAMSIZ (include/uapi/linux/if.h), less its zero
 
 
 def header() -> str:
@@ -22,7 +22,7 @@ def rows(trace: Trace, steps: list[Step], begin_ns: int) -> Iterator[str]:
     for step in steps:
         packet = packet_at(step)
         ends = f"{packet.source} > {packet.destination}" if is_readable(step) else ""
-        reason = reason_in_words(trace, step)
+        drop = f"drop: {reason}" if (reason := reason_in_words(trace, step)) else ""
         extra = [f"{name}={value}" for name, value in fields_of(trace, step).items()]
         yield "".join(
             _cell(text, width)
@@ -37,7 +37,13 @@ def rows(trace: Trace, steps: list[Step], begin_ns: int) -> Iterator[str]:
                     f"{step.mark:x}" if step.packet else "",
                     str(step.length) if step.packet else "",
                     ends,
-                    " ".join([step.function.name, *(f"({said})" for said in (reason, step.verdict) if said), *extra]),
+                    " ".join(
+                        [
+                            step.function.name,
+                            *(f"({said})" for said in (drop, step.verdict) if said),
+                            *extra,
+                        ]
+                    ),
                 ),
                 WIDTHS,
                 strict=True,

@@ -1,15 +1,20 @@
 """What a step comes to, in words that a tree, a table and a page share."""
 
 import re
+from typing import TYPE_CHECKING
 
 from skblab.agent.abi import Role
 from skblab.image.fields import Field
 from skblab.image.reasons import CONSUMED, NOT_SPECIFIED
 from skblab.record.steps import Kin, Step, Trace
 
+if TYPE_CHECKING:
+    from skblab.record.journey import Call
+
 SIGNED = re.compile(r"^(int|long|s\d+|ssize_t|short|__s\d+|netdev_tx_t|enum .*)$")
 NARROW = {"int": 32, "s32": 32, "__s32": 32, "short": 16, "s16": 16, "s8": 8}
 ERRNO_MAX = 4095
+BY_RULE = "by a rule"
 NO_DROPS = frozenset({CONSUMED, "SKB_NOT_DROPPED_YET", "NOT_DROPPED_YET"})
 KINSHIPS = {Role.BORN: "causes", Role.COPIED: "copied to", Role.MERGED: "joins"}
 
@@ -39,6 +44,15 @@ def reason_in_words(trace: Trace, step: Step) -> str:
         return ""
     name = str(trace.about["reasons"].get(str(step.reason), step.reason))
     return "" if name in NO_DROPS or (name == NOT_SPECIFIED and trace.places.is_consumed(step)) else name
+
+
+def drop_in_words(trace: Trace, call: "Call") -> str:
+    """Return why a packet was dropped in a call, as people read it; "" where it was not.
+
+    A kernel gives NOT_SPECIFIED where its source gives no reason: that is a drop all the same.
+    """
+    reason = reason_in_words(trace, call.step)
+    return BY_RULE if reason == NOT_SPECIFIED and call.by_rule else reason
 
 
 def fields_of(trace: Trace, step: Step) -> dict[str, int | str]:
