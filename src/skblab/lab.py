@@ -138,6 +138,7 @@ class Lab:
         self._lease_s = lease_s
         self._joins = False
         self._agent: Agent | None = None
+        self._switch: JoinedNamespaces | None = None
         self._console: Console | None = None
         self._complaints_before = 0
 
@@ -154,7 +155,7 @@ class Lab:
     def __enter__(self) -> Self:
         if self._stack is not None:
             raise UsageError(f"lab {self.name} is running already")
-        self._agent = self._console = None
+        self._agent = self._console = self._switch = None
         self._pid, self._is_closed = os.getpid(), False
         with ExitStack() as stack:
             stack.callback(self._left)
@@ -322,17 +323,21 @@ class Lab:
     ) -> process.Running:
         """Start a program on the host side, where the names ``guest`` and ``host`` resolve; it ends with the lab.
 
+        Of a guest on another lab's switch, that is the other lab's host side, where each guest has its lab's name.
+
         :raises GuestLost: the guest kernel is gone
+        :raises NoSuchLab: the other lab is gone
         """
         self.check()
+        host_side = self._host_side()
         client = process.start(
-            self.namespaces.command(argv),
+            host_side.command(argv),
             env=env,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             new_session=new_session,
-            pass_fds=[self.namespaces.pidfd, *pass_fds],
+            pass_fds=[host_side.pidfd, *pass_fds],
         )
         self._clients = [*(one for one in self._clients if process.unfinished(one)), client]
         return client
@@ -350,9 +355,33 @@ class Lab:
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """Open a socket on the host side of the link for this process to use.
 
-        Addresses are numeric there: names are looked up by this process, outside the lab.
+        Its ``connect()``, ``bind()`` and ``sendto()`` know the names ``guest`` and ``host``.
         """
-        return self.namespaces.socket(family, kind, protocol)
+        return self._host_side().socket(family, kind, protocol)
+
+    def _host_side(self) -> Namespaces:
+        """Return the namespaces of the host side; of a guest on another lab's switch they are that lab's.
+
+        :raises NoSuchLab: that lab is gone
+        """
+        if not self.namespaces.switch:
+            return self.namespaces
+        if self._switch is None:
+            assert self._stack
+            self._switch = self._stack.enter_context(JoinedNamespaces(self.namespaces.switch))
+        return self._switch
+
+    @property
+    def guest_address(self) -> str:
+        """The guest's first address on its first link, as text.
+
+        :raises UsageError: it has none of a host side's: it is on another lab's switch, and was joined
+        """
+        links = self.namespaces.guest_links
+        addresses = links[0].addresses if links else self.namespaces.addresses.guest
+        if not addresses:
+            raise UsageError(f"lab {self.name} has no host side of its own: its guest is on another lab's switch")
+        return addresses[0].partition("/")[0]
 
     def rule(self, rule: Rule | str, told: Callable[[Hit, Packet, str], None] = lambda *_: None) -> Running:
         """Put a rule in force; close it to end it. *told* is called for each packet, with what was done to it.

@@ -10,7 +10,7 @@ from skblab.errors import NoSuchLab, UsageError
 from skblab.image.image import Image
 from skblab.image.recipe import SERIES
 from skblab.lab import Lab
-from support import eventually_nothing, remains, skblab
+from support import SKBLAB, eventually_nothing, remains, skblab
 
 SECOND_NET = ("guest=192.168.20.1/24", "host=192.168.20.254/24", "guest=fd00:20::1/64", "host=fd00:20::254/64")
 
@@ -138,6 +138,19 @@ def test_what_cannot_be_plugged(image: Image) -> None:
     try:
         with pytest.raises(UsageError, match="no link of its own"), Lab(image=image, link=f"on=plugged-{name}"):
             pass
+        plugged, ping = f"plugged-{name}", ("ping", "-n", "-c1", "-W2", f"plugged-{name}")
+        rule = ("-r", "icmp_rcv = trace if icmp[icmptype] == icmp-echo")
+        for client in (ping, (*SKBLAB, "exec", name, "--", *ping), (*SKBLAB, "exec", plugged, "--", *ping)):
+            done = skblab("run", "--lab", plugged, *rule, "--", *client)
+            assert "1 received" in done.stdout, done.stderr
+            assert "arrived 1, traced 1" in done.stderr
+        assert "1 received" in skblab("run", "--lab", name, "--", *SKBLAB, "exec", name, "--", *ping).stdout
+        with Lab(image=image) as other:
+            other.keep()
+            done = skblab("run", "--lab", name, "--", *SKBLAB, "exec", other.name, "--", "true")
+            assert "a command inside one lab cannot enter another one" in done.stderr
+            assert done.returncode == 126
+            assert skblab("down", other.name).returncode == 0
         done = skblab("ping", "--link", f"on={name}", "--holds", "0.1")
         assert "has no host side of its own" in done.stderr
     finally:

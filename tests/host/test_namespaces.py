@@ -1,5 +1,6 @@
 """A lab's namespaces: what clients find there, how they end, and what a machine can forbid."""
 
+import errno
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import pytest
 from skblab.errors import LabNameTaken, MissingPrerequisite, UsageError
 from skblab.host import process
 from skblab.host.namespace import Namespaces
+from skblab.lab import Lab
 from support import SKBLAB, skblab, unshared
 
 
@@ -172,3 +174,22 @@ def test_doctor_on_this_machine() -> None:
     assert done.returncode == 0, done.stdout
     assert "ok  namespaces" in done.stdout
     assert sys.stdout.isatty() or "\x1b" not in done.stdout
+
+
+def test_a_socket_knows_the_names_of_the_lab(shared_lab: Lab) -> None:
+    assert shared_lab.guest_address == "192.168.10.1"
+    with shared_lab.socket() as client:
+        assert client.connect_ex(("guest", 9)) == errno.ECONNREFUSED
+    with shared_lab.socket(socket.AF_INET6) as client:
+        assert client.connect_ex(("guest", 9)) == errno.ECONNREFUSED
+    for family, function, host, guest in (
+        (socket.AF_INET, "udp_rcv", "192.168.10.254", "192.168.10.1"),
+        (socket.AF_INET6, "udpv6_rcv", "fd00:10::254", "fd00:10::1"),
+    ):
+        with shared_lab.socket(family, socket.SOCK_DGRAM) as client, shared_lab.probe(function, "udp port 99") as probe:
+            client.bind(("host", 0))
+            assert client.getsockname()[0] == host
+            client.sendto(b"one", ("guest", 99))
+            client.sendto(b"two", 0, (guest, 99))
+            assert [packet.destination for _, packet in probe.take(2)] == [guest] * 2
+        assert probe.counts.traced == 2

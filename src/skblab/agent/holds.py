@@ -158,6 +158,11 @@ class Running:
     ) -> None:
         self._close(raising=error is None)
 
+    @property
+    def counts(self) -> abi.Counts:
+        """What has become of the packets that the filter took; also when it is closed."""
+        return self.armed.counts
+
     def close(self) -> None:
         """Disarm, and end. Safe to call twice.
 

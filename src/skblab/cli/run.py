@@ -117,12 +117,12 @@ class _Teller:
     def summary(self, running: list[Running], lost: int, status: int) -> None:
         """Say what became of all packets."""
         for one in running:
-            counts = asdict(one.armed.counts) | ({"unedited": one.unedited} if one.armed.rule.verdict == "edit" else {})
+            counts = asdict(one.counts) | ({"unedited": one.unedited} if one.armed.rule.verdict == "edit" else {})
             shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
             self._json_lines.say({"event": "rule", "rule": str(one.armed.rule), **counts})
-            self._print("\n  ".join([f"{one.armed.rule}: {shown}", *one.armed.counts.caveats]))
+            self._print("\n  ".join([f"{one.armed.rule}: {shown}", *one.counts.caveats]))
         self._json_lines.say({"event": "end", "lost": lost, "status": status})
-        self._print(f"lost: {lost}")
+        self._print(f"events lost: {lost}")
 
     def _print(self, text: str) -> None:
         with self._lock:

@@ -8,6 +8,7 @@ stops, the same exit status. If it is killed, so is the child; when the process 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 
@@ -44,8 +45,11 @@ def enter(pidfd: int, parent: int, argv: list[str]) -> NoReturn:
         directory = os.getcwd()  # noqa: PTH109 - see the module's own words on imports; setns(2) goes to the root
     except OSError:  # it was deleted, or lies under another mount
         directory = ""
-    if libc.setns(pidfd, CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC) < 0:
-        _refuse(f"skblab: cannot enter the lab: {os.strerror(ctypes.get_errno())}")
+    entered = libc.setns(pidfd, CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC) == 0
+    # EINVAL: this is its host side already (kernel/user_namespace.c userns_install()).
+    if not entered and ctypes.get_errno() != errno.EINVAL:
+        why = os.strerror(ctypes.get_errno())
+        _refuse(f"skblab: cannot enter the lab: {why}\n  a command inside one lab cannot enter another one")
     os.close(pidfd)
 
     def go_there() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from skblab.errors import GuestLost, LabBusy, MissingPrerequisite, SkblabError, Timeout, UsageError
 from skblab.host import lab_init, links, process, registry
 from skblab.host.links import Addresses
+from skblab.host.sockets import LabSocket
 from skblab.host.waiting import wait
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Namespaces:
         first = self._wanted[0]
         self.device = first.name
         self.addresses = first.addresses
+        self.switch = first.on  # the lab whose host side is this one's, too; "": it has one of its own
         self.guest_links: list[GuestLink] = []
         self.link = ""
         self.why_not_tap = ""
@@ -164,7 +166,7 @@ class Namespaces:
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Open a socket that belongs to the host side of the link, for this process to use."""
         _, fds = self.request("socket", family=int(family), kind=int(kind), protocol=int(protocol))
-        return socket.socket(fileno=fds[0])
+        return LabSocket(fds[0], {"guest": self.addresses.guest, "host": self.addresses.host})
 
     def ip(self, *lines: str) -> None:
         """Carry out lines of ``ip -batch`` on the host side."""
@@ -190,7 +192,10 @@ class Namespaces:
             who = {"pid": os.getpid(), "command": registry.command_line()}
             addresses = [self.addresses.guest, self.addresses.host]
             self.request(
-                "keep", [listener.fileno(), *fds], about=about | {"link": self.link, "addresses": addresses}, who=who
+                "keep",
+                [listener.fileno(), *fds],
+                about=about | {"link": self.link, "addresses": addresses, "switch": self.switch},
+                who=who,
             )
         self.kept = True
 
@@ -263,6 +268,7 @@ class JoinedNamespaces(Namespaces):
             )
         self.link = self.about["link"]
         self.addresses = Addresses(*map(tuple, self.about["addresses"]))
+        self.switch = self.about["switch"]
         return self
 
     @property
