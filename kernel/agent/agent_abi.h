@@ -34,7 +34,7 @@
 
 struct agent_counts { /* of one rule */
 	__u64 arrived; /* packets its filter took, whatever the occurrence */
-	__u64 accepted; /* of those: went on untouched, not being the wanted occurrence, or for want of memory */
+	__u64 passed; /* of those: went on untouched, not being the wanted occurrence, or for want of memory */
 	__u64 traced;
 	__u64 held;
 	__u64 released;

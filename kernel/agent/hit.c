@@ -120,7 +120,7 @@ static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *re
 		verdict = AGENT_ACCEPT;
 	}
 	if (verdict == AGENT_ACCEPT)
-		counts->accepted++;
+		counts->passed++;
 	else
 		agent_tell_hit(rule, regs, skb, 0);
 	if (verdict == AGENT_TRACE)

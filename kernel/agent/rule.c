@@ -76,7 +76,7 @@ struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_reg
 		agent_counts(rule->number)->arrived++;
 		if (is_wanted_occurrence(rule))
 			return rule;
-		agent_counts(rule->number)->accepted++;
+		agent_counts(rule->number)->passed++;
 	}
 	return NULL;
 }

@@ -84,7 +84,7 @@ class Life(RuleBasedStateMachine):
     def the_agent_agrees(self) -> None:
         counts = self.hold.counts
         assert self.lab.agent.channel.held == self.waiting
-        assert (counts.arrived, counts.accepted, counts.held) == (self.sent, 0, self.sent)
+        assert (counts.arrived, counts.passed, counts.held) == (self.sent, 0, self.sent)
         assert (counts.released, counts.dropped, counts.duplicated) == (self.released, self.dropped, self.copied)
 
     def hear(self, answers: int) -> None:

@@ -116,7 +116,7 @@ def _damage(layers: object, chance: random.Random) -> object:
 
 def accounted_for(verdict: str, counts: Counts) -> bool:
     """Whether each packet that came has met with something, and what was held has gone."""
-    wanted = counts.arrived - counts.accepted
+    wanted = counts.arrived - counts.passed
     match verdict.split(maxsplit=1)[0]:
         case "trace" | "follow":
             return wanted == counts.traced

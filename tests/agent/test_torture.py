@@ -208,7 +208,7 @@ def rule(function: str, verdict: str, occurrence: str, wanted: str) -> Rule:
 
 def accounted_for(rule: Rule, counts: Counts) -> bool:
     """Whether a rule that is gone knows what became of each packet that its filter took."""
-    wanted = counts.arrived - counts.accepted
+    wanted = counts.arrived - counts.passed
     match rule.verdict:
         case "accept":
             return wanted == 0

@@ -58,7 +58,7 @@ def test_every_command_says_it(module: str, words: tuple[str, ...]) -> None:
 
 def test_nothing_is_said_of_a_kernel_that_does_not_complain() -> None:
     done = skblab("run", "--strict", "--", "sh", "-c", "exit 3")
-    assert (done.returncode, done.stderr) == (3, "lost: 0\n")
+    assert (done.returncode, done.stderr) == (3, "events lost: 0\n")
 
 
 def test_a_commands_own_status_gives_way(module: str) -> None:

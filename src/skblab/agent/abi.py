@@ -126,7 +126,7 @@ class Counts:
     """
 
     arrived: int
-    accepted: int
+    passed: int
     traced: int
     held: int
     released: int

@@ -27,7 +27,7 @@ def print_report(result: Result, console: Console | None = None) -> None:
             console.print(f"  #{number:<2} {frame['function']}()  [dim]{place}[/dim]", soft_wrap=True)
     if result.staircase:
         console.print(staircase_text(result.staircase))
-    console.print(f"lost: {result.lost}")
+    console.print(f"pings lost: {result.lost}")
 
 
 def staircase_text(staircase: Staircase) -> str:

@@ -103,7 +103,7 @@ class HoldApp(Decisions):
         rows = self.held.in_hand()
         self.screen_stack[0].query_one(HeldTable).update(rows[:MOST_ROWS], len(rows[MOST_ROWS:]))
         rules = "; ".join(str(rule) for rule in self.held.rules)
-        lost = f"   lost: {self.held.lost:,}" if self.held.lost else ""
+        lost = f"   events lost: {self.held.lost:,}" if self.held.lost else ""
         self.screen_stack[0].query_one("#title", Static).update(
             f"skblab hold   Linux {self.lab.image.release}   {rules}{lost}"
         )
