@@ -284,3 +284,17 @@ def test_a_lab_that_is_up_has_booted() -> None:
     done = skblab("gdb", "--from-boot", "whatever")
     assert done.returncode == 2
     assert "has booted already" in done.stderr
+
+
+def test_a_scripts_continue_ends_though_the_client_has_ended() -> None:
+    done = fed(
+        (*SKBLAB, "gdb", "--", "ping", "-n", "-c1", "guest"),
+        (*CONTINUE_AT_ECHO, "continue", "echo one\\n", "continue", "echo two\\n", "quit"),
+    )
+    assert done.returncode == 0
+    before, one, after = done.stdout.partition("one\n")
+    assert "1 received" in before
+    assert before.count("the client has ended, and the kernel ran on: it is stopped") == 1
+    assert "Program received signal SIGCONT" in before
+    assert one
+    assert "two\n" in after

@@ -2,12 +2,23 @@
 
 import argparse
 import contextlib
+import signal
 import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skblab.cli.options import add_guest_options, add_lab_options, complete, lab_from, lab_names
 
+if TYPE_CHECKING:
+    from skblab.guest.boot import Guest
+    from skblab.host.process import Running
+
 NAME = "gdb"
 GRACE_S = 1.0
+BEHIND_S = 5.0
+STOPPED = "t"  # proc(5): by a debugger
 EXAMPLES = """\
 examples:
   skblab gdb                               boot, attach, and it is yours; quit lets go
@@ -26,7 +37,8 @@ commands for packets, beside gdb's own (help COMMAND says more):
   skb-watch [EXPR]   go on until this packet gets to its next function, or is freed
   skb-drop           drop the packet at the entry of the function that was about to take it over
 
-What follows -- is run on the host side from the moment gdb has attached. Ctrl-C stops the running guest. Leaving gdb
+What follows -- is run on the host side from the moment gdb has attached. A script's "continue" does not wait for ever:
+5 s after the client has ended, the kernel is stopped. Ctrl-C stops the running guest. Leaving gdb
 detaches from it; then the lab ends, unless it was up before.
 """
 
@@ -51,17 +63,33 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.set_defaults(run=run)
 
 
+def _stop_behind(client: "Running", guest: "Guest", left: threading.Event) -> None:
+    """Stop the kernel where a script's client has ended and the script waits on: no packet of it will stop that."""
+    client.wait()
+    while not left.wait(BEHIND_S) and guest.alive:
+        if Path(f"/proc/{guest.pid}/stat").read_text().rpartition(")")[2].split()[0] != STOPPED:
+            print("skblab: the client has ended, and the kernel ran on: it is stopped", file=sys.stderr)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(guest.pidfd, signal.SIGCONT)  # as Debugger.interrupt()
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Give the prompt to the user; return gdb's exit status."""
     clients = []
+    left = threading.Event()
     with lab_from(arguments) as lab:
 
         def start_client() -> None:
             # In a session of its own: the terminal's Ctrl-C is for gdb, which stops the guest by it.
             if arguments.client:
                 clients.append(lab.popen(arguments.client, new_session=True))
+                if not sys.stdin.isatty():
+                    threading.Thread(target=_stop_behind, args=(clients[0], lab.guest, left), daemon=True).start()
 
-        status = lab.gdb_prompt(arguments.gdb_commands, user_init=arguments.user_init, attached=start_client)
+        try:
+            status = lab.gdb_prompt(arguments.gdb_commands, user_init=arguments.user_init, attached=start_client)
+        finally:
+            left.set()
         lab.check()
         for client in clients:  # what waited for the kernel may have its answer now
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, TextIO
 
 from skblab.cli.keyboard import hearing, read_line
@@ -57,15 +56,14 @@ def wait(
                 waiting.wait([guest.pidfd], LAST_WORDS_S)  # gdb may hold it there
                 raise guest.lost()
             if debugger and debugger in ready:
-                _show(debugger.wait_stop(1), out)
+                stop = debugger.wait_stop(1)
+                _show(stop, out)
                 shown += 1
-                started = time.monotonic()
                 if sys.stdin.isatty() and out.isatty():
                     out.write("the whole kernel stands still; Enter lets it go ")
                     out.flush()
                     read_line()
-                debugger.resume()
-                print(f"it stood still for {time.monotonic() - started:.3f} s", file=out)
+                print(f"it stood still for {(debugger.resume() - stop.at_ns) / 1e9:.3f} s", file=out)
             elif pidfd is not None and pidfd in ready:
                 ended = True
                 watched.remove(pidfd)
