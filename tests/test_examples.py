@@ -25,13 +25,3 @@ def test_an_example_runs(example: Path) -> None:
 def test_a_pages_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / target).exists(), target
-
-
-PROGRAMS = [(page, text) for page in PAGES for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
-
-
-@pytest.mark.parametrize(("page", "program"), PROGRAMS, ids=[page.name for page, _ in PROGRAMS])
-def test_the_python_in_a_page_runs(page: Path, program: str) -> None:
-    done = process.run([sys.executable, "-W", "error", "-c", program], timeout_s=90)
-    assert done.returncode == 0, f"{page}: {done.stderr}"
-    assert done.stdout

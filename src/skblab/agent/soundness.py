@@ -5,11 +5,13 @@ So the packet may be set aside, freed or copied in its place, if the caller gets
 packet can be traced and stopped at.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from skblab.errors import UnsupportedVerdict
 from skblab.image.index import SKB_TYPE, Function
+from skblab.rule import VERDICTS
 
 NET_RX_DROP = 1  # include/linux/netdevice.h
 NET_XMIT_DROP = 1
@@ -124,3 +126,13 @@ def check(verdict: str, function: Function, files: Callable[[str], str] = lambda
             mend=f"{verdict} works at {', '.join(nearest(function, files))}\ntrace, accept and stop work everywhere",
         )
     return takeover
+
+
+def sound_verdicts(function: Function) -> list[str]:
+    """Return the verdicts that are sound at a function."""
+    sound = []
+    for verdict in VERDICTS:
+        with contextlib.suppress(UnsupportedVerdict):
+            check(verdict, function)
+            sound.append(verdict)
+    return sound

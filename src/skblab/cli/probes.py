@@ -3,9 +3,10 @@
 import argparse
 import json
 
-from skblab.agent.points import can_be_followed, choose, skb_argument
-from skblab.agent.soundness import TABLE
+from skblab.agent.points import can_be_followed, choose
+from skblab.agent.soundness import sound_verdicts
 from skblab.cli.options import add_image_options, chosen_image, complete, function_names
+from skblab.rule import VERDICTS
 
 EXAMPLES = """\
 examples:
@@ -14,8 +15,6 @@ examples:
   skblab probes --calls 'fib_*'                those that take no packet, too
   skblab probes --json | jq -r 'select(.verdicts | index("hold")) | .name'
 """
-EVERYWHERE = ("accept", "trace", "stop")
-OWNING = ("hold", "delay", "drop", "duplicate", "edit")
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -41,11 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
     image = chosen_image(arguments)
     for function in sorted(choose(image, arguments.patterns, arguments.calls), key=lambda one: (one.file, one.line)):
         assert not can_be_followed(function)
-        verdicts = [] if skb_argument(function) is None else [*EVERYWHERE, *(OWNING if function.name in TABLE else ())]
+        verdicts = sound_verdicts(function)
         if arguments.json:
             print(json.dumps({"name": function.name, "file": function.file, "line": function.line,
                               "signature": function.signature, "verdicts": verdicts}))  # fmt: skip
         else:
-            what = "every verdict" if len(verdicts) > len(EVERYWHERE) else ", ".join(verdicts) or "followed, no packet"
+            what = "every verdict" if len(verdicts) == len(VERDICTS) else ", ".join(verdicts) or "followed, no rules"
             print(f"{function.signature}\n    {function.file}:{function.line}  {what}")
     return 0

@@ -25,7 +25,7 @@ examples:
   skblab run -r 'ip_rcv = drop if icmp[icmptype] == icmp-echo and icmp[6:2] == 3' -- ping -c5 guest
   skblab run -r 'icmp_rcv = hold 8 release reverse' -- ping -c8 -i0.2 guest
   skblab run -r 'tcp_v4_rcv = drop @1 if tcp[tcpflags] & tcp-syn != 0' \\
-             --root host -g 'python3 -m http.server 80' -- curl -s http://guest/
+             --root host -g 'python3 -m http.server 80' -- curl -4 -s http://guest/
   skblab run -r 'icmp_rcv = edit ip.ttl=3' -r 'ip_output = trace' --json run.json -- ping -c1 guest
   skblab run -f faults.rules --series 6.1 -- ./my-test guest     rules from a file, one a line
 
