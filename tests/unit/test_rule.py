@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skblab.edit.named import from_escapes
 from skblab.errors import RuleError
 from skblab.filter import INSTRUCTION_BYTES, compile_filter
-from skblab.packet import from_escapes
 from skblab.rule import LEAST_PERCENT, ORDERS, Occurrence, Rule
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,20}", fullmatch=True)
