@@ -140,7 +140,7 @@ def run(
     """
     running = start(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, guarded=True)
     done = finish(running, timeout_s=timeout_s)
-    if done.returncode == CANNOT_START and done.stderr.startswith("skblab: "):
+    if done.returncode == CANNOT_START and done.stderr.startswith("skblab: cannot start "):
         raise no_more_processes(done.stderr.strip())
     return done
 
