@@ -1,10 +1,12 @@
 """The whole command in a real terminal: what a person sees, what the keys do, what is left behind."""
 
+import contextlib
 import fcntl
 import os
 import re
 import signal
 import struct
+import subprocess
 import termios
 from collections.abc import Callable, Iterator
 
@@ -114,6 +116,20 @@ def test_it_ends_cleanly_and_gives_the_terminal_back(start: Callable[..., Termin
     assert status == (0 if how == "Ctrl-C" else 143)
     assert "Traceback" not in said
     assert termios.tcgetattr(terminal.theirs) == terminal.before
+
+
+@pytest.mark.parametrize("shown", ["\x1b", "ARP, Request"])
+def test_it_ends_however_often_it_is_told_to(start: Callable[..., Terminal], shown: str) -> None:
+    """A signal that comes while it ends must not leave the thread behind that reads keys, for which it would wait."""
+    terminal = start("hold", "-r", "arp_rcv", "--", "ping", "-n", "-c", "1", "guest")
+    read_until(terminal.ours, lambda text: shown in text)
+    terminal.hang_up()
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(200):
+            os.kill(terminal.program.pid, signal.SIGHUP)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                terminal.program.wait(0.005)
+    assert terminal.program.wait(20) in {1, 129, -signal.SIGHUP}
 
 
 @pytest.mark.parametrize("controlling", [True, False])

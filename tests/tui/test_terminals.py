@@ -117,10 +117,10 @@ def test_over_ssh(terminal: Open, ssh: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("rule", "command", "seen", "layer"),
     [
-        ("icmpv6_rcv if icmp6 and ip6[40] == 128", "ping -6 -n -c 1 guest", "ICMPv6 echo request", "IPv6  40 bytes"),
-        ("tcp_v4_rcv", "curl -4 -s http://guest:9/", r"TCP .* > 192.168.10.1:discard S", "IP  20 bytes"),
+        ("icmpv6_rcv if icmp6 and ip6[40] == 128", "ping -6 -n -c 1 guest", "ICMP6, echo request", "IPv6  40 bytes"),
+        ("tcp_v4_rcv", "curl -4 -s http://guest:9/", r"Flags \[S\], seq .* > 192.168.10.1.9", "IP  20 bytes"),
         ("udp_rcv", "bash -c 'echo hello >/dev/udp/192.168.10.1/9'", "UDP", "IP  20 bytes"),
-        ("arp_rcv", "ping -n -c 1 guest", "ARP who has 192.168.10.1", "ARP  28 bytes"),
+        ("arp_rcv", "ping -n -c 1 guest", "ARP, Request who-has 192.168.10.1", "ARP  28 bytes"),
     ],
     ids=["icmpv6", "tcp", "udp", "arp"],
 )

@@ -71,7 +71,10 @@ def show(lab: "Lab", rules: Sequence[Rule], command: Sequence[str]) -> int:
         with contextlib.closing(HeldPackets(lab, rules)) as held:
             running = held.running
             app = HoldApp(lab, held, command)
-            status = app.run()
+            try:
+                status = app.run()
+            finally:
+                app.stop_reading()
         if app.lost:
             raise app.lost
         if app.client.last_words:

@@ -93,6 +93,11 @@ class HoldApp(Decisions):
         if hasattr(self, "client"):
             self.client.close()
 
+    def stop_reading(self) -> None:
+        """End the thread that reads keys. A signal at the wrong moment leaves it, and the program would wait for it."""
+        if self._driver:
+            self._driver.disable_input()
+
     # What is shown.
 
     def tick(self) -> None:
