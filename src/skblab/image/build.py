@@ -136,7 +136,7 @@ def _build(source: Source, wanted: recipe.Recipe, workshop: Path, scratch: Path,
     obj.mkdir(exist_ok=True)
     if source.is_tarball:
         progress("unpacking the source", 0, 0)
-    tree = unpack(source, scratch)
+    tree = unpack(source, scratch, whole=bool(wanted.own) or not source.of_debian)
     image = scratch / "image"
     image.mkdir()
     _configure(tree, obj, wanted, progress)
