@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ READ = (
     "drivers/net/*.[ch]", "drivers/net/vxlan", "fs", "include", "init", "io_uring", "ipc", "kernel", "lib", "mm", "net",
     "scripts", "security", "usr", "virt",
 )  # fmt: skip
+SHOWN_LINES = 20
 READ_ANYWHERE = ("*/Kconfig*", "*/Makefile*", "*/Kbuild*")
 
 VERSION_LINE = re.compile(r"^(VERSION|PATCHLEVEL) *= *(\d+)", re.MULTILINE)
@@ -99,24 +102,35 @@ def _series_of_tarball(path: Path) -> str:
     return f"{found['VERSION']}.{found['PATCHLEVEL']}"
 
 
-def unpack(source: Source, scratch: Path, *, whole: bool) -> Path:
+def unpack(source: Source, scratch: Path, *, whole: bool, progress: Callable[[int], object] = lambda _: None) -> Path:
     """Return the tree to build from: the source itself, or what its tarball holds, unpacked into *scratch*.
 
     :param whole: or only what a kernel with no options but ours is built of
+    :param progress: called with how many files are unpacked
     :raises BuildFailed: tar refused, or the tarball does not hold one directory
     """
     if not source.is_tarball:
         return source.path
     directory = scratch / "unpacked"
     directory.mkdir()
-    argv: list[process.Argument] = ["tar", "-C", directory, "-xf", source.path]
+    argv: list[process.Argument] = ["tar", "-C", directory, "-xvf", source.path]
     if not whole:
         argv += ["--wildcards", "--wildcards-match-slash", *READ_ANYWHERE]
         argv += ["--no-wildcards-match-slash", *(f"*/{name}" for name in READ)]
-    done = process.run(argv, env=os.environ | {"XZ_DEFAULTS": "--threads=0"})  # Debian's has blocks for as many threads
+    several = os.environ | {"XZ_DEFAULTS": "--threads=0"}  # Debian's tarballs have blocks for as many
+    tar = process.start(argv, env=several, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, guarded=True)
+    assert tar.stdout is not None
+    progress(0)
+    complaints = []
+    try:
+        for files, line in enumerate(tar.stdout, 1):
+            progress(files)
+            complaints += [line.decode(errors="replace")] if line.startswith((b"tar: ", b"xz: ")) else []
+        status = tar.wait()
+    finally:
+        process.end(tar)
     trees = list(directory.iterdir())
-    if done.returncode or len(trees) != 1:
-        raise BuildFailed(
-            f"cannot unpack {source.path}", found=done.stderr.strip() or f"{len(trees)} directories in it"
-        )
+    if status or len(trees) != 1:
+        found = "".join(complaints[:SHOWN_LINES]).rstrip() or f"{len(trees)} directories in it"
+        raise BuildFailed(f"cannot unpack {source.path}", found=found)
     return trees[0]
