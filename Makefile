@@ -13,7 +13,8 @@ export PYTHON
 .PHONY: ping test check torture soak bench pictures setup images clean
 .DEFAULT_GOAL := ping
 
-ping: setup ## boot a kernel, stop it at icmp_rcv, and decide when ping gets its answer
+ping: ## boot a kernel, stop it at icmp_rcv, and decide when ping gets its answer
+	@tools/setup --no-dev
 	$(SKBLAB) image build >/dev/null
 	@if [ -t 0 ] && [ -t 1 ]; then exec $(SKBLAB) ping --walk; else exec $(SKBLAB) ping --holds 0.5,1,2 --staircase; fi
 

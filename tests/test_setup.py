@@ -8,7 +8,8 @@ import pytest
 
 from skblab.host import process
 
-SETUP = Path(__file__).resolve().parents[1] / "tools" / "setup"
+CHECKOUT = Path(__file__).resolve().parents[1]
+SETUP = CHECKOUT / "tools" / "setup"
 PROGRAMS = ("sh", "dirname", "id", "gcc", "ld", "make", "objcopy", "bison", "bc", "xz", "setpriv", "ping")
 
 
@@ -38,3 +39,21 @@ def test_an_old_python_is_refused(elsewhere: dict[str, str], tmp_path: Path) -> 
     assert done.returncode == 1
     assert "is not Python 3.11 or newer" in done.stderr
     assert "make setup PYTHON=" in done.stderr
+
+
+def test_what_only_developers_need_comes_when_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / ".uv").symlink_to(CHECKOUT / ".uv")
+    for name in ("tools", "src", "kernel"):
+        shutil.copytree(CHECKOUT / name, tmp_path / name)
+    for name in ("pyproject.toml", "uv.lock", "README.md", "LICENSE"):
+        shutil.copyfile(CHECKOUT / name, tmp_path / name)
+    tools = [tmp_path / ".venv/bin" / name for name in ("skblab", "pytest")]
+    for words, made, there in (
+        (["--no-dev"], "setup: making .venv\n", [True, False]),
+        (["--no-dev"], "", [True, False]),
+        ([], "setup: making .venv\n", [True, True]),
+        (["--no-dev"], "", [True, True]),
+    ):
+        done = process.run(["sh", tmp_path / "tools/setup", *words], timeout_s=100)
+        assert (done.returncode, done.stdout) == (0, made), done.stderr
+        assert [tool.exists() for tool in tools] == there

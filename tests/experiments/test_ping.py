@@ -95,6 +95,7 @@ def test_a_gdb_that_is_not_there() -> None:
     assert "SKBLAB_GDB=/none: no such program" in done.stderr
 
 
+@pytest.mark.wall_clock
 def test_off_a_terminal_it_prints_a_table() -> None:
     done = skblab("ping", "--holds", "0.2")
     assert done.returncode == 0, done.stderr

@@ -26,10 +26,19 @@ from support import SKBLAB, eventually_nothing, read_until, remains, skblab, sta
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default kernel's source, unpacked, with a mistake in the first file that is compiled."""
-    tree = unpack(find_source(DEFAULT_SERIES), tmp_path_factory.mktemp("source"))
+    tree = unpack(find_source(DEFAULT_SERIES), tmp_path_factory.mktemp("source"), whole=False)
     bounds = tree / "kernel/bounds.c"
     bounds.write_text(bounds.read_text() + "\nthis is not C\n")
     return tree
+
+
+@pytest.fixture(scope="module")
+def tarball(tree: Path) -> Path:
+    """That source, packed again, but not compressed: unpacking it is quick."""
+    path = tree.parent / "source.tar"
+    done = process.run(["tar", "-C", tree.parent, "-cf", path, tree.name])
+    assert done.returncode == 0, done.stderr
+    return path
 
 
 @pytest.fixture
@@ -58,9 +67,9 @@ def test_a_source_that_does_not_compile(tree: Path, cache: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_build(cache: Path, number: signal.Signals) -> None:
+def test_an_interrupted_build(tarball: Path, cache: Path, number: signal.Signals) -> None:
     before = remains()
-    building = start_skblab("image", "build")
+    building = start_skblab("image", "build", "--source", str(tarball))
     assert building.stdout is not None
     read_until(building.stdout.fileno(), lambda said: "configuring" in said, within_s=120)
     select.select([building.stdout], [], [], 1.0)
@@ -106,6 +115,13 @@ def at_work_in(directory: Path) -> list[str]:
     return found
 
 
+def test_of_debians_source_that_is_unpacked_which_is_read(tree: Path) -> None:
+    assert (tree / "net/ipv4/icmp.c").exists()
+    assert (tree / "drivers/gpu/drm/Kconfig").exists()
+    assert not list(tree.glob("drivers/gpu/**/*.c"))
+    assert not (tree / "Documentation/admin-guide").exists()
+
+
 def test_what_a_killed_build_left_is_swept_away_by_the_next(cache: Path, image: Image) -> None:
     left = cache / ".building-6.12-default-0123456789ab"
     left.mkdir(parents=True)
@@ -131,7 +147,7 @@ def test_the_image_that_was_asked_for_last_is_the_one_that_labs_take(cache: Path
 @pytest.mark.wall_clock
 def test_a_tree_is_built_again_in_seconds(cache: Path, tmp_path: Path) -> None:
     """A developer's own tree, with options of theirs: a line is changed, built and seen to run."""
-    tree = unpack(find_source(DEFAULT_SERIES), tmp_path)
+    tree = unpack(find_source(DEFAULT_SERIES), tmp_path, whole=False)
     fragment = tmp_path / "bbr.config"
     fragment.write_text("# mine\nCONFIG_TCP_CONG_ADVANCED=y\nCONFIG_TCP_CONG_BBR=y\n")
     asked = ("image", "build", "--source", str(tree), "--variant", "debug", "--config", str(fragment))

@@ -95,6 +95,7 @@ def test_what_was_dropped_says_why_and_where(page: Page) -> None:
     assert "NO_SOCKET" in page.locator("#facts").inner_text()
 
 
+@pytest.mark.wall_clock
 def test_a_held_packet_is_told(page: Page) -> None:
     page.fill("#search", "released")
     assert page.locator("#count").inner_text().startswith("1 of ")

@@ -8,7 +8,7 @@ from support import Person, eventually_nothing, remains
 
 def test_the_kernel_stands_still_around_the_packet_and_goes_on() -> None:
     before = remains()
-    person = Person("hold", "--", "ping", "-n", "-c", "2", "guest")
+    person = Person("hold", "--", "ping", "-n", "-c", "2", "-W", "60", "guest")
     person.reads("seq 2")
     person.types(b"z")
     said = person.reads("(gdb) ")

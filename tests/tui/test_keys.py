@@ -56,6 +56,7 @@ def test_a_packet_ages_and_is_released_and_ping_says_how_old_it_was(shared_lab: 
     shown(shared_lab, ping(1), test)
 
 
+@pytest.mark.wall_clock
 def test_a_dropped_packet_is_one_that_ping_misses(shared_lab: Lab) -> None:
     async def test(person: Person) -> None:
         await person.holds(3)

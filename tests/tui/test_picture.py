@@ -7,6 +7,8 @@ import re
 from html import unescape
 from pathlib import Path
 
+import pytest
+
 from skblab.lab import Lab
 from tui.screen import Person, ping, screen
 
@@ -55,6 +57,7 @@ async def taken(lab: Lab) -> str:
         return await see(person)
 
 
+@pytest.mark.wall_clock
 def test_the_picture_shows_the_real_program(lab: Lab) -> None:
     picture = asyncio.run(taken(lab))
     if os.environ.get("SKBLAB_PICTURES"):

@@ -164,9 +164,9 @@ class _Progress:
             return
         self._last = now
         text = f"{now - self._started:4.0f} s  {stage}"
-        if total:
-            text += f"  {100 * done // total:2d} %"
-            if done > total // 50:
+        if done:
+            text += f"  {done} files" if not total else f"  {done} of about {total} files"
+            if total // 50 < done < total:
                 text += f", about {(now - self._stage_started) / done * (total - done):.0f} s left"
         sys.stderr.write(f"\r\x1b[K{text}" if self._terminal else f"{text}\n")
         sys.stderr.flush()

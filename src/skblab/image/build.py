@@ -28,15 +28,17 @@ from skblab.image.store import REMOVED, builds_dir, images_dir
 TOOLS = ("make", "gcc", "ld", "nm", "objcopy", "flex", "bison", "bc", "tar", "xz")
 OBJECTS = 900  # about; for the progress
 COMPILING = re.compile(r"^  (?:CC|AS)\s")
+LINKING = re.compile(r"^  LD\s+(?:vmlinux|\.tmp_vmlinux)")
 TROUBLE = re.compile(r"error:|Error \d|undefined reference|No such file|fatal|\*\*\*")
 SHOWN_LINES = 20
+JOBS = (os.cpu_count() or 1) + 1  # one more, for a file may have to be waited for
 AUTO_CONF = "include/config/auto.conf"
 KCONFIG_FILE = re.compile(r"^\t(\S+) \\$", re.MULTILINE)
 BUILDING = ".building-"
 CONCURRENT = ("CONFIG_PREEMPT", "CONFIG_PREEMPTION", "CONFIG_SMP")  # kernel/agent/agent.h
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much (0: unknown)."""
+"""Called with what is being done, how many files are done, and of about how many (0: unknown)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +136,8 @@ def _build(source: Source, wanted: recipe.Recipe, workshop: Path, scratch: Path,
     """Build in *workshop*; the finished image is the directory ``image`` in *scratch*."""
     obj = workshop / "obj"
     obj.mkdir(exist_ok=True)
-    if source.is_tarball:
-        progress("unpacking the source", 0, 0)
-    tree = unpack(source, scratch)
+    whole = bool(wanted.own) or not source.of_debian
+    tree = unpack(source, scratch, whole=whole, progress=lambda files: progress("unpacking the source", files, 0))
     image = scratch / "image"
     image.mkdir()
     _configure(tree, obj, wanted, progress)
@@ -144,18 +145,21 @@ def _build(source: Source, wanted: recipe.Recipe, workshop: Path, scratch: Path,
     prefixes = f"-ffile-prefix-map={tree}=/skblab -ffile-prefix-map={obj}=/skblab/obj"
     flags = f"KCFLAGS={' '.join(recipe.FLAGS)} {prefixes}"
     kernel = image / KERNEL
-    with ThreadPoolExecutor(max_workers=1) as beside:  # files are copied while make links, and while gdb reads
+    with ThreadPoolExecutor(max_workers=2) as beside:  # files are copied while make links, and while gdb reads
         kept = beside.submit(module.keep_tree, tree, image / SOURCE)
-        _make(tree, obj, progress, f"-j{os.cpu_count() or 1}", flags, "modules_prepare", "vmlinux")
+        progress("compiling the kernel", 0, OBJECTS)
+        _make(tree, obj, progress, flags, "modules_prepare", "vmlinux")
         progress("indexing functions", 0, 0)
         shutil.copyfile(obj / "vmlinux", kernel)
         kernel.chmod(0o755)
         indexed = beside.submit(_index, image, kernel, Described(workshop / "described.json", obj))
+        unwound = beside.submit(unwind.ensure_table, image, obj / "vmlinux")
         kept.result()
         prune.copy_used(tree, obj, image / SOURCE)
         module.keep_build(obj, image / SOURCE)
         module.build_agent(image, tree, obj, workshop / "agent")
         indexed.result()
+        unwound.result()
     digest_file(image / SOURCE).write_text(f"{digest(image / SOURCE)}  {SOURCE}\n")
     os.utime(kernel)  # or gdb finds the source to be newer, and says so of every file
     shutil.copyfile(obj / ".config", image / CONFIG)
@@ -172,7 +176,6 @@ def _build(source: Source, wanted: recipe.Recipe, workshop: Path, scratch: Path,
 def _index(image: Path, kernel: Path, described: Described) -> None:
     debuginfo.add_gdb_index(kernel)
     debuginfo.build_index(kernel, image / INDEX, described)
-    unwind.ensure_table(image, kernel)
 
 
 def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress) -> None:
@@ -237,7 +240,7 @@ def _make(tree: Path, obj: Path, progress: Progress, *arguments: str) -> None:
 
     :raises BuildFailed: with make's and the compiler's own lines
     """
-    argv = ["make", "-C", str(tree), f"O={obj}", "ARCH=um", *arguments]
+    argv = ["make", f"-j{JOBS}", "-C", str(tree), f"O={obj}", "ARCH=um", *arguments]
     make = process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, guarded=True)
     assert make.stdout is not None
     said: list[str] = []
@@ -248,7 +251,9 @@ def _make(tree: Path, obj: Path, progress: Progress, *arguments: str) -> None:
             said.append(line)
             if COMPILING.match(line):
                 done += 1
-                progress("compiling the kernel", min(done, OBJECTS - 1), OBJECTS)
+                progress("compiling the kernel", done, OBJECTS)
+            elif LINKING.match(line):
+                progress("linking the kernel", 0, 0)
         status = make.wait()
     finally:
         process.end(make)

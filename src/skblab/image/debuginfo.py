@@ -1,8 +1,10 @@
 """Prepare a kernel's debug info: an index so that gdb loads it at once, and the index of functions."""
 
 import json
+import os
 import re
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from skblab.image.index import Function, function_of, write_index
 
 IN_GDB = Path(__file__).with_name("index_in_gdb.py")
 TIMEOUT_S = 600.0
+PROCESSORS = os.cpu_count() or 1
+WORTH_A_GDB = 1000  # so many functions; a gdb of their own begins in the time that it takes to describe them
 
 # Places that skblab writes to from outside; see guest/receive.py.
 OBJECTS = ("ip_packet_type.list_func", "ipv6_packet_type.list_func")
@@ -47,10 +51,15 @@ def build_index(kernel: Path, index: Path, described: Described) -> None:
         if kind in "tTwW" and size and not PARTS.search(name):
             symbols.append((name, int(address, 16), int(size[0], 16)))
     known = described.recall(symbols)
-    told, objects = _describe([one for one in symbols if one not in known], [kernel])
-    known |= told
+    unknown = sorted((one for one in symbols if one not in known), key=lambda one: one[1])
+    share = max(WORTH_A_GDB, len(unknown) // PROCESSORS + 1)
+    parts = [unknown[at : at + share] for at in range(0, len(unknown), share)] or [[]]
+    with ThreadPoolExecutor(PROCESSORS) as beside:
+        answers = list(beside.map(lambda part: _describe(part, [kernel]), parts))
+    for told, _ in answers:
+        known |= told
     described.keep(known)
-    write_index(index, _rows(known), objects)
+    write_index(index, _rows(known), answers[0][1])
 
 
 def describe_module(module: Path, sections: dict[str, int]) -> list[Function]:
