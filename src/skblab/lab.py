@@ -456,7 +456,7 @@ class Lab:
         self._losses_before += losses
 
     def _count_losses(self) -> None:
-        with suppress(GuestLost):
+        with suppress(SkblabError, OSError):  # a lab that is going is not kept from it
             for_guest, from_guest = self.namespaces.drops()
             cut, no_memory, refused = self._agent.link_losses() if self._agent else (0, 0, 0)
             self._losses = Losses(cut, no_memory, for_guest, from_guest + refused)

@@ -306,8 +306,9 @@ class Agent:
         A guest that stands still, or is gone, cannot say: then it is what it has said last.
         """
         what = "counting what the links have lost"
-        with contextlib.suppress(SkblabError):
-            self._ask(lambda cookie: abi.encode_decide(abi.Command.LOSSES, cookie), what, timeout_s=COUNT_TIMEOUT_S)
+        if self.channel.ready:
+            with contextlib.suppress(SkblabError):
+                self._ask(lambda cookie: abi.encode_decide(abi.Command.LOSSES, cookie), what, timeout_s=COUNT_TIMEOUT_S)
         return self.channel.link_losses
 
     def disarm(self, number: int) -> Exception | None:

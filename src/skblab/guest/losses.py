@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 class Losses:
     """How many frames the links have lost, all links together, and where.
 
-    :param cut: for the guest, and longer than its receive buffer; a device's has room for its MTU and 66 bytes
+    :param cut: for the guest, and longer than its receive buffer; a device's takes its MTU and 65 bytes
     :param no_memory: for the guest, which had no memory for them
     :param for_guest: for the guest, and dropped by the host's end: its queue was full, or they were too long for it
     :param from_guest: from the guest, and refused or dropped by the host's end: longer than its MTU, or it was down
