@@ -39,7 +39,7 @@ test: images check ## every test, on every kernel series
 torture: images ## a million packets under rules that come and go, a million malformed ones, ten thousand bad inputs
 	SKBLAB_TORTURE_PACKETS=$(PACKETS) .venv/bin/pytest -s tests/agent/test_torture.py
 	SKBLAB_MALFORMED_PACKETS=$(PACKETS) .venv/bin/pytest -s tests/agent/test_malformed.py
-	SKBLAB_FUZZ_EXAMPLES=$(EXAMPLES) .venv/bin/pytest --timeout=0 tests/fuzz tests/lives/test_messages.py tests/unit/test_channel.py
+	SKBLAB_FUZZ_EXAMPLES=$(EXAMPLES) .venv/bin/pytest --timeout=0 tests/fuzz tests/lives/test_messages.py tests/unit/test_channel.py tests/guest/test_link_orders.py
 
 soak: images ## an hour at full rate, and a thousand processes of labs killed
 	SKBLAB_SOAK_S=$(SOAK_SECONDS) .venv/bin/pytest -s tests/agent/test_soak.py

@@ -139,6 +139,9 @@ void agent_held_flush(void);
 void agent_measured(struct sk_buff *skb);
 long agent_measure(const struct agent_decide *decide);
 
+/* link.c: frames that the links have lost */
+void agent_count_losses(void);
+
 /* edit.c: write a held packet's bytes back */
 int agent_write(struct sk_buff *skb, const struct agent_write *write);
 

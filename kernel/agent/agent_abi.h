@@ -78,6 +78,9 @@ struct agent_shared {
 	__u64 steps_wanted; /* host: of these bytes it wants to be told at once */
 	__u64 steps_soon_ms; /* host: and of fewer after that time */
 	__u64 longest_off_ns; /* agent: for so long interrupts were off at most, while it worked through held packets */
+	__u64 link_cut; /* as of the last AGENT_LOSSES, of all links: frames longer than their receive buffer */
+	__u64 link_no_memory; /* frames for which there was none */
+	__u64 link_refused; /* sent, and not taken by the host's end or dropped on the way there */
 	struct agent_counts counts[AGENT_RULES] __attribute__((aligned(64)));
 };
 
@@ -108,6 +111,7 @@ enum agent_command_kind {
 	AGENT_FOLLOW = 8, /* struct agent_follow, then its filter: what is followed, and told at each step */
 	AGENT_POINT = 9, /* struct agent_point: a function to be passed; record.rule: the point's number */
 	AGENT_UNFOLLOW = 10, /* no points any more */
+	AGENT_LOSSES = 11, /* struct agent_decide; count what the links have lost: agent_shared.link_cut, ... */
 };
 
 /* What a function means for those that are followed, beside being a step. */
@@ -285,7 +289,7 @@ enum agent_step_kind { /* in the ring of steps; record.rule: the point */
 	AGENT_STEP = 1,
 	AGENT_RETURN = 2, /* struct agent_return */
 	AGENT_KIN = 3, /* struct agent_kin */
-	AGENT_DEVICE = 4, /* struct agent_device: before the first step there */
+	AGENT_DEVICE = 4, /* struct agent_device: what steps at that index are at from now on */
 };
 
 enum agent_step_flags {

@@ -58,6 +58,19 @@ static int carry_out(const struct agent_record *record)
 	}
 }
 
+static long answer(const struct agent_decide *decide)
+{
+	switch (decide->record.kind) {
+	case AGENT_MEASURE:
+		return agent_measure(decide);
+	case AGENT_LOSSES:
+		agent_count_losses();
+		return 0;
+	default:
+		return agent_decide(decide);
+	}
+}
+
 static void run_commands(struct tasklet_struct *tasklet)
 {
 	struct agent_record *record;
@@ -72,7 +85,7 @@ static void run_commands(struct tasklet_struct *tasklet)
 			return;
 		}
 		cookie = decide->cookie;
-		result = record->kind == AGENT_MEASURE ? agent_measure(decide) : agent_decide(decide);
+		result = answer(decide);
 		agent_command_done(record);
 		agent_answer(cookie, result);
 	}

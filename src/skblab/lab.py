@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -26,6 +26,7 @@ from skblab.guest.console import Console
 from skblab.guest.diagnosis import too_little_memory
 from skblab.guest.disk import Disk
 from skblab.guest.hearing import ComplaintWatch
+from skblab.guest.losses import Losses
 from skblab.guest.modules import Module, append
 from skblab.guest.panic import GuestPanicked, PanicWatch
 from skblab.guest.terminal import Terminal
@@ -141,6 +142,7 @@ class Lab:
         self._switch: JoinedNamespaces | None = None
         self._console: Console | None = None
         self._complaints_before = 0
+        self._losses = self._losses_before = Losses()
 
     @classmethod
     def join(cls, name: str, *, lease_s: float = DEFAULT_LEASE_S) -> Self:
@@ -156,6 +158,7 @@ class Lab:
         if self._stack is not None:
             raise UsageError(f"lab {self.name} is running already")
         self._agent = self._console = self._switch = None
+        self._losses = self._losses_before = Losses()
         self._pid, self._is_closed = os.getpid(), False
         with ExitStack() as stack:
             stack.callback(self._left)
@@ -248,6 +251,7 @@ class Lab:
         self.console = self._console = Console(console_fd)
         stack.callback(self.console.close)
         self._complaints_before = len(self.complaints)
+        self._losses_before = Losses(0, 0, *namespaces.drops())
         self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel)
         stack.callback(self.guest.close)
         self._learn_modules(about.get("modules", {}))
@@ -264,6 +268,8 @@ class Lab:
             assert isinstance(self.namespaces, JoinedNamespaces)
             self._agent = Agent(Channel.take_over(*self.namespaces.agent()), self.image, self._why_lost, self._lease_s)
             self._stack.callback(self._agent.close)
+            cut, no_memory, refused = self._agent.link_losses()
+            self._losses_before += Losses(cut, no_memory, 0, refused)
         return self._agent
 
     @property
@@ -299,6 +305,7 @@ class Lab:
         if os.getpid() != self._pid:
             stack.pop_all()
             return
+        self._count_losses()
         self._is_closed = True
         stack.close()
 
@@ -461,6 +468,27 @@ class Lab:
     def new_complaints(self) -> tuple[Complaint, ...]:
         """Those of ``complaints`` that have come since this lab was booted, or joined, here."""
         return self.complaints[self._complaints_before :]
+
+    @property
+    def link_losses(self) -> Losses:
+        """Frames that its links have lost since this lab was booted, or joined, here; also when the lab is over.
+
+        A guest that stands still cannot say what its own end has lost since it was asked last; of a lab that was
+        joined, it is asked once ``agent`` is ours.
+        """
+        if self._stack:
+            self._count_losses()
+        return self._losses - self._losses_before
+
+    def excuse(self, losses: Losses) -> None:
+        """Leave frames out of ``link_losses``: they were to be lost, and that is told otherwise."""
+        self._losses_before += losses
+
+    def _count_losses(self) -> None:
+        with suppress(SkblabError, OSError):  # a lab that is going is not kept from it
+            for_guest, from_guest = self.namespaces.drops()
+            cut, no_memory, refused = self._agent.link_losses() if self._agent else (0, 0, 0)
+            self._losses = Losses(cut, no_memory, for_guest, from_guest + refused)
 
     def on_complaint(self, told: Callable[[Complaint], object]) -> ComplaintWatch:
         """Call *told*, from a thread of its own, with each of ``new_complaints``; close what is returned.

@@ -6,10 +6,12 @@ import re
 import select
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from skblab.guest.losses import Losses
 from skblab.host import process
 from skblab.host.clients import parse_ping
 from skblab.image.recipe import SERIES
@@ -186,13 +188,14 @@ def test_json_lines_stand_apart_from_what_the_client_prints(tmp_path: Path) -> N
     assert "icmp.seq: 1 -> 9" in hits["icmp_rcv"]["verdict"]
     assert hits["ip_output"]["verdict"] == "trace"
     assert "seq 9" in hits["ip_output"]["packet"]
-    assert events[-1] == {"event": "end", "lost": 0, "status": 0}
+    end = {"event": "end", "lost": 0, "link": asdict(Losses()), "status": 0}
+    assert events[-1] == end
     assert "icmp_seq=9 " in done.stdout
     assert "ip_output = trace: arrived 1" in done.stderr
     script = f'exec "$@" 3>{path} >/dev/null 2>&1'
     process.run(["sh", "-c", script, "sh", *SKBLAB, "run", "--json", "/dev/fd/3", "--", "echo", "{"], timeout_s=60)
-    assert json.loads(path.read_text()) == {"event": "end", "lost": 0, "status": 0}
-    assert json.loads(skblab("run", "--json", "-", "--", "true").stdout) == {"event": "end", "lost": 0, "status": 0}
+    assert json.loads(path.read_text()) == end
+    assert json.loads(skblab("run", "--json", "-", "--", "true").stdout) == end
 
 
 @pytest.mark.parametrize(("file", "said"), [("/nosuch/x", "No such file"), ("/dev/fd/99", "Bad file descriptor")])

@@ -158,6 +158,27 @@ def test_what_cannot_be_plugged(image: Image) -> None:
         assert skblab("down", name).returncode == 0
 
 
+# What ethtool -i, -c, -g and -S ask (include/uapi/linux/ethtool.h); each has room for more than the answer.
+ETHTOOL = """
+import ctypes, fcntl, socket, struct
+SIOCETHTOOL = 0x8946
+for command in (0x03, 0x0E, 0x10, 0x1D):
+    answer = ctypes.create_string_buffer(struct.pack("=II", command, 0), 4096)
+    request = struct.pack("16sP16x", b"vec0", ctypes.addressof(answer))
+    with socket.socket() as control:
+        fcntl.ioctl(control, SIOCETHTOOL, request)
+"""
+
+
+@pytest.mark.parametrize("kind", ["tap", "veth"])
+def test_a_links_driver_is_asked_everything(every_image: Image, kind: str) -> None:
+    with Lab(image=every_image, root="host", link=kind) as lab:
+        for state in ("up", "down", "up"):
+            lab.guest.run(["ip", "link", "set", "vec0", state], check=True)
+            lab.guest.run(["python3", "-c", ETHTOOL], check=True)
+        assert ping(lab, "guest")[0] == 1
+
+
 STEPS = (
     "ip link set vec0 down; ip link set vec0 up",
     "ip link set vec0 down",  # in one command, and in two

@@ -29,7 +29,8 @@ OFFSETS = {
     "events_head": 256, "lost": 264, "held": 272, "probes": 280, "farewells": 288,
     "events_tail": 320, "host_waits": 328,
     "steps_head": 384, "steps_lost": 392, "forgotten": 400, "unhooked": 408,
-    "steps_tail": 448, "steps_wanted": 456, "steps_soon_ms": 464, "longest_off_ns": 472, "counts": 512,
+    "steps_tail": 448, "steps_wanted": 456, "steps_soon_ms": 464, "longest_off_ns": 472,
+    "link_cut": 480, "link_no_memory": 488, "link_refused": 496, "counts": 512,
 }  # fmt: skip
 SHARED_BYTES = 1049088
 
@@ -58,6 +59,7 @@ class Command(enum.IntEnum):
     FOLLOW = 8
     POINT = 9
     UNFOLLOW = 10
+    LOSSES = 11
 
 
 class Role(enum.IntEnum):

@@ -151,6 +151,11 @@ class Channel:
         return self._read("held")
 
     @property
+    def link_losses(self) -> tuple[int, int, int]:
+        """What the links had lost when the agent last counted: frames cut, without memory, refused by the host."""
+        return self._read("link_cut"), self._read("link_no_memory"), self._read("link_refused")
+
+    @property
     def longest_off_ns(self) -> int:
         """For how long interrupts were off at most while the agent worked through packets of a rule that ended."""
         return self._read("longest_off_ns")

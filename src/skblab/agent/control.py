@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
+COUNT_TIMEOUT_S = 1.0
 CLOSE_TIMEOUT_S = 10.0
 POINTS_AT_ONCE = 4096  # that fit into the ring of commands
 SHOWN_BYTES = 128  # of a packet that is only told of
@@ -299,6 +300,17 @@ class Agent:
         )
         return took_ns / calls
 
+    def link_losses(self) -> tuple[int, int, int]:
+        """Return how many frames the guest's ends of the links have lost: cut, without memory, refused by the host.
+
+        A guest that stands still, or is gone, cannot say: then it is what it has said last.
+        """
+        what = "counting what the links have lost"
+        if self.channel.ready:
+            with contextlib.suppress(SkblabError):
+                self._ask(lambda cookie: abi.encode_decide(abi.Command.LOSSES, cookie), what, timeout_s=COUNT_TIMEOUT_S)
+        return self.channel.link_losses
+
     def disarm(self, number: int) -> Exception | None:
         """Take a rule away; what it holds is released. Return the first error of its callback.
 
@@ -404,17 +416,26 @@ class Agent:
         function = self._image.functions.lookup(name)
         return function.file if function else ""
 
-    def _ask(self, encode: Callable[[int], bytes], what: str, *, quick: bool = False) -> int:
+    def _ask(
+        self,
+        encode: Callable[[int], bytes],
+        what: str,
+        *,
+        quick: bool = False,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> int:
         """Send a command, wait for its answer and return it; a *quick* one is not waited for."""
         if quick:
             self._send(encode(0))
             return 0
-        (answer,) = self._ask_each([encode], what)
+        (answer,) = self._ask_each([encode], what, timeout_s)
         if answer.result < 0:
             raise _refusal(what, -answer.result)
         return answer.result
 
-    def _ask_each(self, encode: Sequence[Callable[[int], bytes]], what: str) -> list[abi.Done]:
+    def _ask_each(
+        self, encode: Sequence[Callable[[int], bytes]], what: str, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> list[abi.Done]:
         """Send commands, wait for all answers and return them."""
         self.refuse_to_wait()
         if self._gone:
@@ -425,7 +446,7 @@ class Agent:
         try:
             for one, cookie in zip(encode, cookies, strict=True):
                 self._send(one(cookie))
-            self._wait(lambda: self._answers.keys() >= {*cookies}, ANSWER_TIMEOUT_S, what)
+            self._wait(lambda: self._answers.keys() >= {*cookies}, timeout_s, what)
             return [self._answers[cookie] for cookie in cookies]
         finally:
             with self._news:  # an answer that comes too late is nobody's

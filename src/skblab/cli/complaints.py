@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from skblab.errors import GuestLost
 from skblab.guest.complaint import Complains, Complaint, in_words, when_left
+from skblab.guest.losses import Losses
 
 if TYPE_CHECKING:
     from skblab.lab import Lab
@@ -45,13 +46,15 @@ class Hearing:
 
     def __init__(self) -> None:
         self.complaints: list[Complaint] = []  # of labs that have been left
+        self.losses = Losses()
         self.panic_is_said = False
         self._events = 0  # how many of them have been events
         self._event: Say | None = None
 
     def left(self, lab: Complains) -> None:
-        """Take a lab's complaints when it has been left."""
+        """Take a lab's complaints, and what its links have lost, when it has been left."""
         self.complaints += lab.new_complaints
+        self.losses += lab.link_losses
 
     @contextlib.contextmanager
     def as_they_come(self, lab: "Lab", event: Say) -> Iterator[None]:
@@ -80,3 +83,5 @@ class Hearing:
                 self._event(one.fields())
         if rest := [*(one for one in self.complaints if one.kind != "panic"), *panics]:
             print(f"skblab: {in_words(rest)}", file=sys.stderr)
+        if self.losses:
+            print(f"skblab: {self.losses}", file=sys.stderr)

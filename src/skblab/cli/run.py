@@ -15,6 +15,7 @@ from skblab.cli.options import add_guest_options, add_lab_options, lab_from
 from skblab.cli.results import JsonLines, add_json_option
 from skblab.cli.rules import add_rule_options, in_force, rules_from
 from skblab.errors import GuestLost
+from skblab.guest.losses import Losses
 from skblab.guest.panic import GuestPanicked
 from skblab.packet import Packet
 from skblab.rule import Rule
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
             force.close()
             status = force.exit_status(status)
-            teller.summary(force.running, lab.agent.channel.lost, status)
+            teller.summary(force.running, lab.agent.channel.lost, lab.link_losses, status)
     return status
 
 
@@ -114,14 +115,14 @@ class _Teller:
             frames = [asdict(frame) for frame in event.frames]
             self._json_lines.say({"event": "panic", "line": event.line, "backtrace": frames})
 
-    def summary(self, running: list[Running], lost: int, status: int) -> None:
+    def summary(self, running: list[Running], lost: int, link: Losses, status: int) -> None:
         """Say what became of all packets."""
         for one in running:
             counts = asdict(one.counts) | ({"unedited": one.unedited} if one.armed.rule.verdict == "edit" else {})
             shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
             self._json_lines.say({"event": "rule", "rule": str(one.armed.rule), **counts})
             self._print("\n  ".join([f"{one.armed.rule}: {shown}", *one.counts.caveats]))
-        self._json_lines.say({"event": "end", "lost": lost, "status": status})
+        self._json_lines.say({"event": "end", "lost": lost, "link": asdict(link), "status": status})
         self._print(f"events lost: {lost}")
 
     def _print(self, text: str) -> None:

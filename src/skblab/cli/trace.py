@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
                 status = force.run(arguments.client)
             status = force.exit_status(status)
             _say_unedited(force)
-            failed = _end(tracer, status)
+            failed = _end(tracer, status=status, link=asdict(lab.link_losses))
         if arguments.quiet and arguments.output and not (arguments.json or failed):
             print(f"events lost: {tracer.losses()['lost']}", file=sys.stderr)
             return status
@@ -144,10 +144,10 @@ def _say_unedited(force: InForce) -> None:
             print(f"{rule.armed.rule}: {rule.unedited} unedited; {rule.why_unedited}", file=sys.stderr)
 
 
-def _end(tracer: "Tracer", status: int) -> CannotWrite | None:
+def _end(tracer: "Tracer", **fields: object) -> CannotWrite | None:
     """End the trace; return why it is not whole: what was written is shown first."""
     try:
-        tracer.end(status=status)
+        tracer.end(**fields)
     except CannotWrite as error:
         return error
     return None

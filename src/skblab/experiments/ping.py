@@ -15,6 +15,7 @@ from typing import Any, Self
 from skblab.debugger.inside import wire
 from skblab.debugger.session import Debugger
 from skblab.errors import SkblabError, Timeout, UsageError
+from skblab.guest.losses import Losses
 from skblab.host import process
 from skblab.host.clients import PingReply, parse_ping
 from skblab.host.waiting import wait
@@ -161,6 +162,7 @@ class PingExperiment:
             )
         if self.lab.namespaces.link == "tap":
             self.lab.namespaces.shorten_queue(QUEUE_PACKETS)
+        before = self.lab.link_losses
         arrest = self.arrest(count=int(hold_s / interval_s), interval_s=interval_s)
         prober = Prober(self.lab, interval_s / 2)
         self.keep(arrest, (QUEUE_PACKETS + 1.5) * interval_s)  # ping alone fills the queue
@@ -168,6 +170,7 @@ class PingExperiment:
             self.keep(arrest, hold_s)
         held_s = self.release(arrest, last=True)
         replies = self._finish(arrest.client, interval_s)
+        self.lab.excuse(Losses(for_guest=(self.lab.link_losses - before).for_guest))
         waited = [reply.rtt_ms for reply in replies if reply.rtt_ms >= interval_s * 500]
         return Staircase(interval_s, round(held_s, 6), tuple(waited), prober.refused, self.lab.namespaces.link)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from skblab.guest.losses import Losses
+
 # kernel/printk/printk.c info_print_prefix(); a program may have left its line without an end before it.
 RECORD = re.compile(r"\[ *(\d+\.\d{6})\](?:\[ *[TC]\d+\])? ?(.*)")
 CUT_HERE = re.compile(r"-+\[ cut here \]-+$")
@@ -260,6 +262,10 @@ class Complains(Protocol):
     @property
     def new_complaints(self) -> tuple[Complaint, ...]:
         """Those that have come while this process had it."""
+
+    @property
+    def link_losses(self) -> Losses:
+        """What its links have lost meanwhile."""
 
 
 when_left: list[Callable[[Complains], object]] = []

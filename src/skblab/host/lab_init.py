@@ -61,7 +61,7 @@ CONSOLE, AGENT_MEMORY, AGENT_SOCKET, TERMINAL = range(4)  # of what is kept for 
 FAREWELL = 1  # kernel/agent/agent_abi.h
 # Of requests and answers, of what is kept, and of what is shared with the agent: a lab may outlive the skblab that has
 # started it, and be joined by a newer one.
-VERSION = 1
+VERSION = 2
 BAD_REQUEST, NO_COMMANDS = "request", "no commands"
 
 # gai.conf(5), as RFC 6724 section 2.1 has it for private addresses: "ping guest" is the ping of the textbooks.
@@ -143,6 +143,7 @@ class LabInit:
     def __init__(self, control: socket.socket, link: Link | None) -> None:
         self.controllers = [control]
         self.link = link
+        self.links = [link] if link else []
         self.switch: Switch | None = None
         self.kernel = self.kernel_pidfd = 0
         self.kernel_file: os.stat_result | None = None
@@ -382,6 +383,7 @@ class LabInit:
         link = Link(kind, device)
         self.given = FileIO(link.guest_fd)
         link.bring_up(addresses)
+        self.links.append(link)
         return {"link": link.kind}, [link.guest_fd]
 
     def do_plug(self, fds: list[int], kind: str, name: str, addresses: list[str]) -> Answer:
@@ -394,10 +396,17 @@ class LabInit:
             raise SetUpError("no link", errno.ENODEV, "that lab has no link of its own, and no switch")
         self.switch = self.switch or Switch(self.link)
         link, addresses = self.switch.plug(kind, addresses)
+        self.links.append(link)
         with open(f"{LAB}/hosts", "a") as hosts:  # noqa: PTH123
             hosts.writelines(f"{address.partition('/')[0]} {name}\n" for address in addresses)
         self.given = FileIO(link.guest_fd)
         return {"link": link.kind, "addresses": addresses}, [link.guest_fd]
+
+    def do_drops(self, fds: list[int]) -> Answer:
+        """Tell how many frames this side has dropped of all links: for guests, and from them."""
+        del fds
+        drops = [link.drops() for link in self.links]
+        return {"drops": [sum(way[place] for way in drops) for place in (0, 1)]}, []
 
     def do_mconsole(self, fds: list[int]) -> Answer:
         """Give a datagram socket connected to the guest's mconsole; it is bound, for UML answers to an address."""

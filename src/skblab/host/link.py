@@ -17,7 +17,12 @@ SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
 SIOCGIFHWADDR = 0x8927
 SOL_PACKET, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 263, 20, 23
 ETH_P_ALL = 0x0003
+JUMBO = 9000  # the most that the guest's device takes (image/corrections.py)
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
+NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, NLMSG_DONE = 4, 20, 0x301, 3
+PACKET_SHOW_INFO, PACKET_SHOW_MEMINFO = 0x01, 0x10  # linux/packet_diag.h
+PACKET_DIAG_INFO, PACKET_DIAG_MEMINFO, SK_MEMINFO_DROPS = 0, 6, 8
+TX_DROPPED = 11  # of a device's numbers in /proc/net/dev
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -104,6 +109,35 @@ def compute_checksums(device: str) -> None:
         fcntl.ioctl(control, SIOCETHTOOL, request)
 
 
+def sockets_drops(index: int) -> int:
+    """Return how many frames found packet sockets on a device full; 0 where this kernel cannot tell (packet_diag)."""
+    request = struct.pack("=BBHIIII", socket.AF_PACKET, 0, 0, 0, PACKET_SHOW_INFO | PACKET_SHOW_MEMINFO, 0, 0)
+    head = struct.pack("=IHHII", 16 + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, 0, 0)
+    drops = 0
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as diag:
+        diag.send(head + request)
+        while True:
+            answer = diag.recv(1 << 16)
+            while answer:
+                size, kind = struct.unpack_from("=IH", answer)
+                if kind != SOCK_DIAG_BY_FAMILY:  # the end, or an error
+                    return drops
+                told = attributes(answer[32:size])
+                if struct.unpack_from("=I", told[PACKET_DIAG_INFO])[0] == index:
+                    drops += struct.unpack_from("=9I", told[PACKET_DIAG_MEMINFO])[SK_MEMINFO_DROPS]
+                answer = answer[-(-size // 4) * 4 :]
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Return the attributes of a netlink message."""
+    found = {}
+    while len(data) >= 4:
+        size, kind = struct.unpack_from("=HH", data)
+        found[kind] = data[4:size]
+        data = data[-(-size // 4) * 4 :]
+    return found
+
+
 def hardware_address(device: str) -> str:
     """Return a device's hardware address; the lab's /sys is the machine's, and does not know it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -131,9 +165,22 @@ class Link:
                     raise SetUpError("tap", error.errno or 0, self.why_not_tap) from error
         self.kind = "veth" if self.guest_fd < 0 else "tap"
         if self.kind == "veth":
-            ip(f"link add {device} type veth peer name {device}-g", f"link set {device}-g up")
+            ip(f"link add {device} type veth peer name {device}-g mtu {JUMBO}", f"link set {device}-g up")
             self.guest_fd = open_raw(f"{device}-g")
             compute_checksums(device)
+        ends = [device] if self.kind == "tap" else [device, f"{device}-g"]
+        self.indexes = [socket.if_nametoindex(end) for end in ends]  # their names may change
+
+    def drops(self) -> tuple[int, int]:
+        """Return how many frames this side has dropped: for the guest, and from it.
+
+        What a tap does not take from the guest, the guest is told, and counts.
+        """
+        lines = (line.split(":") for line in read_file("/proc/net/dev").splitlines()[2:])
+        dropped = {name.strip(): int(numbers.split()[TX_DROPPED]) for name, numbers in lines}
+        names = dict(socket.if_nameindex())
+        for_guest, from_guest = (dropped.get(names.get(index, ""), 0) for index in (*self.indexes, 0)[:2])
+        return for_guest + sum(sockets_drops(index) for index in self.indexes[1:]), from_guest
 
     def bring_up(self, addresses: list[str]) -> None:
         """Give the host side its addresses and bring it up, and lo.

@@ -163,6 +163,14 @@ class Namespaces:
             raise GuestLost(f"lab {self.name}: its first process is gone", found=f"asked for: {op}") from None
         return self._receive(op)
 
+    def drops(self) -> tuple[int, int]:
+        """Return how many frames the host's side of all links has dropped: for guests, and from them.
+
+        :raises GuestLost: process 1 is gone
+        """
+        for_guests, from_guests = self.request("drops")[0]["drops"]
+        return for_guests, from_guests
+
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Open a socket that belongs to the host side of the link, for this process to use."""
         _, fds = self.request("socket", family=int(family), kind=int(kind), protocol=int(protocol))

@@ -22,16 +22,32 @@ sleep ends when there is something.
 
 **A frame that the link refuses.** The vector device takes any error of a send but a full queue for the end of the link:
 from then on it refuses every packet, without a word (drivers/vector_kern.c vp->in_error). One frame longer than the
-MTU of a veth was enough. A refused frame is dropped, as a network card drops it.
+MTU of a veth was enough. A refused frame is dropped and counted (tx_dropped), as a network card does. ENOBUFS is no
+full queue: the host's veth has dropped the frame, and counts it (drivers/net/veth.c veth_xmit()). An error of a
+receive, as when the host's device goes down, ends nothing either.
+
+**Jumbo frames.** The vector device's buffers have the size that the command line says, and its MTU has no room above
+1,500 (net/ethernet/eth.c ether_setup()). A receive buffer now has the size of the MTU at that time; what exceeds the
+usual size lies in pages, so that neither small frames nor memory that has no large pieces left suffer. A queue of
+buffers of another MTU is thrown away.
+
+**A frame that was cut.** A frame longer than its buffer was delivered without its end, and without a word. A buffer
+that is full holds such a frame: it is dropped and counted (rx_errors, rx_length_errors), as a network card does. A
+frame for which there was no memory is counted in rx_errors; on a tap, reading it into a buffer that is nowhere
+(drop_buffer) was the end of the link.
 
 **A link's descriptor.** The device closes the descriptor it was given when it goes down, and opens the same *number*
 when it comes up, which may be another file by then (drivers/vector_user.c user_init_fd_fds()). It opens a duplicate.
+
+**The length of queues that are not there.** A tap's device has no queues, nor has one that is down, and the question
+how long they are (``ethtool -g``) made the kernel panic. It is answered by what the command line says.
 
 **The current task.** UML's main() calls functions of the kernel's before there is a current task, and KCOV has them
 look at it (kernel/kcov.c check_kcov_mode()): a kernel with KCOV dies before its first word. Nobody can have asked for
 coverage before there are tasks.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +82,58 @@ SLEEP_UNTIL_THERE_IS_SOMETHING = """\
 			signals_pending |= 1; /* SIGIO_MASK */
 	}
 """
+READV = "\tCATCH_EINTR(n = readv(fd, msg->msg_iov, msg->msg_iovlen));\n"
 WRITEV = "\tCATCH_EINTR(n = writev(fd, (struct iovec *) hdr,  iovcount));\n"
 SENDMMSG = "\tCATCH_EINTR(n = sendmmsg(fd, (struct mmsghdr *) msgvec, vlen, flags));\n"
+RECVMMSG = "\t\tn = recvmmsg(fd, (struct mmsghdr *) msgvec, vlen, flags, 0));\n"
+NOTHING_CAME = "\tif (n < 0)\n\t\treturn 0;\n"
+
+IN_ERROR = """\
+if (net_ratelimit())
+	netdev_err(vp->dev, "sendmmsg err=%i\\n",
+		result);
+vp->in_error = true;
+result = send_len;
+"""
+DROPPED = """\
+qi->dev->stats.tx_dropped++;
+qi->dev->stats.tx_packets--; /* consume_vector_skbs() counts it there */
+qi->dev->stats.tx_bytes -= ((struct sk_buff *)qi->skbuff_vector[qi->head])->len;
+result = 1;
+"""
+LEGACY_RX = "static int vector_legacy_rx(struct vector_private *vp)\n{\n"
+IS_CUT = """\
+static bool is_cut(struct vector_private *vp, struct sk_buff *skb, int bytes)
+{
+	if (!skb || bytes < skb->len) /* the whole buffer's */
+		return false;
+	vp->dev->stats.rx_errors++;
+	vp->dev->stats.rx_length_errors++;
+	return true;
+}
+
+"""
+READ = "\tpkt_len = uml_vector_recvmsg(vp->fds->rx_fd, &hdr, 0);\n"
+FREED = "\t\t\tif (skb != NULL)\n\t\t\t\tdev_kfree_skb_irq(skb);\n"
+PREPARE_QUEUE = "\tprep_queue_for_rx(qi);\n\n\t/* Fire"
+RENEW_QUEUE = """\
+	for (i = 0; i < qi->max_depth && qi->max_iov_frags != vp->dev->mtu; i++) {
+		if (skbuff_vector[i]) {
+			consume_skb(skbuff_vector[i]);
+			skbuff_vector[i] = prep_skb(vp, &mmsg_vector[i].msg_hdr);
+		}
+	}
+	qi->max_iov_frags = vp->dev->mtu; /* that the buffers are for; nothing else reads it */
+"""
+BUFFER = """\
+	if (vp->req_size <= linear)
+		len = linear;
+	else
+		len = vp->req_size;
+"""
+BUFFER_FOR_MTU = """\
+	len = max3(linear, vp->req_size, (int)vp->dev->mtu + ETH_HEADER_OTHER + vp->headroom + SAFETY_MARGIN);
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +157,28 @@ CORRECTIONS = (
     Correction(HOST / "time.c", SLEEP_UNTIL_A_SIGNAL, SLEEP_UNTIL_THERE_IS_SOMETHING),
     # The copy lies elsewhere; the path is seen from arch/um/include/shared, one of the directories of -I.
     Correction(VECTOR_USER, '#include "vector_user.h"', '#include "../../drivers/vector_user.h"'),
-    Correction(VECTOR_USER, WRITEV, f"{WRITEV}\tif (n < 0)\n\t\treturn 0;\n"),
-    Correction(
-        VECTOR_USER, SENDMMSG, f"{SENDMMSG}\tif ((n < 0) && (errno != EAGAIN) && (errno != ENOBUFS))\n\t\treturn 1;\n"
+    Correction(VECTOR_USER, READV, f"{READV}{NOTHING_CAME}"),
+    Correction(VECTOR_USER, RECVMMSG, f"{RECVMMSG}{NOTHING_CAME}"),
+    Correction(VECTOR_USER, WRITEV, f"{WRITEV}{NOTHING_CAME}"),
+    Correction(VECTOR_USER, SENDMMSG, f"{SENDMMSG}\tif ((n < 0) && (errno == ENOBUFS))\n\t\treturn 1;\n"),
+    *(
+        Correction(VECTOR, textwrap.indent(IN_ERROR, tabs), textwrap.indent(DROPPED, tabs))
+        for tabs in ("\t" * 4, "\t" * 5)  # 6.12, 6.1
     ),
+    Correction(VECTOR, "\tdev->mtu = get_mtu(def);\n", "\tdev->mtu = get_mtu(def);\n\tdev->max_mtu = 9000;\n"),
+    Correction(VECTOR, BUFFER, BUFFER_FOR_MTU),
+    Correction(VECTOR, PREPARE_QUEUE, f"{RENEW_QUEUE}{PREPARE_QUEUE}"),
+    Correction(VECTOR, LEGACY_RX, f"{IS_CUT}{LEGACY_RX}"),
+    *(
+        Correction(VECTOR, f"\t\tif ({size} > vp->header", f"\t\tif (!is_cut(vp, skb, {size}) && {size} > vp->header")
+        for size in ("pkt_len", "mmsg_vector->msg_len")
+    ),
+    Correction(VECTOR, "static char *drop_buffer;", "static char drop_buffer[DROP_BUFFER_SIZE];"),
+    Correction(VECTOR, "\t\tvp->dev->stats.rx_dropped++;\n\t}\n\n\tpkt_len", "\t}\n\n\tpkt_len"),
+    Correction(VECTOR, READ, f"{READ}\tvp->dev->stats.rx_errors += !skb && pkt_len > 0;\n"),
+    Correction(VECTOR, FREED, f"{FREED}\t\t\telse\n\t\t\t\tvp->dev->stats.rx_errors++;\n"),
+    Correction(VECTOR, "= vp->rx_queue->max_depth;", "= get_depth(vp->parsed);"),
+    Correction(VECTOR, "= vp->tx_queue->max_depth;", "= get_depth(vp->parsed);"),
     Correction(
         VECTOR_USER,
         '\tfd = strtofd(fdarg);\n\tif (fd == -1) {\n\t\tprintk(UM_KERN_ERR "fd open',
