@@ -100,6 +100,7 @@ def test_a_frame_that_was_cut_is_counted(lab: Lab) -> None:
 
 
 def test_a_frame_that_the_host_refuses_is_counted(lab: Lab, request: pytest.FixtureRequest) -> None:
+    assert "2 received" in ping(lab, "192.168.10.254", 56, guest=True)  # who has that address is known then
     before = lab.link_losses
     if "veth" in request.node.name:  # a tap takes what it is given
         set_mtu(lab, 9000, of_host=False)
