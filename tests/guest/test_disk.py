@@ -172,6 +172,7 @@ def test_several_labs_have_one_backing_file(image: Image, image_file: Path) -> N
             pass
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # the child only locks and stops
 def test_a_disk_that_no_lab_has(cow_file: Path) -> None:
     with cow_file.open("r+b") as file:
         child = os.fork()

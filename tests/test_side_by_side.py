@@ -1,0 +1,66 @@
+"""Tests run side by side; those that look at a wall clock come after the others, alone, and are counted."""
+
+import itertools
+import os
+import re
+import sys
+from pathlib import Path
+
+from skblab.host import process
+
+TESTS = Path(__file__).resolve().parent
+THEY = """
+import os, select, time
+from pathlib import Path
+import pytest
+from support import Heard, complaints
+
+HERE = Path(__file__).parent
+
+def takes_time(kind):
+    began = time.monotonic()
+    select.select([], [], [], 0.2)
+    with (HERE / "spans").open("a") as file:
+        file.write(f"{kind} {began} {time.monotonic()}\\n")
+
+def first_time(name):
+    return not (HERE / name).exists() and (HERE / name).write_text("") == 0
+
+@pytest.mark.wall_clock
+@pytest.mark.parametrize("number", range(4))
+def test_alone(number):
+    takes_time("alone")
+
+@pytest.mark.parametrize("number", range(12))
+def test_beside_others(number):
+    takes_time("beside others")
+
+@pytest.mark.wall_clock
+def test_that_is_late_once():
+    assert not first_time("late")
+
+@pytest.mark.wall_clock
+def test_in_which_a_kernel_complains_once():
+    if first_time("complained"):
+        complaints._heard.append(Heard("x", "warning", "WARNING: of the test"))
+"""
+
+
+def test_what_looks_at_a_clock_runs_alone_and_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "test_they.py").write_text(THEY)
+    argv = [sys.executable, "-m", "pytest", "-n3", "-pconftest", f"-c{TESTS.parent}/pyproject.toml", str(tmp_path)]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = process.run(argv, env=outside | {"PYTHONPATH": str(TESTS)}, timeout_s=100)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said  # for the kernel that complained
+    assert re.search(r"^18 tests in \d+ s; run a second time: 2, 1% at most$", said, re.MULTILINE), said
+    assert "a guest's kernel complained in " in said
+    lines = [line.rsplit(maxsplit=2) for line in (tmp_path / "spans").read_text().splitlines()]
+    spans = [(kind, float(began), float(ended)) for kind, began, ended in lines]
+    together = [
+        {one[0], other[0]} for one, other in itertools.combinations(spans, 2) if one[1] < other[2] and other[1] < one[2]
+    ]
+    assert {"beside others"} in together
+    assert not [kinds for kinds in together if "alone" in kinds]
+    last = max(began for kind, began, _ in spans if kind == "beside others")
+    assert last < min(began for kind, began, _ in spans if kind == "alone")
