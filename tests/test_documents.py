@@ -30,9 +30,9 @@ NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{2}(?::[0-9a-f]{2}){5}\b|[0-9][0-9.,
 PROGRAM = re.compile(r"\S+/python[0-9.]* \S+/skblab")
 DUMP = re.compile(r"0x[0-9a-f]{4}:  .*")
 ANY_LINES = re.compile(r"\s*\.\.\.( \d+ more.*)?")
-NOT_RUN = 19
+NOT_RUN = 20
 TIMEOUT_S = 90
-PROMPT = "(gdb) "
+PROMPT, GDB = "(gdb) ", "$ skblab gdb"
 DONE = "--done-- "
 
 
@@ -134,12 +134,28 @@ def sessions(found: Sequence[Block]) -> Iterator[list[Block]]:
     for block in found:
         if block.kind == "console" and block.text.startswith(PROMPT):
             session.append(block)
-        elif block.kind == "console" and block.text.startswith("$ skblab gdb"):
+        elif block.kind == "console" and block.text.startswith(GDB):
             yield from [session] if session else []
             session = [block]
         else:
             yield [block]
     yield from [session] if session else []
+
+
+def check_script(shell: Shell, text: str) -> None:
+    status, printed = shell.run(f"set -euo pipefail\n{text}")
+    if status:
+        raise AssertionError(f"{text}\n--- status {status}\n{printed}")
+
+
+def check_program(shell: Shell, text: str) -> None:
+    shell.directory.joinpath("block.py").write_text(text)
+    status, printed = shell.run("python -W error block.py")
+    if status or not printed:
+        raise AssertionError(printed or "it prints nothing")
+
+
+CHECKS = {"sh": check_script, "python": check_program, "console": check_transcript}
 
 
 @pytest.mark.slow
@@ -151,22 +167,14 @@ def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
     try:
         for session in sessions([block for block in blocks(page) if not block.why]):
             block = session[0]
-            where = f"{page.relative_to(ROOT)}:{block.line}"
             try:
-                if block.kind == "console" and block.text.startswith("$ skblab gdb"):
+                if block.text.startswith(GDB):
                     check_gdb(shell, session)
-                elif block.kind == "console":
-                    check_transcript(shell, block.text)
-                elif block.kind == "python":
-                    shell.directory.joinpath("block.py").write_text(block.text)
-                    status, printed = shell.run("python -W error block.py")
-                    assert status == 0, printed
-                    assert printed
                 else:
-                    status, printed = shell.run(f"set -euo pipefail\n{block.text}")
-                    assert status == 0, f"{block.text}\n---\n{printed}"
+                    CHECKS[block.kind](shell, block.text)
             except AssertionError as error:
-                pytest.fail(f"{where}: {error}", pytrace=False)
+                error.add_note(f"{page.relative_to(ROOT)}:{block.line}")
+                raise
     finally:
         shell.end()
     assert not list((tmp_path / "run" / registry.registry_dir().name).glob("*.lab"))
@@ -174,6 +182,6 @@ def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
 
 def test_every_block_is_run_or_says_why_not() -> None:
     found = [(page.name, block) for page in PAGES for block in blocks(page)]
-    assert [(name, block.line) for name, block in found if block.kind not in {"sh", "console", "python"}] == []
+    assert [(name, block.line) for name, block in found if block.kind not in CHECKS] == []
     assert sum(page.read_text().count("\n```") for page in PAGES) == 2 * len(found), "a block within a list?"
     assert len([block for _, block in found if block.why]) == NOT_RUN

@@ -52,6 +52,7 @@ def gdb(*commands: str, count: int = 1, options: tuple[str, ...] = (), **environ
 def test_a_script_on_standard_input_sees_the_ping(series: str) -> None:
     said = gdb(*CONTINUE_AT_ECHO, "skb skb", "bt 5", options=("--series", series))
     assert re.search(r"192\.168\.10\.254 > 192\.168\.10\.1: ICMP echo request, id \d+, seq 1, length 64", said), said
+    assert "more recent than executable" not in said
     assert re.search(r"skb 0x\w+  len 64  data_len 0  mark 0x0", said)
     assert "dev vec0  protocol 0x0800 (IPv4)" in said
     assert "transport +0" in said
