@@ -9,7 +9,9 @@ from support import skblab
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/explanation/a-pings-way.md"
 BLOCK = re.compile(r"<!-- (trace .*?) -->\n```text\n(.*?)```", re.DOTALL)
-DIFFERENT_EVERY_TIME = re.compile(r"0x[0-9a-f]+|= \d{4,}|id \d+|:\d{5}\b|^ *\d+\.\d+( +\d+\.\d+)?", re.MULTILINE)
+DIFFERENT_EVERY_TIME = re.compile(
+    r"0x[0-9a-f]+|= \d{4,}|(id|seq|ack|val|ecr) \d+|[.:]\d{4,5}\b|^ *\d+\.\d+( +\d+\.\d+)?", re.MULTILINE
+)
 
 
 def tree(command: str) -> str:
