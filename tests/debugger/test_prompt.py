@@ -12,7 +12,8 @@ import pytest
 from skblab.host import process
 from skblab.host.clients import parse_ping
 from skblab.image.recipe import SERIES
-from skblab.image.store import cache_dir
+from skblab.image.scripts import ensure_scripts
+from skblab.image.store import cache_dir, find_image
 from support import SKBLAB, Person, eventually_nothing, remains, skblab
 
 PING_AFTER = """
@@ -196,6 +197,13 @@ def test_a_gdb_that_crashes_leaves_no_breakpoint_behind() -> None:
     done = fed((sys.executable, "-c", PING_AFTER, "6.12"), (*armed, "python import os; os.kill(os.getpid(), 9)"))
     assert "status 137" in done.stdout
     assert len(parse_ping(done.stdout.rpartition("status")[2])) == 3, done.stdout
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_the_kernels_own_commands_have_numbers_and_look_nothing_up(series: str) -> None:
+    made = (ensure_scripts(find_image(series).path).parent / "scripts/gdb/linux/constants.py").read_text()
+    assert "LX_SB_RDONLY = 1\n" in made
+    assert re.findall(r"^(LX_\w+) = gdb", made, re.MULTILINE) == ["LX_hrtimer_resolution"]  # a variable
 
 
 @pytest.mark.parametrize("series", SERIES)

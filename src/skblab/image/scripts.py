@@ -4,11 +4,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from skblab.image.image import SOURCE
+from skblab.host import process
+from skblab.host.gdb import find_gdb
+from skblab.image.image import KERNEL, SOURCE
 from skblab.image.module import build_module
 
-DIRECTORY, LOADER = "gdb-scripts", "vmlinux-gdb.py"
+DIRECTORY, LOADER = "gdb-scripts-2", "vmlinux-gdb.py"
 TEMPLATE = "constants.py.in"
+IN_GDB = Path(__file__).with_name("constants_in_gdb.py")
+TIMEOUT_S = 120.0
 # As scripts/gdb/linux/Makefile has it; here the directory is that of an external module.
 KBUILD = """\
 quiet_cmd_gen_constants_py = GEN     $@
@@ -40,7 +44,11 @@ def ensure_scripts(image: Path) -> Path:
             kbuild.joinpath("Kbuild").write_text(KBUILD)
             shutil.copyfile(scripts / "linux" / TEMPLATE, kbuild / TEMPLATE)
             build_module(image, kbuild)
-            shutil.copyfile(kbuild / "constants.py", package / "constants.py")
+            constants = package / "constants.py"
+            shutil.copyfile(kbuild / constants.name, constants)
+            gdb = find_gdb()
+            argv: list[process.Argument] = [*gdb.argv, "-nx", "-batch", "-x", IN_GDB, image / KERNEL]
+            process.run(argv, env=gdb.env | {"SKBLAB_CONSTANTS": str(constants)}, timeout_s=TIMEOUT_S)
             if not target.is_dir():
                 loader.parent.rename(target)
     return target / LOADER
