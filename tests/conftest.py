@@ -106,7 +106,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("wall_clock"):
             item.add_marker(pytest.mark.flaky(reruns=1))
-    items.sort(key=lambda item: item.get_closest_marker("wall_clock") is not None)
+    items.sort(key=_when)
+
+
+def _when(item: pytest.Item) -> int:
+    """Return a test's turn: first what takes minutes of all the others' time, and last what must not be disturbed."""
+    if item.get_closest_marker("wall_clock"):
+        return 2
+    return int("built" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(wrapper=True)

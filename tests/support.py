@@ -200,6 +200,13 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def environment_of_a_terminal() -> dict[str, str]:
+    """Return this process's, without the size that pytest and its workers give to programs in any terminal."""
+    return {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}} | {
+        "TERM": "xterm-256color"
+    }
+
+
 class Person:
     """Somebody at a terminal of 100 columns and 50 lines."""
 
@@ -212,7 +219,7 @@ class Person:
                 stdin=tty,
                 stdout=tty,
                 stderr=tty,
-                env=os.environ | {"TERM": "xterm-256color"},
+                env=environment_of_a_terminal(),
             )
         self.read = ""
 

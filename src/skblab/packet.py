@@ -17,7 +17,7 @@ ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ECHO_TYPES = {8: "echo request", 0: "echo reply", 128: "echo request", 129: "echo reply"}
 TIMEVAL = struct.Struct("=qq")
 LARGEST_PACKET_BYTES = 0xFFFF
-IPV4_BYTES, IPV6_BYTES, ARP_BYTES = 20, 40, 28  # of a header without options; of ARP over Ethernet
+IPV4_BYTES, IPV6_BYTES, ARP_BYTES, ICMP_BYTES = 20, 40, 28, 8  # of a header without options; of ARP over Ethernet
 # Extension headers, as net/ipv6/exthdrs_core.c ipv6_skip_exthdr() goes over them.
 OPTIONS6, FRAGMENT6, AUTHENTICATION6 = {0, 43, 60}, 44, 51
 
@@ -54,7 +54,7 @@ class Packet:
         )
         if len(self.data) >= header_bytes:
             with contextlib.suppress(Exception):  # whatever a malformed packet does to scapy, its bytes are there
-                return dissector(self.data)
+                return _in_order(dissector(self.data), self.data)
         return Raw(self.data)
 
     def summary(self) -> str:
@@ -168,3 +168,31 @@ def echo_request(identity: int, sequence: int, payload: bytes = b"") -> bytes:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return message[:2] + struct.pack("!H", ~total & 0xFFFF) + message[4:]
+
+
+def _in_order(layers: "Layers", data: bytes) -> "Layers":
+    """Return layers that stand in the packet one behind the other.
+
+    Of an ICMP error with extensions (RFC 4884), or with a long quote, scapy makes fields of what stands behind the
+    quote. Here it is padding.
+    """
+    from scapy.packet import Padding, Raw  # noqa: PLC0415
+
+    layer = layers
+    while layer and not (layer.fields.get("ext") or layer.fields.get("extpad")):
+        layer = layer.payload
+    if not layer:
+        return layers
+    whole, around = layer.original, layer.underlayer
+    error = type(layer)(whole[:ICMP_BYTES])
+    quoted = whole[ICMP_BYTES:]
+    try:
+        error.add_payload(layer.guess_payload_class(quoted)(quoted))
+    except Exception:  # noqa: BLE001 - no packet is quoted
+        error.add_payload(Raw(quoted))
+    behind = data[data.rindex(whole) + len(whole) :]
+    around.remove_payload()
+    around.add_payload(error)
+    if behind:
+        around.add_payload(Padding(behind))
+    return layers

@@ -29,7 +29,7 @@ def copy(cache: Path, image: Image) -> Path:
     """A copy of the default image in that cache; the files are the image's own (hard links), to be replaced only."""
     cache.mkdir()
     target = cache / image.name
-    shutil.copytree(image.path, target, copy_function=os.link)
+    shutil.copytree(image.path, target, symlinks=True, copy_function=os.link)
     return target
 
 
@@ -102,7 +102,7 @@ def test_what_is_read_of_a_truncated_table_is_not_believed(copy: Path, image: Im
 
 
 def test_a_check_reads_the_source(copy: Path) -> None:
-    (copy / "source.sha256").write_text(f"{digest(copy / 'source')}  source\n")
+    rewrite(copy / "source.sha256", f"{digest(copy / 'source')}  source\n".encode())
     assert "source" not in skblab("image", "check").stderr
     rewrite(copy / "source/net/ipv4/icmp.c", b"")
     assert "is damaged: source" in skblab("image", "check").stderr

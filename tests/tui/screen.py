@@ -91,7 +91,4 @@ async def screen(
     with contextlib.closing(HeldPackets(lab, [Rule.parse_hold(rule) for rule in rules or (ECHO,)])) as held:
         app = HoldApp(lab, held, command)
         async with app.run_test(size=size) as pilot:
-            try:
-                yield Person(app, pilot)
-            finally:
-                app.exit()  # or a timer could still tick while run_test() takes the screen down
+            yield Person(app, pilot)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from skblab.host import process
-from support import SKBLAB, eventually_nothing, read_until, remains, skblab
+from support import SKBLAB, environment_of_a_terminal, eventually_nothing, read_until, remains, skblab
 
 LINES, COLUMNS = 24, 80
 END_OF_SCREEN = "\x1b[?1049l"  # back from the alternate screen
@@ -29,7 +29,7 @@ class Terminal:
         with os.fdopen(self.theirs, "r+b", buffering=0, closefd=False) as tty:
             self.program = process.start(
                 ["setsid", *(["--ctty"] if controlling else []), "--wait", *SKBLAB, *words],
-                stdin=tty, stdout=tty, stderr=tty, env=os.environ | {"TERM": "xterm-256color"} | environment,
+                stdin=tty, stdout=tty, stderr=tty, env=environment_of_a_terminal() | environment,
             )  # fmt: skip
         self.read = ""
 

@@ -246,6 +246,18 @@ def test_a_header_that_scapy_cannot_write_keeps_its_length() -> None:
     assert different(packet, after(packet, ("ip.ttl", "9"))) <= {8, 10, 11}
 
 
+def test_what_stands_behind_a_quoted_packet_stays_there() -> None:
+    """An ICMP error with an extension (RFC 4884), of which scapy makes a field of the ICMP header."""
+    quoted = bytes(IP(src=B4, dst=A4) / UDP(sport=9, dport=8) / bytes(100))
+    error, extension = b"\x03\x03\0\0\0\x20\0\0", b"\x20\0\x5f\xff\0\x08\x01\x01\0\0\0\0"
+    packet = Packet(bytes(IP(src=A4, dst=B4, proto=1) / Raw(error + quoted + extension)), ETH_P_IP)
+    for payload in (b"", b"short", bytes(300)):
+        changed = with_payload(packet, payload)
+        assert changed.data[28 + 28 :] == payload + extension
+        assert changed.data[20:22] + changed.data[24:28] == packet.data[20:22] + packet.data[24:28]
+    assert different(packet, after(packet, ("iperror.ttl", "9"), fix=False)) == {28 + 8}
+
+
 def test_padding_stays_behind_the_packet() -> None:
     packet = Packet(bytes(IP(src=A4, dst=B4) / UDP(sport=1, dport=2) / b"hi") + b"padding", ETH_P_IP)
     changed = edited(packet, lambda _: b"longer").packet

@@ -162,37 +162,31 @@ def _build(data: bytes, before: list[Part], changes: list[Change]) -> Built:
         if is_padding(layer):
             built.padding = bytes(layer.load) + built.padding
             continue
-        header = layer.self_build()
-        if layer.raw_packet_cache is None:
-            header = _header(layer.post_build(header, carried), carried, layer)
-            if origin:
-                header = _kept(header, change, origin, data)
+        header = _header(change, carried, data)
         built.prepend(layer, origin, change.named, header)
         carried = header + carried
     built.data = bytearray(carried + built.padding)
     return built
 
 
-def _header(written: bytes, carried: bytes, layer: "Layers") -> bytes:
-    if not written.endswith(carried):
-        raise PacketError(f"scapy writes {type(layer).__name__} and what it carries in one, so it cannot be changed")
-    return written[: len(written) - len(carried)]
-
-
-def _kept(header: bytes, change: Change, origin: Part, data: bytes) -> bytes:
-    """Return a header in which the bits of the fields that were named have changed, and no others.
+def _header(change: Change, carried: bytes, data: bytes) -> bytes:
+    """Return a layer's header: in one that was there, the bits of the fields that were named change, and no others.
 
     :raises PacketError: a field has got another length, and scapy does not write the others as they came
     """
+    layer, origin = change.layer, change.origin
+    if origin is None:
+        return _by_scapy(layer, carried)
     was = data[origin.start : origin.inside]
-    if (patched := _patched(header, change, origin, was)) is not None:
+    if not change.named and not change.deleted:
+        return was
+    if (patched := _patched(change, origin, was, carried)) is not None:
         return patched
-    layer = origin.layer.copy()
-    layer.raw_packet_cache = layer.raw_packet_cache_fields = None
-    carried = data[origin.inside : origin.end]
-    again = _header(layer.post_build(layer.self_build(), carried), carried, layer)
+    first = origin.layer.copy()
+    first.raw_packet_cache = first.raw_packet_cache_fields = None
+    again = _by_scapy(first, data[origin.inside : origin.end])
     if again == was:
-        return header
+        return _by_scapy(layer, carried)
     raise PacketError(
         f"scapy does not write this {origin.name} header as it came, so its length cannot be changed",
         found=f"{was.hex(' ')}\nwould become {again.hex(' ')} before any change",
@@ -200,9 +194,23 @@ def _kept(header: bytes, change: Change, origin: Part, data: bytes) -> bytes:
     )
 
 
-def _patched(header: bytes, change: Change, origin: Part, was: bytes) -> bytes | None:
+def _by_scapy(layer: "Layers", carried: bytes) -> bytes:
+    """Return a header as scapy writes it, with what it computes of what it carries."""
+    written = layer.self_build()
+    if layer.raw_packet_cache is None:
+        written = layer.post_build(written, carried)
+        if not written.endswith(carried):
+            raise PacketError(
+                f"scapy writes {type(layer).__name__} and what it carries in one, so it cannot be changed"
+            )
+        written = written[: len(written) - len(carried)]
+    return bytes(written)
+
+
+def _patched(change: Change, origin: Part, was: bytes, carried: bytes) -> bytes | None:
     """Return the header as it came with the named fields' bits in it; None where one has no place or another length."""
     bits = int.from_bytes(was)
+    header = _by_scapy(change.layer, carried) if change.deleted else b""
     found = set()
     for field, first, end in places(origin.layer, was):
         if field.name in change.named:
