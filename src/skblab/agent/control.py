@@ -362,6 +362,8 @@ class Agent:
 
     def release_by_hand(self, packet: int = 0) -> None:
         """Let go of what a debugger has the agent hold: a packet of that number, or all."""
+        if not packet:
+            self.link_losses()  # its answer stands behind the event of a packet that was held just before gdb ended
         with self._news:
             ours = [number for number, held in self._held.items() if held.hit.rule == abi.BY_HAND]
         for number in [packet] if packet else ours:
