@@ -200,6 +200,15 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def open_files(pid: int) -> dict[int, str]:
+    """Return what each of a process's descriptors is, but for those that it closes meanwhile."""
+    files = {}
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            files[int(one.name)] = str(one.readlink())
+    return files
+
+
 def environment_of_a_terminal() -> dict[str, str]:
     """Return this process's, without the size that pytest and its workers give to programs in any terminal."""
     return {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}} | {

@@ -3,7 +3,6 @@
 Configured again it answers, whatever was before; and what the driver opens again is the link, and no other file.
 """
 
-import contextlib
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from fuzz import EXAMPLES
 from skblab.host import process
 from skblab.image.image import Image
 from skblab.lab import Lab
+from support import open_files
 
 KINDS = ("tap", "veth")
 NAMES = st.sampled_from(["lan0", "eth0", "a-very-long-one", 'a"<é'])
@@ -140,7 +140,7 @@ class Orders(RuleBasedStateMachine):
         """The kernel keeps every file that it had, at the same number if it was given one; of a link's file it has one
         more while the link is up.
         """
-        files = open_files(self.lab)
+        files = open_files(self.lab.guest.pid)
         counts = Counter(files.values())
         for link, descriptor in zip(self.links, given(self.lab), strict=True):
             assert files[descriptor] == self.first_files[descriptor]
@@ -199,21 +199,12 @@ def given(lab: Lab) -> list[int]:
     return [int(word.partition("fd=")[2].split(",")[0]) for word in words if word.startswith("vec")]
 
 
-def open_files(lab: Lab) -> dict[int, str]:
-    """Return what each of the kernel's descriptors is; hostfs closes its own in between."""
-    files = {}
-    for one in Path(f"/proc/{lab.guest.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            files[int(one.name)] = str(one.readlink())
-    return files
-
-
 def lasting_files(lab: Lab) -> dict[int, str]:
     """Return those that no command in the guest has opened for itself: its socket may outlive it by a moment."""
-    files = open_files(lab)
+    files = open_files(lab.guest.pid)
     for _ in range(3):
         assert lab.guest.run(["true"]).returncode == 0
-        again = open_files(lab)
+        again = open_files(lab.guest.pid)
         files = {number: file for number, file in files.items() if again.get(number) == file}
     return files
 

@@ -18,7 +18,7 @@ from skblab.host import jail
 from skblab.image.image import Image
 from skblab.image.module import build_own
 from skblab.lab import Lab
-from support import unshared
+from support import open_files, unshared
 
 TOLD = re.compile(r"hostile: (.*): (\S+)$", re.MULTILINE)
 
@@ -149,10 +149,10 @@ def test_a_command_is_handed_what_it_is_given_and_no_directory(image: Image, tmp
         with lab.guest.popen(["sh", "-c", "readlink /proc/self/fd/0"], stdin=directory, stdout=-1) as command:
             said, _ = command.communicate(timeout_s=20)
         os.close(directory)
-        opened = {path.readlink() for path in Path(f"/proc/{lab.guest.pid}/fd").iterdir()}
+        opened = {*open_files(lab.guest.pid).values()}
     assert out.read_text() == "written by the guest\n"
     assert said == b"anon_inode:[host]\n"
-    assert tmp_path not in opened
+    assert str(tmp_path) not in opened
 
 
 def test_a_disk_is_written_by_any_name(image: Image, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_disk_is_written_by_any_name(image: Image, tmp_path: Path) -> None:
 
 def test_nothing_of_this_machine_is_open_in_the_kernels_process(image: Image) -> None:
     with Lab(image=image) as lab:
-        opened = {str(path.readlink()) for path in Path(f"/proc/{lab.guest.pid}/fd").iterdir()}
+        opened = {*open_files(lab.guest.pid).values()}
     files = {path.removesuffix(" (deleted)") for path in opened if path.startswith("/")}
     inside = ("/dev/null", "/dev/net/tun", "/memfd:", "/dev/shm/", "/dev/pts/")
     assert {path for path in files if not path.startswith(inside)} == set()
