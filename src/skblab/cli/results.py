@@ -21,7 +21,7 @@ def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 class JsonLines:
-    """A file of JSON lines, each of which is there when it has been said; from any thread. Without a file, nothing."""
+    """A file of JSON lines: each is written at once, by any thread. Without a file, none is."""
 
     def __init__(self, path: str | None) -> None:
         """Begin the file.

@@ -12,7 +12,7 @@ SHOWN_BYTES = 32
 def difference(before: Packet, after: Packet) -> str:
     """Return what is different, a line a field: ``ip.ttl: 64 -> 3``, ``ip:2.ttl: 5 -> 9``, ``raw.load[4:6]: ab -> cd``.
 
-    Every byte that differs is in a line: what no field tells of is told as bytes.
+    Every byte that differs is in a line; bytes that belong to no field have a line of their own.
     """
     if before.data == after.data:
         return ""
