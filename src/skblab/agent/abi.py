@@ -210,17 +210,20 @@ def encode_decide(
     kind: Command, cookie: int, *, rule: int = 0, packet: int = 0, after_ns: int = 0, number: int = 0, data: bytes = b""
 ) -> bytes:
     """Return the bytes of a command about one held packet, or about a rule (DISARM)."""
-    size = -(-(DECIDE.size + len(data)) // ALIGNMENT) * ALIGNMENT
-    return (DECIDE.pack(size, kind, rule, cookie, packet, after_ns, number, len(data)) + data).ljust(size, b"\0")
+    return _with_data(DECIDE, data, kind, rule, cookie, packet, after_ns, number, len(data))
 
 
 def encode_write(
     cookie: int, *, packet: int, data: bytes, data_offset: int, checksum: tuple[int, int], flags: int
 ) -> bytes:
     """Return the bytes of a command that writes a packet's bytes, from its network header on."""
-    size = -(-(WRITE.size + len(data)) // ALIGNMENT) * ALIGNMENT
-    head = WRITE.pack(size, Command.WRITE, 0, cookie, packet, data_offset, len(data), *checksum, flags)
-    return (head + data).ljust(size, b"\0")
+    return _with_data(WRITE, data, Command.WRITE, 0, cookie, packet, data_offset, len(data), *checksum, flags)
+
+
+def _with_data(layout: struct.Struct, data: bytes, *fields: int) -> bytes:
+    """Return the bytes of a record that ends in data, as long as a record may be."""
+    size = -(-(layout.size + len(data)) // ALIGNMENT) * ALIGNMENT
+    return (layout.pack(size, *fields) + data).ljust(size, b"\0")
 
 
 @dataclass(frozen=True, slots=True)
