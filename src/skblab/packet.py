@@ -4,9 +4,10 @@ import contextlib
 import logging
 import struct
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
+from skblab.checksum import inverse, ones_sum
 from skblab.errors import PacketError
 from skblab.summary import summary
 
@@ -41,17 +42,9 @@ class Packet:
 
     def dissected(self) -> "Layers":
         """Return the layers anew: the caller's own, to be changed."""
-        # It warns of what a malformed packet has in it, on stderr, in the middle of what a client prints.
-        logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
-        from scapy.layers import vxlan  # noqa: F401, PLC0415 - what it carries is layers, too
-        from scapy.layers.inet import IP  # noqa: PLC0415
-        from scapy.layers.inet6 import IPv6  # noqa: PLC0415
-        from scapy.layers.l2 import ARP  # noqa: PLC0415
         from scapy.packet import Raw  # noqa: PLC0415
 
-        dissector, header_bytes = {ETH_P_IP: (IP, 20), ETH_P_IPV6: (IPv6, 40), ETH_P_ARP: (ARP, 28)}.get(
-            self.protocol, (Raw, 0)
-        )
+        dissector, header_bytes = _dissectors().get(self.protocol, (Raw, 0))
         if len(self.data) >= header_bytes:
             with contextlib.suppress(Exception):  # whatever a malformed packet does to scapy, its bytes are there
                 return _in_order(dissector(self.data), self.data)
@@ -163,11 +156,20 @@ class Packet:
 def echo_request(identity: int, sequence: int, payload: bytes = b"") -> bytes:
     """Return an ICMP echo request with its checksum (RFC 792; RFC 1071)."""
     message = struct.pack("!BBHHH", 8, 0, 0, identity, sequence & 0xFFFF) + payload
-    padded = message + bytes(len(message) % 2)
-    total = sum(word for (word,) in struct.iter_unpack("!H", padded))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return message[:2] + struct.pack("!H", ~total & 0xFFFF) + message[4:]
+    return message[:2] + inverse(ones_sum(message)).to_bytes(2) + message[4:]
+
+
+@cache
+def _dissectors() -> dict[int, tuple[type["Layers"], int]]:
+    """Load scapy; return the class of each network header, and the least bytes that it has."""
+    # It warns of what a malformed packet has in it, on stderr, in the middle of what a client prints.
+    logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
+    from scapy.layers import vxlan  # noqa: F401, PLC0415 - what it carries is layers, too
+    from scapy.layers.inet import IP  # noqa: PLC0415
+    from scapy.layers.inet6 import IPv6  # noqa: PLC0415
+    from scapy.layers.l2 import ARP  # noqa: PLC0415
+
+    return {ETH_P_IP: (IP, IPV4_BYTES), ETH_P_IPV6: (IPv6, IPV6_BYTES), ETH_P_ARP: (ARP, ARP_BYTES)}
 
 
 def _in_order(layers: "Layers", data: bytes) -> "Layers":

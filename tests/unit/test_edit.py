@@ -26,10 +26,10 @@ from scapy.packet import Packet as Layers
 from scapy.packet import Padding, Raw
 
 from agent.malformed import Frames
+from skblab.checksum import add, ones_sum
 from skblab.edit import WHOLE, Checksum, changing, difference, edited, fault
 from skblab.edit.layers import KINDS, Covered, chain, is_padding, parts_of
 from skblab.edit.named import from_escapes, named_layers, to_escapes
-from skblab.edit.sums import add, ones_sum
 from skblab.errors import PacketError, RuleError
 from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
 from skblab.tui.layout import layout
@@ -269,8 +269,9 @@ def test_padding_stays_behind_the_packet() -> None:
 
 def test_a_checksum_that_is_left_to_the_kernel_is_left_to_it() -> None:
     whole = of(IP(src=A4, dst=B4) / TCP(sport=1, dport=2) / b"hello")
-    (number,) = (at for at, part in enumerate(parts_of(whole.dissected(), whole.data)) if part.name == "TCP")
-    pseudo = Covered(parts_of(whole.dissected(), whole.data), number, whole.data).pseudo
+    parts = parts_of(whole.dissected(), whole.data)
+    (tcp,) = (part for part in parts if part.name == "TCP")
+    pseudo = Covered(parts, tcp, whole.data).pseudo
     packet = Packet(whole.data[:36] + pseudo.to_bytes(2) + whole.data[38:], ETH_P_IP)
     pending = Checksum(20, 16)
 
@@ -298,11 +299,11 @@ def test_a_checksum_around_one_that_is_left_to_the_kernel_stays_right() -> None:
     inner = IP(src=C4, dst=D4) / TCP(sport=1, dport=2) / b"hello"
     whole = of(IP(src=A4, dst=B4) / UDP(dport=4789) / VXLAN(vni=7) / Ether(src="02:00:00:00:00:01") / inner)
     parts = parts_of(whole.dissected(), whole.data)
-    number = next(at for at, part in enumerate(parts) if part.name == "TCP")
-    start = parts[number].start
+    tcp = next(part for part in parts if part.name == "TCP")
+    start = tcp.start
     field = slice(start + 16, start + 18)
     pending = Checksum(start, 16)
-    packet = Packet(whole.data[: field.start] + Covered(parts, number, whole.data).pseudo.to_bytes(2)
+    packet = Packet(whole.data[: field.start] + Covered(parts, tcp, whole.data).pseudo.to_bytes(2)
                     + whole.data[field.stop :], ETH_P_IP)  # fmt: skip
     for change in (("ip:2.src", "10.9.9.9"), ("tcp.sport", "99"), ("ip.src", C4)):
         done = edited(packet, changing([change]), pending=pending).packet.data

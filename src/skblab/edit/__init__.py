@@ -6,6 +6,6 @@
 from skblab.edit.build import Edited, edited
 from skblab.edit.difference import difference
 from skblab.edit.named import changing, fault
-from skblab.edit.sums import WHOLE, Checksum
+from skblab.edit.pending import WHOLE, Checksum
 
 __all__ = ["WHOLE", "Checksum", "Edited", "changing", "difference", "edited", "fault"]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from skblab.edit.follow import Built, follow
-from skblab.edit.layers import Part, chain, is_padding, kind_of, parts_of, places
-from skblab.edit.sums import WHOLE, Checksum
+from skblab.edit.layers import NONE, Part, chain, is_padding, kind_of, parts_of, places
+from skblab.edit.pending import WHOLE, Checksum
 from skblab.errors import PacketError
 from skblab.packet import LARGEST_PACKET_BYTES, Packet
 
@@ -92,7 +92,7 @@ def _put_payload(layers: "Layers", payload: bytes) -> None:
     from scapy.packet import Raw  # noqa: PLC0415
 
     headers = _headers(layers)
-    known = [layer for layer in headers if kind_of(layer).sum_at or kind_of(layer).total or kind_of(layer).own]
+    known = [layer for layer in headers if kind_of(layer) is not NONE]
     if not known:
         if type(headers[-1]) is Raw:
             headers[-1].load = payload

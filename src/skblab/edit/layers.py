@@ -1,10 +1,12 @@
 """Where a packet's layers lie in its bytes, and which lengths and checksums are theirs."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from skblab.edit.sums import ONES, WHOLE, Checksum, add, inverse, ones_sum
+from skblab.checksum import ONES, add, inverse, ones_sum
+from skblab.edit.pending import WHOLE, Checksum
 
 if TYPE_CHECKING:
     from scapy.packet import Packet as Layers
@@ -178,9 +180,10 @@ def says_its_end(part: Part, data: bytes) -> bool:
 class Covered:
     """What one checksum covers, and what it should be."""
 
-    def __init__(self, parts: list[Part], number: int, data: bytes, pending: Checksum = WHOLE) -> None:
-        self.part = parts[number]
-        self._parts, self._number, self._data = parts, number, data
+    def __init__(self, parts: Sequence[Part], part: Part, data: bytes, pending: Checksum = WHOLE) -> None:
+        self.part = part
+        self._outer = [*itertools.takewhile(lambda one: one is not part, parts)]
+        self._data = data
         self._pending = pending
         self.field_at = self.part.start + self.part.kind.sum_at
 
@@ -226,7 +229,7 @@ class Covered:
     def right(self) -> bool | None:
         """Whether it is right; None where these bytes cannot say: a part of what it covers is not here."""
         if not self.part.kind.header_only:
-            around = [*self._parts[: self._number], self.part]
+            around = [*self._outer, self.part]
             is_whole = all(says_its_end(part, self._data) and not is_fragment(part) for part in around)
             if not is_whole or (self.part.kind.protocol and self._routed):
                 return None
@@ -240,14 +243,14 @@ class Covered:
 
     @property
     def _carrier(self) -> Part | None:
-        return next((part for part in reversed(self._parts[: self._number]) if part.is_a("IP", "IPv6")), None)
+        return next((part for part in reversed(self._outer) if part.is_a("IP", "IPv6")), None)
 
     @property
     def _routed(self) -> bool:
         """Whether the address in the pseudo header is another one than in the header (RFC 8200 8.1)."""
         return any(
             part.is_a("IPv6ExtHdrRouting", "IPv6ExtHdrSegmentRouting") and getattr(part.layer, "segleft", 0)
-            for part in self._parts[: self._number]
+            for part in self._outer
         )
 
 
