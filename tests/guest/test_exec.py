@@ -38,6 +38,18 @@ wait"""
 """Says that it was hung up. It `runs` when its sleep is one: what is still a copy of the shell forgets a signal."""
 
 
+KILLED_WHILE_IT_FORKS = """
+import mmap, os, signal
+kept = [mmap.mmap(-1, mmap.PAGESIZE) for _ in range(5000)]  # a fork copies each
+for attempt in range(10):
+    if not os.fork():
+        signal.setitimer(signal.ITIMER_REAL, 0.05 + attempt / 1000)
+        while True:
+            os.waitpid(os.fork() or os._exit(0), 0)
+    print(os.WTERMSIG(os.wait()[1]))
+"""
+
+
 @pytest.fixture(scope="module")
 def every_root(every_image: Image) -> Iterator[Lab]:
     """A lab of each series with this machine's programs, for tests that leave it as they found it."""
@@ -164,6 +176,12 @@ def test_signals_are_for_all_that_the_command_has_started(host_root: Lab) -> Non
         assert command.stdout.read() == b""  # sleep and cat are gone too
         assert command.wait(10) == -signal.SIGTERM
         command.kill()  # it has ended: nothing happens
+
+
+def test_programs_are_killed_while_they_fork(every_root: Lab) -> None:
+    """User Mode Linux's kernel panicked (src/skblab/image/corrections.py)."""
+    done = every_root.guest.run(["python3", "-c", KILLED_WHILE_IT_FORKS], check=True, timeout_s=60)
+    assert done.stdout.split() == [str(int(signal.SIGALRM))] * 10
 
 
 def test_a_terminal(every_root: Lab) -> None:

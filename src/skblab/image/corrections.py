@@ -42,6 +42,10 @@ when it comes up, which may be another file by then (drivers/vector_user.c user_
 **The length of queues that are not there.** A tap's device has no queues, nor has one that is down, and the question
 how long they are (``ethtool -g``) made the kernel panic. It is answered by what the command line says.
 
+**A fork that is killed.** dup_mmap() leaves XA_ZERO_ENTRY in the child's tree of mappings where a fatal signal stopped
+it, and behind that the parent's own mappings; all who walk the tree stop there (mm/mmap.c exit_mmap()), but UML's
+flush_tlb_mm() took it for a mapping: the kernel panicked. It stops there as well. 6.1 leaves no such entry.
+
 **The current task.** UML's main() calls functions of the kernel's before there is a current task, and KCOV has them
 look at it (kernel/kcov.c check_kcov_mode()): a kernel with KCOV dies before its first word. Nobody can have asked for
 coverage before there are tasks.
@@ -53,6 +57,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VECTOR = Path("arch/um/drivers/vector_kern.c")
+TLB = Path("arch/um/kernel/tlb.c")
 VECTOR_USER = Path("arch/um/drivers/vector_user.c")
 HOST = Path("arch/um/os-Linux")
 
@@ -80,6 +85,17 @@ SLEEP_UNTIL_THERE_IS_SOMETHING = """\
 			sigsuspend(&old);
 		else if (!signals_pending && pselect(epollfd + 1, &ready, NULL, NULL, NULL, &old) > 0)
 			signals_pending |= 1; /* SIGIO_MASK */
+	}
+"""
+MARK_ALL = """\
+	for_each_vma(vmi, vma)
+		um_tlb_mark_sync(mm, vma->vm_start, vma->vm_end);
+"""
+MARK_ALL_THAT_ARE = """\
+	for_each_vma(vmi, vma) {
+		if (xa_is_zero(vma))
+			break;
+		um_tlb_mark_sync(mm, vma->vm_start, vma->vm_end);
 	}
 """
 READV = "\tCATCH_EINTR(n = readv(fd, msg->msg_iov, msg->msg_iovlen));\n"
@@ -154,6 +170,7 @@ CORRECTIONS = (
     Correction(
         HOST / "irq.c", "\treturn n;\n}\n", "\tepoll_found_nothing = n ? 0 : epoll_found_nothing + 1;\n\treturn n;\n}\n"
     ),
+    Correction(TLB, MARK_ALL, MARK_ALL_THAT_ARE),
     Correction(HOST / "time.c", SLEEP_UNTIL_A_SIGNAL, SLEEP_UNTIL_THERE_IS_SOMETHING),
     # The copy lies elsewhere; the path is seen from arch/um/include/shared, one of the directories of -I.
     Correction(VECTOR_USER, '#include "vector_user.h"', '#include "../../drivers/vector_user.h"'),
