@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from skblab.image.image import Image
     from skblab.lab import Lab
     from skblab.packet import Packet
+    from skblab.spec import LabSpec
 
-__all__ = ["Complaint", "Debugger", "Image", "Lab", "Packet", "SkblabError"]
+__all__ = ["Complaint", "Debugger", "Image", "Lab", "LabSpec", "Packet", "SkblabError"]
 
 _HOMES = {
     "Complaint": "skblab.guest.complaint",
     "Debugger": "skblab.debugger.session",
     "Image": "skblab.image.image",
     "Lab": "skblab.lab",
+    "LabSpec": "skblab.spec",
     "Packet": "skblab.packet",
     "SkblabError": "skblab.errors",
 }

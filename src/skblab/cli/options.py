@@ -105,6 +105,7 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
     :raises UsageError: options that do not go together
     """
     from skblab.lab import Lab  # noqa: PLC0415
+    from skblab.spec import LabSpec  # noqa: PLC0415
 
     lease_s = getattr(arguments, "lease", 0.0)
     if getattr(arguments, "lab", None):
@@ -113,10 +114,9 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         if getattr(arguments, "guest_commands", ()):
             raise UsageError("a lab that is up has its guest's commands already", mend="give -g to skblab up")
         return Lab.join(arguments.lab, lease_s=lease_s)
-    return Lab(
-        getattr(arguments, "name", None),
+    spec = LabSpec(
         image=chosen_image(arguments),
-        link=arguments.links,
+        link=arguments.links or "auto",
         root=getattr(arguments, "root", ""),
         disks=getattr(arguments, "disks", ()),
         modules=getattr(arguments, "modules", ()),
@@ -127,3 +127,4 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         steps_bytes=getattr(arguments, "ring", 64) << 20,
         lease_s=lease_s,
     )
+    return spec.start(getattr(arguments, "name", None))

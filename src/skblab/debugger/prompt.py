@@ -7,14 +7,14 @@ import signal
 import socket
 import sys
 import termios
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from skblab.agent.control import DEVICE_TYPE, NET_TYPE, SOCKET_TYPE, bits
+from skblab.agent.control import DEVICE_TYPE, NET_TYPE, SOCKET_TYPE, Agent, bits
 from skblab.agent.soundness import TABLE
 from skblab.debugger import attach
 from skblab.debugger.inside import wire
-from skblab.errors import DebuggerError, SkblabError, Timeout
+from skblab.errors import DebuggerError, LabBusy, SkblabError, Timeout
 from skblab.guest.boot import READY, Guest
 from skblab.guest.mconsole import Kind
 from skblab.host import process
@@ -30,6 +30,7 @@ from skblab.image.scripts import ensure_scripts
 log = logging.getLogger(__name__)
 
 ATTACH_TIMEOUT_S = 60.0
+NOT_BOOTED = "the kernel was attached to before it had booted, and the agent loads when it has"
 # What frees a packet, or the last reference to it (net/core/skbuff.c); some are inlined, or of one series only.
 ENDS = (
     "sk_skb_reason_drop", "kfree_skb_reason", "consume_skb", "__kfree_skb", "napi_consume_skb", "__napi_kfree_skb",
@@ -47,41 +48,44 @@ class Holds:
     release: Callable[[int], object]
 
 
-def run(
-    image: Image,
-    guest: Guest,
-    namespaces: Namespaces,
-    *,
-    commands: Sequence[str] = (),
-    user_init: bool = False,
-    attached: Callable[[], object] = lambda: None,
-    booted: Callable[[], object] | None = None,
-    holds: Holds | None = None,
-    no_hold: str = "",
-) -> int:
-    """Give gdb's prompt to whoever is at standard input; return gdb's exit status when they have left it.
-
-    The kernel stands still from attaching until they let it go; leaving detaches, and the guest runs on.
+@dataclass(frozen=True)
+class Wanted:
+    """What gdb's user wants.
 
     :param commands: gdb commands to begin with
     :param user_init: read the user's own ~/.gdbinit first
-    :param attached: is called once gdb has attached
+    :param attached: is called once gdb has attached; from boot, once the guest is ready
     :param booted: the kernel stands before its first instruction; this is called once the guest is ready
-    :param holds: how packets are held by hand; None: not at all, for which *no_hold* is the reason
+    """
+
+    commands: tuple[str, ...] = ()
+    user_init: bool = False
+    attached: Callable[[], object] = lambda: None
+    booted: Callable[[], object] | None = None
+
+
+def run(image: Image, guest: Guest, namespaces: Namespaces, wanted: Wanted, ready_agent: Callable[[], Agent]) -> int:
+    """Give gdb's prompt to the user at standard input; return gdb's exit status when he has left it.
+
+    The kernel stands still from attaching until he lets it run; leaving detaches, and the guest runs on.
+
+    :param ready_agent: returns the agent, which holds packets by hand
     :raises DebuggerError: gdb cannot attach
     """
+    from_boot = wanted.booted is not None
+    holds, no_hold = (None, NOT_BOOTED) if from_boot else _holds(ready_agent)
     gdb = find_gdb()
     ours, theirs = socket.socketpair()
     with ours, contextlib.ExitStack() as stack:
         with theirs:
             argv: list[process.Argument] = [
-                *gdb.argv, "-quiet", *([] if user_init else ["-nx"]),
+                *gdb.argv, "-quiet", *([] if wanted.user_init else ["-nx"]),
                 "-iex", "set debuginfod enabled off",
                 *(["-iex", "set style emoji off"] if gdb.origin == "wheel" else []),
                 "-ex", f"set substitute-path /skblab {image.source}",
                 *attach.symbols_of(guest.modules),
                 "-ex", f"python from skblab.debugger.inside import prompt; prompt.main({theirs.fileno()})",
-                *(word for command in commands for word in ("-ex", command)),
+                *(word for command in wanted.commands for word in ("-ex", command)),
                 image.kernel,
             ]  # fmt: skip
             stack.enter_context(_terminal_lent())
@@ -94,34 +98,45 @@ def run(
                 pass_fds=[namespaces.pidfd, theirs.fileno()],
             )
         stack.callback(process.end, running)
-        _attach(ours, _order(image, guest, holds, no_hold, from_boot=booted is not None), guest)
-        attached()
+        _attach(ours, _order(image, guest, holds, no_hold, from_boot=from_boot), guest)
+        if not from_boot:
+            wanted.attached()
         if holds:
             stack.callback(holds.release, 0)  # nobody is there any more to decide
-        status = _wait(running, guest, booted, ours, holds)
+        status = _wait(running, guest, wanted, ours, holds)
     if status and guest.alive:
         attach.restore_all(guest.pid, image.kernel)
     return process.exit_status(status)
 
 
+def _holds(ready_agent: Callable[[], Agent]) -> tuple[Holds | None, str]:
+    """Return how gdb's user holds packets; or None, and why not."""
+    try:
+        agent = ready_agent()
+    except (LabBusy, Timeout) as error:
+        return None, error.what
+    return Holds(*agent.channel.by_hand, agent.release_by_hand), ""
+
+
 def _wait(
     running: process.Running,
     guest: Guest,
-    booted: Callable[[], object] | None,
+    wanted: Wanted,
     channel: socket.socket,
     holds: Holds | None,
 ) -> int:
     """Wait for gdb's end; tell of the guest's being ready meanwhile, and release what gdb says."""
     pidfd = os.pidfd_open(running.pid)
     said = channel.makefile("rb")
-    watched: list[socket.socket | int] = [pidfd, channel, *([guest.notifications] if booted else [])]
+    watched: list[socket.socket | int] = [pidfd, channel, *([guest.notifications] if wanted.booted else [])]
     try:
         while True:
             ready = wait(watched)
-            if guest.notifications in ready and booted:
+            if guest.notifications in ready and wanted.booted:
                 notification = guest.notification()
                 if notification.kind is Kind.USER and notification.text == READY:
-                    booted()
+                    wanted.booted()
+                    wanted.attached()
                     watched.remove(guest.notifications)
             elif channel in ready:
                 message = wire.decode(line) if (line := said.readline()) else None

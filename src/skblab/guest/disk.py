@@ -66,6 +66,9 @@ class Disk:
             raise UsageError(f"not a disk: {text!r}", mend="--disk IMAGE, --disk COW or --disk COW,BACKING")
         return cls(*(files.typed(word).absolute() for word in words))
 
+    def __str__(self) -> str:
+        return ",".join(str(path) for path in (self.file, self.backing) if path)
+
     def ready(self) -> None:
         """Make the COW file where it is not there yet; see that a kernel can open all that it will open.
 

@@ -1,6 +1,10 @@
 """Frames that were lost between the guest and the host's side of its links."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import astuple, dataclass
+
+from skblab.errors import SkblabError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +39,34 @@ class Losses:
             (self.from_guest, "from the guest, dropped on the host's side: longer than its MTU, or it was down"),
         )
         return "lost on the link: " + "; ".join(f"{count} {what}" for count, what in sentences if count)
+
+
+class LossCount:
+    """Counts what a lab's links lose from a moment on, which ``leave_out()`` sets.
+
+    :param host_side: returns how many frames the host's side has dropped, ever: for the guest, and from it
+    :param guest_side: returns how many the guest's side has lost, ever: cut, without memory, refused by the host
+    """
+
+    def __init__(
+        self, host_side: Callable[[], tuple[int, int]], guest_side: Callable[[], tuple[int, int, int]]
+    ) -> None:
+        self._host_side = host_side
+        self._guest_side = guest_side
+        self._ever = self._left_out = Losses()
+
+    def leave_out(self, losses: Losses) -> None:
+        """Count these frames no more: they were lost before, or were to be lost."""
+        self._left_out += losses
+
+    def count(self) -> None:
+        """Ask both sides; where a lab is going, what they said last stands."""
+        with suppress(SkblabError, OSError):
+            for_guest, from_guest = self._host_side()
+            cut, no_memory, refused = self._guest_side()
+            self._ever = Losses(cut, no_memory, for_guest, from_guest + refused)
+
+    @property
+    def losses(self) -> Losses:
+        """What was lost, as it was counted last."""
+        return self._ever - self._left_out

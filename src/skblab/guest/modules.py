@@ -41,6 +41,9 @@ class Module:
                 raise UsageError(f"a module's parameter: {parameter!r}", mend="FILE,NAME=VALUE,...")
         return module
 
+    def __str__(self) -> str:
+        return ",".join((str(self.file), *self.parameters))
+
     @property
     def name(self) -> str:
         """The module's own name, as lsmod prints it."""

@@ -1,0 +1,94 @@
+"""Programs and sockets of the host side of a lab: its clients."""
+
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from skblab.host import process
+from skblab.host.namespace import JoinedNamespaces, Namespaces
+
+
+class HostPrograms:
+    """What a lab and its host side have in common: programs there end with the lab."""
+
+    def __init__(self) -> None:
+        self._clients: list[process.Running] = []
+        self._switch: JoinedNamespaces | None = None  # of another lab, on whose switch this guest is
+
+    @property
+    def namespaces(self) -> Namespaces:
+        """The lab's namespaces."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise the error for a lab in which nothing can be started any more."""
+        raise NotImplementedError
+
+    def _stay(self) -> ExitStack:
+        """Return what is left when the lab is left."""
+        raise NotImplementedError
+
+    def popen(
+        self,
+        argv: Sequence[process.Argument],
+        *,
+        stdin: process.Stream = subprocess.DEVNULL,
+        stdout: process.Stream = None,
+        stderr: process.Stream = None,
+        new_session: bool = False,
+        pass_fds: Sequence[int] = (),
+        env: dict[str, str] | None = None,
+    ) -> process.Running:
+        """Start a program on the host side, where the names ``guest`` and ``host`` resolve; it ends with the lab.
+
+        Of a guest on another lab's switch, that is the other lab's host side, where each guest has its lab's name.
+
+        :raises GuestLost: the guest kernel is gone
+        :raises NoSuchLab: the other lab is gone
+        """
+        self.check()
+        host_side = self._host_side()
+        client = process.start(
+            host_side.command(argv),
+            env=env,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            new_session=new_session,
+            pass_fds=[host_side.pidfd, *pass_fds],
+        )
+        self._clients = [*(one for one in self._clients if process.unfinished(one)), client]
+        return client
+
+    def run(
+        self, argv: Sequence[process.Argument], *, timeout_s: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program on the host side to its end; return its status and its output as text.
+
+        :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
+        """
+        client = self.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return process.finish(client, timeout_s=timeout_s)
+
+    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+        """Open a socket on the host side of the link for this process to use.
+
+        Its ``connect()``, ``bind()`` and ``sendto()`` know the names ``guest`` and ``host``.
+        """
+        return self._host_side().socket(family, kind, protocol)
+
+    def _host_side(self) -> Namespaces:
+        """Return the namespaces of the host side; of a guest on another lab's switch they are that lab's.
+
+        :raises NoSuchLab: that lab is gone
+        """
+        if not self.namespaces.switch:
+            return self.namespaces
+        if self._switch is None:
+            self._switch = self._stay().enter_context(JoinedNamespaces(self.namespaces.switch))
+        return self._switch
+
+    def _end_clients(self) -> None:
+        for client in self._clients:
+            process.end(client)

@@ -1,0 +1,171 @@
+"""What a running lab consists of: its kernel, namespaces, console, terminals and agent; booted here, or joined."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from skblab.agent.channel import Channel
+from skblab.agent.control import Agent
+from skblab.errors import SkblabError, UsageError
+from skblab.guest import initramfs, receive
+from skblab.guest.boot import Boot, Guest
+from skblab.guest.console import Console
+from skblab.guest.diagnosis import too_little_memory
+from skblab.guest.modules import Module, append
+from skblab.guest.terminal import Terminal
+from skblab.host import registry
+from skblab.host.namespace import JoinedNamespaces, Namespaces
+from skblab.image.image import Image
+from skblab.image.store import find_image
+from skblab.spec import LabSpec
+
+
+class Parts:
+    """The parts of one lab. ``boot()`` or ``join()`` makes them, in this order, and leaves their ends on a stack.
+
+    :param lost: returns the error for an agent that is gone
+    """
+
+    image: Image
+    console: Console
+    namespaces: Namespaces
+    agent: Agent | None = None  # of a lab that was joined, None until take_agent()
+    terminals: list[Terminal]
+    guest: Guest
+
+    def __init__(self, name: str, spec: LabSpec, lost: Callable[[], SkblabError]) -> None:
+        self._name = name
+        self._spec = spec
+        self._lost = lost
+
+    def boot(self, stack: ExitStack, image: Image | None) -> None:
+        """Boot a guest; *image* is the spec's, where it is open already.
+
+        :raises ImageMissing, MissingPrerequisite, LabNameTaken, DiskError, DiskInUse, BootFailed: as they say
+        """
+        spec = self._spec
+        path = spec.image_path
+        self.image = image or (Image.open(path) if path else find_image(spec.series, spec.variant))
+        modules, archive = self._check()
+        self.console = Console()
+        stack.callback(self.console.close)  # after the kernel's end, so that its last words are read
+        self.namespaces = stack.enter_context(Namespaces(self._name, link=self._sound_links()))
+        if modules:
+            append(archive, modules, archive := registry.first_files(self._name))
+        channel, guest_socket = Channel.make(spec.steps_bytes)
+        self.agent = Agent(channel, self.image, self._lost, spec.lease_s)
+        stack.callback(self.agent.close)
+        stack.enter_context(guest_socket)
+        consoles = spec.consoles if spec.root or spec.disks else 0
+        self.terminals = [Terminal.make(stack) for _ in range(consoles)]
+        boot = Boot(
+            agent_fds=(channel.memory_fd, guest_socket.fileno()),
+            kernel=self.image.kernel,
+            initramfs=archive,
+            memory_mib=spec.memory_mib,
+            timeout_s=spec.boot_timeout_s,
+            extra=tuple(spec.kernel_arguments),
+            root=str(spec.root_directory) if spec.root else "",
+            disks=tuple(disk.file for disk in spec.parsed_disks()),
+            stopped=spec.from_boot,
+            terminal_fds=tuple(terminal.guest_fd for terminal in self.terminals),
+        )
+        self.guest = Guest.boot(boot, self.namespaces, self.console)
+        stack.callback(self.guest.close)
+        self._learn_modules({str(one.file): self.guest.modules_told.get(one.name, {}) for one in modules})
+        for terminal in self.terminals:
+            terminal.hand_over()
+        guest_socket.close()  # the guest has it now: when it closes its end, we see the end of the stream
+        if not spec.from_boot:
+            self.receive_one_by_one()
+        stack.callback(self._end_kernel)
+
+    def _check(self) -> tuple[tuple[Module, ...], Path]:
+        """Check what the guest is to have; return its modules and its first files."""
+        spec, disks = self._spec, self._spec.parsed_disks()
+        for disk in disks:
+            disk.ready()
+        for disk in disks[:1]:
+            disk.check_root()
+        if refused := too_little_memory(spec.memory_mib, self.image.config_text()):
+            raise refused
+        modules = spec.parsed_modules()
+        for module in modules:
+            module.check(self.image)
+        return modules, initramfs.ensure(self.image.path)
+
+    def _sound_links(self) -> list[str]:
+        """Return the links that the image's kernel can drive.
+
+        A vector device without queues, as of a tap, locks a queue that does not exist (arch/um/drivers/vector_kern.c
+        vector_poll(), 6.11 and later): without lockdep that does nothing, with lockdep it panics.
+        """
+        links = list(self._spec.link)
+        if "CONFIG_LOCKDEP=y" not in self.image.config_text():
+            return links
+        if any("tap" in link.split(",") for link in links):
+            raise UsageError(f"{self.image.name} checks its locks, and cannot drive a tap", mend="--link veth")
+        return [f"{link},veth" for link in links] or ["veth"]
+
+    def _end_kernel(self) -> None:
+        """End the kernel before its terminals: UML frees a terminal's interrupt in an interrupt (irq.c free_irqs())."""
+        if not self.namespaces.kept:
+            self.namespaces.close()
+
+    def _learn_modules(self, sections: dict[str, dict[str, int]]) -> None:
+        """Add the functions of the modules that the guest has loaded: *sections* of each file's code by address."""
+        self.guest.modules = sections
+        if sections:
+            self.image = self.image.with_functions(
+                function for file, places in sections.items() for function in Module(Path(file)).functions(places)
+            )
+            if self.agent:
+                self.agent.knows(self.image)
+
+    def join(self, stack: ExitStack) -> None:
+        """Join a lab that is up.
+
+        :raises NoSuchLab: there is no such lab
+        """
+        namespaces = stack.enter_context(JoinedNamespaces(self._name))
+        kernel_pidfd, console_fd, notify_fd, *terminals = namespaces.fds
+        self.terminals = [Terminal(descriptor, stack) for descriptor in terminals]
+        self.namespaces, about = namespaces, namespaces.about
+        self.image = Image.open(Path(about["image"]))
+        self.console = Console(console_fd)
+        stack.callback(self.console.close)
+        self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel)
+        stack.callback(self.guest.close)
+        self._learn_modules(about.get("modules", {}))
+
+    def take_agent(self, stack: ExitStack) -> Agent:
+        """Return the agent of a lab that was joined; its end is left on *stack*.
+
+        :raises LabBusy: another controller has it
+        """
+        assert isinstance(self.namespaces, JoinedNamespaces)
+        channel = Channel.take_over(*self.namespaces.agent())
+        self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s)
+        stack.callback(self.agent.close)
+        return self.agent
+
+    def receive_one_by_one(self) -> None:
+        """Let the guest receive packets one by one (``guest.receive``).
+
+        :raises GuestLost: the guest kernel is gone
+        """
+        try:
+            receive.one_by_one(self.guest.pid, self.image.functions)
+        except OSError:
+            raise self.guest.lost() from None
+
+    def keep(self, channel: Channel) -> None:
+        """Let the lab outlive this process."""
+        descriptors = (
+            self.console.descriptor,
+            channel.memory_fd,
+            channel.socket.fileno(),
+            *(terminal.fd for terminal in self.terminals),
+        )
+        self.namespaces.keep(descriptors, {"image": str(self.image.path), "modules": self.guest.modules})
+        channel.kept = True

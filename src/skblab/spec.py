@@ -1,0 +1,161 @@
+"""LabSpec: which guest to boot, on which links, with what in it; data, checked where it is made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from skblab.agent.channel import STEPS_BYTES
+from skblab.agent.control import DEFAULT_LEASE_S
+from skblab.agent.held import MOST_DELAY_S
+from skblab.errors import UsageError
+from skblab.guest.disk import Disk
+from skblab.guest.modules import Module
+from skblab.image.image import Image
+from skblab.image.recipe import DEFAULT_SERIES
+
+if TYPE_CHECKING:
+    from skblab.lab import Lab
+
+HOST_ROOT = "host"  # LabSpec.root: this machine's own /
+MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
+LEAST_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
+
+
+class LabFields(TypedDict, total=False):
+    """The fields of LabSpec as keywords, for ``Lab(...)``."""
+
+    image: Image | Path | None
+    series: str
+    variant: str
+    link: str | Sequence[str]
+    memory_mib: int
+    kernel_arguments: Sequence[str]
+    boot_timeout_s: float
+    root: str
+    disks: Sequence[str]
+    modules: Sequence[str]
+    consoles: int
+    commands: Sequence[str]
+    steps_bytes: int
+    lease_s: float
+    from_boot: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabSpec:
+    """A lab that can be started, any number of times, in this process or in another: it can be pickled.
+
+    ::
+
+        with LabSpec(root="host").start() as lab:
+            lab.run(["ping", "-c", "1", "guest"])
+
+    :param image: an image, or its directory. Default: the newest of *series* and *variant*
+    :param series: kernel series, ``"6.12"`` or ``"6.1"``
+    :param variant: set of kernel options
+    :param link: ``"tap"``, ``"veth"``, or ``"auto"``: a tap where this user may open /dev/net/tun; several, each in the
+        words of ``--link``: ``["lan,tap", "wan,guest=10.0.0.1/24,host=10.0.0.2/24", "on=otherlab"]``
+    :param memory_mib: the guest's memory
+    :param kernel_arguments: more words for the kernel's command line
+    :param boot_timeout_s: how long the guest may take to boot
+    :param root: a directory, or ``"host"`` for ``/``: the guest's programs see its files;
+        what they write stays in memory
+    :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first
+    :param modules: kernel modules to load first, ``"FILE.ko"`` or ``"FILE.ko,NAME=VALUE,..."``
+    :param consoles: how many virtual consoles the guest has, each with a shell, or a login of the disk's; with a root
+    :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port
+    :param steps_bytes: memory between a trace's kernel and its file, a power of two
+    :param lease_s: a held packet is released after that time if nobody has decided on it; 0: never
+    :param from_boot: the kernel stands before its first instruction until ``gdb_prompt()`` lets it run
+
+    :raises UsageError: a field is out of its range, or two do not go together
+    """
+
+    image: Image | Path | None = None
+    series: str = DEFAULT_SERIES
+    variant: str = "default"
+    link: str | Sequence[str] = "auto"
+    memory_mib: int = 64
+    kernel_arguments: Sequence[str] = ()
+    boot_timeout_s: float = 15.0
+    root: str = ""
+    disks: Sequence[str] = ()
+    modules: Sequence[str] = ()
+    consoles: int = 1
+    commands: Sequence[str] = ()
+    steps_bytes: int = STEPS_BYTES
+    lease_s: float = DEFAULT_LEASE_S
+    from_boot: bool = False
+
+    def __post_init__(self) -> None:
+        self._set("image", self.image.path if isinstance(self.image, Image) else self.image)
+        self._set("link", (self.link,) if isinstance(self.link, str) else tuple(self.link))
+        for name in ("kernel_arguments", "disks", "modules", "commands"):
+            self._set(name, tuple(getattr(self, name)))
+        self._check()
+        # Another process has another working directory.
+        if self.root and self.root != HOST_ROOT:
+            self._set("root", str(Path(self.root).resolve()))
+        self._set("disks", tuple(map(str, self.parsed_disks())))
+        self._set("modules", tuple(map(str, self.parsed_modules())))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check(self) -> None:
+        if self.root and self.disks:
+            raise UsageError("a guest has one root: a directory or a disk", mend="without --root, or without --disk")
+        if self.steps_bytes & (self.steps_bytes - 1) or not LEAST_STEPS_BYTES <= self.steps_bytes <= MOST_STEPS_BYTES:
+            raise UsageError(
+                f"a ring of {self.steps_bytes >> 20} MiB for a trace's steps",
+                found=f"a power of two, {LEAST_STEPS_BYTES >> 20} to {MOST_STEPS_BYTES >> 20} MiB",
+            )
+        if self.root and not self.root_directory.is_dir():
+            raise UsageError(f"no such directory: {self.root}", mend='root="host", or a directory')
+        if self.modules and self.from_boot:
+            raise UsageError(
+                "a kernel that stands still loads no modules", mend="without modules, or without --from-boot"
+            )
+        if self.commands and self.from_boot:
+            raise UsageError("a kernel that stands still runs no commands", mend="without -g, or without --from-boot")
+        if self.commands and not (self.root or self.disks):
+            raise UsageError("a command in the guest needs a root file system", mend='root="host", or --root host')
+        if not 0 <= self.consoles <= MOST_CONSOLES:
+            raise UsageError(f"a guest has no {self.consoles} consoles", mend=f"{MOST_CONSOLES} at most")
+        if not 0 <= self.lease_s <= MOST_DELAY_S:
+            raise UsageError(f"a lease of {self.lease_s:g} s", found=f"0 (none) to {MOST_DELAY_S:g} s")
+
+    def start(self, name: str | None = None) -> "Lab":
+        """Return a lab of this description; entering it boots the guest.
+
+        :param name: the lab's name; one lab a name. Default: one of its own
+        """
+        from skblab.lab import Lab  # noqa: PLC0415 - a lab is made of its description
+
+        return Lab(name, self)
+
+    @property
+    def image_path(self) -> Path | None:
+        """The image's directory; None for the newest of *series* and *variant*."""
+        assert not isinstance(self.image, Image)  # __post_init__() has its path
+        return self.image
+
+    @property
+    def root_directory(self) -> Path:
+        """The directory that *root* names; of a lab without one, the working directory."""
+        return Path("/" if self.root == HOST_ROOT else self.root)
+
+    def parsed_disks(self) -> tuple[Disk, ...]:
+        """Return the guest's disks.
+
+        :raises UsageError: one cannot be parsed
+        """
+        return tuple(Disk.parse(disk) for disk in self.disks)
+
+    def parsed_modules(self) -> tuple[Module, ...]:
+        """Return the modules to load.
+
+        :raises UsageError: one is not there, or not a module
+        """
+        return tuple(Module.parse(module) for module in self.modules)
