@@ -36,9 +36,9 @@ from skblab.image.image import Image
 from skblab.image.module import ensure_agent
 from skblab.image.store import find_image
 from skblab.packet import Packet
-from skblab.record.tracer import Tracer
 from skblab.rule import Occurrence, Rule
 from skblab.serve import start_commands
+from skblab.trace.tracer import Tracer
 
 MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
 MINIMUM_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
