@@ -51,7 +51,7 @@ bench: ## the numbers of docs/reference/numbers.md
 	.venv/bin/python bench/run.py
 
 pictures: setup ## take docs/pictures/ anew, from the running program
-	SKBLAB_PICTURES=1 .venv/bin/pytest tests/tui/test_picture.py tests/record/test_way_page.py tests/record/test_page.py
+	SKBLAB_PICTURES=1 .venv/bin/pytest tests/tui/test_picture.py tests/view/test_way_page.py tests/view/test_page.py
 
 clean: ## remove what setup made here; images stay (skblab image rm)
 	rm -rf .venv .uv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -28,7 +28,7 @@ from skblab.image.image import Image
 from skblab.image.module import ensure_agent
 from skblab.packet import Packet
 from skblab.parts import Parts
-from skblab.record.tracer import Tracer
+from skblab.trace.tracer import Tracer
 from skblab.rule import Occurrence, Rule
 from skblab.serve import start_commands
 from skblab.spec import LabFields, LabSpec

@@ -14,7 +14,7 @@ from fuzz import fuzzed
 from skblab import cli
 from skblab.errors import SkblabError
 from skblab.lab import Lab
-from skblab.record.file import ALIGNMENT, CHUNK, MAGIC, read_chunks
+from skblab.trace.file import ALIGNMENT, CHUNK, MAGIC, read_chunks
 
 COMMANDS = (
     ["show", "{file}"], ["show", "{file}", "--table", "--all"], ["show", "{file}", "--json"],

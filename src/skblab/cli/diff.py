@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from skblab.errors import UsageError
-from skblab.record.difference import Line, alike, compare, differ, hunks, kind
-from skblab.record.journey import Journey, journeys
-from skblab.record.steps import Trace, load
+from skblab.trace.journey import Journey, journeys
+from skblab.trace.model import Trace
+from skblab.trace.reader import load
+from skblab.view.diff import Line, alike, compare, differ, hunks, kind
 
 EXAMPLES = """\
 examples:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from skblab.errors import UsageError
-from skblab.record.steps import load
+from skblab.trace.reader import load
 
 EXAMPLES = """\
 examples:
@@ -39,17 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("export as what?", mend="--pcapng F, --perfetto F or --html F")
     trace = load(arguments.file)
     if arguments.pcapng:
-        from skblab.record.pcapng import write_pcapng  # noqa: PLC0415
+        from skblab.view.pcapng import write_pcapng  # noqa: PLC0415
 
         count = write_pcapng(trace, arguments.pcapng)
         print(f"{arguments.pcapng}: {count} steps", file=sys.stderr)
     if arguments.perfetto:
-        from skblab.record.perfetto import write_perfetto  # noqa: PLC0415
+        from skblab.view.perfetto import write_perfetto  # noqa: PLC0415
 
         count = write_perfetto(trace, arguments.perfetto)
         print(f"{arguments.perfetto}: {count} slices", file=sys.stderr)
     if arguments.html:
-        from skblab.record.page import write_page  # noqa: PLC0415
+        from skblab.view.page import write_page  # noqa: PLC0415
 
         write_page(trace, arguments.html)
         print(f"{arguments.html}: {arguments.html.stat().st_size >> 10} KiB", file=sys.stderr)

@@ -5,8 +5,8 @@ import threading
 from collections.abc import Iterator
 
 from skblab.cli.show import Printer
-from skblab.record.live import SETTLED_NS, Live
-from skblab.record.tracer import Tracer
+from skblab.trace.live import SETTLED_NS, Live
+from skblab.trace.tracer import Tracer
 
 
 @contextlib.contextmanager

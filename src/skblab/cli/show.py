@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from skblab.errors import UsageError
-from skblab.record.journey import Journey, journeys
-from skblab.record.steps import Trace, load
+from skblab.trace.journey import Journey, journeys
+from skblab.trace.model import Trace
+from skblab.trace.reader import load
 
 EXAMPLES = """\
 examples:
@@ -69,7 +70,7 @@ def show(trace: Trace, arguments: argparse.Namespace, printer: "Printer | None" 
     :param printer: has printed some of it
     """
     if arguments.how == "json":
-        from skblab.record.table import objects  # noqa: PLC0415
+        from skblab.view.lines import objects  # noqa: PLC0415
 
         for one in objects(trace):
             print(json.dumps(one))
@@ -124,7 +125,7 @@ class Printer:
         return self._arguments.all or journey.is_of_network
 
     def _table(self, trace: Trace, wanted: list[Journey]) -> None:
-        from skblab.record.table import header, rows  # noqa: PLC0415
+        from skblab.view.table import header, rows  # noqa: PLC0415
 
         steps = sorted((call.step for one in wanted for _, call in one.walk()), key=lambda step: step.at_ns)
         if not self._printed:
@@ -136,7 +137,7 @@ class Printer:
     def _tree(self, trace: Trace, wanted: list[Journey]) -> None:
         from rich.console import Console  # noqa: PLC0415 - it takes a tenth of a second
 
-        from skblab.record.story import lines  # noqa: PLC0415
+        from skblab.view.tree import lines  # noqa: PLC0415
 
         console = Console(highlight=False)
         for number, journey in enumerate(wanted):

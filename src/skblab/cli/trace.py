@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from skblab.guest.complaint import Complaint
-    from skblab.record.steps import Trace
-    from skblab.record.tracer import Tracer
+    from skblab.trace.model import Trace
+    from skblab.trace.tracer import Tracer
 
 NAME = "trace"
 EXAMPLES = """\
@@ -130,7 +130,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _write(json_lines: JsonLines, trace: "Trace", complaints: "Sequence[Complaint]") -> None:
-    from skblab.record.table import objects  # noqa: PLC0415
+    from skblab.view.lines import objects  # noqa: PLC0415
 
     for one in objects(trace):
         json_lines.say(one)

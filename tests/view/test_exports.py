@@ -12,9 +12,10 @@ from scapy.utils import rdpcap
 from skblab.host import process
 from skblab.image.image import Image
 from skblab.lab import Lab
-from skblab.record.journey import is_readable, journeys
-from skblab.record.pcapng import write_pcapng
-from skblab.record.steps import Trace, load
+from skblab.trace.journey import is_readable, journeys
+from skblab.trace.model import Trace
+from skblab.trace.reader import load
+from skblab.view.pcapng import write_pcapng
 from support import skblab
 
 GUEST = "192.168.10.1"

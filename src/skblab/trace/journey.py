@@ -12,7 +12,7 @@ from functools import cached_property
 from skblab.agent.abi import Role
 from skblab.edit import difference
 from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
-from skblab.record.steps import Kin, Step, Trace
+from skblab.trace.model import Kin, Step, Trace
 
 ARP_OF_ETHERNET = b"\0\1"
 DROPPED = re.compile(r"\bdrop(ped)?\b")  # in a verdict's words: "drop", "hold: dropped after 20.00 ms"

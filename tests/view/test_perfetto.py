@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from record.perfetto_ui import opened
 from skblab.agent.abi import Role
 from skblab.lab import Lab
-from skblab.record.journey import journeys
-from skblab.record.steps import load
+from skblab.trace.journey import journeys
+from skblab.trace.reader import load
 from support import skblab
+from view.perfetto_ui import opened
 
 GUEST = "192.168.10.1"
 SLICES = """

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from skblab.record.journey import Call, Journey
-from skblab.record.steps import Trace
-from skblab.record.words import drop_in_words
+from skblab.trace.journey import Call, Journey
+from skblab.trace.model import Trace
+from skblab.trace.words import drop_in_words
 
 WITH_PORTS = re.compile(r": (Flags|UDP)")
 PORTS_AND_LENGTH = re.compile(r"\.\d+(?= > )|\.\d+(?=: )|, length \d+$")

@@ -3,9 +3,10 @@
 import time
 from pathlib import Path
 
-from skblab.record.file import Tail
-from skblab.record.journey import Journey, journeys
-from skblab.record.steps import Loader, Trace
+from skblab.trace.file import Tail
+from skblab.trace.journey import Journey, journeys
+from skblab.trace.model import Trace
+from skblab.trace.reader import Loader
 
 SETTLED_NS = 200_000_000  # calls return after a packet's end, and what a rule did to it is told by another thread
 STEPS_MOST = 20_000  # of journeys that are not over; each time all are looked at

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from skblab.record.steps import Step
+    from skblab.trace.model import Step
 
 NEAR = 256  # steps, of all packets, between a packet's own and the verdict on it
 

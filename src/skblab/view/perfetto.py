@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from skblab import files
 from skblab.errors import TraceError
-from skblab.record.journey import Call, Journey, journeys
-from skblab.record.steps import Step, Trace
-from skblab.record.words import fields_of, reason_in_words, value_in_words
+from skblab.trace.journey import Call, Journey, journeys
+from skblab.trace.model import Step, Trace
+from skblab.trace.words import fields_of, reason_in_words, value_in_words
 
 if TYPE_CHECKING:
     from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TracePacket

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from scapy.utils import RawPcapNgReader
 
-from record import conversations
+import conversations
 from skblab.host import process
 from skblab.image.image import Image
 from skblab.lab import Lab
-from skblab.record.journey import is_readable, journeys
-from skblab.record.steps import Trace, load
-from skblab.record.words import reason_in_words
+from skblab.trace.journey import is_readable, journeys
+from skblab.trace.model import Trace
+from skblab.trace.reader import load
+from skblab.trace.words import reason_in_words
 from support import skblab
 
 PROGRAM = Path(conversations.__file__).read_text()

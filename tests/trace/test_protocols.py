@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from record import conversations
+import conversations
 from skblab.guest.exec import Command
 from skblab.image.recipe import SERIES
 from skblab.image.store import find_image
 from skblab.lab import Lab
-from skblab.record.words import fields_of
+from skblab.trace.words import fields_of
 
 PROGRAM = Path(conversations.__file__).read_text()
 READ_UDP = {"udp_queue_rcv_skb", "skb_consume_udp", "skb_release_data"}

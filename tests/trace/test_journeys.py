@@ -16,11 +16,11 @@ from skblab.errors import TraceError
 from skblab.image.fields import Field
 from skblab.image.image import Image
 from skblab.lab import Lab
-from skblab.record.journey import Followed, Journey, journeys
-from skblab.record.steps import Step, Trace
-from skblab.record.story import lines
-from skblab.record.table import header, rows
-from skblab.record.words import fields_of, reason_in_words, value_in_words
+from skblab.trace.journey import Followed, Journey, journeys
+from skblab.trace.model import Step, Trace
+from skblab.trace.words import fields_of, reason_in_words, value_in_words
+from skblab.view.table import header, rows
+from skblab.view.tree import lines
 
 GUEST = "192.168.10.1"
 ETH_P_ALL = 3
@@ -207,7 +207,7 @@ def test_a_syn_to_a_closed_port(every_lab: Lab) -> None:
     trace = complete(tracer.trace())
     ((step, reason),) = drops(trace)
     assert reason == "NO_SOCKET"
-    frames = [frame.function for frame in trace.places.backtrace(step)]
+    frames = [frame.function for frame in trace.backtrace(step)]
     assert "tcp_v4_rcv" in frames
     assert "ip_rcv" in frames
     (journey,) = journeys(trace)
@@ -259,7 +259,7 @@ def test_a_rule_of_nftables_drops(filtering: Lab) -> None:
     trace = complete(tracer.trace())
     ((step, reason),) = drops(trace)
     assert reason == "NETFILTER_DROP"
-    frames = [frame.function for frame in trace.places.backtrace(step)]
+    frames = [frame.function for frame in trace.backtrace(step)]
     assert "nft_do_chain" in frames or "nf_hook_slow" in frames
     assert "ip_local_deliver" in frames
 
@@ -281,7 +281,7 @@ def test_a_connection(filtering: Lab) -> None:
     trace = complete(tracer.trace())
     for step, reason in drops(trace):  # a FIN that nobody has read when its socket goes; Linux 6.1 has no word for it
         assert reason in {"QUEUE_PURGE", "NOT_SPECIFIED"}
-        assert {"__skb_queue_purge", "skb_queue_purge_reason"} & {one.function for one in trace.places.backtrace(step)}
+        assert {"__skb_queue_purge", "skb_queue_purge_reason"} & {one.function for one in trace.backtrace(step)}
     found = journeys(trace)
     syn = found[0]
     assert {"tcp_v4_rcv", "tcp_conn_request"} <= {*names(syn)}

@@ -16,8 +16,9 @@ from skblab.filter import compile_filter
 from skblab.image.fields import Field, resolve_fields
 from skblab.image.image import Image
 from skblab.image.reasons import reasons
-from skblab.record.file import END, META, TOLD, VERSION, TraceWriter
-from skblab.record.steps import Trace, load
+from skblab.trace.file import END, META, TOLD, VERSION, TraceWriter
+from skblab.trace.model import Trace
+from skblab.trace.reader import load
 
 
 class Tracer:

@@ -15,9 +15,9 @@ from playwright.sync_api import Browser, Page
 
 from skblab.errors import CannotWrite
 from skblab.lab import Lab
-from skblab.record.journey import journeys
-from skblab.record.page import write_page
-from skblab.record.steps import load
+from skblab.trace.journey import journeys
+from skblab.trace.reader import load
+from skblab.view.page import write_page
 
 GUEST = "192.168.10.1"
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=document.title='owned'>"

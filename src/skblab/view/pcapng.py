@@ -12,9 +12,9 @@ from pathlib import Path
 
 from skblab import files
 from skblab.errors import TraceError
-from skblab.record.journey import is_readable
-from skblab.record.steps import Kin, Passed, Step, Trace
-from skblab.record.words import fields_of, kin_in_words, reason_in_words, value_in_words
+from skblab.trace.journey import is_readable
+from skblab.trace.model import Kin, Passed, Step, Trace
+from skblab.trace.words import fields_of, kin_in_words, reason_in_words, value_in_words
 
 LINKTYPE_ETHERNET = 1
 SECTION, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from skblab.record.journey import Call, Journey
-from skblab.record.steps import Trace
-from skblab.record.words import (
+from skblab.trace.journey import Call, Journey
+from skblab.trace.model import Trace
+from skblab.trace.words import (
     drop_in_words,
     fields_of,
     kin_in_words,
@@ -56,7 +56,7 @@ def notes(trace: Trace, call: Call) -> Iterator[tuple[str, str]]:
         yield change, "magenta"
     for name, value in fields_of(trace, step).items():
         yield f"{name}={value}", "blue"
-    if step.let_go and trace.places.is_consumed(step):
+    if step.let_go and trace.is_consumed(step):
         yield "consumed", "dim"
     if reason := drop_in_words(trace, call):
         yield f"drop: {reason}", "bold red"

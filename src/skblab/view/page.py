@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from skblab import files
-from skblab.record.journey import Call, Journey, is_readable, journeys, packet_at
-from skblab.record.steps import Trace
-from skblab.record.words import drop_in_words, fields_of, kin_in_words, value_in_words
+from skblab.trace.journey import Call, Journey, is_readable, journeys, packet_at
+from skblab.trace.model import Trace
+from skblab.trace.words import drop_in_words, fields_of, kin_in_words, value_in_words
 
 HERE = Path(__file__).parent
 PLACE = re.compile(r"\{\{(\w+)\}\}")
@@ -150,7 +150,7 @@ class _Columns:
         if notes:
             self.notes[place] = notes
         if reason and step.stack:
-            self.stacks[place] = [str(frame) for frame in self._trace.places.backtrace(step)]
+            self.stacks[place] = [str(frame) for frame in self._trace.backtrace(step)]
         return reason
 
     def _function(self, call: Call) -> int:

@@ -16,9 +16,9 @@ from skblab.agent import abi
 from skblab.errors import CannotWrite, TraceError
 from skblab.host import process
 from skblab.lab import Lab
-from skblab.record.file import CHUNK, END, MAGIC, META, STEP, TraceWriter, read_chunks
-from skblab.record.journey import journeys
-from skblab.record.steps import load
+from skblab.trace.file import CHUNK, END, MAGIC, META, STEP, TraceWriter, read_chunks
+from skblab.trace.journey import journeys
+from skblab.trace.reader import load
 
 WRITER = """
 import os, sys

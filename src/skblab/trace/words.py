@@ -1,15 +1,12 @@
 """What a step comes to, in words that a tree, a table and a page share."""
 
 import re
-from typing import TYPE_CHECKING
 
 from skblab.agent.abi import Role
 from skblab.image.fields import Field
 from skblab.image.reasons import CONSUMED, NOT_SPECIFIED
-from skblab.record.steps import Kin, Step, Trace
-
-if TYPE_CHECKING:
-    from skblab.record.journey import Call
+from skblab.trace.journey import Call
+from skblab.trace.model import Kin, Step, Trace
 
 SIGNED = re.compile(r"^(int|long|s\d+|ssize_t|short|__s\d+|netdev_tx_t|enum .*)$")
 NARROW = {"int": 32, "s32": 32, "__s32": 32, "short": 16, "s16": 16, "s8": 8}
@@ -43,10 +40,10 @@ def reason_in_words(trace: Trace, step: Step) -> str:
     if not step.let_go:
         return ""
     name = str(trace.about["reasons"].get(str(step.reason), step.reason))
-    return "" if name in NO_DROPS or (name == NOT_SPECIFIED and trace.places.is_consumed(step)) else name
+    return "" if name in NO_DROPS or (name == NOT_SPECIFIED and trace.is_consumed(step)) else name
 
 
-def drop_in_words(trace: Trace, call: "Call") -> str:
+def drop_in_words(trace: Trace, call: Call) -> str:
     """Return why a packet was dropped in a call, as people read it; "" where it was not.
 
     A kernel gives NOT_SPECIFIED where its source gives no reason: that is a drop all the same.

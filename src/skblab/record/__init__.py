@@ -1,1 +1,0 @@
-"""What packets did, on file: the trace, its journeys, and what other programs read."""

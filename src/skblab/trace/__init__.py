@@ -1,0 +1,1 @@
+"""Where packets went: followed in the kernel, written to a file, and read back as journeys."""

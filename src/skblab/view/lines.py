@@ -1,0 +1,66 @@
+"""A trace as JSON lines: docs/reference/trace-files.md has the schema."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from skblab.agent.abi import Role
+from skblab.trace.model import Kin, Step, Trace
+from skblab.trace.words import fields_of, reason_in_words, value_in_words
+
+
+def objects(trace: Trace) -> Iterator[dict[str, Any]]:
+    """Return everything as JSON objects, one a line: docs/reference/trace-files.md has the schema."""
+    about: dict[str, Any] = {
+        name: trace.about[name] for name in ("version", "release", "filter", "command") if name in trace.about
+    }
+    yield {"type": "trace", **about}
+    said: list[Step | Kin] = sorted([*trace.steps, *trace.kin], key=lambda one: one.at_ns)
+    for one in said:
+        yield _step(trace, one) if isinstance(one, Step) else _kin(one)
+    for told in trace.told:
+        yield {"type": "verdict", **told}
+    yield {"type": "end", "whole": trace.whole, **trace.end}
+
+
+def _step(trace: Trace, step: Step) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "type": "step",
+        "time_ns": step.at_ns,
+        "function": step.function.name,
+        "packet": step.packet,
+        "call": step.call,
+        "outer": step.outer,
+        "took_ns": step.took_ns,
+        "returned": value_in_words(step) or None,
+        "caller": f"{step.caller:#x}",
+    }
+    if step.packet:
+        fields |= {
+            "skb": f"{step.skb:#x}",
+            "len": step.length,
+            "device": step.device,
+            "mark": step.mark,
+            "hash": step.hash,
+            "protocol": step.protocol,
+            "freed": step.freed,
+        }
+    if step.changed:
+        fields["data"] = step.data.hex()
+    if reason := reason_in_words(trace, step):
+        fields["reason"] = reason
+    if step.verdict:
+        fields["verdict"] = step.verdict
+    return fields | {"fields": values} if (values := fields_of(trace, step)) else fields
+
+
+def _kin(kin: Kin) -> dict[str, Any]:
+    kind = {Role.BORN: "causes", Role.COPIED: "copied", Role.MERGED: "joins"}[kin.role]
+    return {
+        "type": "kin",
+        "time_ns": kin.at_ns,
+        "function": kin.function.name,
+        "packet": kin.packet,
+        "other": kin.other,
+        "kind": kind,
+        "call": kin.call,
+    }
