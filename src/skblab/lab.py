@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Self
 from skblab.agent.abi import Hit
 from skblab.agent.channel import STEPS_BYTES, Channel
 from skblab.agent.control import DEFAULT_LEASE_S, Agent
-from skblab.agent.held import MOST_DELAY_S
-from skblab.agent.holds import Hold, Probe, Running
+from skblab.agent.packets import MOST_DELAY_S
+from skblab.agent.streams import Hold, Probe, Running
 from skblab.debugger import prompt
 from skblab.debugger.session import Debugger
 from skblab.errors import GuestLost, LabBusy, SkblabError, Timeout, UsageError
