@@ -11,8 +11,8 @@ from pathlib import Path
 
 from numbers_table import Number, single, summary
 
-from skblab.agent.holds import Hold
-from skblab.agent.soundness import FORBIDDEN_FILES
+from skblab.agent.functions import FORBIDDEN_FILES
+from skblab.agent.streams import Hold
 from skblab.debugger.session import Debugger
 from skblab.errors import UnsupportedVerdict
 from skblab.image.image import Image

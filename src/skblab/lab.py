@@ -11,7 +11,7 @@ from typing import Self, Unpack
 
 from skblab.agent.abi import Hit
 from skblab.agent.control import DEFAULT_LEASE_S, Agent
-from skblab.agent.holds import Hold, Probe, Running
+from skblab.agent.streams import Hold, Probe, Running
 from skblab.debugger import prompt
 from skblab.debugger.session import Debugger
 from skblab.errors import GuestLost, SkblabError, UsageError
@@ -28,10 +28,10 @@ from skblab.image.image import Image
 from skblab.image.module import ensure_agent
 from skblab.packet import Packet
 from skblab.parts import Parts
-from skblab.trace.tracer import Tracer
 from skblab.rule import Occurrence, Rule
 from skblab.serve import start_commands
 from skblab.spec import LabFields, LabSpec
+from skblab.trace.tracer import Tracer
 
 HOW_TO_ENTER = "with Lab() as lab: ..."
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from skblab.agent.channel import STEPS_BYTES
 from skblab.agent.control import DEFAULT_LEASE_S
-from skblab.agent.held import MOST_DELAY_S
+from skblab.agent.packets import MOST_DELAY_S
 from skblab.errors import UsageError
 from skblab.guest.disk import Disk
 from skblab.guest.modules import Module

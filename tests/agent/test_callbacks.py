@@ -6,8 +6,8 @@ import pytest
 
 from skblab.agent.abi import Hit
 from skblab.agent.control import Armed
-from skblab.agent.held import HeldPacket
-from skblab.agent.holds import Running
+from skblab.agent.packets import HeldPacket
+from skblab.agent.streams import Running
 from skblab.errors import CallbackFailed, UsageError
 from skblab.lab import Lab
 from skblab.packet import Packet

@@ -12,8 +12,8 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption
 from scapy.layers.inet6 import HBHOptUnknown, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.packet import Raw
 
-from skblab.agent.held import HeldPacket
-from skblab.agent.soundness import NO_PACKETS
+from skblab.agent.functions import NO_PACKETS
+from skblab.agent.packets import HeldPacket
 from skblab.errors import PacketError, UnsupportedVerdict
 from skblab.image.image import Image
 from skblab.image.store import find_image

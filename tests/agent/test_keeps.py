@@ -13,7 +13,7 @@ import pytest
 
 from skblab.agent import abi
 from skblab.agent.abi import Cause
-from skblab.agent.held import State
+from skblab.agent.packets import State
 from skblab.errors import SkblabError, Timeout, UsageError
 from skblab.guest.exec import Command
 from skblab.image.store import find_image

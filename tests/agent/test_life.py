@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from skblab.agent.held import LIFE, HeldPacket, State
+from skblab.agent.packets import LIFE, HeldPacket, State
 from skblab.errors import PacketGone
 from skblab.image.store import find_image
 from skblab.lab import Lab
 from skblab.packet import echo_request
 
 if TYPE_CHECKING:
-    from skblab.agent.holds import Hold
+    from skblab.agent.streams import Hold
 
 GUEST = ("192.168.10.1", 0)
 

@@ -15,8 +15,8 @@ import pytest
 
 from agent.malformed import Frames
 from skblab.agent.abi import Counts
-from skblab.agent.held import HeldPacket
-from skblab.agent.soundness import TABLE
+from skblab.agent.functions import TABLE
+from skblab.agent.packets import HeldPacket
 from skblab.errors import PacketError, PacketGone, Timeout
 from skblab.image.store import find_image
 from skblab.lab import Lab

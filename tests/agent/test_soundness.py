@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from skblab.agent.control import MOST_MEMORY_MIB
-from skblab.agent.soundness import TABLE
+from skblab.agent.functions import TABLE
 from skblab.errors import SkblabError, UnsupportedVerdict
 from skblab.host.clients import parse_ping
 from skblab.image.image import Image

@@ -22,9 +22,9 @@ import pytest
 
 from skblab.agent.abi import Counts
 from skblab.agent.control import WRITE_REFUSALS
-from skblab.agent.held import HeldPacket, State
-from skblab.agent.holds import Hold, Running
-from skblab.agent.soundness import TABLE
+from skblab.agent.functions import TABLE
+from skblab.agent.packets import HeldPacket, State
+from skblab.agent.streams import Hold, Running
 from skblab.errors import GuestLost, PacketGone, SkblabError
 from skblab.host import process
 from skblab.image.store import find_image

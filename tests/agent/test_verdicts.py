@@ -11,7 +11,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.packet import Raw
 
-from skblab.agent.held import State
+from skblab.agent.packets import State
 from skblab.errors import GuestLost, PacketError, PacketGone, RuleError, Timeout, UnknownFunction
 from skblab.host import process
 from skblab.host.clients import PingReply, parse_ping

@@ -14,8 +14,8 @@ from typing import Self
 
 from skblab.agent import abi
 from skblab.agent.channel import Channel
-from skblab.agent.held import HeldPacket, State
-from skblab.agent.soundness import check
+from skblab.agent.functions import check
+from skblab.agent.packets import HeldPacket, State
 from skblab.edit import Edited
 from skblab.errors import AgentDamaged, CallbackFailed, GuestLost, PacketError, SkblabError, Timeout, UsageError
 from skblab.filter import compile_filter

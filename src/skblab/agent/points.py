@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from skblab.agent.abi import NO_PACKET, Given, Point, Role
-from skblab.agent.soundness import FORBIDDEN_FILES, no_packet
+from skblab.agent.functions import FORBIDDEN_FILES, no_packet
 from skblab.errors import UnknownFunction
 from skblab.image.image import Image
 from skblab.image.index import SKB_TYPE, Function

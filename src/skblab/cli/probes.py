@@ -3,8 +3,8 @@
 import argparse
 import json
 
+from skblab.agent.functions import sound_verdicts
 from skblab.agent.points import can_be_followed, choose
-from skblab.agent.soundness import sound_verdicts
 from skblab.cli.options import add_image_options, chosen_image, complete, function_names
 from skblab.rule import VERDICTS
 

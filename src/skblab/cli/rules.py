@@ -17,7 +17,7 @@ from skblab.rule import Rule
 
 if TYPE_CHECKING:
     from skblab.agent.abi import Hit
-    from skblab.agent.holds import Running
+    from skblab.agent.streams import Running
     from skblab.debugger.session import Debugger
     from skblab.lab import Lab
     from skblab.packet import Packet

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TextIO
 
 from skblab.agent.abi import Hit
-from skblab.agent.holds import Running
+from skblab.agent.streams import Running
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
 from skblab.cli.results import JsonLines, add_json_option
 from skblab.cli.rules import add_rule_options, in_force, rules_from

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from skblab.agent.control import DEVICE_TYPE, NET_TYPE, SOCKET_TYPE, Agent, bits
-from skblab.agent.soundness import TABLE
+from skblab.agent.functions import TABLE
 from skblab.debugger import attach
 from skblab.debugger.inside import wire
 from skblab.errors import DebuggerError, LabBusy, SkblabError, Timeout

@@ -12,7 +12,7 @@ from textual.containers import Container
 from textual.screen import Screen
 from textual.widgets import DataTable, Static, Tree
 
-from skblab.agent.held import HeldPacket, State
+from skblab.agent.packets import HeldPacket, State
 from skblab.errors import SkblabError
 from skblab.lab import Lab
 from skblab.tui.client import Client, ClientPane

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from textual.app import App
 
 from skblab import files
-from skblab.agent.held import State
+from skblab.agent.packets import State
 from skblab.edit import changing
 from skblab.errors import SkblabError, UsageError
 from skblab.lab import Lab

@@ -1,6 +1,6 @@
 """From a held packet to the whole kernel standing still around it."""
 
-from skblab.agent.held import HeldPacket
+from skblab.agent.packets import HeldPacket
 from skblab.lab import Lab
 
 REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")  # System V ABI, AMD64: a function's first arguments

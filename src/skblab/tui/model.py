@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from skblab.agent.held import HeldPacket, State
-from skblab.agent.holds import Hold, Running
+from skblab.agent.packets import HeldPacket, State
+from skblab.agent.streams import Hold, Running
 from skblab.errors import GuestLost, UsageError
 from skblab.lab import Lab
 from skblab.packet import ETH_P_IP, Packet

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from skblab.agent.abi import Cause, Command, Hit
-from skblab.agent.soundness import TABLE, Takeover
+from skblab.agent.functions import TABLE, Takeover
 from skblab.edit import Checksum, Edited, difference, edited
 from skblab.errors import PacketError, PacketGone, UsageError
 from skblab.image.unwind import Frame

@@ -12,7 +12,7 @@ from typing import Generic, Self, TypeVar
 
 from skblab.agent import abi
 from skblab.agent.control import Agent, Armed
-from skblab.agent.held import HeldPacket
+from skblab.agent.packets import HeldPacket
 from skblab.edit import changing
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout
 from skblab.packet import ETH_P_IP, Packet
