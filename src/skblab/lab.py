@@ -101,7 +101,7 @@ class Lab:
         lease_s: float = DEFAULT_LEASE_S,
     ) -> None:
         if root and disks:
-            raise UsageError("a guest has one root: a directory or a disk", mend="without --root, or without --disk")
+            raise UsageError("a guest has one root: a directory or a disk", hint="without --root, or without --disk")
         if steps_bytes & (steps_bytes - 1) or not MINIMUM_STEPS_BYTES <= steps_bytes <= MOST_STEPS_BYTES:
             raise UsageError(
                 f"a ring of {steps_bytes >> 20} MiB for a trace's steps",
@@ -109,17 +109,17 @@ class Lab:
             )
         self._root = "/" if root == "host" else root and str(Path(root).resolve())
         if root and not Path(self._root).is_dir():
-            raise UsageError(f"no such directory: {root}", mend='root="host", or a directory')
+            raise UsageError(f"no such directory: {root}", hint='root="host", or a directory')
         if modules and from_boot:
             raise UsageError(
-                "a kernel that stands still loads no modules", mend="without modules, or without --from-boot"
+                "a kernel that stands still loads no modules", hint="without modules, or without --from-boot"
             )
         if commands and from_boot:
-            raise UsageError("a kernel that stands still runs no commands", mend="without -g, or without --from-boot")
+            raise UsageError("a kernel that stands still runs no commands", hint="without -g, or without --from-boot")
         if commands and not (root or disks):
-            raise UsageError("a command in the guest needs a root file system", mend='root="host", or --root host')
+            raise UsageError("a command in the guest needs a root file system", hint='root="host", or --root host')
         if not 0 <= consoles <= MOST_CONSOLES:
-            raise UsageError(f"a guest has no {consoles} consoles", mend=f"{MOST_CONSOLES} at most")
+            raise UsageError(f"a guest has no {consoles} consoles", hint=f"{MOST_CONSOLES} at most")
         self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
         self._wanted_image = image
         self._series, self._variant = series, variant
@@ -314,7 +314,7 @@ class Lab:
         def __getattr__(self, name: str) -> object:
             """Say of what a lab has once it runs that it does not run yet."""
             if name in FROM_ENTERING:
-                raise UsageError(f"lab {self.name} has not been entered: it has no {name} yet", mend=HOW_TO_ENTER)
+                raise UsageError(f"lab {self.name} has not been entered: it has no {name} yet", hint=HOW_TO_ENTER)
             raise AttributeError(f"'Lab' object has no attribute {name!r}")
 
     def popen(
@@ -446,7 +446,7 @@ class Lab:
         if "CONFIG_LOCKDEP=y" not in self.image.config_text():
             return self._links
         if any("tap" in link.split(",") for link in self._links):
-            raise UsageError(f"{self.image.name} checks its locks, and bears no tap", mend="--link veth")
+            raise UsageError(f"{self.image.name} checks its locks, and bears no tap", hint="--link veth")
         return [f"{link},veth" for link in self._links] or ["veth"]
 
     def _ready_agent(self) -> Agent:
@@ -576,7 +576,7 @@ class Lab:
     def check(self) -> None:
         """Raise GuestLost, with the console's evidence, where the guest kernel is gone."""
         if self._stack is None:
-            raise UsageError(f"lab {self.name} is not running", mend=HOW_TO_ENTER)
+            raise UsageError(f"lab {self.name} is not running", hint=HOW_TO_ENTER)
         if not self.guest.alive:
             raise self.guest.lost()
 
