@@ -10,24 +10,24 @@ class SkblabError(Exception):
 
     :param what: one sentence: what failed, on what
     :param found: the evidence, possibly several lines (console tail, the compiler's own lines)
-    :param mend: what to do about it, a command where there is one
+    :param hint: what to do about it, a command where there is one
     """
 
     exit_status = 1
 
-    def __init__(self, what: str, *, found: str = "", mend: str = "") -> None:
+    def __init__(self, what: str, *, found: str = "", hint: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.found = found
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
         parts = [self.what]
         if self.found:
             parts += [f"  {line}" for line in self.found.splitlines()]
-        if self.mend:
-            first, *rest = self.mend.splitlines()
-            parts += [f"  to mend it: {first}", *(f"              {line}" for line in rest)]
+        if self.hint:
+            first, *rest = self.hint.splitlines()
+            parts += [f"  hint: {first}", *(f"        {line}" for line in rest)]
         return "\n".join(parts)
 
 

@@ -28,16 +28,16 @@ def typed(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises where there is none
 
 
-def directory(path: Path, mode: int, *, what: str, mend: str) -> Path:
+def directory(path: Path, mode: int, *, what: str, hint: str) -> Path:
     """Return a directory that can be read, made with *mode* where it is missing.
 
-    :raises MissingPrerequisite: it cannot be made or read; *what* it is, and how to *mend* that
+    :raises MissingPrerequisite: it cannot be made or read; *what* it is, and the *hint*
     """
     try:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
         os.scandir(path).close()
     except OSError as error:
-        raise MissingPrerequisite(f"cannot use {what} {path}", found=_obstacle(path, error), mend=mend) from error
+        raise MissingPrerequisite(f"cannot use {what} {path}", found=_obstacle(path, error), hint=hint) from error
     return path
 
 
@@ -88,7 +88,7 @@ def cannot_write(path: Path | str, error: OSError) -> CannotWrite:
     """Return the error for a write that was refused."""
     told = CannotWrite(f"cannot write {path}", found=error.strerror or str(error))
     if room := ROOM.get(error.errno or 0):
-        told.mend = room.format(Path(path).parent)
+        told.hint = room.format(Path(path).parent)
     elif error.errno != errno.EPIPE:
         told.exit_status = WRONG_PLACE
     return told
@@ -111,7 +111,7 @@ def to_write(path: Path, flags: int) -> int:
         except BlockingIOError:
             found = _writer(descriptor)
             os.close(descriptor)
-            raise CannotWrite(f"{path} is being written already", found=found, mend="another name, or wait") from None
+            raise CannotWrite(f"{path} is being written already", found=found, hint="another name, or wait") from None
         except OSError:  # a file system without locks
             pass
         os.ftruncate(descriptor, 0)

@@ -47,7 +47,7 @@ def _libpcap() -> ctypes.CDLL:
         library = ctypes.CDLL(name)
     except OSError as error:
         raise MissingPrerequisite(
-            "no libpcap, which compiles filters", found=str(error), mend="apt-get install libpcap0.8"
+            "no libpcap, which compiles filters", found=str(error), hint="apt-get install libpcap0.8"
         ) from None
     library.pcap_open_dead.restype = ctypes.c_void_p
     library.pcap_geterr.restype = ctypes.c_char_p
@@ -72,7 +72,7 @@ def compile_filter(expression: str) -> bytes:
         raise RuleError(
             f"{found.group()} in a filter",
             found=f"{expression}\nthe kernel keeps that header apart from the packet's bytes",
-            mend="filter what is inside it",
+            hint="filter what is inside it",
         )
     program = list(INSTRUCTION.iter_unpack(_compile(expression)))
     if any(code == JUMP and k >> 31 for code, _, _, k in program):
@@ -106,7 +106,7 @@ def _with_whole_lengths(program: list[Instruction], expression: str) -> list[Ins
         if code == LD_LENGTH:
             whole.append((ADD, 0, 0, ETHERNET_BYTES))
     if any(max(one[1:3]) > FARTHEST_JUMP for one in whole) or any(code == LDX_LENGTH for code, *_ in program):
-        raise RuleError("a filter that is too long for the length in it", found=expression, mend="two rules")
+        raise RuleError("a filter that is too long for the length in it", found=expression, hint="two rules")
     return whole
 
 
@@ -119,7 +119,7 @@ def _compile(expression: str) -> bytes:
         if library.pcap_compile(handle, ctypes.byref(program), text, 1, ctypes.c_uint(NETMASK_UNKNOWN)):
             reason = library.pcap_geterr(handle).decode(errors="replace")
             raise RuleError(
-                "libpcap does not understand the filter", found=f"{expression}\n{reason}", mend="see pcap-filter(7)"
+                "libpcap does not understand the filter", found=f"{expression}\n{reason}", hint="see pcap-filter(7)"
             )
         code = ctypes.string_at(program.instructions, program.length * INSTRUCTION_BYTES)
         library.pcap_freecode(ctypes.byref(program))

@@ -105,7 +105,7 @@ class Lab(HostPrograms):
         :raises UsageError: it is not: the lab has not been entered
         """
         if self._parts is None or not hasattr(self._parts, name):
-            raise UsageError(f"lab {self.name} has not been entered: it has no {name} yet", mend=HOW_TO_ENTER)
+            raise UsageError(f"lab {self.name} has not been entered: it has no {name} yet", hint=HOW_TO_ENTER)
         return self._parts
 
     @property
@@ -339,7 +339,7 @@ class Lab(HostPrograms):
     def check(self) -> None:
         """Raise GuestLost, with the console's evidence, where the guest kernel is gone."""
         if self._stack is None:
-            raise UsageError(f"lab {self.name} is not running", mend=HOW_TO_ENTER)
+            raise UsageError(f"lab {self.name} is not running", hint=HOW_TO_ENTER)
         if not self.guest.alive:
             raise self.guest.lost()
 

@@ -104,7 +104,7 @@ class Parts:
         if "CONFIG_LOCKDEP=y" not in self.image.config_text():
             return links
         if any("tap" in link.split(",") for link in links):
-            raise UsageError(f"{self.image.name} checks its locks, and cannot drive a tap", mend="--link veth")
+            raise UsageError(f"{self.image.name} checks its locks, and cannot drive a tap", hint="--link veth")
         return [f"{link},veth" for link in links] or ["veth"]
 
     def _end_kernel(self) -> None:

@@ -57,7 +57,7 @@ class Occurrence:
         numbers = (self.first, self.last, self.every, self.seed)
         percent = self.percent or 100  # 0: no chance is asked for
         if not (all(0 <= one <= MOST_NUMBER for one in numbers) and LEAST_PERCENT <= percent <= 100):
-            raise RuleError("no such occurrence", found=f"{self!r}", mend=f"numbers up to {MOST_NUMBER}, 0 to 100 %")
+            raise RuleError("no such occurrence", found=f"{self!r}", hint=f"numbers up to {MOST_NUMBER}, 0 to 100 %")
 
     def __str__(self) -> str:
         if self.every:
@@ -90,11 +90,11 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.hold_count <= MOST_NUMBER:
-            raise RuleError(f"{self.hold_count} packets to hold", mend=f"up to {MOST_NUMBER}; 0: all")
+            raise RuleError(f"{self.hold_count} packets to hold", hint=f"up to {MOST_NUMBER}; 0: all")
         if not 1 <= self.copies <= MOST_COPIES:
-            raise RuleError(f"{self.copies} copies", mend=f"1 to {MOST_COPIES}")
+            raise RuleError(f"{self.copies} copies", hint=f"1 to {MOST_COPIES}")
         if not all(0 <= one <= MOST_TIME_NS for one in (self.delay_ns, self.jitter_ns)):
-            raise RuleError(f"a delay of {self.delay_ns} ns +- {self.jitter_ns} ns", mend="at most 365 days")
+            raise RuleError(f"a delay of {self.delay_ns} ns +- {self.jitter_ns} ns", hint="at most 365 days")
 
     @classmethod
     def parse(cls, text: str) -> "Rule":
@@ -162,9 +162,9 @@ class _Parser:
         self.at = 0
         self.word_at = 0
 
-    def fail(self, what: str, mend: str = "", *, at: int | None = None) -> NoReturn:
+    def fail(self, what: str, hint: str = "", *, at: int | None = None) -> NoReturn:
         place = self.word_at if at is None else at
-        raise RuleError(what, found=f"{self.text}\n{' ' * place}^", mend=mend)
+        raise RuleError(what, found=f"{self.text}\n{' ' * place}^", hint=hint)
 
     def peek(self) -> str:
         """Return the next word, or nothing at the end."""
@@ -306,7 +306,7 @@ class _Parser:
         found = fault(name, value)
         if found:
             at, error = found
-            self.fail(": ".join(filter(None, (error.what, error.found))), error.mend, at=self.word_at + at)
+            self.fail(": ".join(filter(None, (error.what, error.found))), error.hint, at=self.word_at + at)
 
     def parts(self) -> Iterator[str]:
         """Take what stands between commas, one after another."""

@@ -105,24 +105,24 @@ class LabSpec:
 
     def _check(self) -> None:
         if self.root and self.disks:
-            raise UsageError("a guest has one root: a directory or a disk", mend="without --root, or without --disk")
+            raise UsageError("a guest has one root: a directory or a disk", hint="without --root, or without --disk")
         if self.steps_bytes & (self.steps_bytes - 1) or not LEAST_STEPS_BYTES <= self.steps_bytes <= MOST_STEPS_BYTES:
             raise UsageError(
                 f"a ring of {self.steps_bytes >> 20} MiB for a trace's steps",
                 found=f"a power of two, {LEAST_STEPS_BYTES >> 20} to {MOST_STEPS_BYTES >> 20} MiB",
             )
         if self.root and not self.root_directory.is_dir():
-            raise UsageError(f"no such directory: {self.root}", mend='root="host", or a directory')
+            raise UsageError(f"no such directory: {self.root}", hint='root="host", or a directory')
         if self.modules and self.from_boot:
             raise UsageError(
-                "a kernel that stands still loads no modules", mend="without modules, or without --from-boot"
+                "a kernel that stands still loads no modules", hint="without modules, or without --from-boot"
             )
         if self.commands and self.from_boot:
-            raise UsageError("a kernel that stands still runs no commands", mend="without -g, or without --from-boot")
+            raise UsageError("a kernel that stands still runs no commands", hint="without -g, or without --from-boot")
         if self.commands and not (self.root or self.disks):
-            raise UsageError("a command in the guest needs a root file system", mend='root="host", or --root host')
+            raise UsageError("a command in the guest needs a root file system", hint='root="host", or --root host')
         if not 0 <= self.consoles <= MOST_CONSOLES:
-            raise UsageError(f"a guest has no {self.consoles} consoles", mend=f"{MOST_CONSOLES} at most")
+            raise UsageError(f"a guest has no {self.consoles} consoles", hint=f"{MOST_CONSOLES} at most")
         if not 0 <= self.lease_s <= MOST_DELAY_S:
             raise UsageError(f"a lease of {self.lease_s:g} s", found=f"0 (none) to {MOST_DELAY_S:g} s")
 

@@ -92,7 +92,7 @@ def test_options_that_were_parsed_do_not_change(kasan: Lab, function: str) -> No
     with held_with_options(kasan, function, ECHO) as packet:
         with pytest.raises(PacketError, match="IP options were parsed before") as caught:
             packet.edit(lambda layers: layers.setfieldval("options", [IPOption(b"\x44\x0c\x05\x00" + bytes(8))]))
-        assert "ip_rcv" in caught.value.mend
+        assert "ip_rcv" in caught.value.hint
         assert packet.packet.data == packet.hit.data
         packet.edit(without_options)
         with pytest.raises(PacketError, match="IP options were parsed before"):
@@ -258,7 +258,7 @@ def test_a_gso_packet_says_that_it_is_one_and_what_to_do(serving: Lab, change: C
         with pytest.raises(PacketError, match="this edit of a GSO packet is not sound") as caught:
             packet.edit(change)
         assert re.search(r"\d+ bytes, to be sent in segments of 14\d\d", caught.value.found)
-        assert "gso_max_segs 1" in caught.value.mend
+        assert "gso_max_segs 1" in caught.value.hint
         assert packet.packet.data == packet.hit.data
         held.close()
         assert client.wait(30) == 0

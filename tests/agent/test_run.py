@@ -115,7 +115,7 @@ def test_a_fault_in_a_file_of_rules(tmp_path: Path) -> None:
     assert "cannot read the rules in" in done.stderr
     path.write_text("icmp_rcv = trace\n", encoding="utf-16")
     done = skblab("run", "-f", str(path), "--", "true")
-    assert "it is UTF-16, or no text\n  to mend it: iconv -f UTF-16 -t UTF-8 " in done.stderr
+    assert "it is UTF-16, or no text\n  hint: iconv -f UTF-16 -t UTF-8 " in done.stderr
     path.write_bytes(b"icmp_rcv = trace  # \xe9\n")
     assert "can't decode byte 0xe9" in skblab("run", "-f", str(path), "--", "true").stderr
 

@@ -146,7 +146,7 @@ def test_elsewhere_it_is_refused_with_the_reason(shared_lab: Lab, text: str, sai
 def test_it_says_where_the_verdict_works_instead(shared_lab: Lab, function: str, nearest: str) -> None:
     with pytest.raises(UnsupportedVerdict) as caught:
         shared_lab.rule(f"{function} = drop")
-    assert nearest in caught.value.mend
+    assert nearest in caught.value.hint
 
 
 def test_elsewhere_a_packet_can_be_traced(shared_lab: Lab) -> None:
@@ -169,7 +169,7 @@ def test_the_largest_guest_that_rules_work_in(every_image: Image, works: bool) -
         assert ping(lab, GUEST4, 2)
         with pytest.raises(SkblabError, match="cannot do that: arming icmp_rcv") as caught:
             lab.rule("icmp_rcv = drop")
-        assert f"--memory {MOST_MEMORY_MIB}" in caught.value.mend
+        assert f"--memory {MOST_MEMORY_MIB}" in caught.value.hint
         for _ in range(2):  # a trace that did not come about is not in the next one's way
             with pytest.raises(SkblabError, match="cannot do that: arming functions"), lab.trace():
                 pass

@@ -141,7 +141,7 @@ def test_an_inlined_function_says_where_it_went() -> None:
     assert done.returncode == 2
     assert "dst_input() was inlined in Linux" in done.stderr
     assert "ip_rcv() (net/ipv4/ip_input.c:" in done.stderr
-    assert "to mend it: stop at " in done.stderr
+    assert "hint: stop at " in done.stderr
 
 
 def test_of_a_function_that_was_inlined_one_is_named_that_packets_pass() -> None:

@@ -1,4 +1,4 @@
-"""Every boot that goes wrong says what it is and how to mend it; each is a real boot of a real kernel."""
+"""Every boot that goes wrong says what it is and what to do about it; each is a real boot of a real kernel."""
 
 import gzip
 import os
@@ -46,7 +46,7 @@ def why(
             process.run(["prlimit", f"--pid={namespaces.pid}", limit]).check_returncode()
         with pytest.raises(SkblabError) as caught:
             Guest.boot(boot, namespaces, console).close()
-    assert caught.value.mend
+    assert caught.value.hint
     return caught.value
 
 
@@ -124,7 +124,7 @@ def test_first_files_that_are_damaged(every_image: Image, tmp_path: Path, damage
         path.write_bytes(contents[damage])
     error = why(every_image, first_files=path)
     assert "first files" in error.what
-    assert str(path) in error.mend
+    assert str(path) in error.hint
 
 
 def test_the_agent_of_another_image(every_image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_the_agent_of_another_image(every_image: Image, monkeypatch: pytest.Monk
     monkeypatch.setattr("skblab.guest.initramfs.ensure", lambda _: archive)
     with pytest.raises(GuestLost, match="agent's module is of another kernel") as caught, Lab(image=every_image) as lab:
         lab.rule("icmp_rcv = trace")
-    assert "skblab image build" in caught.value.mend
+    assert "skblab image build" in caught.value.hint
 
 
 def cut(content: bytearray) -> None:
@@ -161,7 +161,7 @@ def test_a_damaged_kernel(image: Image, tmp_path: Path, damage: Callable[[bytear
     damage(content)
     error = why(image, kernel=Path(program(tmp_path, bytes(content))))
     assert words in error.what
-    assert "skblab image" in error.mend
+    assert "skblab image" in error.hint
 
 
 def test_a_kernel_that_may_not_be_executed(image: Image, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_kernel_that_may_not_be_executed(image: Image, tmp_path: Path) -> None
     error = why(image, kernel=kernel, before=noexec)
     assert isinstance(error, MissingPrerequisite)
     assert "may not be executed" in error.what
-    assert "remount,exec" in error.mend
+    assert "remount,exec" in error.hint
 
 
 def test_a_kernel_whose_loader_is_not_there(image: Image, tmp_path: Path) -> None:
@@ -221,17 +221,17 @@ def test_no_room_for_the_guests_memory(every_image: Image) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "words", "mend"),
+    ("limit", "words", "hint"),
     [
         ("--as=200000000", "does not fit into the address space", "ulimit -v unlimited"),
         ("--fsize=10000000", "larger than a file may be", "ulimit -f unlimited"),
     ],
 )
-def test_limits_of_a_process(image: Image, limit: str, words: str, mend: str) -> None:
+def test_limits_of_a_process(image: Image, limit: str, words: str, hint: str) -> None:
     error = why(image, limit=limit, memory_mib=512)
     assert isinstance(error, MissingPrerequisite)
     assert words in error.what
-    assert mend in error.mend
+    assert hint in error.hint
 
 
 def test_a_guest_that_hangs_shows_what_its_init_is_at(every_image: Image, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_guest_that_hangs_shows_what_its_init_is_at(every_image: Image, tmp_pa
     assert isinstance(error, Timeout)
     assert "its first process:" in error.found
     assert "do_wait" in error.found
-    assert "/proc/mconsole" in error.mend
+    assert "/proc/mconsole" in error.hint
 
 
 def test_a_guest_that_stands_still_at_boot_says_that_it_does(image: Image) -> None:
@@ -253,7 +253,7 @@ def test_the_command_line_says_it(image: Image) -> None:
     done = process.run([*SKBLAB, "run", "--image", image.path, "--memory", "8", "--", "true"], timeout_s=60)
     assert done.returncode == BootFailed.exit_status
     assert done.stderr.startswith("skblab: a guest with 8 MiB of memory does not boot\n")
-    assert "to mend it: --memory 64" in done.stderr
+    assert "hint: --memory 64" in done.stderr
 
 
 def test_what_is_not_recognised_is_left_alone() -> None:

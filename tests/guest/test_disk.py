@@ -137,11 +137,11 @@ def test_the_same_disk_in_a_second_lab_is_refused_with_the_firsts_name(image: Im
     with Lab("holder-of-it", image=image, disks=[str(cow_file)]) as first:
         with pytest.raises(DiskInUse, match="in use by lab holder-of-it, pid") as caught, Lab(disks=[str(cow_file)]):
             pass
-        assert caught.value.mend == f"kill {os.getpid()}"
+        assert caught.value.hint == f"kill {os.getpid()}"
         first.keep()
         with pytest.raises(DiskInUse) as caught:
             disk.Disk(cow_file).ready()
-        assert caught.value.mend == "skblab down holder-of-it"
+        assert caught.value.hint == "skblab down holder-of-it"
         told = json.loads(skblab("disk", "info", str(cow_file), "--json").stdout)
         assert told["in_use_by"] == {"lab": "holder-of-it", "pid": first.guest.pid}
     assert skblab("down", "holder-of-it").returncode == 0
@@ -247,7 +247,7 @@ def test_a_disk_of_somebody_else(image_file: Path) -> None:
         image_file.chmod(0o444)
     with pytest.raises(DiskError, match="may not write") as caught:
         disk.Disk(image_file).ready()
-    assert "disk create" in caught.value.mend
+    assert "disk create" in caught.value.hint
 
 
 @pytest.mark.parametrize(("content", "says"), [(b"QFI\xfb", "qcow2"), (b"\x1f\x8b", "gzip"), (b"\x7fELF", "program")])

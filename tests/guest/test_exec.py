@@ -113,7 +113,7 @@ def test_a_program_that_is_not_there(every_root: Lab) -> None:
 def test_the_built_in_root_says_that_it_has_no_programs(every_lab: Lab) -> None:
     with pytest.raises(NoSuchProgram, match="no programs at all, but its first process, /init") as raised:
         every_lab.guest.run(["ls"])
-    assert "--root host" in raised.value.mend
+    assert "--root host" in raised.value.hint
     assert every_lab.run(["ping", "-c1", "guest"]).returncode == 0
 
 

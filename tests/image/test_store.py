@@ -42,11 +42,11 @@ def rewrite(path: Path, content: bytes) -> None:
 def test_no_image_says_how_to_build_one(cache: Path) -> None:
     with pytest.raises(ImageMissing) as caught:
         store.find_image("6.1")
-    assert caught.value.mend == "skblab image build --series 6.1"
+    assert caught.value.hint == "skblab image build --series 6.1"
     assert str(cache) in caught.value.found
     done = skblab("ping", "-c", "1")
     assert done.returncode == 3
-    assert "to mend it: skblab image build --series 6.12" in done.stderr
+    assert "hint: skblab image build --series 6.12" in done.stderr
 
 
 @pytest.mark.parametrize("name", [KERNEL, "functions.sqlite", "config"])
@@ -55,7 +55,7 @@ def test_a_truncated_file_is_noticed_at_once(copy: Path, name: str) -> None:
     with pytest.raises(ImageDamaged, match=f"is damaged: {name}") as caught:
         store.find_image()
     assert "1000 bytes instead of " in caught.value.found
-    assert caught.value.mend == f"skblab image rm {copy.name} && skblab image build"
+    assert caught.value.hint == f"skblab image rm {copy.name} && skblab image build"
     done = skblab("ping", "-c", "1")
     assert done.returncode == 1
     assert f"is damaged: {name}" in done.stderr

@@ -116,6 +116,6 @@ def test_a_lab_of_another_version(name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(lab_init, "VERSION", lab_init.VERSION + 1)
     with pytest.raises(SkblabError, match="another version of skblab") as caught, Lab.join(name):
         pass
-    assert f"skblab down {name}" in caught.value.mend
+    assert f"skblab down {name}" in caught.value.hint
     with JoinedNamespaces(name, to_end=True) as namespaces:
         assert namespaces.pid

@@ -47,7 +47,7 @@ def test_errors_that_no_machine_causes_are_faults(number: int, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (UsageError("so", found="found", mend="mend"), 2, "skblab: so\n  found\n  to mend it: mend\n"),
+        (UsageError("so", found="found", hint="hint"), 2, "skblab: so\n  found\n  hint: hint\n"),
         (MemoryError(), 3, "this process gets no more memory"),
         (ImportError("x.so: cannot allocate memory in static TLS block"), 3, "this process gets no more memory"),
         (RuntimeError("can't start new thread"), 3, "this user may have no more processes here"),
@@ -56,7 +56,7 @@ def test_errors_that_no_machine_causes_are_faults(number: int, tmp_path: Path, m
         (
             OSError(errno.ENOSPC, "No space", "/x/y"),
             1,
-            "cannot write /x/y\n  No space\n  to mend it: make room there",
+            "cannot write /x/y\n  No space\n  hint: make room there",
         ),
     ],
 )

@@ -42,8 +42,8 @@ class Place:
     never: tuple[str, ...] = ()
 
 
-NO_IMAGES_DIRECTORY = ("cannot use the directory of images", "to mend it: SKBLAB_CACHE=DIR")
-NO_NAMES_DIRECTORY = ("cannot use the directory of labs' names", "to mend it: XDG_RUNTIME_DIR=DIR")
+NO_IMAGES_DIRECTORY = ("cannot use the directory of images", "hint: SKBLAB_CACHE=DIR")
+NO_NAMES_DIRECTORY = ("cannot use the directory of labs' names", "hint: XDG_RUNTIME_DIR=DIR")
 NO_OUTPUT = ("skblab: cannot write to standard output\n  No space left on device",)
 FEW_FILES = ("may not have so many files open", "ulimit -n")
 NO_FILES = ("may open no more files", "ulimit -n 1024")
@@ -72,7 +72,7 @@ DIRECTORIES = (
     Place("names-full", "full run; skblab run --name x -- true; echo status $?; ls run/skblab", 0,
           ("run/skblab/x.lab\n  No space left on device", "make room there: df -h", "status 1"), ("\nx.lab",)),
     Place("names-open-to-others", "mkdir -m 755 run/skblab; skblab ls", 3,
-          ("is not a directory of yours alone", "mode 755", "to mend it: chmod 700 ")),
+          ("is not a directory of yours alone", "mode 755", "hint: chmod 700 ")),
     Place("names-tmp", "unset XDG_RUNTIME_DIR; mount -t tmpfs -o ro none /tmp; skblab ls", 3, NO_NAMES_DIRECTORY),
     Place("name-fifo", "mkdir -m 700 run/skblab; mkfifo run/skblab/x.lab; skblab ls", 0, ("no lab runs",)),
     Place("name-fifo-taken", "mkdir -m 700 run/skblab; mkfifo run/skblab/x.lab; skblab run --name x -- true", 1,

@@ -143,7 +143,7 @@ def test_the_table_and_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "mend"),
+    ("words", "error", "hint"),
     [
         (["icmp"], "no command that sends packets", "skblab trace -- ping"),
         (["-p", "icmp_rvc", *PING], 'no function "icmp_rvc"', "icmp_rcv"),
@@ -158,11 +158,11 @@ def test_the_table_and_json(tmp_path: Path) -> None:
         (["--json", "icmp", *PING], "is icmp a file, or the filter?", "--json run.json icmp"),
     ],
 )
-def test_bad_input(words: list[str], error: str, mend: str) -> None:
+def test_bad_input(words: list[str], error: str, hint: str) -> None:
     done = skblab("trace", *words)
     assert done.returncode == 2
     assert error in done.stderr
-    assert mend in done.stderr
+    assert hint in done.stderr
     assert "Traceback" not in done.stderr
 
 

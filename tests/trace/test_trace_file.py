@@ -141,7 +141,7 @@ def test_a_full_disk_is_told_at_once_and_what_was_written_is_whole(
                 tracer.end()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert caught.value.mend == "ulimit -f unlimited"
+    assert caught.value.hint == "ulimit -f unlimited"
     assert journeys(tracer.trace())
     assert shared_lab.run(["ping", "-n", "-c", "1", "192.168.10.1"]).returncode == 0  # the reading thread lives
 

@@ -144,5 +144,5 @@ def test_a_model_has_no_screen(shared_lab: Lab) -> None:
 def test_a_rule_that_is_none_for_a_screen(shared_lab: Lab, rule: str) -> None:
     with pytest.raises(UsageError, match="one by one") as caught:
         HeldPackets(shared_lab, [Rule.parse(rule)])
-    assert caught.value.mend == f"skblab run -r '{rule}' -- ..."
+    assert caught.value.hint == f"skblab run -r '{rule}' -- ..."
     assert shared_lab.agent.channel.probes == 0

@@ -426,7 +426,7 @@ def test_a_payload_is_typed_as_text(typed: str, load: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "at", "what", "mend"),
+    ("name", "value", "at", "what", "hint"),
     [
         ("icmp.sequ", "3", 5, "icmp has no field sequ", "seq"),
         ("icpm.seq", "3", 0, "no such layer: icpm", "icmp"),
@@ -443,12 +443,12 @@ def test_a_payload_is_typed_as_text(typed: str, load: bytes) -> None:
         ("raw.load", "\\x0", 9, "not the bytes of raw.load", "\\x00"),
     ],
 )
-def test_what_cannot_be_is_said_before_a_packet_is_there(name: str, value: str, at: int, what: str, mend: str) -> None:
+def test_what_cannot_be_is_said_before_a_packet_is_there(name: str, value: str, at: int, what: str, hint: str) -> None:
     found = fault(name, value)
     assert found
     assert found[0] == at
     assert what in found[1].what
-    assert mend in found[1].mend
+    assert hint in found[1].hint
     assert "RawVal" not in str(found[1])
 
 

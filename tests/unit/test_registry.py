@@ -29,7 +29,7 @@ def test_a_name_is_one_labs_at_a_time(runtime_dir: Path) -> None:
     with pytest.raises(LabNameTaken) as caught:
         registry.claim("blue")
     assert f"pid {os.getpid()}: " in caught.value.found
-    assert f"kill {os.getpid()}" in caught.value.mend
+    assert f"kill {os.getpid()}" in caught.value.hint
     registry.forget("blue", held)
     assert list(runtime_dir.iterdir()) == []
     registry.forget("blue", registry.claim("blue"))

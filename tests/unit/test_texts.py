@@ -114,8 +114,8 @@ def test_a_failed_build_shows_the_compilers_own_lines() -> None:
     assert trouble(["nothing", "told"]) == "nothing\ntold"
 
 
-def test_an_error_says_what_was_found_and_how_to_mend_it() -> None:
-    error = UsageError("it failed", found="line 1\nline 2", mend="first do\nthen do")
+def test_an_error_says_what_was_found_and_ends_with_a_hint() -> None:
+    error = UsageError("it failed", found="line 1\nline 2", hint="first do\nthen do")
     assert str(error).splitlines() == [
-        "it failed", "  line 1", "  line 2", "  to mend it: first do", "              then do",
+        "it failed", "  line 1", "  line 2", "  hint: first do", "        then do",
     ]  # fmt: skip

@@ -310,5 +310,5 @@ def _damaged(ring: str, found: str) -> AgentDamaged:
     return AgentDamaged(
         "the memory shared with the agent holds what the agent does not write: the guest's kernel has damaged it",
         found=f"in the ring of {ring}: {found}",
-        mend="start another lab",
+        hint="start another lab",
     )

@@ -65,7 +65,7 @@ def _refusal(what: str, number: int) -> SkblabError:
         return SkblabError(
             f"the agent cannot do that: {what}",
             found="it is too far from the kernel's functions: the guest's memory lies between them",
-            mend=f"--memory {MOST_MEMORY_MIB}, or less",
+            hint=f"--memory {MOST_MEMORY_MIB}, or less",
         )
     return SkblabError(f"the agent refused: {what}", found=os.strerror(number))
 
@@ -165,7 +165,7 @@ class Agent:
         if threading.current_thread() is self._reader:
             raise UsageError(
                 "a callback cannot wait for the agent, whose answer comes once the callback has returned",
-                mend="decide in a thread of your own: lab.hold(), and take(); release() and drop() do not wait",
+                hint="decide in a thread of your own: lab.hold(), and take(); release() and drop() do not wait",
             )
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float) -> bool:
@@ -246,7 +246,7 @@ class Agent:
         :raises UsageError: packets are followed already
         """
         if self._following:
-            raise UsageError("packets are followed already in this lab", mend="one trace at a time")
+            raise UsageError("packets are followed already in this lab", hint="one trace at a time")
         self._following = True
         self._steps, self._witness = take, witness
         try:
@@ -357,8 +357,8 @@ class Agent:
             "writing a packet",
         )
         if answer.result < 0:
-            what, mend = WRITE_REFUSALS.get(-answer.result, ("the agent refused to write the packet", ""))
-            raise PacketError(what, found=answer.note or os.strerror(-answer.result), mend=mend)
+            what, hint = WRITE_REFUSALS.get(-answer.result, ("the agent refused to write the packet", ""))
+            raise PacketError(what, found=answer.note or os.strerror(-answer.result), hint=hint)
 
     def release_by_hand(self, packet: int = 0) -> None:
         """Let go of what a debugger has the agent hold: a packet of that number, or all."""

@@ -116,14 +116,14 @@ def check(verdict: str, function: Function, files: Callable[[str], str] = lambda
         raise UnsupportedVerdict(
             f"{name}() has no packet to look at",
             found=why,
-            mend="probe the function that calls it, or set a breakpoint in gdb",
+            hint="probe the function that calls it, or set a breakpoint in gdb",
         )
     takeover = TABLE.get(name)
     if takeover is None and verdict in OWNING:
         raise UnsupportedVerdict(
             f"{verdict} is not sound at {name}()",
             found="it is not known to take over its packet: its caller may go on to use it\n" + function.signature,
-            mend=f"{verdict} works at {', '.join(nearest(function, files))}\ntrace, accept and stop work everywhere",
+            hint=f"{verdict} works at {', '.join(nearest(function, files))}\ntrace, accept and stop work everywhere",
         )
     return takeover
 

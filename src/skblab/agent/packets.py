@@ -173,5 +173,5 @@ def _check_like(packet: Packet, before: Packet) -> None:
         packet.check_like(before)
     except PacketError as error:
         free = ", ".join(name for name, takeover in TABLE.items() if not takeover.parsed)
-        error.mend = f"edit it where the kernel has not parsed it yet, or does not any more: {free}"
+        error.hint = f"edit it where the kernel has not parsed it yet, or does not any more: {free}"
         raise

@@ -92,13 +92,13 @@ def _names_none(image: Image, pattern: str, found: list[Function]) -> UnknownFun
         return UnknownFunction(
             f'no function that "{pattern}" names takes a packet',
             found=found[0].signature,
-            mend="--calls PATTERN follows what is called in a packet's course, packet or not",
+            hint="--calls PATTERN follows what is called in a packet's course, packet or not",
         )
     if pattern.isidentifier():
         function = image.functions.lookup(pattern)
         why = can_be_followed(function) if function else ""
         return UnknownFunction(f"{pattern}() cannot be followed: {why}") if why else explain_missing(image, pattern)
-    return UnknownFunction(f'no function of Linux {image.release} is named by "{pattern}"', mend="skblab probes lists")
+    return UnknownFunction(f'no function of Linux {image.release} is named by "{pattern}"', hint="skblab probes lists")
 
 
 def passages(image: Image, functions: Iterable[Function], *, returns: bool = True) -> list[Passage]:

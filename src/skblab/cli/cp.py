@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     (here_lab, here), (there_lab, there) = _place(arguments.source), _place(arguments.target)
     if bool(here_lab) == bool(there_lab):
         raise UsageError(
-            "one of the two is in a guest, and the other is here", mend="skblab cp PATH LAB:PATH, or LAB:PATH PATH"
+            "one of the two is in a guest, and the other is here", hint="skblab cp PATH LAB:PATH, or LAB:PATH PATH"
         )
     with Lab.join(here_lab or there_lab) as lab:
         if there_lab:

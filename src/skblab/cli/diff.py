@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare two journeys; return 1 where they differ."""
     if len(arguments.packets) > 2:
         raise UsageError(
-            "there are two traces", found=f"{len(arguments.packets)} packets", mend="--packet A --packet B"
+            "there are two traces", found=f"{len(arguments.packets)} packets", hint="--packet A --packet B"
         )
     first, second = load(arguments.first), load(arguments.second)
     ours = _chosen(first, arguments.first, arguments.packets[:1])
@@ -72,7 +72,7 @@ def _chosen(trace: Trace, path: Path, packets: list[int], like: Journey | None =
         chosen = next(iter(found), None)
         problem = f"there is no network packet in {path}"
     if chosen is None:
-        raise UsageError(problem, mend=f"skblab show {path}")
+        raise UsageError(problem, hint=f"skblab show {path}")
     return chosen
 
 

@@ -11,7 +11,7 @@ from skblab.image.store import find_image
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
-    parser = commands.add_parser("doctor", help="say what this machine allows and lacks, and how to mend it")
+    parser = commands.add_parser("doctor", help="say what this machine allows and lacks, and what to do about it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{'ok  ' if finding.good else 'NO  ' if finding.needed else 'no  '}{finding.what:12} {finding.found}"
             )
             if not finding.good:
-                print(f"                 {finding.mend}")
+                print(f"                 {finding.hint}")
     return 3 if any(finding.needed and not finding.good for finding in findings) else 0
 
 
@@ -35,4 +35,4 @@ def _image() -> Finding:
     try:
         return Finding("image", good=True, found=find_image().name)
     except SkblabError as error:
-        return Finding("image", good=False, found=error.what, mend=error.mend)
+        return Finding("image", good=False, found=error.what, hint=error.hint)

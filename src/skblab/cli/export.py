@@ -36,7 +36,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run(arguments: argparse.Namespace) -> int:
     """Write what was asked for."""
     if not (arguments.pcapng or arguments.perfetto or arguments.html):
-        raise UsageError("export as what?", mend="--pcapng F, --perfetto F or --html F")
+        raise UsageError("export as what?", hint="--pcapng F, --perfetto F or --html F")
     trace = load(arguments.file)
     if arguments.pcapng:
         from skblab.view.pcapng import write_pcapng  # noqa: PLC0415

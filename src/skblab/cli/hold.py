@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         words = shlex.join(word for rule in rules for word in ("-r", str(rule)))
         raise UsageError(
             "skblab hold needs a terminal for its screen",
-            mend=f"skblab run {words} -- {shlex.join(arguments.command)}",
+            hint=f"skblab run {words} -- {shlex.join(arguments.command)}",
         )
     return show(lab_from(arguments), rules, arguments.command)
 

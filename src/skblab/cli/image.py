@@ -133,7 +133,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 def run_rm(arguments: argparse.Namespace) -> int:
     """Remove images."""
     if not arguments.names and not arguments.builds:
-        raise UsageError("remove which image?", mend="skblab image ls lists them")
+        raise UsageError("remove which image?", hint="skblab image ls lists them")
     if arguments.builds:
         store.remove_builds()
     for name in arguments.names:

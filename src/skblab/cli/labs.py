@@ -169,7 +169,7 @@ def _to_end(name: str) -> "Iterator[JoinedNamespaces]":
         try:
             namespaces = stack.enter_context(JoinedNamespaces(name, to_end=True))
         except NoSuchLab as error:
-            error.what, error.mend = f"no lab named {name!r} is up", "skblab ls"
+            error.what, error.hint = f"no lab named {name!r} is up", "skblab ls"
             raise
         yield namespaces
 
@@ -214,12 +214,12 @@ def _console(arguments: argparse.Namespace) -> int:
         if not lab.terminals:
             raise UsageError(
                 f"the guest of {name} has no consoles: nor has it programs to talk to",
-                mend="skblab up NAME --root host, or --disk FILE",
+                hint="skblab up NAME --root host, or --disk FILE",
             )
         if not 1 <= number <= len(lab.terminals):
             raise UsageError(
                 f"the guest of {name} has no console {number}", found=f"it has {len(lab.terminals)}",
-                mend="skblab up NAME --consoles N",
+                hint="skblab up NAME --consoles N",
             )  # fmt: skip
         if arguments.tmux:
             return tmux.show(name, len(lab.terminals))

@@ -40,7 +40,7 @@ def _config(console: "Mconsole", text: str) -> str:
 
 def _pid(text: str) -> int:
     if not text.isdecimal():
-        raise UsageError(f"not a pid: {text!r}", mend="a number, as the guest's kernel counts: 1 is init")
+        raise UsageError(f"not a pid: {text!r}", hint="a number, as the guest's kernel counts: 1 is init")
     return int(text)
 
 
@@ -88,12 +88,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     order, _, text = " ".join([arguments.order, *arguments.words]).partition(" ")  # quoted as one word, or not
     if order not in COMMANDS:
-        raise UsageError(f"mconsole has no command {order!r}", mend=f"one of: {', '.join(COMMANDS)}")
+        raise UsageError(f"mconsole has no command {order!r}", hint=f"one of: {', '.join(COMMANDS)}")
     if order in PLAIN and text:
         raise UsageError(f"mconsole {order} takes nothing", found=text)
     if order in WITH_WORD and not text:
         raise UsageError(
-            f"mconsole {order} is not complete", mend=f"skblab mconsole NAME {order} {WITH_WORD[order][0]}"
+            f"mconsole {order} is not complete", hint=f"skblab mconsole NAME {order} {WITH_WORD[order][0]}"
         )
     with Lab.join(arguments.name) as lab:
         console = lab.guest.mconsole

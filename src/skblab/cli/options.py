@@ -110,9 +110,9 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
     lease_s = getattr(arguments, "lease", 0.0)
     if getattr(arguments, "lab", None):
         if getattr(arguments, "from_boot", False):
-            raise UsageError("a lab that is up has booted already", mend="without --from-boot, or without a lab's name")
+            raise UsageError("a lab that is up has booted already", hint="without --from-boot, or without a lab's name")
         if getattr(arguments, "guest_commands", ()):
-            raise UsageError("a lab that is up has its guest's commands already", mend="give -g to skblab up")
+            raise UsageError("a lab that is up has its guest's commands already", hint="give -g to skblab up")
         return Lab.join(arguments.lab, lease_s=lease_s)
     spec = LabSpec(
         image=chosen_image(arguments),

@@ -95,22 +95,22 @@ def _refused_by_the_system(error: OSError) -> SkblabError | None:
     if error.errno in LIMITS:
         return _limit(error)
     if error.errno in OF_A_FILE and str(error.filename).startswith(("/proc/", "/dev/")):
-        return MissingPrerequisite(f"cannot use {error.filename}", found=error.strerror or "", mend="skblab doctor")
+        return MissingPrerequisite(f"cannot use {error.filename}", found=error.strerror or "", hint="skblab doctor")
     if error.errno in OF_A_FILE and error.filename:
         return SkblabError(f"cannot use {error.filename}", found=error.strerror or "")
     if error.errno == errno.ENOENT and "temporary directory" in (error.strerror or ""):  # tempfile.gettempdir()
-        return MissingPrerequisite("no directory for temporary files", found=error.strerror or "", mend="TMPDIR=DIR")
+        return MissingPrerequisite("no directory for temporary files", found=error.strerror or "", hint="TMPDIR=DIR")
     if error.errno == errno.ENOENT:  # getcwd(2) has no other
-        return MissingPrerequisite("the working directory is gone", found=error.strerror or "", mend="cd DIRECTORY")
+        return MissingPrerequisite("the working directory is gone", found=error.strerror or "", hint="cd DIRECTORY")
     return None
 
 
 def _limit(error: OSError) -> SkblabError:
     if error.filename and error.errno in ROOM:
         return cannot_write(error.filename, error)
-    what, mend = LIMITS[error.errno or 0]
+    what, hint = LIMITS[error.errno or 0]
     where = f"{error.filename}: " if error.filename else ""
-    return MissingPrerequisite(what, found=f"{where}{error.strerror}", mend=mend)
+    return MissingPrerequisite(what, found=f"{where}{error.strerror}", hint=hint)
 
 
 def _fault(error: BaseException) -> int:

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     plain = arguments.count and not (arguments.holds or arguments.staircase)
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if arguments.walk and (by_itself or not on_terminal):
-        raise UsageError("--walk wants a person at a terminal", mend="skblab ping --holds 0.5,1,2 goes by itself")
+        raise UsageError("--walk wants a person at a terminal", hint="skblab ping --holds 0.5,1,2 goes by itself")
     if not by_itself and on_terminal and not arguments.walk:
         rule = Rule.parse_hold(f"{arguments.at} if icmp[icmptype] == icmp-echo")
         return hold.show(lab_from(arguments), [rule], ["ping", "-i", f"{arguments.interval or 1:g}", "guest"])

@@ -72,7 +72,7 @@ def _text_of(path: Path) -> str:
         if data.startswith(UTF_16) or b"\0" in data:
             raise UsageError(
                 f"cannot read the rules in {path}", found="it is UTF-16, or no text",
-                mend=f"iconv -f UTF-16 -t UTF-8 {path}",
+                hint=f"iconv -f UTF-16 -t UTF-8 {path}",
             )  # fmt: skip
         return data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the file."""
     trace = load(arguments.file)
     if missing := _missing(trace, arguments.packets):
-        raise UsageError(f"{missing} in {arguments.file}", mend=f"skblab show {arguments.file}")
+        raise UsageError(f"{missing} in {arguments.file}", hint=f"skblab show {arguments.file}")
     show(trace, arguments)
     return 0
 

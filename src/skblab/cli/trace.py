@@ -120,12 +120,12 @@ def _check(arguments: argparse.Namespace) -> None:
     if not arguments.client and not arguments.lab:
         raise UsageError(
             "no command that sends packets",
-            mend="it stands behind --: skblab trace -- ping -c1 guest; or --lab LAB, and Ctrl-C ends the trace",
+            hint="it stands behind --: skblab trace -- ping -c1 guest; or --lab LAB, and Ctrl-C ends the trace",
         )
     if arguments.json and not (arguments.json == HERE or arguments.filter or {".", "/"} & {*arguments.json}):
         raise UsageError(
             f"is {arguments.json} a file, or the filter?", found="--json takes a file",
-            mend=f"--json run.json {arguments.json}, or --json ./{arguments.json}",
+            hint=f"--json run.json {arguments.json}, or --json ./{arguments.json}",
         )  # fmt: skip
 
 

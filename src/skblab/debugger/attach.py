@@ -26,21 +26,21 @@ def explain(error: DebuggerError, pid: int) -> DebuggerError:
     if tracer != "0":
         name = Path(f"/proc/{tracer}/comm").read_text().strip()
         return DebuggerError(
-            what, found=f"{name} (pid {tracer}) traces it already", mend=f"end that one first: kill {tracer}"
+            what, found=f"{name} (pid {tracer}) traces it already", hint=f"end that one first: kill {tracer}"
         )
     if yama.exists() and yama.read_text().strip() == "3":
         return DebuggerError(what, found=f"{yama} is 3: nobody may trace anything until the next boot of this machine",
-                             mend="boot with kernel.yama.ptrace_scope=2 or less")  # fmt: skip
+                             hint="boot with kernel.yama.ptrace_scope=2 or less")  # fmt: skip
     own = Path("/proc/self/status").read_text()
     if f"Seccomp:\t{SECCOMP_FILTER}" in own:
         return DebuggerError(
             what,
             found=f"{error.what}\na seccomp filter is on this process, and may forbid ptrace(2)",
-            mend="in a container: docker run --security-opt seccomp=unconfined, or --cap-add SYS_PTRACE",
+            hint="in a container: docker run --security-opt seccomp=unconfined, or --cap-add SYS_PTRACE",
         )
     limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY  # gdb takes 0.5 GB
-    mend = "ulimit -v unlimited; skblab doctor" if limited else "skblab doctor"
-    return DebuggerError(what, found=f"{error.what}\n{error.found}".strip(), mend=mend)
+    hint = "ulimit -v unlimited; skblab doctor" if limited else "skblab doctor"
+    return DebuggerError(what, found=f"{error.what}\n{error.found}".strip(), hint=hint)
 
 
 def first_byte(pid: int, address: int) -> bytes:

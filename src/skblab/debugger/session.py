@@ -145,7 +145,7 @@ class Debugger:
         :raises GuestLost: it ended instead
         """
         if not self.running:
-            raise UsageError("the kernel is not running: nothing to wait for", mend="resume() first")
+            raise UsageError("the kernel is not running: nothing to wait for", hint="resume() first")
         deadline = time.monotonic() + timeout_s
         while True:
             stopped = self._receive(wire.Stopped, max(deadline - time.monotonic(), 0))
@@ -193,7 +193,7 @@ class Debugger:
         self._end()
 
     def _end(self) -> None:
-        """End gdb whatever state it is in, and mend what it may have left behind."""
+        """End gdb in whatever state it is, and repair what it may have left behind."""
         self._channel.close()
         try:
             self.process.wait(5)
@@ -209,7 +209,7 @@ class Debugger:
     def _ask(self, request: wire.Message, answer: type[Answer]) -> Answer:
         if self.running:
             raise UsageError(
-                "the kernel is running: gdb answers when it is stopped", mend="interrupt() or wait_stop() first"
+                "the kernel is running: gdb answers when it is stopped", hint="interrupt() or wait_stop() first"
             )
         self._send(request)
         return self._receive(answer, ANSWER_TIMEOUT_S)
@@ -248,7 +248,7 @@ class Debugger:
         return message
 
     def _lost(self) -> DebuggerError:
-        """Return the error for a gdb that is gone; mend the guest at once, for its next packet may be on its way."""
+        """Return the error for a gdb that is gone; repair the guest at once, for its next packet may be on its way."""
         self.running = False
         if self._stops and self._guest.alive:
             attach.restore_text(self._guest.pid, dict(self._stops.values()))

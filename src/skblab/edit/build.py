@@ -190,7 +190,7 @@ def _header(change: Change, carried: bytes, data: bytes) -> bytes:
     raise PacketError(
         f"scapy does not write this {origin.name} header as it came, so its length cannot be changed",
         found=f"{was.hex(' ')}\nwould become {again.hex(' ')} before any change",
-        mend="return the whole packet as scapy's Raw",
+        hint="return the whole packet as scapy's Raw",
     )
 
 

@@ -54,14 +54,14 @@ def fault(name: str, text: str) -> tuple[int, RuleError] | None:
     layer_name, _, number = wanted.lower().partition(":")
     known = _known()
     if layer_name not in known:
-        return 0, RuleError(f"no such layer: {wanted}", mend=_near(layer_name, list(known)))
+        return 0, RuleError(f"no such layer: {wanted}", hint=_near(layer_name, list(known)))
     if number and int(number) < 1:
-        return len(layer_name) + 1, RuleError(f"no such layer: {wanted}", mend=f"{layer_name}:2 is the second")
+        return len(layer_name) + 1, RuleError(f"no such layer: {wanted}", hint=f"{layer_name}:2 is the second")
     layer = known[layer_name]()
     fields = [*_fields(layer)]
     if field_name not in fields:
-        mend = _near(field_name, fields)
-        return len(wanted) + 1, RuleError(f"{layer_name} has no field {field_name}", mend=mend)
+        hint = _near(field_name, fields)
+        return len(wanted) + 1, RuleError(f"{layer_name} has no field {field_name}", hint=hint)
     try:
         _value(layer, name, text)
     except RuleError as error:
@@ -138,18 +138,18 @@ def _no_value(name: str, text: str, field: Any) -> RuleError:  # noqa: ANN401
     numbers = f"0 to {(1 << bits) - 1}"
     kind = type(field).__name__
     if kind.endswith(("IPField", "IP6Field")):
-        mend = "an address"
+        hint = "an address"
     elif kind == "FlagsField":
-        mend = f"letters of {''.join(field.names)}, or {numbers}"
+        hint = f"letters of {''.join(field.names)}, or {numbers}"
     elif kind == "MACField":
-        mend = "an address such as 02:00:00:00:00:01"
+        hint = "an address such as 02:00:00:00:00:01"
     elif getattr(field, "i2s", None):
-        mend = f"{numbers}, or {_near(text, [str(one) for one in field.i2s.values()])}"
+        hint = f"{numbers}, or {_near(text, [str(one) for one in field.i2s.values()])}"
     elif field.islist or field.holds_packets or "Options" in kind or not bits:
-        mend = "a rule cannot write this field; Python can, in HeldPacket.edit()"
+        hint = "a rule cannot write this field; Python can, in HeldPacket.edit()"
     else:
-        mend = numbers
-    return RuleError(f"no value for {name}: {text}", mend=mend)
+        hint = numbers
+    return RuleError(f"no value for {name}: {text}", hint=hint)
 
 
 def to_escapes(data: bytes) -> str:
@@ -165,4 +165,4 @@ def from_escapes(name: str, text: str) -> bytes:
     try:
         return text.encode("ascii", "backslashreplace").decode("unicode_escape").encode("latin-1")
     except UnicodeError as error:
-        raise RuleError(f"not the bytes of {name}", found=f"{text}: {error}", mend="text, and bytes as \\x00") from None
+        raise RuleError(f"not the bytes of {name}", found=f"{text}: {error}", hint="text, and bytes as \\x00") from None

@@ -113,7 +113,7 @@ class PingExperiment:
                     said += f"\n{self.function}() was also {tell(places)}: what goes there does not stop here"
                 raise Timeout(
                     f"no ping has entered {self.function}() within {ARRIVAL_TIMEOUT_S:g} s", found=said,
-                    mend="choose a function on a ping's way: ip_rcv, icmp_rcv, icmp_echo, ip_output",
+                    hint="choose a function on a ping's way: ip_rcv, icmp_rcv, icmp_echo, ip_output",
                 ) from None  # fmt: skip
             raw = stopped.packet
             packet = Packet(bytes.fromhex(raw.linear), raw.protocol) if raw else None

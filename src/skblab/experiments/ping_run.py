@@ -30,7 +30,7 @@ def run(lab: Lab, plan: Plan, progress: Callable[[str], None] = lambda _: None) 
     find_function(lab.image, plan.function)
     if not lab.namespaces.addresses.guest:
         raise UsageError(
-            f"lab {lab.name} has no host side of its own, where ping could run", mend="without --link on=LAB"
+            f"lab {lab.name} has no host side of its own, where ping could run", hint="without --link on=LAB"
         )
     experiment = PingExperiment(lab, plan.function)
     progress(f"{plan.count} plain pings")

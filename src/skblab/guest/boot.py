@@ -216,7 +216,7 @@ class Guest(Programs):
     def _never_ready(self, boot: Boot, otherwise: str) -> SkblabError:
         """Return the error for a kernel that ended by itself while it was booting; *otherwise*, what is sure."""
         error = diagnose(self.console.text(), self.how_it_ended(), initramfs=str(boot.initramfs))
-        error = error or BootFailed(otherwise, mend=f"look at the kernel's own arguments: {' '.join(boot.extra)}")
+        error = error or BootFailed(otherwise, hint=f"look at the kernel's own arguments: {' '.join(boot.extra)}")
         error.found = self._evidence()
         return error
 
@@ -230,7 +230,7 @@ class Guest(Programs):
         return Timeout(
             f"the guest was not ready within {boot.timeout_s:g} s",
             found=evidence,
-            mend="a machine that is slow, or busy, wants a longer boot_timeout_s; an init of your own has to write\n"
+            hint="a machine that is slow, or busy, wants a longer boot_timeout_s; an init of your own has to write\n"
             f'"{READY}" to /proc/mconsole',
         )
 
@@ -255,12 +255,12 @@ class Guest(Programs):
         ended = self.how_it_ended()
         error = diagnose(self.console.text(), ended) if self.console.panic() is None else None
         if error and "agent" in error.what:  # it loads when the guest is ready already
-            return GuestLost(f"the guest kernel is gone: {error.what}", found=self.console.evidence(), mend=error.mend)
+            return GuestLost(f"the guest kernel is gone: {error.what}", found=self.console.evidence(), hint=error.hint)
         if ended == "exit status 0":
             return GuestLost(
                 "the guest kernel is gone: it was halted, or rebooted, after which a lab does not come back",
                 found=self.console.evidence(),
-                mend="start another lab",
+                hint="start another lab",
             )
         return GuestLost(f"the guest kernel is gone ({ended})", found=self._evidence())
 

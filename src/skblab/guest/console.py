@@ -77,7 +77,7 @@ class Console:
         if descriptor < 0:
             raise MissingPrerequisite(
                 "the guest's console cannot be watched", found=os.strerror(ctypes.get_errno()),
-                mend="sysctl -w fs.inotify.max_user_instances=1024   (as root)",
+                hint="sysctl -w fs.inotify.max_user_instances=1024   (as root)",
             )  # fmt: skip
         libc.inotify_add_watch(descriptor, f"/proc/self/fd/{self.descriptor}".encode(), IN_MODIFY)
         return int(descriptor)

@@ -39,11 +39,11 @@ def build(path: Path, *, size: str = DEFAULT_SIZE, suite: str = DEFAULT_SUITE,
     :raises DiskError: the image cannot be put where it was asked for
     """
     if path.exists():
-        raise DiskError(f"{path} is there already", mend="another name, or remove it first")
+        raise DiskError(f"{path} is there already", hint="another name, or remove it first")
     if not os.access(path.absolute().parent, os.W_OK):
         raise DiskError(f"cannot make {path}", found=f"{path.absolute().parent} cannot be written")
     if not shutil.which("mmdebstrap"):
-        raise MissingPrerequisite("mmdebstrap is not installed", mend="apt-get install mmdebstrap")
+        raise MissingPrerequisite("mmdebstrap is not installed", hint="apt-get install mmdebstrap")
     sources = apt_sources(suite)
     with tempfile.TemporaryDirectory(prefix="skblab-disk-", dir=path.absolute().parent) as kept:
         made = _run(sources, suite, size, Path(kept), progress)
@@ -68,7 +68,7 @@ def apt_sources(suite: str) -> list[str]:
         raise MissingPrerequisite(
             f"this machine's apt has no mirror with Debian {suite}",
             found=done.stdout.strip() or done.stderr.strip(),
-            mend="apt-get update, with such a mirror in /etc/apt/sources.list.d; or another --suite",
+            hint="apt-get update, with such a mirror in /etc/apt/sources.list.d; or another --suite",
         )
     return lines
 
@@ -121,7 +121,7 @@ def _follow(argv: list[str], progress: Callable[[str], None]) -> None:
         raise BuildFailed(
             f"mmdebstrap failed (status {status})",
             found="\n".join(said[-TROUBLE_LINES:]),
-            mend=""
+            hint=""
             if os.geteuid() == 0
             else "without root it needs newuidmap (apt-get install uidmap) and a range of "
             "yours in /etc/subuid and /etc/subgid; or run this one command as root",

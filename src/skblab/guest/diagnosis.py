@@ -23,7 +23,7 @@ DISK_REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One cause: how it is recognised, what to say, how to mend it.
+    """One cause: how it is recognised, what to say, what to do about it.
 
     :param evidence: is looked for in what the kernel printed; its groups are for the sentences (``errno`` and ``exit``,
         a wait(2) status in hex, are put in words)
@@ -32,13 +32,13 @@ class Cause:
 
     evidence: re.Pattern[str]
     what: str
-    mend: str
+    hint: str
     kind: type[SkblabError] = BootFailed
     ended: str = ""
 
 
-def _cause(evidence: str, what: str, mend: str, *, kind: type[SkblabError] = BootFailed, ended: str = "") -> Cause:
-    return Cause(re.compile(evidence, re.MULTILINE | re.DOTALL), what, mend, kind, ended)
+def _cause(evidence: str, what: str, hint: str, *, kind: type[SkblabError] = BootFailed, ended: str = "") -> Cause:
+    return Cause(re.compile(evidence, re.MULTILINE | re.DOTALL), what, hint, kind, ended)
 
 
 # The first that fits is it: causes before their consequences.
@@ -248,7 +248,7 @@ def diagnose(printed: str, ended: str, *, initramfs: str = "") -> SkblabError | 
             words["errno"] = os.strerror(int(words["errno"]))
         if "exit" in words:
             words["exit"] = _exit_in_words(int(words["exit"], 16))
-        return cause.kind(cause.what.format(**words), mend=cause.mend.format(**words))
+        return cause.kind(cause.what.format(**words), hint=cause.hint.format(**words))
     return None
 
 
@@ -260,10 +260,10 @@ def disk_refused(disk: str, said: str, printed: str) -> SkblabError:
     :param printed: all that the kernel printed
     """
     if locked := DISK_LOCKED.search(printed):  # between our look at the disk and the kernel's
-        return DiskInUse(f"{locked[1]} was taken by another process meanwhile", mend=f"skblab disk info {locked[1]}")
+        return DiskInUse(f"{locked[1]} was taken by another process meanwhile", hint=f"skblab disk info {locked[1]}")
     why, _, error = said.partition(": ")
     what = DISK_REFUSED.get(why, "the guest could not enter {}").format(disk)
-    return DiskError(what, found=error, mend="skblab disk build FILE makes one that boots")
+    return DiskError(what, found=error, hint="skblab disk build FILE makes one that boots")
 
 
 def too_little_memory(memory_mib: int, config: str) -> SkblabError | None:
@@ -276,5 +276,5 @@ def too_little_memory(memory_mib: int, config: str) -> SkblabError | None:
         f"a guest with {memory_mib} MiB of memory does not boot"
         + (": its kernel is built with KASAN" if kasan else ""),
         found=f"it needs {least} MiB at least",
-        mend=f"--memory {256 if kasan else 64}, or memory_mib={256 if kasan else 64}",
+        hint=f"--memory {256 if kasan else 64}, or memory_mib={256 if kasan else 64}",
     )

@@ -41,7 +41,7 @@ class Holder:
         return f"lab {self.lab}, pid {self.pid}" if self.lab else f"pid {self.pid}: {files.command(self.pid)}"
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """How to end it."""
         if self.kept:
             return f"skblab down {self.lab}"
@@ -63,7 +63,7 @@ class Disk:
         """
         words = text.split(",")
         if len(words) > 2 or not all(words):
-            raise UsageError(f"not a disk: {text!r}", mend="--disk IMAGE, --disk COW or --disk COW,BACKING")
+            raise UsageError(f"not a disk: {text!r}", hint="--disk IMAGE, --disk COW or --disk COW,BACKING")
         return cls(*(files.typed(word).absolute() for word in words))
 
     def __str__(self) -> str:
@@ -83,38 +83,38 @@ class Disk:
             raise DiskError(
                 f"you may not write to {self.file}, and a guest writes to its disk",
                 found=f"owner {self.file.stat().st_uid}, mode {stat.S_IMODE(self.file.stat().st_mode):o}",
-                mend=f"skblab disk create MY.cow --backing {self.file}, and --disk MY.cow",
+                hint=f"skblab disk create MY.cow --backing {self.file}, and --disk MY.cow",
             )
         _check_free(self.file, fcntl.F_WRLCK)
         if header:
             self._check_backing(header)
         elif self.backing:
-            raise DiskError(f"{self.file} is there and is no COW file", mend=f"--disk {self.file}, or another name")
+            raise DiskError(f"{self.file} is there and is no COW file", hint=f"--disk {self.file}, or another name")
 
     def _check_backing(self, header: cow.Header) -> None:
         backing = Path(header.backing_file)
         if self.backing and not (backing.exists() and self.backing.exists() and backing.samefile(self.backing)):
             raise DiskError(
                 f"{self.file} is a changed copy of another file than {self.backing}", found=f"of {backing}",
-                mend=f"--disk {self.file}, or a new COW file: --disk NEW.cow,{self.backing}",
+                hint=f"--disk {self.file}, or a new COW file: --disk NEW.cow,{self.backing}",
             )  # fmt: skip
         again = f"its changes fit no other content; make a new one: skblab disk create NEW.cow --backing {backing}"
         try:
             found = backing.stat()
         except OSError as error:
-            raise DiskError(f"the backing file of {self.file} cannot be found", found=str(error), mend=again) from None
+            raise DiskError(f"the backing file of {self.file} cannot be found", found=str(error), hint=again) from None
         if not _may(backing, os.R_OK):
             raise DiskError(f"you may not read {backing}, the backing file of {self.file}")
         size = size_bytes(backing)
         if size != header.size_bytes:
             raise DiskError(
                 f"{backing} has another size than when {self.file} was made of it",
-                found=f"{header.size_bytes} bytes then, {size} now", mend=again,
+                found=f"{header.size_bytes} bytes then, {size} now", hint=again,
             )  # fmt: skip
         if int(found.st_mtime) & 0xFFFFFFFF != header.mtime_s:
             raise DiskError(
                 f"{backing} was changed since {self.file} was made of it",
-                found=f"written at {header.mtime_s} then, {int(found.st_mtime)} now (seconds since 1970)", mend=again,
+                found=f"written at {header.mtime_s} then, {int(found.st_mtime)} now (seconds since 1970)", hint=again,
             )  # fmt: skip
         _check_free(backing, fcntl.F_RDLCK)
 
@@ -127,11 +127,11 @@ class Disk:
         content = Path(header.backing_file) if header else self.file
         with content.open("rb") as file:
             start = file.read(4096)
-        for magic, (what, mend) in NO_IMAGES.items():
+        for magic, (what, hint) in NO_IMAGES.items():
             if start.startswith(magic):
-                raise DiskError(f"{content} is no disk image: it is {what}", mend=mend.format(content))
+                raise DiskError(f"{content} is no disk image: it is {what}", hint=hint.format(content))
         if len(start) < 4096:
-            raise DiskError(f"{content} is no disk image", found=f"{len(start)} bytes", mend="skblab disk build FILE")
+            raise DiskError(f"{content} is no disk image", found=f"{len(start)} bytes", hint="skblab disk build FILE")
 
 
 def inspect(path: Path) -> cow.Header | None:
@@ -146,13 +146,13 @@ def inspect(path: Path) -> cow.Header | None:
             with path.open("rb") as file:
                 start = file.read(cow.HEADER_BYTES)
     except OSError as error:
-        raise DiskError(f"cannot read {path}", found=str(error), mend=f"skblab disk build {path}") from None
+        raise DiskError(f"cannot read {path}", found=str(error), hint=f"skblab disk build {path}") from None
     if not start:
         raise DiskError(f"{path} is no disk image", found="it is empty" if stat.S_ISREG(kind) else "it is no file")
     try:
         return cow.parse(start)
     except DiskError as error:
-        raise DiskError(f"{path}: {error.what}", found=error.found, mend=error.mend) from None
+        raise DiskError(f"{path}: {error.what}", found=error.found, hint=error.hint) from None
 
 
 def create(path: Path, backing: Path) -> cow.Header:
@@ -162,13 +162,13 @@ def create(path: Path, backing: Path) -> cow.Header:
     """
     backing = backing.absolute()
     if inspect(backing):
-        raise DiskError(f"{backing} is a COW file itself, and UML knows one layer", mend=f"uml_moo {backing} MERGED")
+        raise DiskError(f"{backing} is a COW file itself, and UML knows one layer", hint=f"uml_moo {backing} MERGED")
     _check_path(path.absolute())
     header = cow.Header(3, str(backing), int(backing.stat().st_mtime) & 0xFFFFFFFF, size_bytes(backing))
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise DiskError(f"cannot make {path}", found=str(error), mend="another name, or remove it first") from None
+        raise DiskError(f"cannot make {path}", found=str(error), hint="another name, or remove it first") from None
     try:
         cow.create(descriptor, header)
     finally:
@@ -189,9 +189,9 @@ def merge(path: Path, target: Path) -> int:
     """
     header = inspect(path)
     if not header:
-        raise DiskError(f"{path} is no COW file", mend=f"cp {path} {target}")
+        raise DiskError(f"{path} is no COW file", hint=f"cp {path} {target}")
     if target.exists():
-        raise DiskError(f"{target} is there already", mend="another name, or remove it first")
+        raise DiskError(f"{target} is there already", hint="another name, or remove it first")
     Disk(path.absolute()).ready()
     done = process.run(["cp", "--sparse=always", header.backing_file, target])
     if done.returncode:
@@ -215,13 +215,13 @@ def holder(path: Path, kind: int) -> Holder | None:
 def _check_free(path: Path, kind: int) -> None:
     user = holder(path, kind)
     if user:
-        raise DiskInUse(f"{path} is in use by {user}", mend=user.mend)
+        raise DiskInUse(f"{path} is in use by {user}", hint=user.hint)
 
 
 def _check_path(path: Path) -> None:
     if re.search(r"[,:\s]", str(path)):
         raise UsageError(
-            f"UML takes no disk with a comma, a colon or a blank in its path: {str(path)!r}", mend="link it elsewhere"
+            f"UML takes no disk with a comma, a colon or a blank in its path: {str(path)!r}", hint="link it elsewhere"
         )
 
 

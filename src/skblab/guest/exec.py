@@ -111,7 +111,7 @@ class Command:
         if said is None:
             raise Timeout(
                 f"the guest has not started {self.args[0]} within {START_TIMEOUT_S:g} s",
-                mend="a kernel that stands still under gdb starts nothing: let it go on",
+                hint="a kernel that stands still under gdb starts nothing: let it go on",
             )
         kind, value, step = said
         if kind is Kind.FAILED:
@@ -240,7 +240,7 @@ def start(
     text = b"".join(os.fsencode(word) + b"\0" for word in (cwd, *words, *pairs))
     request = _message(Kind.START, size=terminal, rest=(stays, len(words), len(pairs))) + text
     if len(request) > MESSAGE_BYTES:
-        raise UsageError(f"a command's words come to {len(text)} bytes", mend=f"{MESSAGE_BYTES} at most; use a file")
+        raise UsageError(f"a command's words come to {len(text)} bytes", hint=f"{MESSAGE_BYTES} at most; use a file")
     streams = Streams()
     command = Command(words, open_connection(), lost)
     try:
@@ -267,7 +267,7 @@ def _refusal(program: str, step: Step, number: int) -> SkblabError:
             return NoSuchProgram(
                 f"the guest has no program {program}",
                 found="its built-in root has no programs at all, but its first process, /init",
-                mend="skblab up NAME --root host (this machine's programs), --root DIR, or --disk FILE",
+                hint="skblab up NAME --root host (this machine's programs), --root DIR, or --disk FILE",
             )
         case Step.PROGRAM:
             error = NoSuchProgram(

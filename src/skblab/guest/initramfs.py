@@ -35,7 +35,7 @@ def ensure(directory: Path) -> Path:
         done = process.run([*COMPILE, "-o", program, *(path for path in sources if path.suffix == ".c")], timeout_s=60)
         if done.returncode:
             raise BuildFailed(
-                f"cannot compile {sources[0].parent}", found=done.stderr.strip(), mend="apt-get install gcc libc6-dev"
+                f"cannot compile {sources[0].parent}", found=done.stderr.strip(), hint="apt-get install gcc libc6-dev"
             )
         module = Path(scratch, "agent.ko")
         process.run(["objcopy", "--strip-debug", agent, module], timeout_s=60).check_returncode()

@@ -134,7 +134,7 @@ class Mconsole:
         raise MconsoleRefused(
             f"the guest shows no stack of task {pid}",
             found=shown.strip(),
-            mend="ask again: it shows none while an interrupt comes at a bad moment",
+            hint="ask again: it shows none while an interrupt comes at a bad moment",
         )
 
     def config(self, device: str, value: str | None = None) -> str:
@@ -165,11 +165,11 @@ class Mconsole:
         :raises UsageError: ``t``, which this kernel does not survive, or not one character
         """
         if len(key) != 1 or key.isspace():
-            raise UsageError(f"a key for sysrq is one character, not {key!r}", mend="h lists them")
+            raise UsageError(f"a key for sysrq is one character, not {key!r}", hint="h lists them")
         if key == "t":
             # kernel/workqueue.c print_worker_info() reads addresses that may be bad, by copy_from_kernel_nofault();
             # arch/um/kernel/trap.c segv() panics over one where the interrupted task is a kernel thread, or idle.
-            raise UsageError("sysrq t panics a UML kernel that is idle", mend="stack PID shows one task")
+            raise UsageError("sysrq t panics a UML kernel that is idle", hint="stack PID shows one task")
         if key in ENDING_KEYS:
             self._end(f"sysrq {key}")
             return ""
@@ -186,7 +186,7 @@ class Mconsole:
         """
         raise UsageError(
             "a lab's kernel does not reboot: rules, held packets and gdb's stops would be the old one's",
-            mend="end this lab, and start another: skblab down NAME; skblab up NAME",
+            hint="end this lab, and start another: skblab down NAME; skblab up NAME",
         )
 
     def _end(self, text: str) -> None:
@@ -229,11 +229,11 @@ class Mconsole:
         tracer = int(fields.get("TracerPid", "0"))
         if fields["State"].startswith(("t", "T")):
             by = f"gdb (pid {tracer})" if tracer else "a signal"
-            found, mend = f"its process stands still, stopped by {by}", "let it go on: continue in gdb, or end gdb"
+            found, hint = f"its process stands still, stopped by {by}", "let it go on: continue in gdb, or end gdb"
         else:
             found = "its process runs; a kernel that mconsole has stopped, or that has its interrupts off, is as silent"
-            mend = "skblab mconsole NAME go, if it was stopped so; skblab log NAME"
-        return Timeout(f"the guest's kernel did not answer {text!r} within {waited_s:.1f} s", found=found, mend=mend)
+            hint = "skblab mconsole NAME go, if it was stopped so; skblab log NAME"
+        return Timeout(f"the guest's kernel did not answer {text!r} within {waited_s:.1f} s", found=found, hint=hint)
 
 
 REMEDIES = {
@@ -247,5 +247,5 @@ REMEDIES = {
 def _refused(text: str, answer: str) -> MconsoleRefused:
     answer = answer.strip()
     return MconsoleRefused(
-        f"the guest's kernel refused {text.strip()!r}: {answer or 'it did not say why'}", mend=REMEDIES.get(answer, "")
+        f"the guest's kernel refused {text.strip()!r}: {answer or 'it did not say why'}", hint=REMEDIES.get(answer, "")
     )

@@ -33,12 +33,12 @@ class Module:
         file, *parameters = text.split(",")
         module = cls(files.typed(file).absolute(), tuple(parameters))
         if not module.file.is_file():
-            raise UsageError(f"no such module: {file}", mend="skblab module build DIRECTORY makes one")
+            raise UsageError(f"no such module: {file}", hint="skblab module build DIRECTORY makes one")
         if not module._facts.keys() >= {"name", "vermagic"}:
-            raise UsageError(f"{file} is no kernel module: it has no .modinfo", mend="it is a .ko file, uncompressed")
+            raise UsageError(f"{file} is no kernel module: it has no .modinfo", hint="it is a .ko file, uncompressed")
         for parameter in parameters:
             if not re.fullmatch(r"\w+(=\S*)?", parameter):
-                raise UsageError(f"a module's parameter: {parameter!r}", mend="FILE,NAME=VALUE,...")
+                raise UsageError(f"a module's parameter: {parameter!r}", hint="FILE,NAME=VALUE,...")
         return module
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class Module:
             raise UsageError(
                 f"the module {self.name} was built for Linux {release}, and {image.name} is {image.release}",
                 found=str(self.file),
-                mend=f"skblab module build {self.file.parent} --image {image.name}",
+                hint=f"skblab module build {self.file.parent} --image {image.name}",
             )
 
     def functions(self, sections: dict[str, int]) -> list[Function]:

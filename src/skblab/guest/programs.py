@@ -141,7 +141,7 @@ class Programs:
         if target.is_dir():
             target /= source.name
         elif str(to).endswith("/") or not target.parent.is_dir():
-            raise UsageError(f"no such directory: {to if str(to).endswith('/') else target.parent}", mend="mkdir -p")
+            raise UsageError(f"no such directory: {to if str(to).endswith('/') else target.parent}", hint="mkdir -p")
         failed = f"cannot copy {path} out of the guest"
         argv = ["tar", "-C", str(source.parent), "-cf", "-", "--", source.name or "."]
         damage: Exception | None = None

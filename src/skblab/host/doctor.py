@@ -1,4 +1,4 @@
-"""What this machine allows and lacks: one finding a question, each with the command that mends it."""
+"""What this machine allows and lacks: one finding a question, each with the command that provides it."""
 
 import os
 import shutil
@@ -22,12 +22,12 @@ SYSTEM_PATH = ":/usr/sbin:/sbin"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One answer: what was looked at, is it good, what was found, how to mend it; ``needed``: no lab without it."""
+    """One answer: what was looked at, whether it is good, what was found, a hint; ``needed``: no lab without it."""
 
     what: str
     good: bool
     found: str
-    mend: str = ""
+    hint: str = ""
     needed: bool = True
 
 
@@ -72,18 +72,18 @@ def _namespaces() -> Finding:
                 os.close(descriptor)
             return Finding("namespaces", True, "namespaces can be made, and a guest's kernel confined")  # noqa: FBT003
     except SkblabError as error:
-        return Finding("namespaces", False, f"{error.what}: {error.found}", error.mend)  # noqa: FBT003
+        return Finding("namespaces", False, f"{error.what}: {error.found}", error.hint)  # noqa: FBT003
     except OSError as error:
         return Finding("namespaces", False, str(error), "see what else stands here")  # noqa: FBT003
 
 
 def _tap() -> Finding:
     path = Path("/dev/net/tun")
-    mend = "chmod 666 /dev/net/tun   (as root; without it the link is a veth pair, which never says ENOBUFS)"
+    hint = "chmod 666 /dev/net/tun   (as root; without it the link is a veth pair, which never says ENOBUFS)"
     if not path.exists():
         return Finding("tap", False, f"no {path}", "modprobe tun   (as root)", needed=False)  # noqa: FBT003
     allowed = os.access(path, os.R_OK | os.W_OK)
-    return Finding("tap", allowed, f"{path} can{'' if allowed else 'not'} be opened", mend, needed=False)
+    return Finding("tap", allowed, f"{path} can{'' if allowed else 'not'} be opened", hint, needed=False)
 
 
 def _ptrace() -> Finding:
@@ -97,7 +97,7 @@ def _libpcap() -> Finding:
     try:
         compile_filter("icmp")
     except MissingPrerequisite as error:
-        return Finding("libpcap", False, error.what, error.mend, needed=False)  # noqa: FBT003
+        return Finding("libpcap", False, error.what, error.hint, needed=False)  # noqa: FBT003
     return Finding("libpcap", True, "filters can be compiled")  # noqa: FBT003
 
 
@@ -105,5 +105,5 @@ def _gdb() -> Finding:
     try:
         gdb = find_gdb()
     except MissingPrerequisite as error:
-        return Finding("gdb", False, error.what, error.mend)  # noqa: FBT003
+        return Finding("gdb", False, error.what, error.hint)  # noqa: FBT003
     return Finding("gdb", True, f"{gdb.argv[0]} ({gdb.origin})")  # noqa: FBT003

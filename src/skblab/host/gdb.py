@@ -62,6 +62,6 @@ def find_gdb() -> Gdb:
     system = shutil.which(chosen or "gdb")
     if system is None:
         what = f"SKBLAB_GDB={chosen}: no such program" if chosen else "no gdb: neither the wheel nor the system's"
-        raise MissingPrerequisite(what, mend="unset SKBLAB_GDB" if chosen else "apt-get install gdb")
+        raise MissingPrerequisite(what, hint="unset SKBLAB_GDB" if chosen else "apt-get install gdb")
     package_root = Path(__file__).resolve().parents[2]
     return Gdb((system,), os.environ | {"PYTHONPATH": str(package_root)}, "system")

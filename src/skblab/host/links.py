@@ -52,7 +52,7 @@ def parse(texts: Sequence[str]) -> list[Wanted]:
     links = [_parse(text, number) for number, text in enumerate(texts or ["auto"])]
     names = [link.name for link in links]
     if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise UsageError(f"two links are called {twice}", mend=f"--link {GRAMMAR}")
+        raise UsageError(f"two links are called {twice}", hint=f"--link {GRAMMAR}")
     return links
 
 
@@ -70,12 +70,12 @@ def _parse(text: str, number: int) -> Wanted:
         elif place == 0 and NAME.fullmatch(word):
             name = word
         else:
-            raise UsageError(f"no such kind of link: {text!r}", found=f"at {word!r}", mend=f"--link {GRAMMAR}")
+            raise UsageError(f"no such kind of link: {text!r}", found=f"at {word!r}", hint=f"--link {GRAMMAR}")
     if on and given["host"]:
-        raise UsageError(f"on {on}'s switch the host side is {on}'s", mend=f"--link on={on},guest=ADDRESS/LENGTH")
+        raise UsageError(f"on {on}'s switch the host side is {on}'s", hint=f"--link on={on},guest=ADDRESS/LENGTH")
     default = Addresses((), ()) if on else Addresses.of(number)
     if given["guest"] and not on and not given["host"]:
-        raise UsageError(f"the link {text!r} has no address of the host side", mend="host=ADDRESS/LENGTH as well")
+        raise UsageError(f"the link {text!r} has no address of the host side", hint="host=ADDRESS/LENGTH as well")
     return Wanted(
         name, kind, Addresses(tuple(given["guest"]) or default.guest, tuple(given["host"]) or default.host), on
     )
@@ -85,7 +85,7 @@ def _address(text: str) -> str:
     try:
         interface = ipaddress.ip_interface(text)
     except ValueError as error:
-        raise UsageError(f"no address: {text}", found=str(error), mend="192.168.20.1/24") from None
+        raise UsageError(f"no address: {text}", found=str(error), hint="192.168.20.1/24") from None
     if "/" not in text:
-        raise UsageError(f"no prefix length: {text}", mend=f"{text}/24" if interface.version == 4 else f"{text}/64")
+        raise UsageError(f"no prefix length: {text}", hint=f"{text}/24" if interface.version == 4 else f"{text}/64")
     return text

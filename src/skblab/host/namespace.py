@@ -272,7 +272,7 @@ class JoinedNamespaces(Namespaces):
             raise SkblabError(
                 f"lab {self.name} was started by another version of skblab",
                 found=f"it speaks version {self.about.get('version')}, and this skblab {lab_init.VERSION}",
-                mend=f"skblab down {self.name}; skblab up {self.name}",
+                hint=f"skblab down {self.name}; skblab up {self.name}",
             )
         self.link = self.about["link"]
         self.addresses = Addresses(*map(tuple, self.about["addresses"]))
@@ -295,7 +295,7 @@ class JoinedNamespaces(Namespaces):
             raise LabBusy(
                 f"lab {self.name}: another command has its agent",
                 found=f"pid {user['pid']}: {user['command']}",
-                mend=f"wait until it has ended, or end it: kill {user['pid']}",
+                hint=f"wait until it has ended, or end it: kill {user['pid']}",
             )
         return fds[0], fds[1], reply["farewells"]
 
@@ -322,14 +322,14 @@ def _explain(reply: dict[str, Any]) -> SkblabError:
         lab_init.BAD_REQUEST: SkblabError(
             "the lab's first process refuses a request",
             found=detail,
-            mend="where another version of skblab has started the lab: skblab down NAME; skblab up NAME",
+            hint="where another version of skblab has started the lab: skblab down NAME; skblab up NAME",
         ),
         lab_init.NO_COMMANDS: Timeout(
-            "the guest takes no more commands", mend="a kernel that stands still under gdb starts nothing: let it go on"
+            "the guest takes no more commands", hint="a kernel that stands still under gdb starts nothing: let it go on"
         ),
-        "no link": UsageError(detail, mend="a lab with a link of its own: skblab up LAB"),
+        "no link": UsageError(detail, hint="a lab with a link of its own: skblab up LAB"),
         "tap": MissingPrerequisite(
-            "cannot make a tap", found=detail, mend="--link veth, or: chmod 666 /dev/net/tun   (as root)"
+            "cannot make a tap", found=detail, hint="--link veth, or: chmod 666 /dev/net/tun   (as root)"
         ),
     }
     if step in answers:
@@ -338,18 +338,18 @@ def _explain(reply: dict[str, Any]) -> SkblabError:
     if reply["errno"] == errno.EAGAIN:
         return process.no_more_processes(where)
     if reply["errno"] in LIMITS:
-        what, mend = LIMITS[reply["errno"]]
-        return MissingPrerequisite(what, found=where, mend=mend)
+        what, hint = LIMITS[reply["errno"]]
+        return MissingPrerequisite(what, found=where, hint=hint)
     if step.startswith("user namespace"):
         return _no_namespaces(reply["errno"], where)
-    return MissingPrerequisite(f"this machine refused a part of the lab: {step}", found=detail, mend="skblab doctor")
+    return MissingPrerequisite(f"this machine refused a part of the lab: {step}", found=detail, hint="skblab doctor")
 
 
 def _no_namespaces(number: int, detail: str) -> MissingPrerequisite:
     """Return the error for an unshare(2) that was refused, with the setting of this machine that does it."""
     if not Path("/proc/self").exists():
         return MissingPrerequisite(
-            "a lab needs /proc", found="it is not mounted here", mend="mount -t proc proc /proc   (as root)"
+            "a lab needs /proc", found="it is not mounted here", hint="mount -t proc proc /proc   (as root)"
         )
     if number == errno.ENOSPC:  # namespaces(7)
         settings = {f"user.max_{kind}_namespaces": "0" for kind in ("user", "mnt", "pid", "net", "ipc")}
@@ -363,11 +363,11 @@ def _no_namespaces(number: int, detail: str) -> MissingPrerequisite:
             kind = name.removeprefix("user.max_").partition("_")[0] if better else "user"
             return MissingPrerequisite(
                 f"this machine does not let you make a {KINDS[kind]} namespace", found=f"{path} is {bad}",
-                mend=f"sysctl -w {name}={better or 1 - int(bad)}   (as root)",
+                hint=f"sysctl -w {name}={better or 1 - int(bad)}   (as root)",
             )  # fmt: skip
     if better:
         return MissingPrerequisite(
             "this machine lets you make no more namespaces", found=detail,
-            mend="end what you no longer need: skblab down --all; or raise the limits: sysctl user   (as root)",
+            hint="end what you no longer need: skblab down --all; or raise the limits: sysctl user   (as root)",
         )  # fmt: skip
-    return MissingPrerequisite("this machine does not let you make a user namespace", found=detail, mend=IN_A_CONTAINER)
+    return MissingPrerequisite("this machine does not let you make a user namespace", found=detail, hint=IN_A_CONTAINER)

@@ -77,7 +77,7 @@ def start(
 
 
 def _not_installed(program: str) -> MissingPrerequisite:
-    return MissingPrerequisite(f"{program} is not installed", mend="skblab doctor   (names the package)")
+    return MissingPrerequisite(f"{program} is not installed", hint="skblab doctor   (names the package)")
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def no_more_processes(found: str) -> MissingPrerequisite:
     return MissingPrerequisite(
         "this user may have no more processes here",
         found=found,
-        mend="ulimit -u unlimited; end what you no longer need: skblab ls; skblab down --all",
+        hint="ulimit -u unlimited; end what you no longer need: skblab ls; skblab down --all",
     )
 
 
@@ -112,7 +112,7 @@ def have_room(descriptors: int) -> None:
         raise MissingPrerequisite(
             "this process may not have so many files open",
             found=f"{there} are open, a lab takes up to {descriptors}, and the limit is {hard}",
-            mend="fewer labs in one process, or: ulimit -n 65536   (as root: a limit can be raised by nobody else)",
+            hint="fewer labs in one process, or: ulimit -n 65536   (as root: a limit can be raised by nobody else)",
         )
 
 

@@ -45,14 +45,14 @@ def registry_dir() -> Path:
     """
     base = os.environ.get("XDG_RUNTIME_DIR")
     path = Path(base, "skblab") if base and Path(base).is_dir() else Path(f"/tmp/skblab-{os.geteuid()}")  # noqa: S108
-    files.directory(path, 0o700, what="the directory of labs' names", mend=ANOTHER_DIRECTORY)
+    files.directory(path, 0o700, what="the directory of labs' names", hint=ANOTHER_DIRECTORY)
     found = path.lstat()
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
     if not ours or found.st_mode & 0o077:
         raise MissingPrerequisite(
             f"{path} is not a directory of yours alone",
             found=f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}",
-            mend=f"chmod 700 {path}" if ours else ANOTHER_DIRECTORY,
+            hint=f"chmod 700 {path}" if ours else ANOTHER_DIRECTORY,
         )
     return path
 
@@ -67,7 +67,7 @@ def claim(name: str, *, patience_s: float = 2.0) -> int:
     """
     if not VALID.fullmatch(name):
         raise UsageError(
-            f"not a name for a lab: {name!r}", mend="letters, digits, dot, dash and underscore, 63 at most"
+            f"not a name for a lab: {name!r}", hint="letters, digits, dot, dash and underscore, 63 at most"
         )
     descriptor, owner = _take(name)
     if descriptor is None and owner and _is_ending(owner) and _ended_within(owner.init_pid, patience_s):
@@ -135,12 +135,12 @@ def _taken(name: str, owner: Owner | None) -> LabNameTaken:
         return LabNameTaken(
             f"a lab named {name!r} is up already",
             found=f"by: {owner.command}",
-            mend=f"join it with --lab {name}, end it with: skblab down {name}\nor choose another name",
+            hint=f"join it with --lab {name}, end it with: skblab down {name}\nor choose another name",
         )
     return LabNameTaken(
         f"a lab named {name!r} is running already",
         found=f"pid {owner.pid}: {owner.command}" if owner else "its file does not say whose it is",
-        mend=f"end it with: kill {owner.pid}\nor choose another name with --name" if owner else "another name: --name",
+        hint=f"end it with: kill {owner.pid}\nor choose another name with --name" if owner else "another name: --name",
     )
 
 
@@ -176,7 +176,7 @@ def connect(name: str) -> socket.socket:
         raise NoSuchLab(
             f"no lab named {name!r} to join",
             found=f"there are: {names}" if names else "there is none",
-            mend=f"skblab up {name}",
+            hint=f"skblab up {name}",
         ) from None
     return control
 

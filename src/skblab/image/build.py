@@ -59,7 +59,7 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
     """
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]
     if absent:
-        raise MissingPrerequisite(f"building a kernel needs: {', '.join(absent)}", mend="make setup, or skblab doctor")
+        raise MissingPrerequisite(f"building a kernel needs: {', '.join(absent)}", hint="make setup, or skblab doctor")
     source = find_source(request.series, request.source)
     wanted = recipe.recipe_for(request.variant, request.config)
     progress("reading the source", 0, 0)
@@ -200,7 +200,7 @@ def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress)
         raise BuildFailed(
             f"this kernel does not take: {', '.join(own)}",
             found=f"asked for in {', '.join(map(str, wanted.own))}",
-            mend="it has no such option, or the option depends on others: make menuconfig, / tells on which",
+            hint="it has no such option, or the option depends on others: make menuconfig, / tells on which",
         )
     if missing:
         progress(f"this kernel does not take: {', '.join(missing)}", 0, 0)
@@ -218,7 +218,7 @@ def _refuse_concurrency(config: Path) -> None:
         raise BuildFailed(
             "skblab's agent wants a kernel that is neither preemptible nor SMP",
             found=", ".join(found),
-            mend="\n".join(("in a fragment, --config FILE:", *(f"# {name} is not set" for name in CONCURRENT))),
+            hint="\n".join(("in a fragment, --config FILE:", *(f"# {name} is not set" for name in CONCURRENT))),
         )
 
 

@@ -63,20 +63,20 @@ def resolve_fields(image: Image, expressions: Sequence[str]) -> list[Field]:
     for expression in expressions:
         if not EXPRESSION.fullmatch(expression):
             raise TraceError(
-                f'"{expression}" is no field of a packet', found="members of a struct sk_buff", mend="skb->dev->name"
+                f'"{expression}" is no field of a packet', found="members of a struct sk_buff", hint="skb->dev->name"
             )
     paths = [MEMBER.findall(expression) for expression in expressions]
     gdb = find_gdb()
     argv: list[process.Argument] = [*gdb.argv, "-nx", "-batch", "-x", IN_GDB, image.kernel]
     done = process.run(argv, env=gdb.env | {"SKBLAB_FIELDS": json.dumps(paths)}, timeout_s=60)
     if done.returncode or not done.stdout:
-        raise TraceError("gdb could not look fields up", found=done.stderr.strip()[-500:], mend="skblab doctor")
+        raise TraceError("gdb could not look fields up", found=done.stderr.strip()[-500:], hint="skblab doctor")
     fields = []
     for expression, found in zip(expressions, json.loads(done.stdout), strict=True):
         if "error" in found:
             near = difflib.get_close_matches(MEMBER.findall(expression)[-1], found.get("near", []))
             raise TraceError(
-                f"{expression}: {found['error']}", found=f"near: {', '.join(near)}" if near else "", mend="skb->len"
+                f"{expression}: {found['error']}", found=f"near: {', '.join(near)}" if near else "", hint="skb->len"
             )
         fields.append(
             Field(expression, tuple(found["offsets"]), found["bytes"], found["kind"], found["bits"], found["shift"])

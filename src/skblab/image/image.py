@@ -47,22 +47,22 @@ class Image:
         try:
             recorded = json.loads((path / MANIFEST).read_text())
         except (FileNotFoundError, NotADirectoryError):
-            raise ImageMissing(f"no image at {path}", mend="skblab image ls") from None
+            raise ImageMissing(f"no image at {path}", hint="skblab image ls") from None
         except PermissionError as error:
             raise ImageDamaged(
                 f"image {path.name} cannot be read by this user", found=str(error),
-                mend=f"chmod -R a+rX {path}   (as its owner)",
+                hint=f"chmod -R a+rX {path}   (as its owner)",
             ) from None  # fmt: skip
         except (OSError, ValueError) as error:
             raise ImageDamaged(
-                f"image {path.name}: {MANIFEST} cannot be read", found=str(error), mend=_again(path)
+                f"image {path.name}: {MANIFEST} cannot be read", found=str(error), hint=_again(path)
             ) from None
         image = cls(path=path, **_known(path, recorded))
         for name, about in image.files.items():
             size = _size(path / name)
             if size != about["size_bytes"]:
                 found = "it is missing" if size is None else f"{size} bytes instead of {about['size_bytes']}"
-                raise ImageDamaged(f"image {path.name} is damaged: {name}", found=found, mend=_again(path))
+                raise ImageDamaged(f"image {path.name} is damaged: {name}", found=found, hint=_again(path))
         return image
 
     @property
@@ -126,8 +126,8 @@ class Image:
                 raise self._damaged(path.name, f"rm {path}   (it is made again)" if path in made else _again(self.path))
         return unrecorded
 
-    def _damaged(self, name: str, mend: str) -> ImageDamaged:
-        return ImageDamaged(f"image {self.name} is damaged: {name}", found="its content has changed", mend=mend)
+    def _damaged(self, name: str, hint: str) -> ImageDamaged:
+        return ImageDamaged(f"image {self.name} is damaged: {name}", found="its content has changed", hint=hint)
 
 
 def _size(path: Path) -> int | None:
@@ -145,14 +145,14 @@ def _known(path: Path, recorded: object) -> dict[str, Any]:
         raise ImageDamaged(
             f"image {path.name}: {MANIFEST} was written by another version of skblab",
             found=f"it has: {found}; this skblab knows: {', '.join(sorted(wanted))}",
-            mend=_again(path),
+            hint=_again(path),
         )
     texts = all(isinstance(recorded[name], str) for name in wanted - {"files"})
     files = recorded["files"]
     if not texts or not isinstance(files, dict) or not all(isinstance(one, dict) for one in files.values()):
-        raise ImageDamaged(f"image {path.name}: {MANIFEST} cannot be read", found="not of its form", mend=_again(path))
+        raise ImageDamaged(f"image {path.name}: {MANIFEST} cannot be read", found="not of its form", hint=_again(path))
     if any(one.keys() != {"size_bytes", "sha256"} for one in files.values()):
-        raise ImageDamaged(f"image {path.name}: {MANIFEST} cannot be read", found="not of its form", mend=_again(path))
+        raise ImageDamaged(f"image {path.name}: {MANIFEST} cannot be read", found="not of its form", hint=_again(path))
     return recorded
 
 

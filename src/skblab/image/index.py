@@ -85,7 +85,7 @@ class FunctionIndex:
             image = self._path.parent.name
             raise ImageDamaged(
                 f"image {image} is damaged: {self._path.name}", found=str(error),
-                mend=f"skblab image rm {image} && skblab image build",
+                hint=f"skblab image rm {image} && skblab image build",
             ) from None  # fmt: skip
 
     def _rows(self, connection: sqlite3.Connection, query: str, *values: object) -> list[tuple[Any, ...]]:

@@ -33,14 +33,14 @@ def explain_missing(image: Image, name: str) -> UnknownFunction:
     clones = image.functions.names(f"{name}.*")
     if clones:
         return UnknownFunction(f"{name}() was cloned by the compiler in Linux {image.release}",
-                               found=f"its code is in: {', '.join(clones)}", mend=f"stop at {clones[0]}")  # fmt: skip
+                               found=f"its code is in: {', '.join(clones)}", hint=f"stop at {clones[0]}")  # fmt: skip
     places = inlined_into(image, name)
     if places:
         passed = [function for function, _ in places if function not in NOT_OF_THE_LINK]
         return UnknownFunction(
             f"{name}() was inlined in Linux {image.release}: it has no entry of its own",
             found=tell(places),
-            mend=f"stop at {passed[0]}"
+            hint=f"stop at {passed[0]}"
             if passed
             else f"stop at {OF_THE_LINK}: packets of the link do not pass {places[0][0]}",
         )

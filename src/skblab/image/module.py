@@ -131,7 +131,7 @@ def build_own(image: Path, directory: Path) -> list[Path]:
         raise UsageError(
             f"{directory} has no module to build",
             found="no Kbuild or Makefile there says obj-m" if directory.is_dir() else "there is no such directory",
-            mend="echo 'obj-m := NAME.o' >Kbuild, with NAME.c beside it",
+            hint="echo 'obj-m := NAME.o' >Kbuild, with NAME.c beside it",
         )
     build_module(image, directory, f"KCFLAGS={' '.join(FLAGS)}")
     return sorted(directory.glob("*.ko"), key=lambda path: path.stat().st_mtime)
@@ -154,5 +154,5 @@ def keep(content: bytes, path: Path) -> None:
                 os.fchmod(file.fileno(), 0o644)
                 file.write(kept)
     except CannotWrite as error:
-        error.exit_status, error.mend = CannotWrite.exit_status, error.mend or "skblab image build, as its owner"
+        error.exit_status, error.hint = CannotWrite.exit_status, error.hint or "skblab image build, as its owner"
         raise

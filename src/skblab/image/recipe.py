@@ -64,7 +64,7 @@ def recipe_for(variant: str, own: tuple[Path, ...] = ()) -> Recipe:
     :raises UsageError: there is no such variant, or a fragment is none
     """
     if variant not in VARIANTS:
-        raise UsageError(f"no such variant: {variant}", mend=f"one of: {', '.join(VARIANTS)}")
+        raise UsageError(f"no such variant: {variant}", hint=f"one of: {', '.join(VARIANTS)}")
     for fragment in own:
         _check_fragment(fragment)
     fragments = tuple(kernel_dir() / "kconfig" / f"{name}.config" for name in VARIANTS[variant])
@@ -78,7 +78,7 @@ def _check_fragment(path: Path) -> None:
         raise UsageError(f"no fragment of a kernel's configuration: {path}", found=str(error)) from None
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.startswith("#") and not OPTION_LINE.fullmatch(line):
-            raise UsageError(f"{path}:{number}: this is no option", found=line, mend="CONFIG_NAME=y, or a comment")
+            raise UsageError(f"{path}:{number}: this is no option", found=line, hint="CONFIG_NAME=y, or a comment")
 
 
 def compiler() -> str:

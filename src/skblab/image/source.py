@@ -68,7 +68,7 @@ def find_source(series: str, given: Path | None = None) -> Source:
             raise MissingPrerequisite(
                 f"no source of Linux {series}",
                 found=f"there is no {path}",
-                mend=f"apt-get install linux-source-{series}   (as root)\nor give a tree or a tarball with --source",
+                hint=f"apt-get install linux-source-{series}   (as root)\nor give a tree or a tarball with --source",
             )
         return Source(path, series, of_debian=True)
     path = typed(given).resolve()
@@ -76,7 +76,7 @@ def find_source(series: str, given: Path | None = None) -> Source:
         return Source(path, series_of(path))
     if path.is_file():
         return Source(path, _series_of_tarball(path))
-    raise UsageError(f"no such source: {given}", mend="--source takes a kernel tree or a tarball of one")
+    raise UsageError(f"no such source: {given}", hint="--source takes a kernel tree or a tarball of one")
 
 
 def series_of(tree: Path) -> str:
@@ -88,7 +88,7 @@ def series_of(tree: Path) -> str:
     found = dict(VERSION_LINE.findall(makefile.read_text())) if makefile.is_file() else {}
     if {"VERSION", "PATCHLEVEL"} - found.keys():
         raise UsageError(f"{tree} is not a kernel source", found="its Makefile names no VERSION and PATCHLEVEL",
-                         mend="--source takes a kernel tree or a tarball of one")  # fmt: skip
+                         hint="--source takes a kernel tree or a tarball of one")  # fmt: skip
     return f"{found['VERSION']}.{found['PATCHLEVEL']}"
 
 

@@ -25,7 +25,7 @@ def cache_dir() -> Path:
     try:
         return (Path(base) if base else Path.home() / ".cache") / "skblab"
     except RuntimeError:
-        raise MissingPrerequisite("this user has no home directory for the cache", mend=ANOTHER_CACHE) from None
+        raise MissingPrerequisite("this user has no home directory for the cache", hint=ANOTHER_CACHE) from None
 
 
 def images_dir() -> Path:
@@ -33,7 +33,7 @@ def images_dir() -> Path:
 
     :raises MissingPrerequisite: it cannot be made, or read
     """
-    return files.directory(cache_dir() / "images", 0o755, what="the directory of images", mend=ANOTHER_CACHE)
+    return files.directory(cache_dir() / "images", 0o755, what="the directory of images", hint=ANOTHER_CACHE)
 
 
 def builds_dir() -> Path:
@@ -41,7 +41,7 @@ def builds_dir() -> Path:
 
     :raises MissingPrerequisite: it cannot be made, or read
     """
-    return files.directory(cache_dir() / "builds", 0o700, what="the directory of builds", mend=ANOTHER_CACHE)
+    return files.directory(cache_dir() / "builds", 0o700, what="the directory of builds", hint=ANOTHER_CACHE)
 
 
 def list_images() -> tuple[list[Image], list[ImageDamaged]]:
@@ -53,7 +53,7 @@ def list_images() -> tuple[list[Image], list[ImageDamaged]]:
             images.append(Image.open(path))
         except ImageMissing:
             damaged.append(
-                ImageDamaged(f"image {path.name} is damaged: no {MANIFEST}", mend=f"skblab image rm {path.name}")
+                ImageDamaged(f"image {path.name} is damaged: no {MANIFEST}", hint=f"skblab image rm {path.name}")
             )
         except ImageDamaged as error:
             damaged.append(error)
@@ -84,7 +84,7 @@ def find_image(series: str = DEFAULT_SERIES, variant: str = "default") -> Image:
             raise error
     build = f"skblab image build --series {series}" + (f" --variant {variant}" if variant != "default" else "")
     older = f"{fitting[0].name} was built by another recipe" if fitting else f"looked in {images_dir()}"
-    raise ImageMissing(f"no image of Linux {series}, variant {variant}", found=older, mend=build)
+    raise ImageMissing(f"no image of Linux {series}, variant {variant}", found=older, hint=build)
 
 
 def open_named(name: str) -> Image:
@@ -108,7 +108,7 @@ def remove_image(name: str) -> None:
     """
     path = images_dir() / name
     if not name or "/" in name or name.startswith(".") or not path.is_dir():
-        raise UsageError(f"no image named {name}", mend="skblab image ls")
+        raise UsageError(f"no image named {name}", hint="skblab image ls")
     if kernels := process.that_run((path / KERNEL).resolve()):
         raise _in_use(name, kernels)
     hidden = path.with_name(f"{REMOVED}{path.name}-{os.getpid()}")
@@ -120,6 +120,6 @@ def _in_use(name: str, kernels: list[int]) -> ImageInUse:
     owner = next(filter(None, map(registry.owner_of, kernels)), None)
     if owner is None:  # of another user, or of this one with another directory of names
         return ImageInUse(f"image {name} is in use", found=f"by a guest kernel, pid {kernels[0]}",
-                          mend=f"kill {kernels[0]}")  # fmt: skip
+                          hint=f"kill {kernels[0]}")  # fmt: skip
     end = f"skblab down {owner.name}" if owner.kept else f"kill {owner.pid}"
-    return ImageInUse(f"image {name} is in use", found=f"by lab {owner.name}: {owner.command}", mend=end)
+    return ImageInUse(f"image {name} is in use", found=f"by lab {owner.name}: {owner.command}", hint=end)

@@ -63,7 +63,7 @@ class Unwinder:
         if not content or len(content) % ROW_BYTES:
             raise ImageDamaged(
                 f"image {image.name} is damaged: {TABLE}", found=f"{len(content)} bytes",
-                mend=f"rm {file}   (it is made again)",
+                hint=f"rm {file}   (it is made again)",
             )  # fmt: skip
         table = array.array("I", content)
         half = len(table) // 2

@@ -156,7 +156,7 @@ def read_chunks(path: Path) -> Iterator[tuple[bytes, memoryview]]:
         raise TraceError(f"cannot read {path}", found=error.strerror or "") from error
     if start != MAGIC:
         found = "a trace of another version of skblab" if start[:6] == MAGIC[:6] else "it does not begin as one"
-        raise TraceError(f"{path} is no trace of skblab", found=found, mend="skblab trace -o FILE writes one")
+        raise TraceError(f"{path} is no trace of skblab", found=found, hint="skblab trace -o FILE writes one")
     place = 0
     while place + CHUNK.size <= len(content):
         kind, size = CHUNK.unpack_from(content, place)

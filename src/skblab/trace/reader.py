@@ -157,7 +157,7 @@ def _checked_about(fields: object) -> dict[str, Any]:
         raise TraceError(
             f"the trace is of format {version}",
             found=f"this version of skblab reads format {VERSION}",
-            mend="read it with the skblab that has written it, or trace again",
+            hint="read it with the skblab that has written it, or trace again",
         )
     if not (fits(about, shape.ABOUT) and fits_if_there(about, shape.ABOUT_MORE)):
         raise TraceError("the trace is damaged: its first chunk is not that of a trace")

@@ -78,7 +78,7 @@ class Tracer:
         for one in fields:
             if one.size_bytes > abi.FIELD_BYTES:
                 raise TraceError(f"{one.expression} is too large", found=f"{one.size_bytes} bytes",
-                                 mend=f"a member of it, of {abi.FIELD_BYTES} bytes at most")  # fmt: skip
+                                 hint=f"a member of it, of {abi.FIELD_BYTES} bytes at most")  # fmt: skip
             if len(one.offsets) > abi.FIELD_HOPS:
                 raise TraceError(f"{one.expression} lies behind too many pointers")
 
@@ -155,7 +155,7 @@ class Tracer:
         """
         self.end()
         if self._to is None and not self._forget.alive:
-            raise TraceError("a trace that is not kept can be had once", mend="to=FILE keeps it")
+            raise TraceError("a trace that is not kept can be had once", hint="to=FILE keeps it")
         try:
             return load(self.path)
         finally:

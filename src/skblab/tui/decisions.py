@@ -101,7 +101,7 @@ class Decisions(App[int]):
         self.run_worker(work, thread=True, group="decisions")
 
     def _complain(self, error: SkblabError) -> None:
-        text = "\n".join(filter(None, (error.found, error.mend)))
+        text = "\n".join(filter(None, (error.found, error.hint)))
         self.notify(text or " ", title=error.what, severity="error", markup=False)
 
     def action_release(self) -> None:

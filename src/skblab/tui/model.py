@@ -42,7 +42,7 @@ class HeldPackets:
         for rule in rules:
             if rule.verdict == "stop" or rule.hold_count:
                 raise UsageError(
-                    "a screen holds packets one by one", found=str(rule), mend=f"skblab run -r '{rule}' -- ..."
+                    "a screen holds packets one by one", found=str(rule), hint=f"skblab run -r '{rule}' -- ..."
                 )
         self._lab = lab
         self._count = 0

@@ -28,7 +28,7 @@ def write_perfetto(trace: Trace, path: Path) -> int:
     try:
         from perfetto.trace_builder.proto_builder import TraceProtoBuilder  # noqa: PLC0415 - 0.2 s, and 1 MB
     except ImportError as error:
-        raise TraceError("the package perfetto is not installed", mend="pip install 'skblab[perfetto]'") from error
+        raise TraceError("the package perfetto is not installed", hint="pip install 'skblab[perfetto]'") from error
     builder = TraceProtoBuilder()
     written = _Writer(trace, builder).write()
     with files.whole(path, new=True) as file:
