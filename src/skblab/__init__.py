@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from skblab.image.image import Image
     from skblab.lab import Lab
     from skblab.packet import Packet
+    from skblab.session import Outcome, Session, Watcher
     from skblab.spec import LabSpec
 
-__all__ = ["Complaint", "Debugger", "Image", "Lab", "LabSpec", "Packet", "SkblabError"]
+__all__ = ["Complaint", "Debugger", "Image", "Lab", "LabSpec", "Outcome", "Packet", "Session", "SkblabError", "Watcher"]
 
 _HOMES = {
     "Complaint": "skblab.guest.complaint",
@@ -22,8 +23,11 @@ _HOMES = {
     "Image": "skblab.image.image",
     "Lab": "skblab.lab",
     "LabSpec": "skblab.spec",
+    "Outcome": "skblab.session",
     "Packet": "skblab.packet",
+    "Session": "skblab.session",
     "SkblabError": "skblab.errors",
+    "Watcher": "skblab.session",
 }
 
 

@@ -5,20 +5,17 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TextIO
 
-from skblab.agent.abi import Hit
-from skblab.agent.streams import Running
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
 from skblab.cli.results import JsonLines, add_json_option
-from skblab.cli.rules import add_rule_options, in_force, rules_from
+from skblab.cli.rules import add_rule_options, rules_from
+from skblab.cli.stops import StopsShown
 from skblab.errors import GuestLost
-from skblab.guest.losses import Losses
+from skblab.event import Hit
 from skblab.guest.panic import GuestPanicked
-from skblab.packet import Packet
-from skblab.rule import Rule
+from skblab.session import Outcome, Session
 
 EXAMPLES = """\
 examples:
@@ -66,48 +63,42 @@ def run(arguments: argparse.Namespace) -> int:
     with lab_from(arguments) as lab:
         teller.started_ns = time.monotonic_ns()
         events = arguments.hearing.as_they_come(lab, json_lines.say) if arguments.json else contextlib.nullcontext()
-        with events, in_force(lab, rules, lambda rule: teller.for_rule(rule, lab.agent.channel.host_ns)) as force:
+        with events, Session(lab, rules, teller) as session:
             try:
-                status = force.run(arguments.command)
+                outcome = session.run(arguments.command, stdin=None)
             except GuestLost:
                 teller.panicked(lab.guest.panic())
                 raise
-            force.close()
-            status = force.exit_status(status)
-            teller.summary(force.running, lab.agent.channel.lost, lab.link_losses, status)
-    return status
+            teller.summary(outcome)
+    return outcome.exit_status
 
 
-class _Teller:
-    """Says what happens, one line a packet: to people on *out*, and to programs as JSON lines."""
+class _Teller(StopsShown):
+    """Prints what happens, one line a packet: for people on *out*, and for programs as JSON lines."""
 
     def __init__(self, out: TextIO, json_lines: JsonLines, *, quiet: bool) -> None:
-        self._out = out
+        super().__init__(out)
         self._json_lines = json_lines
         self._quiet = quiet
         self._lock = threading.Lock()
         self.started_ns = 0
 
-    def for_rule(self, rule: Rule, host_ns: Callable[[int], int]) -> Callable[[Hit, Packet, str], None]:
-        """Return what is to be called for each packet of a rule."""
-
-        def told(hit: Hit, packet: Packet, done: str) -> None:
-            at_s = (host_ns(hit.at_ns) - self.started_ns) / 1e9
-            fields = {
-                "event": "hit",
-                "time_s": round(at_s, 6),
-                "function": rule.function,
-                "occurrence": hit.occurrence,
-                "packet": packet.summary(),
-                "verdict": done,
-                "skb": f"{hit.skb:#x}",
-                "len": hit.length,
-            }
-            self._json_lines.say(fields)
-            if not self._quiet:
-                self._print(f"{at_s:10.6f}  {rule.function:16} #{hit.occurrence:<4} {done:12} {packet.summary()}")
-
-        return told
+    def hit(self, hit: Hit) -> None:
+        """Print one line for a packet."""
+        at_s = (hit.at_ns - self.started_ns) / 1e9
+        fields = {
+            "event": "hit",
+            "time_s": round(at_s, 6),
+            "function": hit.function,
+            "occurrence": hit.occurrence,
+            "packet": hit.packet.summary(),
+            "verdict": hit.verdict,
+            "skb": f"{hit.skb:#x}",
+            "len": hit.length_bytes,
+        }
+        self._json_lines.say(fields)
+        if not self._quiet:
+            self._print(f"{at_s:10.6f}  {hit.function:16} #{hit.occurrence:<4} {hit.verdict:12} {hit.packet.summary()}")
 
     def panicked(self, event: GuestPanicked | None) -> None:
         """Tell a program of the kernel's panic; a person reads it in the error."""
@@ -115,15 +106,16 @@ class _Teller:
             frames = [asdict(frame) for frame in event.frames]
             self._json_lines.say({"event": "panic", "line": event.line, "backtrace": frames})
 
-    def summary(self, running: list[Running], lost: int, link: Losses, status: int) -> None:
-        """Say what became of all packets."""
-        for one in running:
-            counts = asdict(one.counts) | ({"unedited": one.unedited} if one.armed.rule.verdict == "edit" else {})
+    def summary(self, outcome: Outcome) -> None:
+        """Print what became of all packets."""
+        for one in outcome.rules:
+            counts = asdict(one.counts) | ({"unedited": one.unedited} if one.rule.verdict == "edit" else {})
             shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
-            self._json_lines.say({"event": "rule", "rule": str(one.armed.rule), **counts})
-            self._print("\n  ".join([f"{one.armed.rule}: {shown}", *one.counts.caveats]))
-        self._json_lines.say({"event": "end", "lost": lost, "link": asdict(link), "status": status})
-        self._print(f"events lost: {lost}")
+            self._json_lines.say({"event": "rule", "rule": str(one.rule), **counts})
+            self._print("\n  ".join([f"{one.rule}: {shown}", *one.counts.caveats]))
+        link = asdict(outcome.link)
+        self._json_lines.say({"event": "end", "lost": outcome.events_lost, "link": link, "status": outcome.exit_status})
+        self._print(f"events lost: {outcome.events_lost}")
 
     def _print(self, text: str) -> None:
         with self._lock:

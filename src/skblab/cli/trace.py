@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from skblab.cli.live import shown_live
 from skblab.cli.options import add_guest_options, add_lab_options, complete, function_names, lab_from
 from skblab.cli.results import HERE, JsonLines, add_json_option
-from skblab.cli.rules import InForce, add_rule_options, in_force, rules_from
+from skblab.cli.rules import add_rule_options, rules_from
 from skblab.cli.show import Printer, add_output_options, losses, show
+from skblab.cli.stops import StopsShown
 from skblab.errors import CannotWrite, TraceError, UsageError
+from skblab.session import Outcome, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,11 +98,14 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"following {len(tracer.passages)} functions; Ctrl-C ends the trace", file=sys.stderr)
             printer = Printer(arguments)
             live = not arguments.quiet and arguments.json != HERE
-            with in_force(lab, rules) as force, shown_live(tracer, printer) if live else contextlib.nullcontext():
-                status = force.run(arguments.client)
-            status = force.exit_status(status)
-            _say_unedited(force)
-            failed = _end(tracer, status=status, link=asdict(lab.link_losses))
+            shown = shown_live(tracer, printer) if live else contextlib.nullcontext()
+            with Session(lab, rules, StopsShown(sys.stderr)) as session, shown:
+                outcome = session.run(arguments.client, stdin=None)
+                if not arguments.client:
+                    print(file=sys.stderr)  # behind ^C
+            status = outcome.exit_status
+            _say_unedited(outcome)
+            failed = _end(tracer, status=status, link=asdict(outcome.link))
         if arguments.quiet and arguments.output and not (arguments.json or failed):
             print(f"events lost: {tracer.losses()['lost']}", file=sys.stderr)
             return status
@@ -138,10 +143,10 @@ def _write(json_lines: JsonLines, trace: "Trace", complaints: "Sequence[Complain
         json_lines.say({"type": "complaint"} | asdict(complaint))
 
 
-def _say_unedited(force: InForce) -> None:
-    for rule in force.running:
+def _say_unedited(outcome: Outcome) -> None:
+    for rule in outcome.rules:
         if rule.unedited:
-            print(f"{rule.armed.rule}: {rule.unedited} unedited; {rule.why_unedited}", file=sys.stderr)
+            print(f"{rule.rule}: {rule.unedited} unedited; {rule.why_unedited}", file=sys.stderr)
 
 
 def _end(tracer: "Tracer", **fields: object) -> CannotWrite | None:

@@ -1,0 +1,39 @@
+"""What a run tells of: frozen records for people and programs, none of them a record of the agent's."""
+
+from dataclasses import dataclass
+
+from skblab.packet import Packet
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A packet met a rule.
+
+    :param at_ns: when, on the host's CLOCK_MONOTONIC
+    :param function: the kernel's function that the rule is at
+    :param occurrence: which of the packets that the filter took, from 1
+    :param verdict: what was done with the packet, in words
+    :param skb: the address of its struct sk_buff in the guest
+    :param length_bytes: skb->len
+    """
+
+    at_ns: int
+    function: str
+    occurrence: int
+    packet: Packet
+    verdict: str
+    skb: int
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The whole kernel stands still under gdb, at a rule's function.
+
+    :param at_ns: since when, on the host's CLOCK_MONOTONIC
+    :param frames: the backtrace, innermost first, without inlined calls: function, file and line
+    """
+
+    at_ns: int
+    packet: Packet | None
+    frames: tuple[tuple[str, str, int], ...]

@@ -1,0 +1,253 @@
+"""Session: one run in a lab. Rules in force, gdb where one of them stops the kernel, a client, and what came of it."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Self
+
+from skblab.agent.abi import Counts
+from skblab.agent.abi import Hit as WireHit
+from skblab.debugger.session import Debugger
+from skblab.event import Hit, Stop
+from skblab.guest.boot import LAST_WORDS_S
+from skblab.guest.complaint import Complaint
+from skblab.guest.losses import Losses
+from skblab.guest.mconsole import Kind
+from skblab.host import process
+from skblab.host.signals import wakeup
+from skblab.host.waiting import wait
+from skblab.lab import Lab
+from skblab.packet import Packet
+from skblab.rule import Rule
+
+if TYPE_CHECKING:
+    from skblab.agent.streams import Running
+
+Watched = Debugger | socket.socket | int
+
+STOP_TIMEOUT_S = 1.0  # gdb has said that there is one
+
+
+class Watcher:
+    """Watches a run; override what is of interest. ``hit()`` is called from a thread of the session's."""
+
+    def hit(self, hit: Hit) -> None:
+        """Note that a packet met a rule."""
+
+    def stopped(self, stop: Stop) -> None:
+        """Note that the kernel stands still; it runs on when this returns."""
+
+    def resumed(self, stood_s: float) -> None:
+        """Note that the kernel runs on after so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleOutcome:
+    """What became of the packets that a rule's filter took; of an edit, how many it failed on, and why the first."""
+
+    rule: Rule
+    counts: Counts
+    unedited: int
+    why_unedited: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run.
+
+    :param status: the command's, as a shell has it: 128 and the signal's number where a signal ended it
+    :param duration_s: of the command
+    :param output: what it wrote to standard output and standard error, where that was captured
+    :param complaints: of the guest's kernel, since the lab was booted or joined
+    :param link: frames that the lab's links have lost since then
+    :param events_lost: hits that found the ring of events full
+    """
+
+    status: int
+    duration_s: float
+    output: tuple[str, str]
+    rules: tuple[RuleOutcome, ...]
+    complaints: tuple[Complaint, ...]
+    link: Losses
+    events_lost: int
+
+    @property
+    def exit_status(self) -> int:
+        """The command's status, or 1 where that is 0 and an edit failed."""
+        return self.status or int(any(rule.unedited for rule in self.rules))
+
+
+class Session:
+    """Rules in force in a lab that runs, for one command. Use in a ``with``.
+
+    ::
+
+        with LabSpec().start() as lab, Session(lab, ["icmp_rcv = delay 300ms @2"]) as session:
+            outcome = session.run(["ping", "-c", "3", "guest"])
+
+    Entering raises RuleError, UnknownFunction, UnsupportedVerdict, DebuggerError.
+    """
+
+    def __init__(self, lab: Lab, rules: Sequence[Rule | str] = (), watcher: Watcher | None = None) -> None:
+        self._lab = lab
+        self._rules = [rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in rules]
+        self._watcher = watcher or Watcher()
+        self._stack = contextlib.ExitStack()
+        self._running: list[Running] = []
+        self._debugger: Debugger | None = None
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            for rule in self._rules:
+                self._running.append(stack.enter_context(self._lab.rule(rule, self._teller(rule))))
+            if any(rule.verdict == "stop" for rule in self._rules):
+                self._debugger = stack.enter_context(self._lab.debugger())
+                self._lab.stop_on_rules(self._debugger)
+                self._debugger.resume()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def run(
+        self,
+        command: Sequence[process.Argument] = (),
+        *,
+        stdin: process.Stream = subprocess.DEVNULL,
+        capture: bool = False,
+        timeout_s: float | None = None,
+    ) -> Outcome:
+        """Run a command on the host side to its end; take the rules away, and return what came of it.
+
+        Without a command, wait for a Ctrl-C. A Ctrl-C is the command's, which says what it has to say and ends; the
+        second one is ours.
+
+        :param stdin: of the command; not where a rule stops the kernel, for then a person may be asked
+        :param capture: keep what the command writes
+        :raises GuestLost: the kernel has panicked, or ended, before the command
+        :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
+        :raises CallbackFailed: the watcher raised
+        """
+        began_s = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2 * capture)]
+            out, err = files or (None, None)
+            stdin = subprocess.DEVNULL if self._debugger else stdin
+            client = self._lab.popen(command, stdin=stdin, stdout=out, stderr=err) if command else None
+            status = self._wait(client, timeout_s)
+            duration_s = time.monotonic() - began_s
+            self._lab.check()
+            self._stack.close()
+            return Outcome(
+                process.exit_status(status),
+                duration_s,
+                tuple(map(_text, files)) or ("", ""),  # type: ignore[arg-type] # two, or none
+                tuple(RuleOutcome(one.armed.rule, one.counts, one.unedited, one.why_unedited) for one in self._running),
+                self._lab.new_complaints,
+                self._lab.link_losses,
+                self._lab.agent.channel.lost,
+            )
+
+    def _teller(self, rule: Rule) -> Callable[[WireHit, Packet, str], None]:
+        host_ns = self._lab.agent.channel.host_ns
+
+        def tell(hit: WireHit, packet: Packet, verdict: str) -> None:
+            at_ns = host_ns(hit.at_ns)
+            self._watcher.hit(Hit(at_ns, rule.function, hit.occurrence, packet, verdict, hit.skb, hit.length))
+
+        return tell
+
+    def _wait(self, client: process.Running | None, timeout_s: float | None) -> int:
+        """Wait for a client's end; return its status. Without one, a Ctrl-C ends it, with status 0.
+
+        A client may give up and end before gdb has said where the kernel stands: all stops are told of.
+        """
+        guest, debugger = self._lab.guest, self._debugger
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        watched: list[Watched] = [guest.notifications, guest.pidfd, *([debugger] if debugger else [])]
+        told, ended = 0, False
+        with contextlib.ExitStack() as stack:
+            woken = stack.enter_context(wakeup())
+            pidfd = os.pidfd_open(client.pid) if client else None
+            if pidfd is not None:
+                stack.callback(os.close, pidfd)
+                watched.append(pidfd)
+            while True:
+                try:
+                    ready = _ready(watched, woken, client, deadline_s)
+                except KeyboardInterrupt:
+                    if client:
+                        raise
+                    return 0
+                if guest.pidfd in ready:
+                    raise guest.lost()
+                if guest.notifications in ready and guest.notification().kind is Kind.PANIC:
+                    wait([guest.pidfd], LAST_WORDS_S)  # gdb may hold it there
+                    raise guest.lost()
+                if debugger and debugger in ready:
+                    self._tell_stop(debugger)
+                    told += 1
+                elif pidfd is not None and pidfd in ready:
+                    ended = True
+                    watched.remove(pidfd)
+                if client and ended and told >= self._stops:
+                    return client.wait()
+
+    @property
+    def _stops(self) -> int:
+        return sum(one.counts.stopped for one in self._running) if self._debugger else 0
+
+    def _tell_stop(self, debugger: Debugger) -> None:
+        stopped = debugger.wait_stop(STOP_TIMEOUT_S)
+        raw = stopped.packet
+        packet = Packet(bytes.fromhex(raw.linear), raw.protocol) if raw else None
+        frames = tuple((frame.function, frame.file, frame.line) for frame in stopped.frames if not frame.inline)
+        self._watcher.stopped(Stop(stopped.at_ns, packet, frames))
+        self._watcher.resumed((debugger.resume() - stopped.at_ns) / 1e9)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def _ready(
+    watched: Sequence[Watched], woken: int, client: process.Running | None, deadline_s: float | None
+) -> list[Watched]:
+    """Wait for one of those that are watched, and pass a Ctrl-C on to the client.
+
+    :raises subprocess.TimeoutExpired: the time is over; the client was killed
+    """
+    try:
+        return _waited(watched, woken, client, deadline_s)
+    except KeyboardInterrupt:
+        if client is None:
+            raise
+    process.interrupt(client)
+    return _waited(watched, woken, client, deadline_s)
+
+
+def _waited(
+    watched: Sequence[Watched], woken: int, client: process.Running | None, deadline_s: float | None
+) -> list[Watched]:
+    began_s = time.monotonic()
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            os.read(woken, 4096)
+        left_s = None if deadline_s is None else max(deadline_s - time.monotonic(), 0)
+        ready: list[Watched] = wait([*watched, woken], left_s)
+        if not ready:
+            if client:
+                process.end(client)
+            raise subprocess.TimeoutExpired(client.args if client else "", time.monotonic() - began_s)
+        if ready != [woken]:
+            return ready
