@@ -218,7 +218,7 @@ class Lab:
         self.guest = Guest.boot(boot, self.namespaces, self.console)
         stack.callback(self.guest.close)
         self._learn_modules(
-            {str(module.file): self.guest.modules_told.get(module.name, {}) for module in self._modules}
+            {str(module.file): self.guest.module_sections.get(module.name, {}) for module in self._modules}
         )
         for terminal in self.terminals:
             terminal.hand_over()
