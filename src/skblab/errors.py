@@ -1,16 +1,16 @@
-"""What can go wrong: what failed, on what, what was found, and what to do about it.
+"""Every error: what failed, on what, what was found, and a hint.
 
-Every error carries those as data; the sentence a person reads is composed here, in one place, so that the command line,
-the Python API and the tests see the same facts.
+An error carries those as data; its text is composed here only, so that the command line, the Python API and the tests
+see the same facts.
 """
 
 
 class SkblabError(Exception):
-    """A failure with its evidence and its remedy.
+    """A failure with its evidence and a hint.
 
     :param what: one sentence: what failed, on what
     :param found: the evidence, possibly several lines (console tail, the compiler's own lines)
-    :param hint: what to do about it, a command where there is one
+    :param hint: what to do about it, a command if there is one
     """
 
     exit_status = 1
@@ -32,7 +32,7 @@ class SkblabError(Exception):
 
 
 class UsageError(SkblabError):
-    """The caller asked for something that makes no sense; nothing was done."""
+    """The request makes no sense; nothing was done."""
 
     exit_status = 2
 
@@ -44,45 +44,45 @@ class MissingPrerequisite(SkblabError):
 
 
 class CannotWrite(SkblabError):
-    """A file or a stream that cannot be written: which, and why."""
+    """A file or a stream cannot be written."""
 
 
 class ImageMissing(SkblabError):
-    """No image answers the description; it has to be built first."""
+    """No such image: it has to be built first."""
 
     exit_status = 3
 
 
 class ImageDamaged(SkblabError):
-    """An image's files are not what was recorded when it was built."""
+    """An image's files differ from what its build recorded."""
 
 
 class ImageInUse(SkblabError):
-    """An image that cannot be removed: a lab runs its kernel."""
+    """The image cannot be removed: a lab is running its kernel."""
 
 
 class BuildFailed(SkblabError):
-    """Building a kernel failed; nothing half-made was left behind."""
+    """Building a kernel failed; the store is unchanged."""
 
 
 class UnknownFunction(UsageError):
-    """No such function in the kernel, or none that can be stopped at (inlined, optimised away)."""
+    """The kernel has no such function, or the function has no entry (inlined, optimised away)."""
 
 
 class RuleError(UsageError):
-    """A rule or a filter that cannot be understood; ``found`` has the text, and a caret under the fault."""
+    """A rule or a filter cannot be parsed; ``found`` has the text, and a caret under the fault."""
 
 
 class UnsupportedVerdict(UsageError):
-    """A verdict that is not sound at a function: which, why, and the nearest function where it is."""
+    """A verdict is not sound at a function: why, and the nearest function where it is."""
 
 
 class PacketError(UsageError):
-    """An edit came to something that is no packet; the packet is as it was."""
+    """The result of an edit is not a packet; the packet is unchanged."""
 
 
 class PacketGone(UsageError):
-    """A decision about a packet that is held no more."""
+    """A decision on a packet that is no longer held."""
 
 
 class LabNameTaken(SkblabError):
@@ -90,15 +90,15 @@ class LabNameTaken(SkblabError):
 
 
 class NoSuchLab(UsageError):
-    """No running lab of this name can be joined."""
+    """No running lab has this name, or it cannot be joined."""
 
 
 class LabBusy(SkblabError):
-    """Another controller has this lab's agent: who."""
+    """Another controller is using this lab's agent."""
 
 
 class MconsoleRefused(SkblabError):
-    """The guest's kernel refused a command of its management console; in its own words."""
+    """The guest's kernel refused an mconsole command; ``what`` quotes its answer."""
 
 
 class BootFailed(SkblabError):
@@ -106,47 +106,47 @@ class BootFailed(SkblabError):
 
 
 class DiskError(SkblabError):
-    """A disk image that no guest can use: why."""
+    """A disk image cannot be used."""
 
 
 class DiskInUse(DiskError):
-    """Another lab or process has the disk: who, and how to end it."""
+    """Another lab or process has locked the disk."""
 
 
 class GuestCommandFailed(SkblabError):
-    """A command in the guest that cannot be started, or that has ended before its time."""
+    """A command in the guest cannot be started, or has ended too early."""
 
 
 class NoSuchProgram(SkblabError):
-    """A program that is not in the guest, or cannot be run there; the status is a shell's, 127 or 126."""
+    """The guest has no such program, or cannot execute it; exit status 127 or 126, as a shell's."""
 
     exit_status = 127
 
 
 class CallbackFailed(SkblabError):
-    """A function of the caller's that was to be called for each packet raised; the first error is the cause."""
+    """A callback of the caller's raised; ``__cause__`` is its first error."""
 
     def __init__(self, of: str, error: Exception) -> None:
         super().__init__(f"the callback of {of} raised {type(error).__name__}: {error}")
 
 
 class GuestLost(SkblabError):
-    """The guest kernel is gone."""
+    """The guest's kernel has ended."""
 
     exit_status = 128
 
 
 class AgentDamaged(GuestLost):
-    """The guest's kernel has written over what it shares with this machine; nothing of it can be trusted any more."""
+    """The guest's kernel has overwritten the memory that it shares with skblab; its contents cannot be trusted."""
 
 
 class TraceError(UsageError):
-    """A trace file that cannot be written or read, or a field that cannot be traced."""
+    """A trace file cannot be written or read, or a field cannot be traced."""
 
 
 class DebuggerError(SkblabError):
-    """gdb could not be started, could not attach, refused a request, or is gone."""
+    """gdb could not be started, could not attach, refused a request, or has ended."""
 
 
 class Timeout(SkblabError, TimeoutError):
-    """A bounded wait ran out; the sentence says what it waited for."""
+    """A bounded wait timed out; the text says what was waited for."""

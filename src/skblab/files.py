@@ -13,19 +13,19 @@ from typing import IO
 
 from skblab.errors import CannotWrite, MissingPrerequisite
 
-# What makes room for a write that this machine has refused; it is no fault of who asked for it.
+# What makes room for a write that this machine has refused: the caller has done nothing wrong.
 ROOM = {
     errno.ENOSPC: "make room there: df -h {}",
     errno.EDQUOT: "make room there: quota; df -h {}",
     errno.EFBIG: "ulimit -f unlimited",
     errno.EIO: "look at the disk: dmesg | tail",
 }
-WRONG_PLACE = 2  # exit status: another file was to be named
+WRONG_PLACE = 2  # exit status: the caller has to name another file
 
 
 def typed(text: str | Path) -> Path:
     """Return the path that a person has typed; ``~`` is a home directory, where there is one."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises where there is none
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser() raises without a home directory
 
 
 def directory(path: Path, mode: int, *, what: str, hint: str) -> Path:
@@ -42,7 +42,7 @@ def directory(path: Path, mode: int, *, what: str, hint: str) -> Path:
 
 
 def _obstacle(path: Path, error: OSError) -> str:
-    """Return what stands in the way of a directory."""
+    """Return why a directory cannot be used."""
     for one in (*reversed(path.parents), path):
         with contextlib.suppress(OSError):
             if one.is_symlink() and not one.exists():
@@ -54,9 +54,9 @@ def _obstacle(path: Path, error: OSError) -> str:
 
 @contextlib.contextmanager
 def whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
-    """Yield a file to write, which has its name when the block has ended; if that fails, nothing of it stays.
+    """Yield a file to write; it gets its name when the block ends. If the block raises, nothing of it stays.
 
-    :param new: a file that has the name already is left alone
+    :param new: an existing file of that name is left alone
     :raises CannotWrite: it cannot be written, or with *new* the name is taken
     """
     scratch = path.with_name(f".{path.name[:64]}-{secrets.token_hex(4)}")
@@ -77,7 +77,7 @@ def _name(scratch: Path, path: Path, *, new: bool) -> None:
     """Give a finished file its name."""
     if new:
         try:
-            path.hardlink_to(scratch)  # refused where the name is taken meanwhile
+            path.hardlink_to(scratch)  # fails if the name was taken since
         except PermissionError:  # link(2): a file system without hard links
             scratch.rename(path)
     else:
@@ -86,20 +86,20 @@ def _name(scratch: Path, path: Path, *, new: bool) -> None:
 
 def cannot_write(path: Path | str, error: OSError) -> CannotWrite:
     """Return the error for a write that was refused."""
-    told = CannotWrite(f"cannot write {path}", found=error.strerror or str(error))
+    refused = CannotWrite(f"cannot write {path}", found=error.strerror or str(error))
     if room := ROOM.get(error.errno or 0):
-        told.hint = room.format(Path(path).parent)
+        refused.hint = room.format(Path(path).parent)
     elif error.errno != errno.EPIPE:
-        told.exit_status = WRONG_PLACE
-    return told
+        refused.exit_status = WRONG_PLACE
+    return refused
 
 
 def to_write(path: Path, flags: int) -> int:
-    """Open a file of which this process is the only writer, empty; return its descriptor, whose end is the lock's.
+    """Open a file, locked and empty; return its descriptor. The lock ends when the descriptor is closed.
 
     A pipe or a device is opened as it is.
 
-    :raises CannotWrite: it cannot be written, or another process writes it: which
+    :raises CannotWrite: it cannot be written, or another process is writing it: ``found`` says which
     """
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -119,7 +119,7 @@ def to_write(path: Path, flags: int) -> int:
 
 
 def _writer(descriptor: int) -> str:
-    """Return who has the lock of a file: its process and command, where /proc/locks tells."""
+    """Return which process has the lock of a file, and its command, if /proc/locks lists it."""
     ours = os.fstat(descriptor)
     place = f"{os.major(ours.st_dev):02x}:{os.minor(ours.st_dev):02x}:{ours.st_ino}"
     with contextlib.suppress(OSError):
@@ -130,7 +130,7 @@ def _writer(descriptor: int) -> str:
 
 
 def command(pid: int) -> str:
-    """Return a process's command line; that it has ended, where it has."""
+    """Return a process's command line, or "(ended)"."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:

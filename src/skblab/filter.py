@@ -1,9 +1,9 @@
 """pcap-filter(7) to classic BPF, by libpcap itself.
 
-A filter takes of the packets inside a kernel what it takes of an Ethernet capture. So it is compiled for Ethernet, and
-its loads are moved to where a packet's parts lie inside a kernel (include/uapi/linux/filter.h SKF_AD_OFF, SKF_LL_OFF):
-the type is the kernel's own ``skb->protocol``, addresses are where the kernel has put the link's header, and everything
-else lies 14 bytes nearer, for the program is run from the network header on. The length is counted with the 14 bytes.
+A filter matches the same packets inside a kernel as in an Ethernet capture. So it is compiled for Ethernet, and its
+loads are moved to where the kernel has the packet's parts (include/uapi/linux/filter.h SKF_AD_OFF, SKF_LL_OFF): the
+EtherType is ``skb->protocol``, link addresses are read at the MAC header, and all other offsets shrink by the 14 bytes
+of the Ethernet header, because the program runs from the network header. The packet's length includes the 14 bytes.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ DLT_EN10MB = 1
 WHOLE_PACKET = 0x40000
 NETMASK_UNKNOWN = 0xFFFFFFFF
 INSTRUCTION_BYTES = 8
-MOST_CHARACTERS = 2000  # libpcap's optimizer takes their third power of time: 2 s for 150 ports, 20 s for 300
+MOST_CHARACTERS = 2000  # libpcap's optimizer takes time cubic in the length: 2 s for 150 ports, 20 s for 300
 MOST_INSTRUCTIONS = 4096  # include/uapi/linux/bpf_common.h BPF_MAXINSNS
 INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 LD_WORD_ABSOLUTE, LD_HALF_ABSOLUTE = 0x20, 0x28
@@ -30,7 +30,7 @@ PROTOCOL = 0xFFFFF000  # SKF_AD_OFF + SKF_AD_PROTOCOL
 LINK_HEADER = 0xFFE00000  # SKF_LL_OFF
 ETHERNET_BYTES, TYPE_AT = 14, 12
 FARTHEST_JUMP = 255
-ENCAPSULATED = re.compile(r"\b(vlan|mpls|pppoe[ds]|geneve)\b")  # libpcap looks for their headers where none are
+ENCAPSULATED = re.compile(r"\b(vlan|mpls|pppoe[ds]|geneve)\b")  # libpcap looks for these headers in the packet's bytes
 Instruction = tuple[int, int, int, int]
 
 
@@ -60,7 +60,7 @@ def _libpcap() -> ctypes.CDLL:
 def compile_filter(expression: str) -> bytes:
     """Return the classic BPF program of a filter: instructions of 8 bytes, as in struct sock_filter; empty for none.
 
-    :raises RuleError: libpcap does not understand it, or it cannot be said of a packet inside a kernel
+    :raises RuleError: libpcap does not understand it, or it cannot match a packet inside a kernel
     """
     if not expression:
         return b""
@@ -72,17 +72,17 @@ def compile_filter(expression: str) -> bytes:
         raise RuleError(
             f"{found.group()} in a filter",
             found=f"{expression}\nthe kernel keeps that header apart from the packet's bytes",
-            hint="filter what is inside it",
+            hint="filter on the inner packet",
         )
     program = list(INSTRUCTION.iter_unpack(_compile(expression)))
     if any(code == JUMP and k >> 31 for code, _, _, k in program):
-        raise RuleError("a filter with a loop", found=f"{expression}\nthe kernel runs no loops (protochain is one)")
+        raise RuleError("a filter with a loop", found=f"{expression}\nclassic BPF has no loops, and protochain is one")
     moved = [_moved(*one) for one in program]
     return b"".join(INSTRUCTION.pack(*one) for one in _with_whole_lengths(moved, expression))
 
 
 def _moved(code: int, if_true: int, if_false: int, k: int) -> Instruction:
-    """Return an instruction for Ethernet as one for a packet that begins with its network header."""
+    """Return an instruction compiled for Ethernet as one for a packet that begins at its network header."""
     if code in LOADS_OF_BYTES:
         if code == LD_HALF_ABSOLUTE and k == TYPE_AT:
             return LD_WORD_ABSOLUTE, if_true, if_false, PROTOCOL
@@ -91,7 +91,7 @@ def _moved(code: int, if_true: int, if_false: int, k: int) -> Instruction:
 
 
 def _with_whole_lengths(program: list[Instruction], expression: str) -> list[Instruction]:
-    """Add the link's header to each load of the packet's length; jumps are made longer by what lies in between."""
+    """Add the 14 bytes of the link's header after each load of the packet's length; lengthen the jumps over it."""
     places = list(itertools.accumulate((1 + (code == LD_LENGTH) for code, *_ in program), initial=0))
 
     def over(at: int, distance: int) -> int:
@@ -106,7 +106,7 @@ def _with_whole_lengths(program: list[Instruction], expression: str) -> list[Ins
         if code == LD_LENGTH:
             whole.append((ADD, 0, 0, ETHERNET_BYTES))
     if any(max(one[1:3]) > FARTHEST_JUMP for one in whole) or any(code == LDX_LENGTH for code, *_ in program):
-        raise RuleError("a filter that is too long for the length in it", found=expression, hint="two rules")
+        raise RuleError("the filter is too long to use len, less or greater", found=expression, hint="two rules")
     return whole
 
 

@@ -11,42 +11,42 @@ from skblab.checksum import inverse, ones_sum
 from skblab.errors import PacketError
 from skblab.summary import summary
 
-if TYPE_CHECKING:  # scapy takes half a second to import; whoever only counts packets need not wait for it
+if TYPE_CHECKING:  # scapy takes half a second to import: not when packets are only counted
     from scapy.packet import Packet as Layers
 
 ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ECHO_TYPES = {8: "echo request", 0: "echo reply", 128: "echo request", 129: "echo reply"}
 TIMEVAL = struct.Struct("=qq")
 LARGEST_PACKET_BYTES = 0xFFFF
-IPV4_BYTES, IPV6_BYTES, ARP_BYTES, ICMP_BYTES = 20, 40, 28, 8  # of a header without options; of ARP over Ethernet
-# Extension headers, as net/ipv6/exthdrs_core.c ipv6_skip_exthdr() goes over them.
+IPV4_BYTES, IPV6_BYTES, ARP_BYTES, ICMP_BYTES = 20, 40, 28, 8  # header sizes without options; ARP over Ethernet
+# IPv6 extension headers, as net/ipv6/exthdrs_core.c ipv6_skip_exthdr() skips them.
 OPTIONS6, FRAGMENT6, AUTHENTICATION6 = {0, 43, 60}, 44, 51
 
 
 @dataclass(frozen=True)
 class Packet:
-    """A packet's bytes from its network header on, and the protocol that they are (host order, ``ETH_P_*``)."""
+    """A packet's bytes from its network header on, and its protocol (``ETH_P_*``, host order)."""
 
     data: bytes
     protocol: int
 
     @cached_property
     def layers(self) -> "Layers":
-        """The packet as scapy dissects it; where its header is cut short, or scapy cannot read it, Raw."""
+        """The packet as scapy dissects it; Raw if its header is cut short or scapy cannot read it."""
         return self.dissected()
 
     @cached_property
     def pristine(self) -> "Layers":
-        """The same layers as its bytes are: to be looked at only."""
+        """The layers as first dissected. Do not change them."""
         return self.dissected()
 
     def dissected(self) -> "Layers":
-        """Return the layers anew: the caller's own, to be changed."""
+        """Dissect again and return layers of the caller's own, which it may change."""
         from scapy.packet import Raw  # noqa: PLC0415
 
         dissector, header_bytes = _dissectors().get(self.protocol, (Raw, 0))
         if len(self.data) >= header_bytes:
-            with contextlib.suppress(Exception):  # whatever a malformed packet does to scapy, its bytes are there
+            with contextlib.suppress(Exception):  # scapy may raise anything on a malformed packet; its bytes remain
                 return _in_order(dissector(self.data), self.data)
         return Raw(self.data)
 
@@ -75,7 +75,7 @@ class Packet:
 
     @property
     def ping_sent_s(self) -> float | None:
-        """When ping says it sent this echo request (CLOCK_REALTIME, s): it puts a struct timeval before its pattern."""
+        """When ping sent this echo request (CLOCK_REALTIME, s): ping puts a struct timeval before its pattern."""
         message = self._icmp_message
         if self.echo is None or message is None or len(message) < 8 + TIMEVAL.size:
             return None
@@ -84,7 +84,7 @@ class Packet:
 
     @property
     def header_bytes(self) -> int:
-        """How long its network header is, with options and extension headers, as it says itself; 0: of none known."""
+        """Size of its network header by its own fields, with options and extension headers; 0: unknown protocol."""
         data = self.data
         if self.protocol == ETH_P_IP:
             return (data[0] & 0xF) * 4 if data else 0
@@ -108,9 +108,9 @@ class Packet:
         return self.data[IPV4_BYTES if self.protocol == ETH_P_IP else IPV6_BYTES : self.header_bytes]
 
     def check_like(self, before: "Packet") -> None:
-        """Check what the kernel, which has checked and parsed the packet *before*, relies on from then on.
+        """Check that the kernel's assumptions still hold after it has checked and parsed the packet *before*.
 
-        :raises PacketError: the network header does not hold it, or has options that the kernel has not parsed
+        :raises PacketError: the network header breaks one, or has options that the kernel has not parsed
             (net/ipv4/ip_input.c ip_rcv_core(), net/ipv6/ip6_input.c ip6_rcv_core(), net/ipv4/arp.c arp_rcv())
         """
         fault = {ETH_P_IP: self._fault4, ETH_P_IPV6: self._fault6, ETH_P_ARP: self._fault_arp}.get(self.protocol)
@@ -144,7 +144,7 @@ class Packet:
 
     @property
     def _icmp_message(self) -> bytes | None:
-        """The bytes of the ICMP message, where there is one right behind the network header."""
+        """The ICMP message directly behind the network header, or None."""
         data = self.data
         if self.protocol == ETH_P_IP and len(data) >= 20 and data[9] == 1:
             return data[(data[0] & 0xF) * 4 :]
@@ -161,10 +161,10 @@ def echo_request(identity: int, sequence: int, payload: bytes = b"") -> bytes:
 
 @cache
 def _dissectors() -> dict[int, tuple[type["Layers"], int]]:
-    """Load scapy; return the class of each network header, and the least bytes that it has."""
-    # It warns of what a malformed packet has in it, on stderr, in the middle of what a client prints.
+    """Load scapy; return each network header's class and least size in bytes, by protocol."""
+    # scapy warns of malformed packets on stderr, in the middle of a client's output.
     logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
-    from scapy.layers import vxlan  # noqa: F401, PLC0415 - what it carries is layers, too
+    from scapy.layers import vxlan  # noqa: F401, PLC0415 - scapy then dissects what VXLAN carries, too
     from scapy.layers.inet import IP  # noqa: PLC0415
     from scapy.layers.inet6 import IPv6  # noqa: PLC0415
     from scapy.layers.l2 import ARP  # noqa: PLC0415
@@ -173,9 +173,9 @@ def _dissectors() -> dict[int, tuple[type["Layers"], int]]:
 
 
 def _in_order(layers: "Layers", data: bytes) -> "Layers":
-    """Return layers that stand in the packet one behind the other.
+    """Return layers in the order of their bytes in the packet.
 
-    Of an ICMP error with extensions (RFC 4884), or with a long quote, scapy makes fields of what stands behind the
+    Scapy makes fields of what follows the quoted packet in an ICMP error: extensions (RFC 4884), or the end of a long
     quote. Here it is padding.
     """
     from scapy.packet import Padding, Raw  # noqa: PLC0415
@@ -190,7 +190,7 @@ def _in_order(layers: "Layers", data: bytes) -> "Layers":
     quoted = whole[ICMP_BYTES:]
     try:
         error.add_payload(layer.guess_payload_class(quoted)(quoted))
-    except Exception:  # noqa: BLE001 - no packet is quoted
+    except Exception:  # noqa: BLE001 - nothing parsable is quoted
         error.add_payload(Raw(quoted))
     behind = data[data.rindex(whole) + len(whole) :]
     around.remove_payload()

@@ -72,7 +72,7 @@ class Parts:
         )
         self.guest = Guest.boot(boot, self.namespaces, self.console)
         stack.callback(self.guest.close)
-        self._learn_modules({str(one.file): self.guest.modules_told.get(one.name, {}) for one in modules})
+        self._learn_modules({str(one.file): self.guest.module_sections.get(one.name, {}) for one in modules})
         for terminal in self.terminals:
             terminal.hand_over()
         guest_socket.close()  # the guest has it now: when it closes its end, we see the end of the stream

@@ -12,23 +12,23 @@ from skblab.guest.boot import Guest
 from skblab.guest.exec import Command
 from skblab.host.waiting import wait
 
-LISTEN = "inet_csk_listen_start"  # net/ipv4/inet_connection_sock.c: every TCP socket that listens comes by
+LISTEN = "inet_csk_listen_start"  # net/ipv4/inet_connection_sock.c: every listen(2) on a TCP socket calls it
 TIMEOUT_S = 20.0
 
 
 def start_commands(guest: Guest, agent: Agent, lines: Sequence[str]) -> None:
-    """Run lines of shell in the guest; return when each listens on a TCP port. They stay as long as the lab does.
+    """Run shell command lines in the guest; return when each listens on a TCP port. They run as long as the lab does.
 
-    What they say goes to the kernel's log.
+    Their output goes to the kernel's log.
 
-    :raises GuestCommandFailed: one has ended instead
-    :raises Timeout: one does neither
+    :raises GuestCommandFailed: one has ended before it listened
+    :raises Timeout: one has done neither in TIMEOUT_S
     """
     with ExitStack() as stack:
         heard = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         stack.callback(os.close, heard)
-        # Taking the watch away needs a task of the guest, and there is one processor: the task that was in listen(2)
-        # has come out of it by then.
+        # Removing the watch needs a task of the guest, and the guest has one CPU: by then the task in listen(2) has
+        # returned from it.
         stack.enter_context(agent.watch(LISTEN, lambda *_: os.eventfd_write(heard, 1)))
         _wait(guest, heard, [stack.enter_context(_start(guest, line)) for line in lines])
 

@@ -1,6 +1,6 @@
-"""A packet in one line, as ``tcpdump -nn -S`` writes it, but for what lies behind its headers.
+"""A packet in one line, as ``tcpdump -nn -S`` prints its headers.
 
-It needs the standard library alone, for gdb loads it, too. What tcpdump does not say of an IPv4 fragment is added:
+Standard library only, because gdb loads it, too. One thing is added to tcpdump's line, the offset of an IPv4 fragment:
 ``fragment at 1480``. ``tests/unit/test_summary.py`` compares thousands of lines with tcpdump's own.
 """
 
@@ -15,7 +15,7 @@ ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ICMP, IGMP, IPIP, TCP, UDP, IPV6, ROUTING, FRAGMENT, ICMPV6, NONE = 1, 2, 4, 6, 17, 41, 43, 44, 58, 59
 WITH_PORTS = {TCP, UDP}
 EXTENSIONS = {0: "HBH", ROUTING: "rt6", FRAGMENT: "frag", 60: "DSTOPT"}
-MORE_FRAGMENTS, OFFSET = 0x2000, 0x1FFF  # of an IPv4 header; the offset is in units of 8 bytes
+MORE_FRAGMENTS, OFFSET = 0x2000, 0x1FFF  # IPv4 flags; the fragment offset is in units of 8 bytes
 IPV6_BYTES, TCP_BYTES, UDP_BYTES = 40, 20, 8
 TCP_FLAGS = "FSRP.UEW"
 FIN_SYN_RST, ACK, URG = 0x07, 0x10, 0x20
@@ -72,7 +72,7 @@ def summary(data: bytes, protocol: int, length: int | None = None) -> str:
 
 
 class _Line:
-    """What is said of a packet so far; *at* is the header that is read."""
+    """The line so far; *at* names the header being read."""
 
     def __init__(self, data: bytes, length: int) -> None:
         self.data = data
@@ -96,10 +96,10 @@ class _Line:
         return socket.inet_ntop(socket.AF_INET6, self.data[at : at + 16])
 
     def ip4(self, at: int, length: int) -> None:
-        """Say an IPv4 header and what is behind it; *length* is from there to the packet's end."""
+        """Say an IPv4 header and what follows it; *length* is from the header to the packet's end."""
         self.at = "ip"
         version, header = self.data[at] >> 4, (self.data[at] & 0xF) * 4
-        total = self.u16(at + 2) or length  # 0: a GSO packet that is longer than the field can say
+        total = self.u16(at + 2) or length  # 0: a GSO packet, longer than the field can hold
         fragment, protocol = self.u16(at + 6), self.data[at + 9]
         if version != 4 or header < 20 or total < header:
             fault = f"bad-len {total}" if header >= 20 else f"bad-hlen {header}"
@@ -116,7 +116,7 @@ class _Line:
             self.say(f", fragment at {where}" + (f", length {total - header}" if where else ""))
 
     def ip6(self, at: int, length: int) -> None:
-        """Say an IPv6 header, its extension headers, and what is behind them."""
+        """Say an IPv6 header, its extension headers, and what follows them."""
         self.at = "ip6"
         version, following = self.data[at] >> 4, self.data[at + 6]
         ends = self.address6(at + 8), self.address6(at + 24)
@@ -139,7 +139,7 @@ class _Line:
         self.carried(place, following, ends, left, ICMPV6, with_ports=not behind, whole=whole, said=behind)
 
     def extension(self, kind: int, at: int, left: int) -> str:
-        """Return what is said of an IPv6 extension header."""
+        """Return the text for an IPv6 extension header."""
         if kind == FRAGMENT:
             return f"frag ({self.u16(at + 2) & ~7}|{left - 8}) "
         if kind == ROUTING:
@@ -151,7 +151,7 @@ class _Line:
         self, at: int, protocol: int, ends: tuple[str, str], length: int, icmp: int, *, with_ports: bool, whole: bool,
         said: bool = False,
     ) -> None:  # fmt: skip
-        """Say what an IP packet carries. *with_ports*: addresses stand with ports; *said*: they are said already."""
+        """Say what an IP packet carries. *with_ports*: with ports; *said*: addresses are printed already."""
         if protocol in WITH_PORTS:
             self.at = "tcp" if protocol == TCP else "udp"
             ports = self.u16(at), self.u16(at + 2)
@@ -218,7 +218,7 @@ class _Line:
     def option(self, kind: int, at: int, size: int) -> str:
         """Return a TCP option's value."""
         if size > 0:
-            self.data[at + size - 1]  # it is there
+            self.data[at + size - 1]  # IndexError if the option is cut short
         if (kind, size) == (MSS, 2):
             return f" {self.u16(at)}"
         if (kind, size) == (WSCALE, 1):
@@ -232,12 +232,12 @@ class _Line:
 
     def udp(self, at: int, length: int, *, whole: bool) -> None:
         """Say a UDP header."""
-        told = self.u16(at + 4)
-        if told < UDP_BYTES:
-            self.say(f"truncated-udplength {told}")
+        claimed = self.u16(at + 4)
+        if claimed < UDP_BYTES:
+            self.say(f"truncated-udplength {claimed}")
             return
-        told, length = told - UDP_BYTES, length - UDP_BYTES
-        self.say(f"UDP, bad length {told} > {length}" if told > length and whole else f"UDP, length {told}")
+        claimed, length = claimed - UDP_BYTES, length - UDP_BYTES
+        self.say(f"UDP, bad length {claimed} > {length}" if claimed > length and whole else f"UDP, length {claimed}")
 
     def icmp(self, at: int, length: int) -> None:
         """Say an ICMP message."""

@@ -19,7 +19,7 @@ def ping(lab: Lab) -> process.Running:
     return lab.popen(["ping", "-n", "-c", "1", "-W", "10", "guest"], stdout=subprocess.PIPE)
 
 
-def names_of(frames: Iterable[Frame | wire.Frame]) -> list[str]:
+def names_of(frames: Iterable[Frame | wire.GdbFrame]) -> list[str]:
     """Return each frame's function as far as the softirq, which may interrupt anything; a split function once.
 
     Which of the neighbour's functions sends a packet differs from one to the next: there is one for an old address.

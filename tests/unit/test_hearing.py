@@ -34,7 +34,7 @@ def test_each_is_told_once(console: Console) -> None:
         assert heard.get(timeout=10).kind == "hung task", "silence is its end"
         os.write(console.writer, HUNG)
     assert heard.get_nowait().kind == "hung task", "so is the end of the watch"
-    assert (watch.told, heard.empty()) == (4, True)
+    assert (watch.reported, heard.empty()) == (4, True)
     os.write(console.writer, LEAK % 4)
     assert len(console.complaints()) == 6
     assert heard.empty()
@@ -75,5 +75,5 @@ def test_what_nobody_has_heard(console: Console) -> None:
     os.write(console.writer, LEAK % 1)
     again.close()
     os.write(console.writer, LEAK % 2)
-    (untold,) = console.untold_complaints()
+    (untold,) = console.unreported_complaints()
     assert untold.title.startswith("kmemleak: 2 ")

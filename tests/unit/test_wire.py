@@ -11,7 +11,7 @@ from skblab.debugger.inside import wire
 
 ARGUMENTS = st.builds(wire.Argument, st.text(), st.text(), st.text())
 FRAMES = st.builds(
-    wire.Frame, st.text(), st.text(), st.integers(0), st.lists(ARGUMENTS).map(tuple), st.booleans(), st.integers(0)
+    wire.GdbFrame, st.text(), st.text(), st.integers(0), st.lists(ARGUMENTS).map(tuple), st.booleans(), st.integers(0)
 )
 PACKETS = st.builds(
     wire.RawPacket, *[st.integers(0, 2**64 - 1)] * 7, dev=st.text(), linear=st.binary().map(lambda data: data.hex())

@@ -73,7 +73,7 @@ class Hearing:
             yield
         finally:
             watch.close()
-            self._events = watch.told
+            self._events = watch.reported
 
     def say(self) -> None:
         """Say what has not been said."""

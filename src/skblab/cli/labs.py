@@ -155,7 +155,7 @@ def _down(arguments: argparse.Namespace) -> int:
             console = Console(namespaces.fds[CONSOLE]) if namespaces.is_of_this_version else None
             namespaces.end()
             if console:
-                arguments.hearing.complaints += console.untold_complaints()
+                arguments.hearing.complaints += console.unreported_complaints()
                 console.close()
         print(f"{name} is down")
     return 0

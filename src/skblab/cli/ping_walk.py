@@ -13,7 +13,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from skblab.cli.keyboard import read_line
-from skblab.debugger.inside.wire import Frame, Stopped
+from skblab.debugger.inside.wire import GdbFrame, Stopped
 from skblab.experiments.ping import Arrest, PingExperiment
 from skblab.experiments.ping_report import staircase_text
 from skblab.host.waiting import wait
@@ -102,7 +102,7 @@ def _backtrace(console: Console, stopped: Stopped) -> Text:
     return Text("\n").join(shown)
 
 
-def _frame_line(frame: Frame) -> Text:
+def _frame_line(frame: GdbFrame) -> Text:
     where = f"  {frame.file}:{frame.line}" if frame.file else ""
     return Text.assemble((f"{frame.function}()", "cyan"), (where, "dim"))
 

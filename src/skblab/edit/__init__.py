@@ -1,6 +1,6 @@
-"""Changes of a packet's bytes: what was named changes, lengths and checksums follow, and all the rest stays.
+"""Changes of a packet's bytes: the named fields change, lengths and checksums follow, everything else stays.
 
-``edited`` makes a change. ``changing`` is the change that a rule names. ``difference`` says what is different.
+``edited`` makes a change. ``changing`` returns the change that a rule names. ``difference`` lists what differs.
 """
 
 from skblab.edit.build import Edited, edited

@@ -1,4 +1,4 @@
-"""From a change of scapy layers to a packet's bytes: the bits that were named change, and no other."""
+"""From a change of scapy layers to a packet's bytes: only the bits of the named fields change."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ SMALL_INT = 256  # CPython keeps one object of each int up to this one
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """What a change has made of a packet.
+    """A packet after a change.
 
-    :param data_offset: where ``skb->data`` is to point in it
-    :param pending: the checksum that is left to the kernel
-    :param distrusted: what the kernel knows of the checksums is true no more: a receiver has to check them
-    :param remarks: what the change does beside what it was made for, a sentence each
+    :param data_offset: where ``skb->data`` has to point in it
+    :param pending: the checksum that the kernel has still to write
+    :param distrusted: the kernel's knowledge of the checksums is stale: a receiver has to check them
+    :param remarks: side effects of the change, a sentence each
     """
 
     packet: Packet
@@ -41,13 +41,13 @@ def edited(
     data_offset: int = 0,
     pending: Checksum = WHOLE,
 ) -> Edited:
-    """Return what a change makes of a packet.
+    """Return a packet after a change.
 
     :param change: changes the layers in place, or returns a packet, or bytes: the new payload
-    :param fix: let lengths and checksums follow where they were right; what the change has set stays as it was set
+    :param fix: update lengths and checksums that were right; a field that the change has set stays as set
     :param data_offset: where ``skb->data`` points in this packet: 0, or the transport header
-    :param pending: the checksum that is left to the kernel
-    :raises PacketError: what came out is no packet
+    :param pending: the checksum that the kernel has still to write
+    :raises PacketError: the result is not a packet
     """
     layers = packet.dissected()
     before = parts_of(packet.pristine, packet.data)
@@ -74,7 +74,7 @@ def _headers(layers: "Layers") -> list["Layers"]:
 
 
 def _changed(layers: "Layers", change: Callable[["Layers"], object]) -> "Layers":
-    """Make a change, in place or not; return the layers as they are then."""
+    """Make a change, in place or not; return the changed layers."""
     from scapy.packet import Packet as AnyPacket  # noqa: PLC0415
 
     result = change(layers)
@@ -88,7 +88,7 @@ def _changed(layers: "Layers", change: Callable[["Layers"], object]) -> "Layers"
 
 
 def _put_payload(layers: "Layers", payload: bytes) -> None:
-    """Put other bytes behind the innermost header that has lengths or checksums; behind any, where none has."""
+    """Replace the payload of the innermost header that has a length or a checksum, else of the innermost header."""
     from scapy.packet import Raw  # noqa: PLC0415
 
     headers = _headers(layers)
@@ -112,7 +112,7 @@ def _put_payload(layers: "Layers", payload: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A layer as it is after the change, where it was before, and the names of the fields that were set or deleted."""
+    """A layer after the change, its place before, and the names of the fields that were set or deleted."""
 
     layer: "Layers"
     origin: Part | None
@@ -121,9 +121,9 @@ class Change:
 
 
 def _matched(layers: "Layers", origins: dict[int, Part], noted: dict[int, dict[str, Any]]) -> list[Change]:
-    """Find out what has changed in each layer.
+    """Find what has changed in each layer.
 
-    One that is not the very object may be a copy: then it stands for the next of its class that is gone.
+    A layer that is a new object may be a copy: it is matched with the next missing layer of its class.
     """
     headers = list(chain(layers))
     found = [origins.get(id(layer)) for layer in headers]
@@ -141,7 +141,7 @@ def _matched(layers: "Layers", origins: dict[int, Part], noted: dict[int, dict[s
 
 
 def _named(layer: "Layers", origin: Part | None, noted: dict[str, Any]) -> Iterator[str]:
-    """Yield which fields a change has set. A number that was set to what it was is another object than was noted."""
+    """Yield the fields that a change has set; also a number set to its old value, if it is another object."""
     for name, value in layer.fields.items():
         if origin is None:
             is_named = value is not None
@@ -154,7 +154,7 @@ def _named(layer: "Layers", origin: Part | None, noted: dict[str, Any]) -> Itera
 
 
 def _build(data: bytes, before: list[Part], changes: list[Change]) -> Built:
-    """Write the layers, innermost first, for an outer one may want to know what it carries."""
+    """Write the layers, innermost first: an outer header may depend on what it carries."""
     built = Built(data, before)
     carried = b""
     for change in reversed(changes):
@@ -170,9 +170,9 @@ def _build(data: bytes, before: list[Part], changes: list[Change]) -> Built:
 
 
 def _header(change: Change, carried: bytes, data: bytes) -> bytes:
-    """Return a layer's header: in one that was there, the bits of the fields that were named change, and no others.
+    """Return a layer's header. In a header that was there before, only the bits of the named fields change.
 
-    :raises PacketError: a field has got another length, and scapy does not write the others as they came
+    :raises PacketError: a field's length has changed, and scapy does not reproduce the header's other fields
     """
     layer, origin = change.layer, change.origin
     if origin is None:
@@ -188,27 +188,27 @@ def _header(change: Change, carried: bytes, data: bytes) -> bytes:
     if again == was:
         return _by_scapy(layer, carried)
     raise PacketError(
-        f"scapy does not write this {origin.name} header as it came, so its length cannot be changed",
+        f"scapy does not reproduce this {origin.name} header, so its length cannot be changed",
         found=f"{was.hex(' ')}\nwould become {again.hex(' ')} before any change",
         hint="return the whole packet as scapy's Raw",
     )
 
 
 def _by_scapy(layer: "Layers", carried: bytes) -> bytes:
-    """Return a header as scapy writes it, with what it computes of what it carries."""
+    """Return a header as scapy writes it, with the fields that it computes from what the header carries."""
     written = layer.self_build()
     if layer.raw_packet_cache is None:
         written = layer.post_build(written, carried)
         if not written.endswith(carried):
             raise PacketError(
-                f"scapy writes {type(layer).__name__} and what it carries in one, so it cannot be changed"
+                f"scapy writes {type(layer).__name__} and its payload in one piece, so it cannot be changed"
             )
         written = written[: len(written) - len(carried)]
     return bytes(written)
 
 
 def _patched(change: Change, origin: Part, was: bytes, carried: bytes) -> bytes | None:
-    """Return the header as it came with the named fields' bits in it; None where one has no place or another length."""
+    """Return the original header with the named fields' bits replaced; None if a field has no place or a new length."""
     bits = int.from_bytes(was)
     header = _by_scapy(change.layer, carried) if change.deleted else b""
     found = set()
@@ -228,9 +228,9 @@ def _patched(change: Change, origin: Part, was: bytes, carried: bytes) -> bytes 
 
 
 def _written(field: Any, layer: "Layers", bits: int) -> int | None:  # noqa: ANN401 - scapy's Field
-    """Return a field's value as scapy writes it, if it takes so many bits."""
+    """Return a field's value as scapy writes it; None if it does not take exactly that many bits."""
     written = field.addfield(layer, b"", layer.getfieldval(field.name))
-    if isinstance(written, tuple):  # the bytes, how many bits of the next one, and those
+    if isinstance(written, tuple):  # whole bytes, the number of bits used of the next one, and those bits
         data, count, value = written
         size, number = len(data) * 8 + count, int.from_bytes(data) << count | value
     else:

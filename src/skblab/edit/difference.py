@@ -1,4 +1,4 @@
-"""What is different in a packet's bytes, in the words of its fields."""
+"""The difference between two packets, by field."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,9 @@ SHOWN_BYTES = 32
 
 
 def difference(before: Packet, after: Packet) -> str:
-    """Return what is different, a line a field: ``ip.ttl: 64 -> 3``, ``ip:2.ttl: 5 -> 9``, ``raw.load[4:6]: ab -> cd``.
+    """Return the difference, a line per field: ``ip.ttl: 64 -> 3``, ``ip:2.ttl: 5 -> 9``, ``raw.load[4:6]: ab -> cd``.
 
-    Every byte that differs is in a line; bytes that belong to no field have a line of their own.
+    Every byte that differs is in some line; bytes outside of all fields have a line of their own.
     """
     if before.data == after.data:
         return ""
@@ -64,7 +64,7 @@ def _of_layer(name: str, one: Part, other: Part, before: bytes, after: bytes) ->
 
 
 def _of_bytes(name: str, old: bytes, new: bytes) -> list[str]:
-    """Tell of the bytes between what both begin with and what both end with."""
+    """Return a line for the bytes between the common prefix and the common suffix."""
     if old == new:
         return []
     shorter = min(len(old), len(new))

@@ -1,4 +1,4 @@
-"""Lengths and checksums follow a change by what has changed. Those that were wrong before stay as they were."""
+"""Update lengths and checksums by the difference that a change has made. Those that were wrong before stay wrong."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Written(Part):
-    """A layer as it was written: the place that it had before, or None, and the fields that the change has set."""
+    """A layer as written: its place before the change, or None, and the fields that the change has set."""
 
     origin: Part | None = None
     named: frozenset[str] = frozenset()
@@ -37,7 +37,7 @@ class Built:
         self.after.insert(0, Written(layer, kind_of(layer), 0, len(header), origin=origin, named=named))
 
     def place(self) -> None:
-        """Find where each layer ends now: further than before by what has grown inside it."""
+        """Find where each layer ends now: its end has moved by the growth inside it."""
         whole = len(self.data) - len(self.padding)
         was_whole = max((part.inside for part in self.before), default=0)
         for part in self.after:
@@ -45,12 +45,12 @@ class Built:
 
 
 def follow(built: Built, *, fix: bool, pending: Checksum) -> tuple[Checksum, bool, list[str]]:
-    """Let lengths and checksums follow.
+    """Update lengths and checksums.
 
-    Return the checksum that is still left to the kernel, whether what the kernel knows of checksums is true no more,
+    Return the checksum that the kernel has still to write, whether the kernel's knowledge of the checksums is stale,
     and remarks.
 
-    :raises PacketError: a length is more than its field can say
+    :raises PacketError: a length does not fit into its field
     """
     built.place()
     if not fix:
@@ -68,7 +68,7 @@ def follow(built: Built, *, fix: bool, pending: Checksum) -> tuple[Checksum, boo
 def _let_lengths_follow(built: Built, part: Written) -> None:
     origin = part.origin
     if origin is None:
-        return  # scapy has written what the change has not
+        return  # scapy has computed what the change has not set
     header = bytearray(built.data[part.start : part.inside])
     was = built.before_data[origin.start : origin.inside]
     sizes = (
@@ -87,7 +87,7 @@ def _let_lengths_follow(built: Built, part: Written) -> None:
 
 
 def _moved(built: Built, pending: Checksum) -> Checksum:
-    """Return where the checksum lies that is left to the kernel; WHOLE where its layer is gone, or was given one."""
+    """Return where the pending checksum lies now; WHOLE if its layer is gone or the change has set its checksum."""
     for part in built.after:
         if part.origin and pending and part.origin.start == pending.start:
             return WHOLE if part.kind.sum_field in part.named else pending.moved(part.start - part.origin.start)
@@ -99,7 +99,7 @@ def _let_sum_follow(built: Built, part: Written, pending: Checksum, moved: Check
     if not kind.sum_at or kind.sum_field in part.named or part.header_bytes < kind.sum_at + 2:
         return
     now = Covered(built.after, part, bytes(built.data), moved)
-    if part.origin is None or part.layer.fields.get(kind.sum_field) is None:  # deleted, so that it is made anew
+    if part.origin is None or part.layer.fields.get(kind.sum_field) is None:  # deleted: computed again
         value = now.pseudo if now.pending else now.fresh
     else:
         was = Covered(built.before, part.origin, built.before_data, pending)
@@ -115,7 +115,7 @@ def _let_sum_follow(built: Built, part: Written, pending: Checksum, moved: Check
 
 
 def _unfixed(built: Built, pending: Checksum) -> tuple[Checksum, bool]:
-    """Leave lengths and checksums alone. One that is left to the kernel is written, for it would follow else."""
+    """Leave lengths and checksums alone; write a pending checksum as it was right before the change."""
     for part in built.after:
         origin = part.origin
         if origin is None or not pending or origin.start != pending.start:
@@ -131,7 +131,7 @@ def _unfixed(built: Built, pending: Checksum) -> tuple[Checksum, bool]:
 
 
 def _remarks(built: Built) -> list[str]:
-    """Return what a payload of another length does to those who count its bytes."""
+    """Return what a payload of another length does to a TCP connection or to other fragments."""
     remarks = []
     for part in built.after:
         origin = part.origin

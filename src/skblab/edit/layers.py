@@ -16,7 +16,7 @@ MOST_LENGTH = 0xFFFF
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """A field that says how long something is: ``(bytes - less) / unit``, in some of a byte's or two bytes' bits."""
+    """A length field: ``(bytes - less) / unit``, in some bits of one or two bytes."""
 
     field: str
     at: int
@@ -27,12 +27,12 @@ class Length:
     less: int = 0
 
     def read(self, header: bytes) -> int:
-        """Return what it says, in bytes."""
+        """Return its value in bytes."""
         value = int.from_bytes(header[self.at : self.at + self.size])
         return ((value & self.mask) >> self.shift) * self.unit + self.less
 
     def write(self, header: bytearray, length: int) -> bool:
-        """Let it say so many bytes; false where it cannot."""
+        """Set it to a number of bytes; return false if that does not fit."""
         value, rest = divmod(length - self.less, self.unit)
         if rest or not 0 <= value <= self.mask >> self.shift:
             return False
@@ -44,14 +44,14 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What has to follow where a layer changes.
+    """What has to be updated when a layer changes.
 
-    :param own: says how long the header is
-    :param total: says how long the header and all that is inside it is
-    :param sum_at: where the checksum lies; 0: there is none
-    :param sum_field: its name
-    :param header_only: it covers the header alone
-    :param protocol: it covers a pseudo header with this protocol number (RFC 9293 3.1, RFC 768, RFC 8200 8.1); 0: none
+    :param own: the length of the header
+    :param total: the length of the header and everything inside it
+    :param sum_at: offset of the checksum; 0: no checksum
+    :param sum_field: name of the checksum field
+    :param header_only: the checksum covers only the header
+    :param protocol: of the checksum's pseudo header (RFC 9293 3.1, RFC 768, RFC 8200 8.1); 0: it has no pseudo header
     """
 
     own: Length | None = None
@@ -63,7 +63,7 @@ class Kind:
 
 
 _EXTENSION = Kind(own=Length("len", 1, size=1, mask=0xFF, unit=8, less=8))
-# By the name of a scapy class or of one that it comes from: TCPerror is a TCP header that ICMP quotes.
+# By the name of a scapy class or a base class of it: TCPerror is a TCP header quoted by ICMP.
 KINDS = {
     "IP": Kind(
         own=Length("ihl", 0, size=1, mask=0xF, unit=4), total=Length("len", 2), sum_at=10, header_only=True
@@ -84,7 +84,7 @@ NONE = Kind()
 
 @dataclass(slots=True)
 class Part:
-    """A layer's place in a packet's bytes: its header, and where all that is inside it ends."""
+    """A layer's place in a packet's bytes: its header, and where everything inside it ends."""
 
     layer: "Layers"
     kind: Kind
@@ -99,11 +99,11 @@ class Part:
 
     @property
     def inside(self) -> int:
-        """Where what it carries begins."""
+        """Offset of what it carries."""
         return self.start + self.header_bytes
 
     def is_a(self, *names: str) -> bool:
-        """Whether the layer is of such a class, or of one that comes from it."""
+        """Whether the layer's class, or a base class of it, has one of these names."""
         return any(one.__name__ in names for one in type(self.layer).__mro__)
 
 
@@ -115,11 +115,11 @@ def chain(layers: "Layers") -> Iterator["Layers"]:
 
 
 def places(layer: "Layers", data: bytes) -> Iterator[tuple[Any, int, int]]:
-    """Yield a layer's fields with the bits at which they begin and end, as far as its bytes can be read.
+    """Yield a layer's fields with their first and end bits, until its bytes can no longer be parsed.
 
-    As scapy's own dissection walks them (Packet.do_dissect()); what is no part of this packet has no place.
+    The walk is that of scapy's dissection (Packet.do_dissect()); a field that this packet does not have is skipped.
     """
-    rest: Any = data  # behind a field that ends within a byte: the bytes from there on, and how many bits
+    rest: Any = data  # after a field that ends within a byte: the bytes from that byte on, and the bits used of it
 
     def at() -> int:
         left, bits = rest if isinstance(rest, tuple) else (rest, 0)
@@ -136,17 +136,17 @@ def places(layer: "Layers", data: bytes) -> Iterator[tuple[Any, int, int]]:
 
 
 def kind_of(layer: "Layers") -> Kind:
-    """Return what has to follow in a layer."""
+    """Return what has to be updated in a layer."""
     return next((KINDS[one.__name__] for one in type(layer).__mro__ if one.__name__ in KINDS), NONE)
 
 
 def is_padding(layer: "Layers") -> bool:
-    """Whether a layer is what stands behind the packet that a length has told of."""
+    """Whether a layer is bytes behind the end of the packet by its length field."""
     return type(layer).__name__ == "Padding"
 
 
 def parts_of(layers: "Layers", data: bytes) -> list[Part]:
-    """Return the places of the layers that scapy has read from these bytes; bytes behind the packet have none."""
+    """Return the places of the layers that scapy has read from these bytes; padding behind the packet is left out."""
     parts: list[Part] = []
     at = 0
     for layer in chain(layers):
@@ -162,23 +162,23 @@ def parts_of(layers: "Layers", data: bytes) -> list[Part]:
 
 
 def _end(part: Part, data: bytes, limit: int) -> int:
-    """Return where a layer ends: where it says itself, if that can be."""
+    """Return where a layer ends: by its own length field, if that is possible."""
     total = part.kind.total
     if total and part.header_bytes >= total.at + total.size:
         says = part.start + total.read(data[part.start : part.inside])
-        if part.inside <= says <= limit and not (says == part.inside and part.is_a("IPv6")):  # 0: more than it can say
+        if part.inside <= says <= limit and not (says == part.inside and part.is_a("IPv6")):  # 0: too long for it
             return says
     return limit
 
 
 def says_its_end(part: Part, data: bytes) -> bool:
-    """Whether a layer's own length is one that can be true of these bytes."""
+    """Whether a layer's own length field can be true for these bytes."""
     total = part.kind.total
     return total is None or part.start + total.read(data[part.start : part.inside].ljust(8, b"\0")) == part.end
 
 
 class Covered:
-    """What one checksum covers, and what it should be."""
+    """What one checksum covers, and its right value."""
 
     def __init__(self, parts: Sequence[Part], part: Part, data: bytes, pending: Checksum = WHOLE) -> None:
         self.part = part
@@ -189,12 +189,12 @@ class Covered:
 
     @property
     def field(self) -> int:
-        """What stands in its field."""
+        """The value in its field."""
         return int.from_bytes(self._data[self.field_at : self.field_at + 2])
 
     @property
     def pending(self) -> bool:
-        """Whether the kernel has still to write it."""
+        """Whether the kernel or the device has still to write it."""
         return bool(self._pending) and self._pending.start + self._pending.offset == self.field_at
 
     @property
@@ -203,7 +203,7 @@ class Covered:
         part, carrier = self.part, self._carrier
         if not part.kind.protocol or carrier is None:
             return 0
-        total = part.kind.total  # UDP says itself how long it is, also of what is in other fragments
+        total = part.kind.total  # UDP's own length includes what is in other fragments
         length = total.read(self._data[part.start : part.inside]) if total else part.end - part.start
         words = divmod(length, 1 << 16)
         header = self._data[carrier.start : carrier.inside]
@@ -212,14 +212,14 @@ class Covered:
 
     @property
     def sum(self) -> int:
-        """The sum of all that it covers, without its own field."""
+        """The sum of everything that it covers, without its own field."""
         end = self.part.inside if self.part.kind.header_only else self.part.end
         data = bytearray(self._data[self.part.start : end])
         data[self.part.kind.sum_at : self.part.kind.sum_at + 2] = bytes(2)
         inner = self._pending.start - self.part.start if self._pending and not self.part.kind.header_only else 0
         if 0 < inner < len(data):
-            # What the inner checksum will be when it is written makes the sum of what it covers the inverse of what
-            # its field holds now (Documentation/networking/checksum-offloads.rst, LCO).
+            # Once the inner checksum is written, the sum of what it covers is the inverse of what its field holds now
+            # (Documentation/networking/checksum-offloads.rst, LCO).
             at = inner + self._pending.offset
             later = inverse(int.from_bytes(data[at : at + 2]))
             return add(ones_sum(bytes(data[:inner])), later, self.pseudo)
@@ -227,7 +227,7 @@ class Covered:
 
     @property
     def right(self) -> bool | None:
-        """Whether it is right; None where these bytes cannot say: a part of what it covers is not here."""
+        """Whether it is right; None if a part of what it covers is not in these bytes."""
         if not self.part.kind.header_only:
             around = [*self._outer, self.part]
             is_whole = all(says_its_end(part, self._data) and not is_fragment(part) for part in around)
@@ -237,7 +237,7 @@ class Covered:
 
     @property
     def fresh(self) -> int:
-        """What it should be."""
+        """Its right value."""
         value = inverse(self.sum)
         return value or (ONES if self.part.kind.protocol == KINDS["UDP"].protocol else 0)
 
@@ -247,7 +247,7 @@ class Covered:
 
     @property
     def _routed(self) -> bool:
-        """Whether the address in the pseudo header is another one than in the header (RFC 8200 8.1)."""
+        """Whether the pseudo header's address differs from the header's, by a routing header (RFC 8200 8.1)."""
         return any(
             part.is_a("IPv6ExtHdrRouting", "IPv6ExtHdrSegmentRouting") and getattr(part.layer, "segleft", 0)
             for part in self._outer
@@ -255,7 +255,7 @@ class Covered:
 
 
 def is_fragment(part: Part) -> bool:
-    """Whether a header says that what it carries is a part of something."""
+    """Whether a header says that it carries a fragment."""
     layer = part.layer
     if part.is_a("IP"):
         return bool(layer.getfieldval("frag")) or "MF" in str(layer.getfieldval("flags"))

@@ -1,7 +1,7 @@
-"""Layers and fields by name, as a rule, the screen and a diff have them: ``ip.ttl``, ``ip:2.ttl``.
+"""Layers and fields by name, as in a rule, on the screen and in a difference: ``ip.ttl``, ``ip:2.ttl``.
 
-A layer is called as its scapy class is, in small letters. ``ip:2`` is the second IP header from outside, as scapy's
-``packet[IP:2]`` is.
+A layer has the name of its scapy class in small letters. ``ip:2`` is the second IP header from outside, as in scapy's
+``packet[IP:2]``.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from skblab.errors import RuleError
 if TYPE_CHECKING:
     from scapy.packet import Packet as Layers
 
-PAYLOAD_FIELDS = ("load", "data")  # a payload's, in Raw and in an ICMPv6 echo
+PAYLOAD_FIELDS = ("load", "data")  # the payload of Raw and of an ICMPv6 echo
 LIKE = 0.6
 
 
@@ -32,7 +32,7 @@ def named_layers(layers: "Layers") -> Iterator[tuple[str, "Layers"]]:
 def changing(changes: Sequence[tuple[str, str]]) -> Callable[["Layers"], None]:
     r"""Return the change that ``ip.ttl=3``, ``ip:2.ttl=3``, ``icmp.seq=7`` and so on describe.
 
-    A value is a number (3, 0x10) or what scapy takes for that field: an address, TCP flags such as ``SA``. A payload
+    A value is a number (3, 0x10) or what scapy accepts for that field: an address, TCP flags such as ``SA``. A payload
     (``raw.load``) is text with Python's escapes: ``a\x00b``.
     """
 
@@ -49,7 +49,7 @@ def changing(changes: Sequence[tuple[str, str]]) -> Callable[["Layers"], None]:
 
 
 def fault(name: str, text: str) -> tuple[int, RuleError] | None:
-    """Return what is wrong with the change ``name=text`` whatever the packet, and at which character; None: nothing."""
+    """Return why the change ``name=text`` is wrong for every packet, and at which character; None if it is right."""
     wanted, _, field_name = name.partition(".")
     layer_name, _, number = wanted.lower().partition(":")
     known = _known()
@@ -71,7 +71,7 @@ def fault(name: str, text: str) -> tuple[int, RuleError] | None:
 
 @functools.cache
 def _known() -> dict[str, type["Layers"]]:
-    """Return the classes of layers that scapy may find in a packet of ours, by name."""
+    """Return the layer classes that scapy may find in a packet here, by name."""
     from scapy.config import conf  # noqa: PLC0415
     from scapy.layers import inet, inet6, l2, vxlan  # noqa: F401, PLC0415
 
@@ -84,21 +84,21 @@ def _near(name: str, names: list[str]) -> str:
 
 
 def _fields(layer: "Layers") -> dict[str, Any]:
-    """Return the fields that stand in a packet, by name. Others of scapy's only say how it is written."""
+    """Return the fields that have bytes in a packet, by name. Scapy's others only control how it is written."""
     return {one.name: one for one in layer.fields_desc if "Phantom" not in type(one).__name__}
 
 
 def _has(layer: "Layers", name: str) -> bool:
-    """Whether a layer has a field, and in this packet."""
+    """Whether a layer has a field in this packet."""
     field = _fields(layer).get(name)
     if field is None:
         return False
-    is_there = getattr(field, "_evalcond", None)  # of scapy's ConditionalField
+    is_there = getattr(field, "_evalcond", None)  # scapy's ConditionalField
     return bool(is_there(layer)) if is_there else True
 
 
 def _value(layer: "Layers", name: str, text: str) -> Any:  # noqa: ANN401 - whatever the field has
-    """Return the value that a text stands for in a field.
+    """Return the value that a text denotes in a field.
 
     :raises RuleError: the field has no such value
     """
@@ -113,9 +113,9 @@ def _value(layer: "Layers", name: str, text: str) -> Any:  # noqa: ANN401 - what
         value = text
     try:
         if type(field).__name__.endswith(("IPField", "IP6Field")):
-            value = str(ipaddress.ip_address(text))  # scapy would ask a name server for anything else
+            value = str(ipaddress.ip_address(text))  # scapy would resolve anything else by DNS
         written = field.addfield(layer, b"", field.any2i(layer, value))
-    except Exception:  # noqa: BLE001 - each kind of field says it in its own way
+    except Exception:  # noqa: BLE001 - each kind of field raises its own error
         raise _no_value(name, text, field) from None
     bits = getattr(field, "size", 0) if isinstance(written, tuple) or hasattr(field, "rev") else 0
     if bits and isinstance(value, int) and not 0 <= value < 1 << bits:
@@ -124,7 +124,7 @@ def _value(layer: "Layers", name: str, text: str) -> Any:  # noqa: ANN401 - what
 
 
 def _plain(layer: "Layers", name: str) -> Any:  # noqa: ANN401 - scapy's Field
-    """Return a field without what chooses it."""
+    """Return a field without scapy's conditional wrappers."""
     field = _fields(layer)[name]
     for _ in range(3):
         field = getattr(field, "fld", field)
@@ -158,7 +158,7 @@ def to_escapes(data: bytes) -> str:
 
 
 def from_escapes(name: str, text: str) -> bytes:
-    """Return the bytes that text with Python's escapes stands for.
+    """Return the bytes that text with Python's escapes denotes.
 
     :raises RuleError: an escape is cut short
     """

@@ -1,4 +1,4 @@
-"""A checksum that an edit leaves to the kernel."""
+"""A checksum that the kernel or the device has still to write."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Checksum:
     """A checksum that the kernel or the device has still to write (include/linux/skbuff.h CHECKSUM_PARTIAL).
 
-    Until then its field holds the pseudo header's sum. ``start``: of the bytes that it covers, from the network header
-    on; ``offset``: of its field, from there on. Both 0: nothing is left to be written.
+    Until then its field holds the pseudo header's sum. ``start``: where the bytes that it covers begin, from the
+    network header; ``offset``: where its field lies, from ``start``. Both 0: no checksum is pending.
     """
 
     start: int = 0
@@ -18,7 +18,7 @@ class Checksum:
         return self.offset > 0
 
     def moved(self, by: int) -> "Checksum":
-        """Return the same one, which begins so many bytes further on."""
+        """Return the same one with its start moved by a number of bytes."""
         return Checksum(self.start + by, self.offset)
 
 

@@ -1,6 +1,6 @@
 """The experiment of 2010 as a program: stop the kernel while a ping is inside, and decide when it goes on.
 
-The steps are methods, so that a person's hand and a table of holds can walk the same way.
+The steps are methods: a person at the keyboard and a list of hold times run the same ones.
 """
 
 import errno
@@ -24,16 +24,16 @@ from skblab.lab import Lab
 from skblab.packet import Packet, echo_request
 
 ARRIVAL_TIMEOUT_S = 5.0
-LINGER_S = 10.0  # for the last reply, once nothing is held any more
+LINGER_S = 10.0  # for the last reply, after the last release
 FOREVER_S = 86400
-QUEUE_PACKETS = 8  # the tap's queue during the staircase: short, so that a person sees it overflow
+QUEUE_PACKETS = 8  # the tap's queue during the staircase: short, so that it overflows within seconds
 CLOCK_MONOTONIC_COARSE = 6  # clock_getres(2): its resolution is the tick of the host kernel
 IP_RECVERR = 11  # ip(7): errors of the device, ENOBUFS among them, are reported to the sender
 
 
 @dataclass(frozen=True, slots=True)
 class Arrest:
-    """A ping that stands in the stopped kernel: where, and what it carries."""
+    """A ping stopped inside the kernel: where, and its packet."""
 
     stopped: wire.Stopped
     packet: Packet | None
@@ -43,7 +43,7 @@ class Arrest:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """One ping that was held: for how long the kernel stood still, and what the client measured."""
+    """One held ping: for how long the kernel was stopped, and what the client measured."""
 
     icmp_seq: int
     held_s: float
@@ -65,7 +65,7 @@ class Staircase:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The whole experiment, as ``--json`` prints it. ``lost`` counts pings that were sent and never answered."""
+    """The whole experiment, as printed by ``--json``. ``lost`` counts pings that were sent and never answered."""
 
     kernel: str
     function: str
@@ -76,7 +76,7 @@ class Result:
 
 
 class PingExperiment:
-    """The steps, on a running lab. Use as a context manager: leaving lets the kernel go."""
+    """The steps of the experiment, on a running lab."""
 
     def __init__(self, lab: Lab, function: str) -> None:
         self.lab = lab
@@ -86,20 +86,20 @@ class PingExperiment:
         self.debugger: Debugger
 
     def baseline(self, count: int, interval_s: float) -> tuple[float, ...]:
-        """Ping a guest that nobody disturbs; return the RTTs in ms."""
+        """Ping the undisturbed guest; return the RTTs in ms."""
         replies = self._finish(self._ping(count, interval_s), count * interval_s)
         return tuple(reply.rtt_ms for reply in replies)
 
     def attach(self, debugger: Debugger) -> None:
-        """Use an attached gdb: stop wherever a packet enters the function, and let the kernel run until then."""
+        """Use an attached gdb: stop the kernel whenever a packet enters the function, and resume it until then."""
         self.debugger = debugger
         self._stop_number = debugger.set_stop(self.function)
         debugger.resume()
 
     def arrest(self, *, count: int = 1, interval_s: float = 1.0) -> Arrest:
-        """Start a ping and wait until its first packet stands in the function.
+        """Start a ping and wait until its first packet is stopped in the function.
 
-        :raises Timeout: the packet does not come this way
+        :raises Timeout: the packet does not enter the function
         """
         client = self._ping(count, interval_s)
         deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
@@ -110,7 +110,7 @@ class PingExperiment:
                 client.kill()
                 said = client.communicate()[0].decode(errors="replace").strip()
                 if places := inlined_into(self.lab.image, self.function):
-                    said += f"\n{self.function}() was also {tell(places)}: what goes there does not stop here"
+                    said += f"\n{self.function}() was also {tell(places)}: packets there do not stop here"
                 raise Timeout(
                     f"no ping has entered {self.function}() within {ARRIVAL_TIMEOUT_S:g} s", found=said,
                     hint="choose a function on a ping's way: ip_rcv, icmp_rcv, icmp_echo, ip_output",
@@ -125,22 +125,22 @@ class PingExperiment:
             self.debugger.resume()
 
     def keep(self, arrest: Arrest, hold_s: float) -> None:
-        """Let time pass until the kernel has stood still for *hold_s*; the guest's or gdb's end ends the wait."""
+        """Wait until the kernel has been stopped for *hold_s*; return early if the guest or gdb ends."""
         left_s = hold_s - (time.monotonic_ns() - arrest.stopped.at_ns) / 1e9
         watched: list[Debugger | int] = [self.debugger, self.lab.guest.pidfd]
         ready = wait(watched, max(left_s, 0))
         if ready:
             self.lab.check()
-            self.debugger.evaluate("1")  # gdb said something unasked: it is gone, and this tells how
+            self.debugger.evaluate("1")  # gdb sent something unrequested: it has ended, and this raises the error
 
     def release(self, arrest: Arrest, *, last: bool = False) -> float:
-        """Let the kernel go; return for how long it stood still, in s. The *last* release takes the stop away."""
+        """Resume the kernel; return for how long it was stopped, in s. The *last* release removes the stop."""
         if last:
             self.debugger.clear_stop(self._stop_number)
         return (self.debugger.resume() - arrest.stopped.at_ns) / 1e9
 
     def outcome(self, arrest: Arrest, held_s: float) -> Stop:
-        """Wait for the ping's end and put both sides together."""
+        """Wait for the ping's end and combine both sides' measurements."""
         replies = self._finish(arrest.client, 0)
         echo = arrest.packet.echo if arrest.packet else None
         first = replies[0] if replies else None
@@ -155,7 +155,7 @@ class PingExperiment:
         )
 
     def staircase(self, hold_s: float, interval_s: float) -> Staircase:
-        """Hold one ping so long that others pile up behind it, and more than the link's queue takes."""
+        """Hold one ping until others have filled the link's queue behind it."""
         if hold_s < (QUEUE_PACKETS + 2) * interval_s:
             raise UsageError(
                 f"{hold_s:g} s is too short for a staircase of {QUEUE_PACKETS + 1} steps of {interval_s:g} s"
@@ -182,11 +182,11 @@ class PingExperiment:
         return self.lab.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, new_session=True)
 
     def _finish(self, client: process.Running, within_s: float) -> list[PingReply]:
-        """Wait for a ping's end, *within_s* and some time for its last reply; return its replies."""
+        """Wait for a ping's end, for *within_s* and LINGER_S for its last reply; return its replies."""
         try:
             said = client.communicate(timeout=within_s + LINGER_S)[0].decode(errors="replace")
         except subprocess.TimeoutExpired:
-            client.send_signal(signal.SIGINT)  # as a person would: it says what came and goes
+            client.send_signal(signal.SIGINT)  # ping prints its summary and ends
             said = client.communicate()[0].decode(errors="replace")
         replies = parse_ping(said)
         sent = int(said.split(" packets transmitted")[0].split()[-1]) if " packets transmitted" in said else 0
@@ -198,9 +198,9 @@ class PingExperiment:
 
 
 class Prober:
-    """Sends echo requests of its own and counts the refused ones.
+    """Send echo requests and count the refused ones.
 
-    ping reports ENOBUFS only when it has gone on for seconds (iputils ping_common.c pinger()).
+    ping reports ENOBUFS only after seconds of it (iputils ping_common.c pinger()).
     """
 
     def __init__(self, lab: Lab, interval_s: float) -> None:
@@ -233,7 +233,7 @@ class Prober:
 
 
 def describe(arrest: Arrest) -> dict[str, Any] | None:
-    """Return the held packet in words and numbers, for JSON."""
+    """Return the stopped packet as fields, for JSON."""
     packet, raw = arrest.packet, arrest.stopped.packet
     if packet is None or raw is None:
         return None

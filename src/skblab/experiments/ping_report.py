@@ -9,7 +9,7 @@ WIDTH_OFF_TERMINAL = 132
 
 
 def print_report(result: Result, console: Console | None = None) -> None:
-    """Print a result: plain pings, holds against RTTs, the way to the stop, the staircase, what was lost."""
+    """Print a result: plain pings, hold times beside RTTs, the backtrace, the staircase, lost pings."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, WIDTH_OFF_TERMINAL)

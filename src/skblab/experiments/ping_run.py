@@ -1,4 +1,4 @@
-"""The ping experiment by itself: a list of holds instead of a hand."""
+"""The ping experiment without a person: a list of hold times."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from skblab.lab import Lab
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do: plain pings, one held ping for each of ``holds_s``, perhaps a staircase of ``staircase_s``."""
+    """What to do: ``count`` plain pings, one held ping for each of ``holds_s``, a staircase for ``staircase_s``."""
 
     function: str
     holds_s: tuple[float, ...]
@@ -21,7 +21,7 @@ class Plan:
 
 
 def run(lab: Lab, plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Result:
-    """Carry out a plan on a running lab.
+    """Run a plan on a running lab.
 
     :raises UnknownFunction: there is no such function to stop at
     :raises DebuggerError: gdb cannot attach, or is gone

@@ -1,1 +1,1 @@
-"""The guest: how it boots, what it says, how it ends."""
+"""The guest: its boot, its console, its programs, its end."""

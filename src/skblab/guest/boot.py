@@ -1,4 +1,4 @@
-"""Boot the guest kernel and wait until it says that it is ready."""
+"""Boot the guest's kernel and wait until its init reports that it is ready."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from skblab.guest import mconsole
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import diagnose, disk_refused
 from skblab.guest.disk import inspect
-from skblab.guest.modules import sections_told
+from skblab.guest.modules import parse_sections
 from skblab.guest.panic import GuestPanicked, PanicWatch, panicked
 from skblab.guest.programs import Programs
 from skblab.host import process
@@ -25,31 +25,31 @@ from skblab.host.waiting import wait
 from skblab.image.store import cache_dir
 
 CALIBRATED = re.compile(r"\(lpj=(\d+)\)")
-UBD = re.compile(r"ubd[0-9a-h]([a-z]*)")  # arch/um/drivers/ubd_kern.c ubd_setup_common(): a disk, then its flags
-READY = "ready"  # what the guest's init says
-LAST_WORDS_S = 1.0  # between its word of a panic and its end
+UBD = re.compile(r"ubd[0-9a-h]([a-z]*)")  # arch/um/drivers/ubd_kern.c ubd_setup_common(): a disk's name with its flags
+READY = "ready"  # written to /proc/mconsole by the guest's init
+LAST_WORDS_S = 1.0  # from the notification of a panic to the kernel's end
 STACK_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What to boot: the files and the size of the guest."""
+    """What to boot: the guest's files and size."""
 
     kernel: Path
     initramfs: Path
     memory_mib: int = 64
     timeout_s: float = 15.0
     extra: tuple[str, ...] = ()
-    root: str = ""  # a directory of the host's, whose files the guest's programs see
-    disks: tuple[Path, ...] = ()  # images or COW files; the first has the root, and an init of its own
-    agent_fds: tuple[int, ...] = ()  # memory and socket, to be handed over
-    stopped: bool = False  # before its first instruction: whoever lets it go on waits for it
-    terminal_fds: tuple[int, ...] = ()  # of its virtual consoles, to be handed over; they need a root
+    root: str = ""  # the host's directory that is the root of the guest's programs
+    disks: tuple[Path, ...] = ()  # images or COW files; the first has the root file system with its init
+    agent_fds: tuple[int, ...] = ()  # memory and socket, passed on to the kernel
+    stopped: bool = False  # before the kernel's first instruction; boot() does not wait for it to be ready
+    terminal_fds: tuple[int, ...] = ()  # of its virtual consoles, passed on to the kernel; they need a root
 
     def sees(self) -> dict[str, object]:
-        """Return what the kernel's process is to find of this machine's files: see jail.confine().
+        """Return which files of this machine the kernel's process finds, for jail.confine().
 
-        What the caller's own arguments name, a disk (``ubd0=``) or a directory (``rootflags=``), is found, too.
+        They include disks (``ubd0=``) and a directory (``rootflags=``) that the caller's own kernel arguments name.
         """
         words = dict(word.split("=", 1) for word in self.extra if "=" in word)
         files = [(str(disk), True) for disk in self.disks]
@@ -72,7 +72,7 @@ class Boot:
 def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
     """Return the kernel's command line.
 
-    ``{link}`` and ``{private}`` are filled in by process 1 of the lab. ``con`` and ``ssl`` are null, for their default
+    Process 1 of the lab replaces ``{link}`` and ``{private}``. ``con`` and ``ssl`` are null, because their default
     starts an xterm.
     """
     return [
@@ -90,22 +90,22 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
         *links_of(namespaces.guest_links, 1 + len(boot.agent_fds) + len(boot.terminal_fds)),
         *(["skblab_memory={fd1}", "skblab_socket={fd2}", "skblab_requests={requests}"] if boot.agent_fds else []),
         *([f"skblab_root={boot.root.encode().hex()}"] if boot.root else []),
-        # The link is called as we have called it, whatever the disk's udev would call it.
+        # The link keeps its name; udev on the disk would rename it.
         *(["skblab_disk=1", "net.ifnames=0"] if boot.disks else []),
         *(f"ubd{number}={disk}" for number, disk in enumerate(boot.disks)),
         *([f"skblab_consoles={len(boot.terminal_fds)}"] if boot.terminal_fds else []),
         *(f"con{number}=fd:{{fd{number + 2}}}" for number in range(1, len(boot.terminal_fds) + 1)),
         *([f"lpj={lpj}"] if lpj else []),
         *boot.extra,
-        # What the kernel complains of is read there, each line behind its time: neither is the user's to hide, nor a
-        # distribution's (procps sets kernel.printk).
+        # Complaints are read from the console, by their timestamps: neither the user nor a distribution may hide them
+        # (procps sets kernel.printk).
         "ignore_loglevel",
         "printk.time=1",
     ]
 
 
 def links_of(links: Sequence[GuestLink], first_fd: int) -> list[str]:
-    """Return the words for the guest's links. A tap takes one frame a system call (``vec=0``); a socket takes many."""
+    """Return the arguments for the guest's links. A tap takes one frame per system call (``vec=0``), a socket many."""
     words = []
     for number, link in enumerate(links):
         place = "{link}" if link.fd is None else f"{{fd{first_fd}}}"
@@ -116,9 +116,9 @@ def links_of(links: Sequence[GuestLink], first_fd: int) -> list[str]:
 
 
 class Guest(Programs):
-    """A running guest kernel: its process, its console, its end."""
+    """A running guest: the kernel's process, its console, its end."""
 
-    spawned_s = ready_s = 0.0  # time.perf_counter(), where this process booted it
+    spawned_s = ready_s = 0.0  # time.perf_counter(), if this process booted it
 
     def __init__(
         self, namespaces: Namespaces, console: Console, pidfd: int, notify_fd: int, inner_pid: int, *, kernel: Path
@@ -127,16 +127,16 @@ class Guest(Programs):
         self._kernel = kernel
         self._namespaces = namespaces
         self.pidfd = pidfd
-        self.modules_told: dict[str, dict[str, int]] = {}  # the user's own: where each one's sections with code lie
-        self.modules: dict[str, dict[str, int]] = {}  # the same, by their files
-        self.inner_pid = inner_pid  # as the lab's own processes see it
+        self.module_sections: dict[str, dict[str, int]] = {}  # of the user's modules: addresses of their code sections
+        self.modules: dict[str, dict[str, int]] = {}  # the same, by the modules' files
+        self.inner_pid = inner_pid  # in the lab's PID namespace
         self.pid = process.pid_of(pidfd)
         self._notify = socket.socket(fileno=notify_fd)
         self.mconsole = mconsole.Mconsole(self._open_mconsole, pidfd, self.pid, self.lost)
 
     @classmethod
     def boot(cls, boot: Boot, namespaces: Namespaces, console: Console) -> "Guest":
-        """Start a kernel; return when it is ready, or at once where it is to be stopped.
+        """Start a kernel; return when it is ready, or at once if it is *stopped*.
 
         :raises BootFailed: it panicked, or ended
         :raises Timeout: it is not ready in time
@@ -174,7 +174,7 @@ class Guest(Programs):
         return guest
 
     def _wait_ready(self, boot: Boot) -> None:
-        """Wait for init's word through /proc/mconsole; a panic or the kernel's end is heard as well."""
+        """Wait for "ready" from init through /proc/mconsole, for a panic, or for the kernel's end."""
         deadline = time.monotonic() + boot.timeout_s
         while True:
             left = deadline - time.monotonic()
@@ -184,8 +184,8 @@ class Guest(Programs):
                 said = self.notification()
                 if said.kind is mconsole.Kind.USER and said.text == READY:
                     return
-                if said.kind is mconsole.Kind.USER and (told := sections_told(said.text)):
-                    self.modules_told |= dict([told])
+                if said.kind is mconsole.Kind.USER and (sections := parse_sections(said.text)):
+                    self.module_sections |= dict([sections])
                 if said.kind is mconsole.Kind.PANIC:
                     wait([self.pidfd], LAST_WORDS_S)
                     raise self._never_ready(boot, f"the guest kernel panicked at boot: {said.text}")
@@ -195,7 +195,7 @@ class Guest(Programs):
                 raise self._not_ready(boot)
 
     def _wait_entered(self, boot: Boot) -> None:
-        """Wait for init's word that the disk's own init has taken over, or why not (kernel/init/root.c tell_disk())."""
+        """Wait until init reports that the disk's init has taken over, or why not (kernel/init/root.c tell_disk())."""
         watched: list[socket.socket | int] = [self._notify, self.pidfd]
         said = "mounted"
         while said == "mounted":
@@ -214,14 +214,14 @@ class Guest(Programs):
             raise error
 
     def _never_ready(self, boot: Boot, otherwise: str) -> SkblabError:
-        """Return the error for a kernel that ended by itself while it was booting; *otherwise*, what is sure."""
+        """Return the error for a kernel that ended while booting; *otherwise* if no diagnosis fits."""
         error = diagnose(self.console.text(), self.how_it_ended(), initramfs=str(boot.initramfs))
         error = error or BootFailed(otherwise, hint=f"look at the kernel's own arguments: {' '.join(boot.extra)}")
         error.found = self._evidence()
         return error
 
     def _not_ready(self, boot: Boot) -> Timeout:
-        """Return the error for a kernel that lives and is not ready, with what its first process is at."""
+        """Return the error for a kernel that runs but is not ready, with the kernel stack of its first process."""
         evidence = self.console.evidence()
         try:
             evidence += f"\nits first process:\n{self.mconsole.command('stack 1', timeout_s=STACK_TIMEOUT_S).rstrip()}"
@@ -236,11 +236,11 @@ class Guest(Programs):
 
     @property
     def alive(self) -> bool:
-        """Whether the kernel process is still there."""
+        """Whether the kernel's process has not ended."""
         return not wait([self.pidfd], 0)
 
     def how_it_ended(self) -> str:
-        """Return the kernel's exit status or signal, in words."""
+        """Return the kernel's exit status or signal as text."""
         try:
             status = self._namespaces.request("status")[0]["status"]
         except GuestLost:
@@ -250,11 +250,11 @@ class Guest(Programs):
         return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
     def lost(self) -> GuestLost:
-        """Return the error that tells how the guest went, for the caller to raise."""
+        """Return the error that says how the guest's kernel ended, for the caller to raise."""
         wait([self.pidfd], LAST_WORDS_S)  # its sockets close before it has an exit status
         ended = self.how_it_ended()
         error = diagnose(self.console.text(), ended) if self.console.panic() is None else None
-        if error and "agent" in error.what:  # it loads when the guest is ready already
+        if error and "agent" in error.what:  # the agent is loaded after "ready"
             return GuestLost(f"the guest kernel is gone: {error.what}", found=self.console.evidence(), hint=error.hint)
         if ended == "exit status 0":
             return GuestLost(
@@ -265,13 +265,13 @@ class Guest(Programs):
         return GuestLost(f"the guest kernel is gone ({ended})", found=self._evidence())
 
     def panic(self, at_s: float = 0.0) -> GuestPanicked | None:
-        """Return the panic of which the console tells, or None; *at_s* is when that was, as time.time()."""
+        """Return the panic on the console, or None; *at_s* is its time, as time.time()."""
         return panicked(self.console, self._kernel, at_s)
 
-    def on_panic(self, told: Callable[[GuestPanicked], object]) -> PanicWatch:
-        """Call *told*, from a thread of its own, when the kernel panics."""
+    def on_panic(self, callback: Callable[[GuestPanicked], object]) -> PanicWatch:
+        """Call *callback* when the kernel panics, on a thread of its own."""
         _, (descriptor,) = self._namespaces.request("notifications")
-        return PanicWatch(socket.socket(fileno=descriptor), self.pidfd, self.panic, told)
+        return PanicWatch(socket.socket(fileno=descriptor), self.pidfd, self.panic, callback)
 
     def _evidence(self) -> str:
         event = self.panic()
@@ -279,13 +279,13 @@ class Guest(Programs):
 
     @property
     def notifications(self) -> socket.socket:
-        """The socket of the guest's notifications: readable when there is one."""
+        """The socket of the guest's notifications, readable when one is there."""
         return self._notify
 
     def notification(self) -> mconsole.Notification:
-        """Return the next notification; wait for it.
+        """Wait for the next notification and return it.
 
-        :raises GuestLost: it is gone with its lab
+        :raises GuestLost: the guest is gone with its lab
         """
         try:
             return mconsole.receive(self._notify)
@@ -297,20 +297,20 @@ class Guest(Programs):
         return socket.socket(fileno=descriptor)
 
     def close(self) -> None:
-        """Let go of the guest; it ends with its namespaces."""
+        """Close this process's descriptors of the guest, which ends with its namespaces."""
         self._notify.close()
         os.close(self.pidfd)
 
 
 def _lpj_file(kernel: Path) -> Path:
-    """Return where this machine's loops per jiffy for this kernel are kept: to find them out takes 40-90 ms a boot."""
+    """Return the file of this kernel's loops per jiffy on this machine: calibrating takes 40-90 ms at each boot."""
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     key = hashlib.sha256(f"{cpu}\0{kernel}\0{kernel.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     return cache_dir() / "lpj" / key
 
 
 def _keep(path: Path, text: str) -> None:
-    """Write a file of the cache in one piece; a cache that cannot be written is no error."""
+    """Write a file of the cache by rename; failing to write it is not an error."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}")

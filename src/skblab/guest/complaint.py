@@ -1,8 +1,8 @@
-"""What the guest's kernel complains of, recognised in what it prints: WARNING, BUG, KASAN, lockdep and their like.
+"""Recognise complaints of the guest's kernel in its console: WARNING, BUG, KASAN, lockdep and the like.
 
-Pure code. A complaint is a record of the kernel's log; a program's own output on the same console is none. The two are
-told apart by the timestamp (``[    1.234567] ``) that printk puts before each line, and by the carriage return that a
-terminal puts behind each line of a program.
+Pure code. A complaint is a record of the kernel's log; a program's output on the same console is not. They differ by
+the timestamp (``[    1.234567] ``) that printk puts before each line, and by the carriage return that a terminal
+appends to each line of a program.
 """
 
 import itertools
@@ -14,34 +14,34 @@ from typing import Any, Protocol
 
 from skblab.guest.losses import Losses
 
-# kernel/printk/printk.c info_print_prefix(); a program may have left its line without an end before it.
+# kernel/printk/printk.c info_print_prefix(); an unfinished line of a program may precede it.
 RECORD = re.compile(r"\[ *(\d+\.\d{6})\](?:\[ *[TC]\d+\])? ?(.*)")
 CUT_HERE = re.compile(r"-+\[ cut here \]-+$")
 END_TRACE = re.compile(r"---\[ end trace\b")
-FRAME = re.compile(r"={20,}$")  # before and behind a report of a sanitizer's
+FRAME = re.compile(r"={20,}$")  # before and after a sanitizer's report
 CALL_TRACE = re.compile(r"\s*Call Trace:")
 NO_CALL_TRACE = re.compile(r"Received SIGSEGV in SIGSEGV handler")  # arch/um/kernel/sysrq.c show_stack()
 ENTRY = re.compile(r"\s*(?:\[<[0-9a-f]+>\] )?(?:\? )?([\w.]+)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[\w+\])?$")
 IN_A_TRACE = re.compile(r"\s*(?:</?(?:TASK|IRQ|NMI)>|\[<[0-9a-f]+>\].*)?$")
 
-# What kernel/panic.c, lib/dump_stack.c and the checkers call to print a report: nobody's way to the fault.
+# Functions of kernel/panic.c, lib/dump_stack.c and the checkers that print a report: not on the path to the fault.
 PRINTING = re.compile(
     r"_?_?v?printk.*|(?:dump|show)_(?:stack|trace)\w*|__warn|warn_slowpath_\w+|v?panic|(?:__)?ubsan_\w+|"
     r"handle_\w+_access|print_(?:report|address_description\w*|modules|\w+_bug\w*)|kasan_report\w*|__asan_\w+|"
     r"lockdep_rcu_suspicious|__schedule_bug|warn_alloc|debug_print_object"
 )
-NAMED = re.compile(r".*\b(?:at|in) (?:\S+:\d+ )?([\w.]+)\+0x")  # by the report's own first lines: there it was
-PRINTING_GAP = 8  # entries that are left over from other calls, at most, between two of those
+NAMED = re.compile(r".*\b(?:at|in) (?:\S+:\d+ )?([\w.]+)\+0x")  # the function that the report's first lines name
+PRINTING_GAP = 8  # stale entries of other calls, at most, between two of those
 
-# What stands between a report's first lines and its call trace says where it was, and not what; and what divides them.
+# Lines between a report's first lines and its call trace say where it was, not what; and lines that separate the parts.
 WHERE = re.compile(r"Modules linked in:|CPU: \d|Pid: |\s*(?:Not t|T)ainted|Stack:|\s*Call Trace:|\d+ locks? held")
 DIVIDES = re.compile(r"[\d.]+\S* #\d|-{20,}|={20,}|INFO: lockdep is turned off|\s*$")
 FIRST_LINES = 3
 SHOWN_FUNCTIONS = 16
-SILENCE_S = 1.0  # by the kernel's own clock: a report is printed in one go
+SILENCE_S = 1.0  # by the kernel's clock: a report is printed without pauses
 MOST_LINES = 1000
 
-# How a report begins, and what it is. The first that fits is it.
+# How a report begins, and its kind. The first match wins.
 KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(start))
     for kind, start in (
@@ -72,18 +72,18 @@ KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 ONE_LINE = {"netdevice", "kmemleak"}
 FRAMED = {"kasan", "sanitizer", "ubsan"}
-FINER = {"ubsan", "refcount", "list", "odebug", "ref_tracker", "bug"}  # what a WARNING is, by the line beside its own
-FATAL = {"panic", "bug", "oops"}  # a panic that comes of them is the same event
+FINER = {"ubsan", "refcount", "list", "odebug", "ref_tracker", "bug"}  # kinds that the line next to a WARNING decides
+FATAL = {"panic", "bug", "oops"}  # a panic that follows one of them is the same event
 
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """One report of the guest's kernel about itself.
+    """One report of the guest's kernel about a fault of its own.
 
-    *kind* is one of ``KINDS``; *title* the report's first line; *at_s* the kernel's own time of it, since its boot;
-    *lines* the whole report, without timestamps; *trace* the functions on the stack, innermost first. On UML some of
-    them may be of calls that had returned; there are none where the kernel printed none, as in an interrupt that came
-    while something ran (arch/um/kernel/sysrq.c show_stack()).
+    *kind* is one of ``KINDS``; *title* the report's first line; *at_s* its time in s since the guest's boot; *lines*
+    the whole report, without timestamps; *trace* the functions on the stack, innermost first. On UML some of them may
+    be of calls that had returned. *trace* is empty if the kernel printed no call trace, as in an interrupt of running
+    code (arch/um/kernel/sysrq.c show_stack()).
     """
 
     kind: str
@@ -94,12 +94,12 @@ class Complaint:
 
     @property
     def first_lines(self) -> tuple[str, ...]:
-        """What the report says at its beginning: its title, and what was found."""
+        """The beginning of the report: its title, and what was found."""
         said = itertools.takewhile(lambda line: not WHERE.match(line), self.lines)
         return tuple(itertools.islice((line for line in said if not DIVIDES.match(line)), FIRST_LINES))
 
     def fields(self) -> dict[str, Any]:
-        """Return it as an event's fields, for JSON."""
+        """Return the fields of a JSON event."""
         return {"event": "complaint", **asdict(self)}
 
     def __str__(self) -> str:
@@ -109,13 +109,13 @@ class Complaint:
 
 
 def kind_of(line: str) -> str | None:
-    """Return what a report is that begins with a line; None where none begins with it."""
+    """Return the kind of the report that begins with a line, or None."""
     return next((kind for kind, start in KINDS if start.match(line)), None)
 
 
 @dataclass
 class _Report:
-    """A report that is being printed."""
+    """A report in the course of being printed."""
 
     at_s: float
     kind: str
@@ -130,7 +130,7 @@ class _Report:
 
     @property
     def over(self) -> bool:
-        """Whether a line that is no entry of a call trace is no longer its."""
+        """Whether the report ends before a line that is not a call trace entry."""
         return self.traced and not self.cut_here and self.kind not in FRAMED
 
     def complaint(self) -> Complaint | None:
@@ -140,9 +140,9 @@ class _Report:
 
 
 def _functions(lines: list[str]) -> list[str]:
-    """Return the functions of a report's first call trace, without those that print it.
+    """Return the functions of a report's first call trace, without those that print the report.
 
-    An address at a function's very start is a pointer to it, and nobody's way.
+    An address at a function's start is a function pointer on the stack, not a return address.
     """
     start = next((number for number, line in enumerate(lines, 1) if CALL_TRACE.match(line)), 0)
     entries = []
@@ -163,10 +163,10 @@ def _functions(lines: list[str]) -> list[str]:
 
 
 class Complaints:
-    """Recognise complaints in a console's text as it comes.
+    """Recognise complaints in a console's text as it is printed.
 
-    Reports may interrupt one another (a WARNING's own code may trip over UBSAN): a report has what lies between its
-    beginning and its end, but for those in it.
+    Reports may nest (the code of a WARNING may trigger UBSAN): a report has the lines between its beginning and its
+    end, without the lines of reports inside it.
     """
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class Complaints:
         self._last_s = 0.0
 
     def feed(self, text: str) -> None:
-        """Take more of what was printed; the last line may be incomplete."""
+        """Process more console text; its last line may be incomplete."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             record = None if line.endswith("\r") else RECORD.search(line)
@@ -185,21 +185,21 @@ class Complaints:
 
     @property
     def open(self) -> bool:
-        """Whether a report is still being printed, or may be."""
+        """Whether a report may still be being printed."""
         return bool(self._open)
 
     @property
     def complete(self) -> tuple[Complaint, ...]:
-        """The reports that have come to their end."""
+        """The finished reports."""
         return tuple(self._complete)
 
     @property
     def all(self) -> tuple[Complaint, ...]:
-        """Every report so far, those whose end has not come included."""
+        """All reports so far, unfinished ones included."""
         return (*self._complete, *(one for report in self._open if (one := report.complaint())))
 
     def settle(self) -> None:
-        """Take what is open for complete: nothing more was printed."""
+        """Finish the open reports: nothing more was printed."""
         self._end(len(self._open))
 
     def _take(self, at_s: float, line: str) -> None:
@@ -220,7 +220,7 @@ class Complaints:
             self._go_on(line)
 
     def _belongs(self, kind: str | None) -> bool:
-        """Whether a line that could begin a report is one of the last report's: a WARNING, and what it is about."""
+        """Whether a line that could begin a report belongs to the last one: the line that names a WARNING's kind."""
         report = self._open[-1]
         return bool(kind and kind != "panic" and report.cut_here and not report.traced)
 
@@ -255,32 +255,32 @@ class Complaints:
 
 
 class Complains(Protocol):
-    """A lab, as far as its complaints go."""
+    """The part of a lab that concerns complaints."""
 
     name: str
 
     @property
     def new_complaints(self) -> tuple[Complaint, ...]:
-        """Those that have come while this process had it."""
+        """The complaints since this process started or joined the lab."""
 
     @property
     def link_losses(self) -> Losses:
-        """What its links have lost meanwhile."""
+        """The frames that its links have lost since then."""
 
 
 when_left: list[Callable[[Complains], object]] = []
-"""Each is called with every lab of this process when that has been left, by whatever way: it may have complained."""
+"""Each is called with every lab of this process when the lab is closed, also after an error."""
 
 
 def recognise(text: str) -> tuple[Complaint, ...]:
-    """Return the complaints in all that a console has printed."""
+    """Return the complaints in a console's whole text."""
     complaints = Complaints()
     complaints.feed(text if text.endswith("\n") else f"{text}\n")
     return complaints.all
 
 
 def in_words(complaints: Iterable[Complaint]) -> str:
-    """Return complaints for a person to read: a count, and each one's first lines and call trace."""
+    """Return complaints as text: their number, then each one's first lines and call trace."""
     every = tuple(complaints)
     times = "once" if len(every) == 1 else f"{len(every)} times"
     blocks = "\n".join(f"[{one.at_s:12.6f}] {one}".replace("\n", "\n  ") for one in every)

@@ -1,7 +1,7 @@
-"""UML's copy-on-write disks: a header, a bitmap of the sectors that were written, and those sectors.
+"""UML's copy-on-write disks: a header, a bitmap of the written sectors, and those sectors.
 
 Read and written as the kernel does it, arch/um/drivers/cow_user.c: ``read_cow_header()``, ``cow_sizes()``,
-``init_cow_file()``. The file is sparse and as long as the whole disk; a sector that its bitmap does not have is read
+``init_cow_file()``. The file is sparse and as long as the whole disk; a sector that is not set in the bitmap is read
 from the backing file.
 """
 
@@ -14,8 +14,8 @@ from skblab.errors import DiskError
 
 MAGIC = 0x4F4F4F4D  # "OOOM", or "MOOO" from the other side
 SECTOR_BYTES = 512  # drivers/ubd_kern.c create_cow_file()
-ALIGNMENT_BYTES = 4096  # likewise: PAGE_SIZE
-V1 = struct.Struct("<II256sIQI")  # in the byte order of whoever wrote it; x86 here
+ALIGNMENT_BYTES = 4096  # PAGE_SIZE, same function
+V1 = struct.Struct("<II256sIQI")  # in the writer's byte order; x86 here
 V2 = struct.Struct(">II4096sIQI")
 V3 = struct.Struct(">IIIQIII4096s")
 # Until December 2005, 64-bit kernels left the header's padding in; mtime was swapped as 32 bits (cow_user.c).
@@ -27,7 +27,7 @@ COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a COW file says of itself: of which file it is a changed copy, and as that file was when it was made."""
+    """A COW file's header: its backing file, and that file's size and mtime when the COW file was made."""
 
     version: int
     backing_file: str
@@ -39,14 +39,14 @@ class Header:
 
     @property
     def bitmap_bytes(self) -> int:
-        """Length of the bitmap; before version 3 it was rounded down, and a last sector could be without a bit."""
+        """Length of the bitmap. Before version 3 it was rounded down, so the last sector could lack a bit."""
         if self.version < 3:
             return (self.size_bytes + self.sector_bytes - 1) // (8 * self.sector_bytes)
         return _divide_up(_divide_up(self.size_bytes, self.sector_bytes), 8)
 
     @property
     def data_offset(self) -> int:
-        """Where the first sector's place is."""
+        """Offset of the first sector."""
         unit = self.sector_bytes if self.version < 3 else self.alignment_bytes
         return _round_up(self.bitmap_offset + self.bitmap_bytes, unit)
 
@@ -64,9 +64,9 @@ class Header:
 
 
 def parse(data: bytes) -> Header | None:
-    """Decode the first ``HEADER_BYTES`` of a file; return None where it is no COW file.
+    """Decode the first ``HEADER_BYTES`` of a file; return None if it is not a COW file.
 
-    :raises DiskError: it is one of a version that nobody knows, or is cut short, or has sizes that cannot be
+    :raises DiskError: its version is unknown, it is cut short, or its sizes are impossible
     """
     if len(data) < 8 or MAGIC not in struct.unpack("<I", data[:4]) + struct.unpack(">I", data[:4]):
         return None
@@ -100,13 +100,13 @@ def _parse(version: int, data: bytes) -> Header:
 
 
 def create(descriptor: int, header: Header) -> None:
-    """Make an empty file a COW disk on which nothing was written yet."""
+    """Make an empty file a COW disk without changes."""
     os.pwrite(descriptor, header.pack(), 0)
     os.ftruncate(descriptor, header.data_offset + header.size_bytes)
 
 
 def changed(descriptor: int, header: Header) -> Iterator[range]:
-    """Yield the runs of sectors that were written, in order."""
+    """Yield the runs of written sectors, in order."""
     first = sector = 0
     inside = False
     bitmap = os.pread(descriptor, header.bitmap_bytes, header.bitmap_offset)
@@ -125,7 +125,7 @@ def changed(descriptor: int, header: Header) -> Iterator[range]:
 
 
 def merge(descriptor: int, header: Header, target: int) -> int:
-    """Write the changed sectors over a copy of the backing file; return how many bytes that were."""
+    """Write the changed sectors over a copy of the backing file; return their size in bytes."""
     written = 0
     for run in changed(descriptor, header):
         at, end = run.start * header.sector_bytes, min(run.stop * header.sector_bytes, header.size_bytes)

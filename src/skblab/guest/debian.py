@@ -1,4 +1,4 @@
-"""A small Debian on a disk image, made by mmdebstrap without mounting the image, and without root where it can be."""
+"""Make a small Debian on a disk image by mmdebstrap, without mounting the image, and without root if possible."""
 
 import os
 import re
@@ -24,19 +24,19 @@ TROUBLE_LINES = 12
 
 
 def hook() -> Path:
-    """Return the script that finishes the tree; what it says is part of what a disk is made of."""
+    """Return the script that finishes the tree; its text is part of the disk's recipe."""
     return Path(__file__).with_name("debian_disk.sh")
 
 
 def build(path: Path, *, size: str = DEFAULT_SIZE, suite: str = DEFAULT_SUITE,
           progress: Callable[[str], None] = lambda _: None) -> None:  # fmt: skip
-    """Make a disk image with a Debian on it: its own init, root logs in without a password on every console.
+    """Make a disk image with a Debian on it: with its own init, and root login without a password on every console.
 
     :param size: as mke2fs(8) reads it; the file is sparse
-    :param progress: is told what is done now
+    :param progress: called with each step
     :raises MissingPrerequisite: mmdebstrap, or a source of packages, is missing
-    :raises BuildFailed: mmdebstrap's own words, why
-    :raises DiskError: the image cannot be put where it was asked for
+    :raises BuildFailed: mmdebstrap failed: its own lines
+    :raises DiskError: the image cannot be written there
     """
     if path.exists():
         raise DiskError(f"{path} is there already", hint="another name, or remove it first")
@@ -53,7 +53,7 @@ def build(path: Path, *, size: str = DEFAULT_SIZE, suite: str = DEFAULT_SUITE,
 def apt_sources(suite: str) -> list[str]:
     """Return lines of sources.list(5) for a suite, from the mirrors that this machine's own apt uses.
 
-    :raises MissingPrerequisite: it uses none that has the suite
+    :raises MissingPrerequisite: none of them has the suite
     """
     words = "$(REPO_URI) $(CODENAME) $(COMPONENT) $(ORIGIN)"
     done = process.run(["apt-get", "indextargets", "--format", words, "Created-By: Packages"], timeout_s=60)
@@ -74,13 +74,13 @@ def apt_sources(suite: str) -> list[str]:
 
 
 def _run(sources: list[str], suite: str, size: str, kept: Path, progress: Callable[[str], None]) -> Path:
-    # Without root, mmdebstrap works as other users, to whom this one's directories are closed.
+    # Without root, mmdebstrap works as other users, who cannot read this user's directories.
     with tempfile.TemporaryDirectory(prefix="skblab-debian-") as name:
         scratch = Path(name)
         scratch.chmod(0o755)
         image, script = scratch / "image", scratch / "hook"
         image.touch()
-        image.chmod(0o666)  # for those others; cp(1) makes a file of this one's own
+        image.chmod(0o666)  # for those users; cp(1) makes a file of this user
         script.write_text(hook().read_text())
         script.chmod(0o755)
         argv = [
@@ -97,7 +97,7 @@ def _run(sources: list[str], suite: str, size: str, kept: Path, progress: Callab
 
 
 def _follow(argv: list[str], progress: Callable[[str], None]) -> None:
-    """Run mmdebstrap; tell its steps as they come."""
+    """Run mmdebstrap; report its steps."""
     path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
     running = process.start(argv, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert running.stdout
@@ -112,7 +112,7 @@ def _follow(argv: list[str], progress: Callable[[str], None]) -> None:
                 if step := re.match(r"I: (.+?)\.*$", line):
                     progress(step.group(1))
     except BaseException:
-        running.terminate()  # it takes its own mounts down
+        running.terminate()  # it unmounts what it has mounted
         raise
     finally:
         status = running.wait()

@@ -1,6 +1,6 @@
-"""What went wrong at boot, from the evidence: what the kernel printed, and how it ended.
+"""Diagnose a failed boot by what the kernel printed and how it ended.
 
-Pure code, and the only place that knows these texts; each is tested with a real boot (tests/guest/test_diagnosis.py).
+Pure code, and the only module that knows these texts. A real boot tests each (tests/guest/test_diagnosis.py).
 """
 
 import os
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from skblab.errors import BootFailed, DiskError, DiskInUse, MissingPrerequisite, SkblabError
 
-LEAST_MIB = 20  # both series boot with 18, and die with less, each in its own way
-LEAST_MIB_KASAN = 96  # with 80 it boots and has 5 MB left; with less it dies in the middle of something
+LEAST_MIB = 20  # both series boot with 18, and die with less, each differently
+LEAST_MIB_KASAN = 96  # with 80 it boots and has 5 MB left; with less it runs out later
 
 DISK_LOCKED = re.compile(r"Failed to lock '(.*)', err = \d+")  # arch/um/drivers/ubd_kern.c open_ubd_file()
 DISK_REFUSED = {
@@ -23,11 +23,12 @@ DISK_REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One cause: how it is recognised, what to say, what to do about it.
+    """One cause: how to recognise it, the error, the hint.
 
-    :param evidence: is looked for in what the kernel printed; its groups are for the sentences (``errno`` and ``exit``,
-        a wait(2) status in hex, are put in words)
-    :param ended: and in how it ended
+    :param evidence: regular expression searched in the console; the texts use its groups (``errno`` and ``exit``, a
+        wait(2)
+            status in hex, as text)
+        :param ended: regular expression searched in how the kernel ended
     """
 
     evidence: re.Pattern[str]
@@ -41,7 +42,7 @@ def _cause(evidence: str, what: str, hint: str, *, kind: type[SkblabError] = Boo
     return Cause(re.compile(evidence, re.MULTILINE | re.DOTALL), what, hint, kind, ended)
 
 
-# The first that fits is it: causes before their consequences.
+# The first match wins: causes stand before their consequences.
 CAUSES = (
     _cause(  # arch/um/os-Linux/start_up.c check_ptrace()
         r"ptrace: Operation not permitted",
@@ -77,7 +78,7 @@ CAUSES = (
         "the kernel cannot be loaded: its file is damaged, or not for this machine's C library",
         "skblab image rm IMAGE && skblab image build",
     ),
-    _cause(  # arch/um/kernel/um_arch.c linux_main(): a size that cannot be read is 0
+    _cause(  # arch/um/kernel/um_arch.c linux_main(): a malformed size is 0
         r"Too few physical memory! Needed=\d+, given=0$", "mem= is not a size", "mem=64M"
     ),
     _cause(
@@ -165,7 +166,7 @@ CAUSES = (
         "the guest's first files are damaged: {why}",
         "rm {initramfs}   (it is made again)",
     ),
-    _cause(  # a file that is cut off stays open for writing: ETXTBSY
+    _cause(  # a truncated file stays open for writing: ETXTBSY
         r"Failed to execute /init \(error -26\)",
         "the guest's first files are damaged: init is not there as a whole",
         "rm {initramfs}   (it is made again)",
@@ -226,18 +227,18 @@ CAUSES = (
 
 
 def _exit_in_words(code: int) -> str:
-    """Return what a wait(2) status says."""
+    """Return a wait(2) status as text."""
     if os.WIFSIGNALED(code):
         return f"signal {signal.Signals(os.WTERMSIG(code)).name}"
     return f"exit status {os.WEXITSTATUS(code)}"
 
 
 def diagnose(printed: str, ended: str, *, initramfs: str = "") -> SkblabError | None:
-    """Return the error, without its evidence, for a kernel that did not come up; None where nothing is recognised.
+    """Return the error, without its evidence, for a failed boot; None if no cause matches.
 
-    :param printed: all that it printed
-    :param ended: how it ended: ``exit status 1``, ``signal SIGBUS``, or nothing
-    :param initramfs: the file of its first files
+    :param printed: the console's whole text
+    :param ended: how the kernel ended: ``exit status 1``, ``signal SIGBUS``, or ""
+    :param initramfs: its initramfs
     """
     for cause in CAUSES:
         found = cause.evidence.search(printed)
@@ -253,13 +254,13 @@ def diagnose(printed: str, ended: str, *, initramfs: str = "") -> SkblabError | 
 
 
 def disk_refused(disk: str, said: str, printed: str) -> SkblabError:
-    """Return the error for a disk that the guest could not enter.
+    """Return the error for a disk from which the guest could not boot.
 
     :param disk: the image, or the COW file
-    :param said: what the guest's init says of it (kernel/init/root.c tell_disk())
-    :param printed: all that the kernel printed
+    :param said: the message of the guest's init (kernel/init/root.c tell_disk())
+    :param printed: the console's whole text
     """
-    if locked := DISK_LOCKED.search(printed):  # between our look at the disk and the kernel's
+    if locked := DISK_LOCKED.search(printed):  # locked after our check of the disk and before the kernel's
         return DiskInUse(f"{locked[1]} was taken by another process meanwhile", hint=f"skblab disk info {locked[1]}")
     why, _, error = said.partition(": ")
     what = DISK_REFUSED.get(why, "the guest could not enter {}").format(disk)
@@ -267,7 +268,7 @@ def disk_refused(disk: str, said: str, printed: str) -> SkblabError:
 
 
 def too_little_memory(memory_mib: int, config: str) -> SkblabError | None:
-    """Return the error for less memory than a kernel of that configuration boots with, or None."""
+    """Return the error if a kernel of this configuration cannot boot with so little memory, or None."""
     kasan = "CONFIG_KASAN=y" in config
     least = LEAST_MIB_KASAN if kasan else LEAST_MIB
     if memory_mib >= least:

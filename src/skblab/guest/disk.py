@@ -1,6 +1,6 @@
-"""A guest's disks: image files and COW files, looked at before a kernel opens them.
+"""A guest's disks: image files and COW files, checked before a kernel opens them.
 
-Whatever UML would say as a number on its console, and then panic, is said here as a sentence, and before the boot.
+UML would print an error number and panic; this says before the boot what is wrong.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from skblab.guest import cow
 from skblab.host import process, registry
 
 FLOCK = struct.Struct("hhqqi4x")  # struct flock of x86-64, fcntl(2)
-# By their first bytes: files that people take for images.
+# Files that are often taken for images, by their first bytes.
 NO_IMAGES = {
     b"QFI\xfb": ("a qcow2 image", "qemu-img convert -O raw {0} {0}.raw"),
     b"\x1f\x8b": ("compressed by gzip", "gunzip {0}"),
@@ -29,7 +29,7 @@ NO_IMAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who has a file open and locked: a process, and the lab it is of."""
+    """Who has locked a file: a process, and its lab."""
 
     pid: int
     lab: str = ""
@@ -42,7 +42,7 @@ class Holder:
 
     @property
     def hint(self) -> str:
-        """How to end it."""
+        """How to end the holder."""
         if self.kept:
             return f"skblab down {self.lab}"
         return f"kill {self.pid}" if self.pid > 0 else "end the lab that has it"
@@ -50,7 +50,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """One disk of a guest: an image, or a COW file with the backing file that its header is to name."""
+    """One disk of a guest: an image, or a COW file, whose header names *backing*."""
 
     file: Path
     backing: Path | None = None
@@ -59,7 +59,7 @@ class Disk:
     def parse(cls, text: str) -> "Disk":
         """Read ``IMAGE``, ``COW`` or ``COW,BACKING``.
 
-        :raises UsageError: it is none of them
+        :raises UsageError: it is something else
         """
         words = text.split(",")
         if len(words) > 2 or not all(words):
@@ -70,10 +70,10 @@ class Disk:
         return ",".join(str(path) for path in (self.file, self.backing) if path)
 
     def ready(self) -> None:
-        """Make the COW file where it is not there yet; see that a kernel can open all that it will open.
+        """Make the COW file if it does not exist; check that a kernel can open all of the disk's files.
 
-        :raises DiskError: it cannot; why
-        :raises DiskInUse: another lab or process has it
+        :raises DiskError: it cannot: why
+        :raises DiskInUse: another lab or process has locked one
         """
         if self.backing and not self.file.exists():
             create(self.file, self.backing)
@@ -119,9 +119,9 @@ class Disk:
         _check_free(backing, fcntl.F_RDLCK)
 
     def check_root(self) -> None:
-        """See that a first disk is an image at all; whether there is a root on it, the guest finds out.
+        """Check that a first disk is an image; whether it has a root file system, the guest finds out.
 
-        :raises DiskError: it is something else
+        :raises DiskError: it is not an image
         """
         header = inspect(self.file)
         content = Path(header.backing_file) if header else self.file
@@ -135,9 +135,9 @@ class Disk:
 
 
 def inspect(path: Path) -> cow.Header | None:
-    """Return a COW file's header; None where it is a plain image.
+    """Return a COW file's header; None for a plain image.
 
-    :raises DiskError: there is no such file, or it is nothing to read from
+    :raises DiskError: the file does not exist or cannot be read
     """
     try:
         kind = path.stat().st_mode
@@ -156,9 +156,9 @@ def inspect(path: Path) -> cow.Header | None:
 
 
 def create(path: Path, backing: Path) -> cow.Header:
-    """Make a COW file for a backing file; nothing of it is copied.
+    """Make a COW file for a backing file, without copying it.
 
-    :raises DiskError: it is there already, or the backing file is not
+    :raises DiskError: the COW file exists, or the backing file does not
     """
     backing = backing.absolute()
     if inspect(backing):
@@ -177,15 +177,15 @@ def create(path: Path, backing: Path) -> cow.Header:
 
 
 def changed_sectors(path: Path, header: cow.Header) -> int:
-    """Return how many sectors of a COW file were written."""
+    """Return how many sectors a COW file has."""
     with path.open("rb") as file:
         return sum(len(run) for run in cow.changed(file.fileno(), header))
 
 
 def merge(path: Path, target: Path) -> int:
-    """Make a new image of a COW file and its backing file; return how many bytes of it are the COW file's own.
+    """Make a new image from a COW file and its backing file; return how many of its bytes come from the COW file.
 
-    :raises DiskError: it is no COW file, it is in use, its backing file is not as it was, or *target* is there already
+    :raises DiskError: it is not a COW file, it is in use, its backing file has changed, or *target* exists
     """
     header = inspect(path)
     if not header:
@@ -201,7 +201,7 @@ def merge(path: Path, target: Path) -> int:
 
 
 def holder(path: Path, kind: int) -> Holder | None:
-    """Return who has a lock that would keep a lock of a kind (F_RDLCK, F_WRLCK) away from a file."""
+    """Return who has a lock on a file that conflicts with a lock of *kind* (F_RDLCK, F_WRLCK)."""
     with path.open("rb") as file:
         answer = fcntl.fcntl(file, fcntl.F_GETLK, FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
     found, _, _, _, pid = FLOCK.unpack(answer)
@@ -226,7 +226,7 @@ def _check_path(path: Path) -> None:
 
 
 def _may(path: Path, what: int) -> bool:
-    """Whether a lab's kernel may: even root's has no power over files but by their mode (host/jail.py)."""
+    """Whether a lab's kernel may access a file: even root's has no capabilities, so the mode decides (host/jail.py)."""
     found = path.stat()
     if found.st_uid == os.geteuid():
         return bool(found.st_mode >> 6 & what)
@@ -235,6 +235,6 @@ def _may(path: Path, what: int) -> bool:
 
 
 def size_bytes(path: Path) -> int:
-    """Return how much an image, or a disk of this machine, holds."""
+    """Return the size of an image or of a disk of this machine."""
     with path.open("rb") as file:
         return file.seek(0, os.SEEK_END)

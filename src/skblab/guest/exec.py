@@ -1,9 +1,9 @@
-"""Commands in the guest: their pipes are this machine's own, and their end is heard here.
+"""Run commands in the guest: their stdin, stdout and stderr are pipes of this machine.
 
-A connection for each command comes from process 1 of the lab; at its other end is a keeper in the guest
-(kernel/init/exec.c, and exec_abi.h for the messages). It is given the guest's ends of the command's pipes, which the
-guest's kernel makes files of its own (kernel/agent/hostfile.c): nobody copies, and whoever does not read holds up
-nobody but his own command.
+Process 1 of the lab gives a connection for each command; its other end has a keeper process in the guest
+(kernel/init/exec.c; messages: exec_abi.h). The keeper receives the command's ends of the pipes, which the guest's
+kernel makes its own files (kernel/agent/hostfile.c): nothing copies the bytes, and a slow reader blocks only its own
+command.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ START_TIMEOUT_S = 20.0
 
 
 class Kind(IntEnum):
-    """Of a message: kernel/init/exec_abi.h enum exec_kind."""
+    """The kind of a message: kernel/init/exec_abi.h enum exec_kind."""
 
     START = 1
     SIGNAL = 2
@@ -61,10 +61,10 @@ def _message(
 
 
 class Command:
-    """A command that runs in the guest, as subprocess.Popen has one that runs here.
+    """A command that runs in the guest, in the manner of subprocess.Popen.
 
-    ``stdin``, ``stdout``, ``stderr`` are files where PIPE was asked for, else None. Whoever drops it hangs up: the
-    command gets SIGHUP.
+    ``stdin``, ``stdout``, ``stderr`` are files if PIPE was asked for, else None. ``close()``, or the end of this
+    process, hangs up: the command gets SIGHUP.
     """
 
     def __init__(self, args: Sequence[str], connection: socket.socket, lost: Callable[[], SkblabError]) -> None:
@@ -76,14 +76,14 @@ class Command:
         self.pid = 0  # in the guest
         self._connection = connection
         self._lost = lost
-        self.relays: list[threading.Thread] = []  # of what it says
+        self.relays: list[threading.Thread] = []  # threads that copy its output
 
     def fileno(self) -> int:
-        """Return what is readable once the command has ended."""
+        """Return a descriptor that becomes readable when the command has ended."""
         return self._connection.fileno()
 
     def _receive(self, deadline: float | None) -> tuple[Kind, int, Step] | None:
-        """Return the keeper's next word, or None where the time is over."""
+        """Return the keeper's next message, or None after the deadline."""
         left = None if deadline is None else max(deadline - time.monotonic(), 0)
         if not wait([self._connection], left):
             return None
@@ -95,7 +95,7 @@ class Command:
         try:
             kind, value, step, *_ = HEADER.unpack(data)
             return Kind(kind), value, Step(step)
-        except (struct.error, ValueError) as error:  # the guest's root can write there what it likes
+        except (struct.error, ValueError) as error:  # the guest's root can send anything
             raise GuestCommandFailed(
                 f"what the guest says of {self.args[0]} cannot be understood", found=f"{data.hex()}: {error}"
             ) from None
@@ -103,9 +103,9 @@ class Command:
     def started(self) -> Self:
         """Wait until the command runs.
 
-        :raises NoSuchProgram: it cannot: there is no such program
-        :raises GuestCommandFailed: it cannot, for another reason
-        :raises Timeout: the guest says nothing
+        :raises NoSuchProgram: the guest has no such program
+        :raises GuestCommandFailed: the guest cannot start it
+        :raises Timeout: the guest does not answer
         """
         said = self._receive(time.monotonic() + START_TIMEOUT_S)
         if said is None:
@@ -128,7 +128,7 @@ class Command:
     def wait(self, timeout_s: float | None = None) -> int:
         """Wait for the end; return as poll().
 
-        :raises subprocess.TimeoutExpired: it runs on
+        :raises subprocess.TimeoutExpired: it is still running
         :raises GuestLost: the guest kernel is gone
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -144,7 +144,7 @@ class Command:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the command's process group; nothing where it has ended."""
+        """Send a signal to the command's process group; do nothing if the command has ended."""
         self._order(_message(Kind.SIGNAL, number))
 
     def terminate(self) -> None:
@@ -156,7 +156,7 @@ class Command:
         self.send_signal(signal.SIGKILL)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Tell its terminal another size."""
+        """Resize its terminal."""
         self._order(_message(Kind.WINDOW, size=(rows, columns)))
 
     def _order(self, message: bytes) -> None:
@@ -167,7 +167,7 @@ class Command:
     def communicate(self, input: bytes = b"", timeout_s: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002
         """Write all of *input*, read all output, wait for the end.
 
-        :raises subprocess.TimeoutExpired: it runs on
+        :raises subprocess.TimeoutExpired: it is still running
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         left = memoryview(input)
@@ -193,7 +193,7 @@ class Command:
                     left = left[os.write(pipe.fileno(), left[:AT_ONCE_BYTES]) :] if left else left
                 except BlockingIOError:
                     continue
-                except BrokenPipeError:  # it does not want the rest
+                except BrokenPipeError:  # it has closed its stdin
                     left = left[:0]
                 if not left:
                     writes.clear()
@@ -248,7 +248,7 @@ def start(
         command.stdout = streams.add(stdout, 1)
         if terminal is None:
             command.stderr = streams.add(stderr, 2)
-        with contextlib.suppress(ConnectionError):  # its end is heard below
+        with contextlib.suppress(ConnectionError):  # command.started() reports the error
             socket.send_fds(command._connection, [request], streams.given)  # noqa: SLF001
         streams.sent()
         command.started()

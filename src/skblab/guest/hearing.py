@@ -1,4 +1,4 @@
-"""Word of a kernel's complaints as they come."""
+"""Report the kernel's complaints as they come."""
 
 import contextlib
 import os
@@ -12,21 +12,21 @@ from skblab.guest.complaint import Complaint
 from skblab.guest.console import Console
 from skblab.host.waiting import wait
 
-SETTLED_S = 0.2  # without a word: then a report has come to its end
+SETTLED_S = 0.2  # without output: then a report is finished
 
 
 class ComplaintWatch:
-    """Call *told* from a thread of its own with each complaint of a guest's kernel; close it, or leave it, to end that.
+    """Call *callback* with each complaint of a guest's kernel, on a thread of its own, until it is closed.
 
-    Those that are there already come first, but for *skip* of them. When it is closed, *told* has had every complaint
-    that had come by then; ``told`` counts them.
+    Earlier complaints come first, without the first *skip*. After close(), *callback* has received every complaint that
+    was printed before; ``reported`` counts them.
     """
 
-    def __init__(self, console: Console, told: Callable[[Complaint], object], *, skip: int = 0) -> None:
+    def __init__(self, console: Console, callback: Callable[[Complaint], object], *, skip: int = 0) -> None:
         self._console = console
-        self._tell = told
+        self._callback = callback
         self._skip = skip
-        self.told = 0
+        self.reported = 0
         self._failed: Exception | None = None
         self._grown = console.watch()
         self._enough = os.eventfd(0, os.EFD_CLOEXEC)
@@ -35,7 +35,7 @@ class ComplaintWatch:
 
     def _watch(self) -> None:
         pending = self._look(settled=False)
-        while self._enough >= 0:  # *told* may close it
+        while self._enough >= 0:  # the callback may close it
             ready = wait([self._grown, self._enough], SETTLED_S if pending else None)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._grown, 65536)
@@ -44,12 +44,12 @@ class ComplaintWatch:
                 return
 
     def _look(self, *, settled: bool) -> bool:
-        """Tell of those that are complete; return whether others are not yet."""
+        """Report the finished complaints; return whether others are open."""
         complete, pending = self._console.complete_complaints(settled=settled)
-        for complaint in complete[self._skip + self.told :]:
-            self.told += 1
+        for complaint in complete[self._skip + self.reported :]:
+            self.reported += 1
             try:
-                self._tell(complaint)
+                self._callback(complaint)
             except Exception as error:  # noqa: BLE001 - raised by close()
                 self._failed = self._failed or error
             if self._enough < 0:
@@ -57,9 +57,9 @@ class ComplaintWatch:
         return pending
 
     def close(self, *, raising: bool = True) -> None:
-        """Tell no more. Safe to call twice.
+        """Stop. Safe to call twice.
 
-        :raises CallbackFailed: *told* raised meanwhile; not where *raising* is false
+        :raises CallbackFailed: the callback raised, unless *raising* is false
         """
         if self._enough < 0:
             return

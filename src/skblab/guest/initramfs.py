@@ -1,7 +1,7 @@
-"""The guest's first files: our init and the agent, in a cpio archive that the kernel unpacks at boot.
+"""The guest's initramfs: init and the agent, in a cpio archive that the kernel unpacks at boot.
 
-The archive is kept in the image it belongs to, under a name made of their sources, so that a newer skblab makes a
-newer one. Format: Documentation/driver-api/early-userspace/buffer-format.rst ("newc").
+The archive is kept in its image, under a name made from a digest of the sources, so that a newer skblab makes a new
+one. Format: Documentation/driver-api/early-userspace/buffer-format.rst ("newc").
 """
 
 import hashlib
@@ -18,7 +18,7 @@ COMPILE = ("gcc", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-std=g
 
 
 def ensure(directory: Path) -> Path:
-    """Return the archive in *directory*, made first where there is none for this source.
+    """Return the archive in *directory*; make it first if there is no archive of these sources.
 
     :raises BuildFailed: the compiler refused
     :raises CannotWrite: *directory* cannot be written

@@ -1,4 +1,4 @@
-"""Frames that were lost between the guest and the host's side of its links."""
+"""Frames lost between the guest and the host side of its links."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,12 +9,12 @@ from skblab.errors import SkblabError
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """How many frames the links have lost, all links together, and where.
+    """How many frames all links have lost, and where.
 
-    :param cut: for the guest, and longer than its receive buffer; a device's takes its MTU and 65 bytes
+    :param cut: for the guest, longer than its receive buffer, which holds the device's MTU and 65 bytes
     :param no_memory: for the guest, which had no memory for them
-    :param for_guest: for the guest, and dropped by the host's end: its queue was full, or they were too long for it
-    :param from_guest: from the guest, and refused or dropped by the host's end: longer than its MTU, or it was down
+    :param for_guest: for the guest, dropped by the host's end: its queue was full, or they were too long for it
+    :param from_guest: from the guest, refused or dropped by the host's end: longer than its MTU, or it was down
     """
 
     cut: int = 0

@@ -16,16 +16,16 @@ VERSION = 2
 REQUEST = struct.Struct("<III512s")
 REPLY_HEAD = struct.Struct("<III")
 NOTIFY_HEAD = struct.Struct("<IIiI")
-TIME = struct.Struct("<Q")  # process 1 of the lab puts it before each (host/lab_init.py Notifications)
-LONGEST_BYTES = 511  # of a command (MCONSOLE_MAX_DATA)
+TIME = struct.Struct("<Q")  # process 1 of the lab prepends it to each (host/lab_init.py Notifications)
+LONGEST_BYTES = 511  # length of a command (MCONSOLE_MAX_DATA)
 STACK_TRIES = 50
 TIMEOUT_S = 5.0
 END_TIMEOUT_S = 5.0
-ENDING_KEYS = "bco"  # of sysrq: reboot, crash, power off
+ENDING_KEYS = "bco"  # sysrq keys: reboot, crash, power off
 
 
 class Kind(enum.IntEnum):
-    """What a notification tells (enum in mconsole.h)."""
+    """The kind of a notification (enum in mconsole.h)."""
 
     SOCKET = 0
     PANIC = 1
@@ -35,7 +35,7 @@ class Kind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """One datagram from the guest kernel: it opened its mconsole, it panics, or a process wrote to /proc/mconsole."""
+    """One datagram from the guest's kernel: its mconsole is open, it panics, or a process wrote to /proc/mconsole."""
 
     kind: Kind
     text: str
@@ -45,7 +45,7 @@ class Notification:
 def parse_notification(datagram: bytes) -> Notification:
     """Decode one notification.
 
-    :raises ValueError: not one
+    :raises ValueError: it is malformed
     """
     if len(datagram) < NOTIFY_HEAD.size:
         raise ValueError(f"mconsole notification of {len(datagram)} bytes")
@@ -57,30 +57,30 @@ def parse_notification(datagram: bytes) -> Notification:
 
 
 def receive(listener: socket.socket) -> Notification:
-    """Return the next notification that process 1 of the lab passes on; wait for it.
+    """Wait for the next notification that process 1 of the lab passes on, and return it.
 
-    What is none, for a guest's root can send anything, is one that tells nothing.
+    A malformed datagram, which the guest's root can send, becomes an empty notification.
     """
     message = listener.recv(4096)
     if not message:
         raise ConnectionResetError("process 1 of the lab is gone")
     (at_ns,) = TIME.unpack_from(message)
     try:
-        told = parse_notification(message[TIME.size :])
+        notification = parse_notification(message[TIME.size :])
     except ValueError:
-        told = Notification(Kind.USER, "")
-    return replace(told, at_s=at_ns / 1e9)
+        notification = Notification(Kind.USER, "")
+    return replace(notification, at_s=at_ns / 1e9)
 
 
 class Mconsole:
-    """The management console of one guest: commands for its kernel, without a program in the guest.
+    """The management console of one guest: commands to its kernel, without a program in the guest.
 
-    Every command raises Timeout where the kernel does not answer, MconsoleRefused with its own words where it
-    refuses, GuestLost where it is gone.
+    Every command raises Timeout if the kernel does not answer, MconsoleRefused with the kernel's words if it refuses,
+    GuestLost if it is gone.
 
     :param connect: returns a bound datagram socket connected to the guest's mconsole
-    :param pidfd: of the kernel's process, whose pid is *pid*
-    :param lost: returns the error for a kernel that is gone
+    :param pidfd: of the kernel's process *pid*
+    :param lost: returns the error for a kernel that has ended
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Mconsole:
         self._lost = lost
 
     def command(self, text: str, *, timeout_s: float = TIMEOUT_S) -> str:
-        """Send one command as it is; return the answer."""
+        """Send one command unchanged; return the answer."""
         data = text.encode()
         if len(data) > LONGEST_BYTES:
             raise UsageError(f"a command for mconsole has {LONGEST_BYTES} bytes at most", found=f"{len(data)} bytes")
@@ -104,11 +104,11 @@ class Mconsole:
         return answer
 
     def version(self) -> str:
-        """Return what ``uname -a`` says in the guest."""
+        """Return the guest's ``uname -a``."""
         return self.command("version")
 
     def help(self) -> str:
-        """Return the kernel's own list of commands."""
+        """Return the kernel's list of commands."""
         return self.command("help")
 
     def log(self, text: str) -> None:
@@ -122,10 +122,10 @@ class Mconsole:
     def stack(self, pid: int) -> str:
         """Return the kernel stack of a task of the guest.
 
-        The kernel answers from within an interrupt. One that came while the kernel itself ran is on the stack for
-        signals, where ``show_stack()`` (arch/um/kernel/sysrq.c) declines; the next one may come at a better moment.
+        The kernel answers in an interrupt. An interrupt of kernel code runs on the signal stack, where ``show_stack()``
+        (arch/um/kernel/sysrq.c) declines; so it is asked again, up to STACK_TRIES times.
 
-        :raises MconsoleRefused: every one of ``STACK_TRIES`` came at such a moment, or there is no such task
+        :raises MconsoleRefused: it declined every time, or there is no such task
         """
         for _ in range(STACK_TRIES):
             shown = self.command(f"stack {pid:d}")
@@ -138,7 +138,7 @@ class Mconsole:
         )
 
     def config(self, device: str, value: str | None = None) -> str:
-        """Return how a device is configured (``con0``, ``mem``); given a *value*, plug it in: ``con2``, ``null``."""
+        """Return a device's configuration (``con0``, ``mem``); given a *value*, plug it in: ``con2``, ``null``."""
         return self.command(f"config {device}" + (f"={value}" if value is not None else ""))
 
     def remove(self, device: str) -> None:
@@ -146,29 +146,29 @@ class Mconsole:
         self.command(f"remove {device}")
 
     def cad(self) -> None:
-        """Press Ctrl-Alt-Del: what the guest's init makes of it."""
+        """Send Ctrl-Alt-Del to the guest's init."""
         self.command("cad")
 
     def stop(self) -> None:
-        """Let the kernel stand still, without a debugger, until ``go()``; it answers mconsole alone meanwhile."""
+        """Stop the kernel, without a debugger, until ``go()``; until then it answers only mconsole."""
         self.command("stop")
 
     def go(self) -> None:
-        """Let a kernel go on that ``stop()`` has stopped."""
+        """Resume a kernel that ``stop()`` has stopped."""
         self.command("go")
 
     def sysrq(self, key: str) -> str:
-        """Carry out a magic SysRq key and return what the kernel prints; ``h`` lists the keys.
+        """Send a magic SysRq key and return what the kernel prints; ``h`` lists the keys.
 
         ``b``, ``c`` (a real panic) and ``o`` end the kernel; they return when it is gone.
 
-        :raises UsageError: ``t``, which this kernel does not survive, or not one character
+        :raises UsageError: the key is ``t``, which panics this kernel, or not one character
         """
         if len(key) != 1 or key.isspace():
             raise UsageError(f"a key for sysrq is one character, not {key!r}", hint="h lists them")
         if key == "t":
-            # kernel/workqueue.c print_worker_info() reads addresses that may be bad, by copy_from_kernel_nofault();
-            # arch/um/kernel/trap.c segv() panics over one where the interrupted task is a kernel thread, or idle.
+            # kernel/workqueue.c print_worker_info() reads addresses that may be bad by copy_from_kernel_nofault();
+            # arch/um/kernel/trap.c segv() panics on such a fault if the interrupted task is a kernel thread or idle.
             raise UsageError("sysrq t panics a UML kernel that is idle", hint="stack PID shows one task")
         if key in ENDING_KEYS:
             self._end(f"sysrq {key}")
@@ -180,7 +180,7 @@ class Mconsole:
         self._end("halt")
 
     def reboot(self) -> None:
-        """Refuse, for a lab does not come back: use ``halt()`` and a new lab.
+        """Refuse: a lab cannot reboot. Use ``halt()`` and a new lab.
 
         :raises UsageError: always
         """
@@ -201,7 +201,7 @@ class Mconsole:
         return self._connect()
 
     def _answer(self, channel: socket.socket, text: str, deadline: float) -> tuple[bool, str]:
-        """Collect the datagrams of one answer: whether it is a refusal, and its text."""
+        """Collect the datagrams of one answer; return whether it is an error, and its text."""
         started = time.monotonic()
         answer = []
         refused = False
@@ -222,7 +222,7 @@ class Mconsole:
                 return refused, "".join(answer)
 
     def _silent(self, text: str, waited_s: float) -> Timeout:
-        """Return the error for a kernel that does not answer: it stands still, or is busy."""
+        """Return the error for a kernel that does not answer, because it is stopped or busy."""
         fields = dict(
             line.split(":\t", 1) for line in Path(f"/proc/{self._pid}/status").read_text().splitlines() if ":\t" in line
         )

@@ -1,4 +1,4 @@
-"""The user's own kernel modules: loaded before anything else happens in the guest, and known by their functions."""
+"""The user's own kernel modules: loaded first in the guest, with functions that can be probed."""
 
 import re
 import stat
@@ -19,7 +19,7 @@ TOLD = re.compile(r"module (\S+)((?: \.text\S*=0x[0-9a-f]+)*)")  # kernel/init/m
 
 @dataclass(frozen=True)
 class Module:
-    """A module's file, and the parameters that it is loaded with: ``["debug=1"]``."""
+    """A module's file and its parameters: ``["debug=1"]``."""
 
     file: Path
     parameters: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class Module:
     def parse(cls, text: str) -> "Module":
         """Return the module of ``FILE`` or ``FILE,NAME=VALUE,...``.
 
-        :raises UsageError: there is no such file, or it is no module
+        :raises UsageError: the file does not exist, or is not a module
         """
         file, *parameters = text.split(",")
         module = cls(files.typed(file).absolute(), tuple(parameters))
@@ -46,12 +46,12 @@ class Module:
 
     @property
     def name(self) -> str:
-        """The module's own name, as lsmod prints it."""
+        """The module's name, as lsmod prints it."""
         return self._facts["name"]
 
     @cached_property
     def _facts(self) -> dict[str, str]:
-        """What its section .modinfo says (include/linux/moduleparam.h)."""
+        """The contents of its section .modinfo (include/linux/moduleparam.h)."""
         from elftools.common.exceptions import ELFError  # noqa: PLC0415
         from elftools.elf.elffile import ELFFile  # noqa: PLC0415
 
@@ -65,9 +65,9 @@ class Module:
         return {name: value for name, found, value in (line.partition("=") for line in lines) if found}
 
     def check(self, image: Image) -> None:
-        """Look whether it was built for an image's kernel.
+        """Check that it was built for an image's kernel.
 
-        :raises UsageError: it was built for another
+        :raises UsageError: it was built for another kernel
         """
         release = self._facts["vermagic"].split()[0]
         if release != image.release:
@@ -78,14 +78,14 @@ class Module:
             )
 
     def functions(self, sections: dict[str, int]) -> list[Function]:
-        """Return its functions, where they were loaded. Without debug info there are none."""
+        """Return its functions with their addresses; without debug info, none."""
         return describe_module(self.file, sections)
 
 
 def append(archive: Path, modules: tuple[Module, ...], target: Path) -> None:
-    """Write the guest's first files to *target*, with modules behind them: archives may follow each other.
+    """Write the guest's initramfs to *target*, followed by an archive of the modules: archives can be concatenated.
 
-    :raises CannotWrite: there is no room for it
+    :raises CannotWrite: *target* cannot be written
     """
     entries = [("modules", stat.S_IFDIR | 0o755, b"", (0, 0))]
     for number, module in enumerate(modules):
@@ -98,8 +98,8 @@ def append(archive: Path, modules: tuple[Module, ...], target: Path) -> None:
         file.write(archive.read_bytes() + pack(entries))
 
 
-def sections_told(text: str) -> tuple[str, dict[str, int]] | None:
-    """Return a module's name and where its code lies, where a word of the guest's init is about that."""
+def parse_sections(text: str) -> tuple[str, dict[str, int]] | None:
+    """Return a module's name and its code sections' addresses from init's message; None for other messages."""
     found = TOLD.fullmatch(text)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""A guest kernel's panic: its line, the way there by file and line, and word of it the moment it happens."""
+"""A panic of the guest's kernel: its line, its call trace by file and line, and a callback when it happens."""
 
 import os
 import re
@@ -16,36 +16,25 @@ from skblab.host import process
 from skblab.host.waiting import wait
 from skblab.image.image import INDEX
 from skblab.image.index import FunctionIndex
+from skblab.image.unwind import Frame
 
 # arch/um/kernel/sysrq.c _print_addr(), show_regs() in arch/x86/um/sysrq_64.c
 ENTRY = re.compile(r"\[<([0-9a-f]+)>\] (?:\? )?([\w.]+)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[(\w+)\])?")
 FAULT = re.compile(r"^.*RIP: 0033:(?:\[<[0-9a-f]+>\] )?([\w.]+)\+0x([0-9a-f]+)/", re.MULTILINE)
-BUILT_IN = re.compile(r"^/skblab/(?:obj/)?")  # what a build puts in the place of its directory (image/recipe.py)
-OWN_BUSINESS = {"panic", "vpanic"}  # what is above it is the panic's own
-# arch/um/kernel/sysrq.c show_stack(): in an interrupt that came while something ran, and not in one that idle was in.
+BUILT_IN = re.compile(r"^/skblab/(?:obj/)?")  # replaces the build's directory in debug info (image/recipe.py)
+OWN_BUSINESS = {"panic", "vpanic"}  # frames above it belong to the panic itself
+# arch/um/kernel/sysrq.c show_stack(): in an interrupt of running code, not in an interrupt of the idle task.
 NO_TRACE = "the kernel printed no way there: it was on its signal stack; a gdb that is attached before shows it"
-PRINTING_S = 1.0  # it tells of its panic first (drivers/mconsole_kern.c add_notifier()), prints the trace, and ends
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One function on the way to a panic; *file* and *line* are empty where the kernel has none for it."""
-
-    function: str
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.function}()" + (f"  {self.file}:{self.line}" if self.file else "")
+PRINTING_S = 1.0  # the kernel notifies first (drivers/mconsole_kern.c add_notifier()), prints the trace, and ends
 
 
 @dataclass(frozen=True, slots=True)
 class GuestPanicked:
     """A guest kernel has panicked.
 
-    *line* is its own word for it, *at_s* when, as time.time(), *console* what it printed last. *frames* are the return
-    addresses on its stack, innermost first: some may be of calls that had returned (the kernel marks them all "?").
-    There are none where the kernel printed none, as in an interrupt that came while something ran.
+    *line* is the kernel's message, *at_s* the time, as time.time(), *console* the end of its log. *frames* are the
+    return addresses on its stack, innermost first: some may be of calls that had returned (the kernel marks them all
+    "?"). *frames* is empty if the kernel printed no call trace, as in an interrupt of running code.
     """
 
     line: str
@@ -60,12 +49,13 @@ class GuestPanicked:
 
 
 def call_trace(text: str, panic: str) -> list[tuple[str, int]]:
-    """Return (function, an address of the call) of the way to a panic, innermost first, from what the kernel printed.
+    """Return a panic's call trace as (function, address in the call), innermost first, from the console's text.
 
-    The address is 0 in a module. An address at a function's very start is a pointer to it, and nobody's way.
+    The address is 0 in a module. An address at a function's start is a function pointer on the stack, not a return
+    address.
     """
     entries = [
-        (name, int(address, 16) - 1 if not module else 0)  # what is on the stack is of the line after the call
+        (name, int(address, 16) - 1 if not module else 0)  # a return address may be of the line after the call
         for address, name, offset, module in ENTRY.findall(text.partition(panic)[2])
         if int(offset, 16)
     ]
@@ -74,7 +64,7 @@ def call_trace(text: str, panic: str) -> list[tuple[str, int]]:
 
 
 def fault(text: str, panic: str, kernel: Path) -> list[tuple[str, int]]:
-    """Return (function, address) of the instruction that led to a panic, where the kernel has printed its registers."""
+    """Return (function, address) of the faulting instruction, if the kernel has printed its registers."""
     found = FAULT.findall(text.partition(panic)[0])
     index = kernel.with_name(INDEX)
     if not found:
@@ -85,7 +75,7 @@ def fault(text: str, panic: str, kernel: Path) -> list[tuple[str, int]]:
 
 
 def frames(text: str, panic: str, kernel: Path) -> tuple[Frame, ...]:
-    """Return the way to a panic by file and line; without lines where addr2line(1) is not installed."""
+    """Return a panic's call trace by file and line; without lines if addr2line(1) is not installed."""
     entries = fault(text, panic, kernel) + call_trace(text, panic)
     addresses = [address for _, address in entries if address]
     try:
@@ -100,12 +90,12 @@ def frames(text: str, panic: str, kernel: Path) -> tuple[Frame, ...]:
 def _frame(name: str, place: str) -> Frame:
     file, _, line = place.partition(" ")[0].rpartition(":")
     if not line.isdecimal():
-        return Frame(name)
+        return Frame(name, "", 0)
     return Frame(name, BUILT_IN.sub("", file), int(line))
 
 
 def panicked(console: Console, kernel: Path, at_s: float) -> GuestPanicked | None:
-    """Return the panic that a console tells of."""
+    """Return the panic on a console, or None."""
     line = console.panic()
     if line is None:
         return None
@@ -113,16 +103,16 @@ def panicked(console: Console, kernel: Path, at_s: float) -> GuestPanicked | Non
 
 
 class PanicWatch:
-    """Call *told* from a thread of its own when the guest panics; close it, or leave it, to be told no more."""
+    """Call *callback* when the guest panics, on a thread of its own, unless it is closed before."""
 
     def __init__(
         self, listener: socket.socket, pidfd: int, look: Callable[[float], GuestPanicked | None],
-        told: Callable[[GuestPanicked], object],
+        callback: Callable[[GuestPanicked], object],
     ) -> None:  # fmt: skip
         self._listener = listener
         self._pidfd = os.dup(pidfd)
         self._look = look
-        self._told = told
+        self._callback = callback
         self._enough = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._watch, name="skblab-panic", daemon=True)
         self._thread.start()
@@ -142,11 +132,11 @@ class PanicWatch:
             wait([self._pidfd, self._enough], PRINTING_S)
             event = self._look(said.at_s)
             if event:
-                self._told(event)
+                self._callback(event)
             return
 
     def close(self) -> None:
-        """Tell no more; safe to call twice, and from what is told."""
+        """Stop; safe to call twice, and from the callback."""
         if self._enough < 0:
             return
         os.eventfd_write(self._enough, 1)

@@ -1,4 +1,4 @@
-"""Programs of the guest: run them, talk to them, copy files by one."""
+"""Run programs of the guest, talk to them, copy files by its tar."""
 
 import os
 import socket
@@ -18,17 +18,17 @@ from skblab.host.process import Argument, Stream
 from skblab.host.waiting import wait
 
 MOST_TOLD_BYTES, MOST_LEFT_OUT = 4096, 10
-LAST_WORDS_S = 1.0  # between the end of a connection and that of the kernel's process
+LAST_WORDS_S = 1.0  # from the end of a connection to the end of the kernel's process
 
 
 class Programs:
-    """What ``lab.guest`` can do with the programs of its root."""
+    """The part of ``lab.guest`` that runs the programs of its root."""
 
     _namespaces: Namespaces
     pidfd: int
 
     def lost(self) -> GuestLost:
-        """Return the error that tells how the guest went."""
+        """Return the error that says how the guest's kernel ended."""
         raise NotImplementedError
 
     def popen(
@@ -45,7 +45,7 @@ class Programs:
     ) -> Command:
         """Start a program in the guest; return once it runs.
 
-        :param stdin: as subprocess.Popen takes it, and so *stdout* and *stderr*
+        :param stdin: as for subprocess.Popen, like *stdout* and *stderr*
         :param cwd: a directory of the guest's; default: its HOME
         :param env: names and values beside PATH and HOME, which are there unless they are given
         :param terminal: rows and columns of a terminal to run it on; then *stdout* has all that it says
@@ -83,10 +83,10 @@ class Programs:
     ) -> subprocess.CompletedProcess[str] | subprocess.CompletedProcess[bytes]:
         """Run a program in the guest to its end; return its status and its output, as text or bytes.
 
-        :param input: what it reads
+        :param input: its standard input
         :raises subprocess.CalledProcessError: with *check*, its status is not 0
-        :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was hung up on
-        :raises NoSuchProgram: it is not there
+        :raises subprocess.TimeoutExpired: it ran longer than *timeout_s* and was hung up on
+        :raises NoSuchProgram: the guest has no such program
         :raises GuestLost: the guest kernel is gone
         """
         given = input.encode() if isinstance(input, str) else input
@@ -105,9 +105,9 @@ class Programs:
         return subprocess.CompletedProcess(command.args, status, *texts)
 
     def copy_in(self, path: Path | str, to: str) -> None:
-        """Copy a file, or a directory and all in it, into the guest; modes and times are kept, the owner is root.
+        """Copy a file or a directory tree into the guest; keep modes and times, set the owner to root.
 
-        :param to: its name there; or a directory that is there, in which it keeps its name
+        :param to: its new name, or an existing directory, in which it keeps its name
         :raises NoSuchProgram: the guest has no tar
         :raises GuestCommandFailed: tar refused
         """
@@ -124,18 +124,18 @@ class Programs:
                 with tar.stdin, tarfile.open(fileobj=tar.stdin, mode="w|") as archive:
                     archive.add(path, target.name, filter=_owned(0, 0))
             except BrokenPipeError:
-                pass  # it says why
+                pass  # tar's error is read below
             self._ended(tar, tar.stdout.read(), f"cannot copy {path} to {to} in the guest")
 
     def copy_out(self, path: str, to: Path | str) -> None:
-        """Copy a file, or a directory and all in it, out of the guest; modes and times are kept, the owner is us.
+        """Copy a file or a directory tree out of the guest; keep modes and times, set the owner to this user.
 
-        Devices, FIFOs and links to places outside of the copy are left out, and told of in the end.
+        Devices, FIFOs and links to places outside of the copy are left out; an error at the end lists them.
 
-        :param to: its name here; or a directory that is here, in which it keeps its name
+        :param to: its new name, or an existing directory, in which it keeps its name
         :raises NoSuchProgram: the guest has no tar
         :raises CannotWrite: this machine has no room for it
-        :raises GuestCommandFailed: tar refused; what it sent is no archive, or cannot be written; something is left out
+        :raises GuestCommandFailed: tar refused, its archive is malformed or cannot be written, or a file is left out
         """
         source, target = PurePosixPath(path), Path(to).absolute()
         if target.is_dir():
@@ -179,7 +179,7 @@ class Programs:
         return socket.socket(fileno=descriptor)
 
     def _hung_up(self) -> SkblabError:
-        """Return why a command's connection has ended without a word."""
+        """Return the error for a command's connection that has ended without a message."""
         if wait([self.pidfd], LAST_WORDS_S):
             return self.lost()
         return GuestCommandFailed("a command in the guest is lost: what kept it there was killed")

@@ -1,10 +1,10 @@
 """Let the guest receive packets one by one.
 
-A vector device hands NAPI's list of packets to ``ip_list_rcv()``, which never enters ``ip_rcv()``: nobody could stop
-there, and a backtrace would not read as the textbooks do. A protocol without ``list_func`` gets its packets one at a
-time, through ``func`` (net/core/dev.c ``__netif_receive_skb_list_ptype()``, commit 17266ee93984 "net: ipv4: listified
-version of ip_rcv"). So that pointer is cleared in ``ip_packet_type`` and ``ipv6_packet_type`` once the guest is up: one
-aligned store that the kernel reads afresh for every list.
+A vector device passes NAPI's list of packets to ``ip_list_rcv()``, which never enters ``ip_rcv()``: nothing could stop
+there, and backtraces would differ from the textbooks'. A protocol without ``list_func`` gets its packets one at a time,
+through ``func`` (net/core/dev.c ``__netif_receive_skb_list_ptype()``, commit 17266ee93984 "net: ipv4: listified version
+of ip_rcv"). So that pointer is cleared in ``ip_packet_type`` and ``ipv6_packet_type`` once the guest is up: one aligned
+store, and the kernel reads the pointer again for every list.
 """
 
 import os

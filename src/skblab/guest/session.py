@@ -1,4 +1,4 @@
-"""Run a command in the guest as if it ran here: this process's terminal or pipes, Ctrl-C, window size, status."""
+"""Run a command in the guest with this process's terminal or pipes, Ctrl-C, window size and exit status."""
 
 import contextlib
 import os
@@ -16,9 +16,9 @@ AT_ONCE_BYTES = 1 << 16
 
 
 def run_here(guest: Programs, argv: Sequence[str]) -> int:
-    """Run a command in the guest to its end; return its status, minus the signal's number where one ended it.
+    """Run a command in the guest to its end; return its status, or minus the signal that killed it.
 
-    It has a terminal of its own where standard input and output are one; else it has both as they are, and stderr.
+    It gets a terminal if standard input and output are terminals, else this process's stdin, stdout and stderr.
     """
     if os.isatty(0) and os.isatty(1):
         return _on_terminal(guest, argv)
@@ -28,20 +28,20 @@ def run_here(guest: Programs, argv: Sequence[str]) -> int:
 
 
 class _Interrupts:
-    """Ctrl-C is for the command, which says what it makes of that; one that comes too early waits for it."""
+    """Pass Ctrl-C on to the command, and an early one as soon as the command runs."""
 
     def __init__(self) -> None:
         self._command: Command | None = None
         self._early = False
 
     def come(self, number: int, _: object) -> None:
-        """Handle one."""
+        """Handle a signal."""
         if self._command:
             self._command.send_signal(number)
         self._early = True
 
     def are_for(self, command: Command) -> None:
-        """Send what has come, and what comes."""
+        """Send an early Ctrl-C to the command, and later ones from then on."""
         self._command = command
         if self._early:
             command.send_signal(signal.SIGINT)
@@ -68,9 +68,9 @@ def _on_terminal(guest: Programs, argv: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def raw_keyboard() -> Iterator[None]:
-    """Let every key through as it is; put the terminal right in the end."""
+    """Put the terminal into raw mode for the block."""
     before = termios.tcgetattr(0)
-    tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is kept
+    tty.setraw(0, termios.TCSADRAIN)  # keeps what was typed ahead
     try:
         yield
     finally:
@@ -80,7 +80,7 @@ def raw_keyboard() -> Iterator[None]:
 @contextlib.contextmanager
 def _window_followed(command: Command) -> Iterator[None]:
     before = signal.signal(signal.SIGWINCH, lambda *_: command.resize(*termios.tcgetwinsize(0)))
-    command.resize(*termios.tcgetwinsize(0))  # it may have changed since it was asked for
+    command.resize(*termios.tcgetwinsize(0))  # it may have changed since the command was started
     try:
         yield
     finally:
@@ -88,7 +88,7 @@ def _window_followed(command: Command) -> Iterator[None]:
 
 
 def _talk(command: Command) -> None:
-    """Carry bytes between the terminals until the command's is closed; what is typed waits until it is read."""
+    """Copy bytes between the terminals until the command's is closed; typed bytes wait until the command reads them."""
     assert command.stdin
     assert command.stdout
     typed = b""

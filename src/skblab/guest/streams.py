@@ -1,4 +1,4 @@
-"""What a command in the guest is given as stdin, stdout and stderr: pipes, files, or what is carried by a thread."""
+"""The stdin, stdout and stderr of a guest command: pipes, files, or pipes to which a thread copies."""
 
 import contextlib
 import os
@@ -13,14 +13,14 @@ AT_ONCE_BYTES = 1 << 16
 
 
 class Streams:
-    """What a command is given as stdin, stdout and stderr, and what of it is ours."""
+    """The descriptors of a command's stdin, stdout and stderr, and our ends of them."""
 
     def __init__(self) -> None:
-        self.given: list[int] = []  # the guest's; ours no more once they are sent
-        self._carried: list[tuple[int, int, bool]] = []  # from, to, whether the command says it
+        self.given: list[int] = []  # for the guest; closed here once they are sent
+        self._carried: list[tuple[int, int, bool]] = []  # from, to, whether it is the command's output
 
     def add(self, stream: Stream, standard: int) -> IO[bytes] | None:
-        """Add one, as subprocess.Popen takes it; return our end of a pipe."""
+        """Add a stream, as subprocess.Popen takes it; return our end of a pipe."""
         if stream == subprocess.STDOUT and standard == 2:
             self.given.append(os.dup(self.given[1]))
             return None
@@ -44,7 +44,7 @@ class Streams:
         return reads if standard else writes
 
     def carry(self) -> list[threading.Thread]:
-        """Start the threads that carry; return those of what the command says, which end with it."""
+        """Start the copying threads; return those of the command's output, which end with it."""
         threads = []
         for origin, target, said in self._carried:
             thread = threading.Thread(target=relay, args=(origin, target), daemon=True)
@@ -55,13 +55,13 @@ class Streams:
         return threads
 
     def sent(self) -> None:
-        """Close the guest's ends here."""
+        """Close our copies of the guest's descriptors."""
         for descriptor in self.given:
             os.close(descriptor)
         self.given.clear()
 
     def close(self) -> None:
-        """Close all, where there will be no command."""
+        """Close everything, because the command will not run."""
         self.sent()
         for origin, target, _ in self._carried:
             os.close(origin)
@@ -70,16 +70,16 @@ class Streams:
 
 
 def _lend(descriptor: int, access: int) -> int | None:
-    """Return a descriptor of the same file that the guest's kernel may make non-blocking, or None: there can be none.
+    """Return a descriptor of the same file that the guest's kernel may make non-blocking, or None if it may not.
 
-    That is a property of the open file description (fcntl(2)), which this process shares with others. A pipe is opened
-    again; a regular file, or a device that keeps nobody waiting, does not mind.
+    O_NONBLOCK belongs to the open file description (fcntl(2)), which this process shares with others. So a pipe is
+    opened again; a regular file, or a device that never blocks, needs no copy.
     """
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISFIFO(kind):
         try:
             return os.open(f"/proc/self/fd/{descriptor}", access | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:  # nobody reads it; or it is another user's
+        except OSError:  # it has no reader, or belongs to another user
             return None
     if stat.S_ISREG(kind) or (stat.S_ISCHR(kind) and not os.isatty(descriptor)):
         return os.dup(descriptor)
@@ -87,7 +87,7 @@ def _lend(descriptor: int, access: int) -> int | None:
 
 
 def relay(origin: int, target: int) -> None:
-    """Carry bytes until there are no more, or nobody wants them."""
+    """Copy bytes until end of file or a broken pipe."""
     with contextlib.suppress(OSError), open(origin, "rb", 0) as reads, open(target, "wb", 0) as writes:
         while data := reads.read(AT_ONCE_BYTES):
             left = memoryview(data)

@@ -1,4 +1,4 @@
-"""The terminal of a shell in the guest: a pseudo-terminal, of which UML has one side as its tty1."""
+"""The terminal of a shell in the guest: a pseudo-terminal whose other side is UML's tty1."""
 
 import os
 import pty
@@ -7,12 +7,12 @@ from typing import IO, Self
 
 from skblab.host.waiting import wait
 
-LEAVE = b"\x1d"  # Ctrl-], as telnet and virsh console have it
+LEAVE = b"\x1d"  # Ctrl-], as in telnet and virsh console
 NAME_OF_LEAVE = "Ctrl-]"
 
 
 class Terminal:
-    """Our side of it; it is closed with *stack*."""
+    """Our side of the terminal; it is closed with *stack*."""
 
     def __init__(self, fd: int, stack: ExitStack) -> None:
         self.fd = fd
@@ -21,7 +21,7 @@ class Terminal:
 
     @classmethod
     def make(cls, stack: ExitStack) -> Self:
-        """Return a new one; ``guest_fd`` is the guest's side, until it is handed over."""
+        """Return a new terminal; ``guest_fd`` is the guest's side until hand_over()."""
         ours, guests = pty.openpty()
         terminal = cls(ours, stack)
         terminal.guest_fd = guests
@@ -29,13 +29,13 @@ class Terminal:
         return terminal
 
     def hand_over(self) -> None:
-        """Close the guest's side here; the guest has it."""
+        """Close our copy of the guest's side."""
         if self.guest_fd >= 0:
             os.close(self.guest_fd)
             self.guest_fd = -1
 
     def talk(self, keyboard: int, screen: IO[bytes], ended: int) -> bool:
-        """Carry bytes to and fro until the person leaves, or the descriptor *ended* is readable; whether it is."""
+        """Copy bytes both ways until the user leaves, or the descriptor *ended* is readable; return whether it is."""
         while True:
             ready = wait([self.fd, keyboard, ended])
             if ended in ready:

@@ -1,18 +1,18 @@
-"""Unpack what a guest's tar sends: nothing in it is trusted, for the guest's root can send anything."""
+"""Unpack a guest's tar archive without trusting it: the guest's root can send anything."""
 
 import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-PERMISSIONS = 0o777  # no set-user-ID, set-group-ID or sticky bit comes out of a guest
-LONGEST_HEADER_BYTES = 1 << 20  # of a name or of attributes: they are read into memory whole
+PERMISSIONS = 0o777  # drops set-user-ID, set-group-ID and sticky bits
+LONGEST_HEADER_BYTES = 1 << 20  # size of a name or of attributes: tarfile reads them into memory
 IN_MEMORY = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
              tarfile.GNUTYPE_LONGLINK)  # fmt: skip
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose name and attributes have a size that can be."""
+    """A member whose name and attributes have a bounded size."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in IN_MEMORY and self.size > LONGEST_HEADER_BYTES:
@@ -22,14 +22,14 @@ class _Member(tarfile.TarInfo):
 
 
 class _Ending:
-    """A stream whose end is met once: tarfile goes on reading there for as long as a member says that it is."""
+    """A stream that raises at the second read of its end: tarfile would read on for the size that a member claims."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._ended = False
 
     def read(self, size: int) -> bytes:
-        """Return what comes next."""
+        """Return the next bytes."""
         data = self._stream.read(size)
         if self._ended:
             raise tarfile.ReadError("it is cut off")
@@ -38,21 +38,21 @@ class _Ending:
 
 
 def unpack(stream: IO[bytes], source: str, target: Path) -> list[str]:
-    """Unpack an archive of *source*, a name, as *target*; return why members were left out.
+    """Unpack an archive of the tree *source* as *target*; return which members were left out, and why.
 
-    Left out are devices, FIFOs, and what is, or links to what is, outside of *target*. Modes and times are kept.
+    Devices, FIFOs, and members or links outside of *target* are left out. Modes and times are kept.
 
-    :raises tarfile.TarError: it is no archive, or is cut off
+    :raises tarfile.TarError: it is not an archive, or is cut off
     :raises OSError: a file cannot be written
     """
     left_out = []
 
     def checked(member: tarfile.TarInfo, directory: str) -> tarfile.TarInfo | None:
-        told = member.name
+        name = member.name
         try:
             return _checked(_renamed(member, source, target.name), directory, target)
         except (tarfile.FilterError, ValueError) as error:
-            left_out.append(f"{told}: {_why(error)}")
+            left_out.append(f"{name}: {_why(error)}")
             return None
 
     with tarfile.open(fileobj=cast("IO[bytes]", _Ending(stream)), mode="r|", tarinfo=_Member) as archive:
@@ -61,9 +61,9 @@ def unpack(stream: IO[bytes], source: str, target: Path) -> list[str]:
 
 
 def _renamed(member: tarfile.TarInfo, source: str, name: str) -> tarfile.TarInfo:
-    """Return a member, and what it is another name of, with their names here.
+    """Return a member with its name, and a hard link's target, moved below *target*.
 
-    :raises ValueError: it is not of the archive's one tree
+    :raises ValueError: it is outside of the archive's tree
     """
     renamed = member.replace(name=str(name / PurePosixPath(member.name).relative_to(source)))
     if member.islnk():
@@ -72,10 +72,10 @@ def _renamed(member: tarfile.TarInfo, source: str, name: str) -> tarfile.TarInfo
 
 
 def _checked(member: tarfile.TarInfo, directory: str, target: Path) -> tarfile.TarInfo:
-    """Return a member as it may be unpacked.
+    """Return a member that is safe to unpack.
 
-    :raises tarfile.FilterError: it may not
-    :raises ValueError: likewise
+    :raises tarfile.FilterError: it is not safe, by tarfile's data filter
+    :raises ValueError: it is not safe, by the checks here
     """
     safe = tarfile.data_filter(member, directory)
     if not Path(directory, safe.name).resolve().is_relative_to(Path(directory).resolve() / target.name):

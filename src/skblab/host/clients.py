@@ -1,4 +1,4 @@
-"""What the system's own clients print, as data."""
+"""The output of the system's own clients, as data."""
 
 import re
 from dataclasses import dataclass
@@ -16,5 +16,5 @@ class PingReply:
 
 
 def parse_ping(output: str) -> list[PingReply]:
-    """Return the replies of a ping's output, in the order in which they came."""
+    """Return the replies in ping's output, in their order."""
     return [PingReply(int(seq), float(rtt), bool(dup)) for seq, rtt, dup in REPLY.findall(output)]

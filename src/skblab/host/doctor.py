@@ -1,4 +1,4 @@
-"""What this machine allows and lacks: one finding a question, each with the command that provides it."""
+"""What this machine allows and lacks: a finding for each question, with the command that provides what is missing."""
 
 import os
 import shutil
@@ -16,13 +16,13 @@ PACKAGES = {
     "gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "xz": "xz-utils", "objcopy": "binutils",
 }  # fmt: skip
 NEEDED_TO_RUN = ("ping", "ip", "tc")
-GUEST_MEMORY = "/dev/shm"  # noqa: S108 - where UML puts it
+GUEST_MEMORY = "/dev/shm"  # noqa: S108 - where UML keeps it
 SYSTEM_PATH = ":/usr/sbin:/sbin"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One answer: what was looked at, whether it is good, what was found, a hint; ``needed``: no lab without it."""
+    """One answer: what was examined, whether it is good, what was found, a hint; ``needed``: no lab runs without it."""
 
     what: str
     good: bool
@@ -32,7 +32,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything a lab and a kernel build need."""
+    """Examine everything that a lab and a kernel build need."""
     yield _proc()
     yield _namespaces()
     yield _tap()

@@ -1,8 +1,9 @@
-"""Stand for one program: ``enter(pidfd, parent, argv)`` inside a lab, ``guard(parent, argv)`` outside of one.
+"""Run one program as a stand-in for it: ``enter(pidfd, parent, argv)`` inside a lab, ``guard(parent, argv)`` outside.
 
-A program of its own that imports little. To enter, it joins the namespaces of the process behind *pidfd* (setns(2) on a
-pidfd, Linux 5.8), forks, for a PID namespace takes children only, and stands for its child: the same signals, the same
-stops, the same exit status. If it is killed, so is the child; when the process *parent* ends, both end.
+A program of its own that imports little. ``enter`` joins the namespaces of the process behind *pidfd* (setns(2) on a
+pidfd, Linux 5.8) and forks, because only children enter the PID namespace. The stand-in passes signals on to its child,
+stops when the child stops, and ends with its exit status. If the stand-in is killed, so is the child; when the process
+*parent* ends, both end.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
-SI_USER = 0  # sigaction(2): a signal that a process sent; the terminal's own are SI_KERNEL and reach the child directly
-SIGNALFD_BYTES = 128  # signalfd(2), struct signalfd_siginfo: the number, errno, the code
+SI_USER = 0  # sigaction(2): a process sent the signal; the terminal's are SI_KERNEL and reach the child directly
+SIGNALFD_BYTES = 128  # signalfd(2), struct signalfd_siginfo: it begins with the signal's number, errno and code
 CANNOT_START, NOT_FOUND = 126, 127
 
 FORWARDED = (
@@ -38,15 +39,15 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter(pidfd: int, parent: int, argv: list[str]) -> NoReturn:
-    """Run *argv* in the namespaces of the process behind *pidfd* and end as it ends, or when *parent* ends."""
+    """Run *argv* in the namespaces of the process behind *pidfd*; end with its status, or when *parent* ends."""
     watched = _watch(parent)
     here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        directory = os.getcwd()  # noqa: PTH109 - see the module's own words on imports; setns(2) goes to the root
-    except OSError:  # it was deleted, or lies under another mount
+        directory = os.getcwd()  # noqa: PTH109 - this module imports little; setns(2) changes to the root
+    except OSError:  # deleted, or hidden by another mount
         directory = ""
     entered = libc.setns(pidfd, CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC) == 0
-    # EINVAL: this is its host side already (kernel/user_namespace.c userns_install()).
+    # EINVAL: this process is on the lab's host side already (kernel/user_namespace.c userns_install()).
     if not entered and ctypes.get_errno() != errno.EINVAL:
         why = os.strerror(ctypes.get_errno())
         _refuse(f"skblab: cannot enter the lab: {why}\n  a command inside one lab cannot enter another one")
@@ -55,7 +56,7 @@ def enter(pidfd: int, parent: int, argv: list[str]) -> NoReturn:
     def go_there() -> None:
         try:
             os.chdir(directory)  # the same path, seen through the lab's mounts
-        except OSError:  # there is none
+        except OSError:  # not in the lab's mounts
             os.fchdir(here)
 
     child = _start(argv, go_there)
@@ -63,7 +64,7 @@ def enter(pidfd: int, parent: int, argv: list[str]) -> NoReturn:
 
 
 def guard(parent: int, argv: list[str]) -> NoReturn:
-    """Run *argv* in this process's own group, all of which ends when *parent* ends; end as it ends."""
+    """Run *argv* in this process's group; end with its status. When *parent* ends, kill the whole group."""
     watched = _watch(parent)
     child = _start(argv, lambda: None)
     _stand_for(child, watched, lambda: os.killpg(0, signal.SIGKILL))
@@ -84,9 +85,9 @@ def _refuse(why: str, status: int = CANNOT_START) -> NoReturn:
 
 
 def _start(argv: list[str], prepare: Callable[[], None]) -> int:
-    """Start a program; the signals that are to be passed on are blocked here from now on."""
+    """Start a program; block the forwarded signals in this process from now on."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, WANTED)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the child's end would not be heard
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, the child's end sends no signal
     try:
         child = os.fork()
     except OSError as error:
@@ -95,7 +96,7 @@ def _start(argv: list[str], prepare: Callable[[], None]) -> int:
         return child
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; programs expect them not to be
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; programs expect the default
         signal.signal(number, signal.SIG_DFL)
     try:
         prepare()
@@ -110,7 +111,7 @@ def _start(argv: list[str], prepare: Callable[[], None]) -> int:
 
 
 def _stand_for(child: int, parent: int, end: Callable[[], None]) -> NoReturn:
-    """Pass signals on to the child, stop as it stops, end as it ends; *end* it where the parent has ended."""
+    """Pass signals on to the child, stop and end as it does; call *end* when the parent has ended."""
     signals = _signalfd()
     while True:
         if parent in wait([signals, parent]):
@@ -126,8 +127,8 @@ def _stand_for(child: int, parent: int, end: Callable[[], None]) -> NoReturn:
         if pid == 0:
             continue
         if os.WIFSTOPPED(status):
-            # The terminal's ^Z, or a reading background job: stop likewise, then go on likewise. Who has stopped the
-            # child alone, and may kill it as it stands, is not to leave us standing.
+            # ^Z, or a background job that reads the terminal: stop too, and continue together. SIGSTOP was sent to
+            # the child alone: do not stop, because the sender may kill the child and would leave us stopped.
             if os.WSTOPSIG(status) != signal.SIGSTOP:
                 os.kill(os.getpid(), signal.SIGSTOP)
                 os.kill(child, signal.SIGCONT)
@@ -141,7 +142,7 @@ def _stand_for(child: int, parent: int, end: Callable[[], None]) -> NoReturn:
 
 
 def _signalfd() -> int:
-    """Return a descriptor from which the blocked signals can be read."""
+    """Return a descriptor that reads the blocked signals."""
     mask = (ctypes.c_ulong * 16)()  # sigset_t
     for number in WANTED:
         mask[0] |= 1 << number - 1

@@ -1,4 +1,4 @@
-"""Find the gdb to use: the wheel's GDB 18 where it is installed, else the system's."""
+"""Find the gdb to use: the wheel's GDB 18 if it is installed, else the system's."""
 
 import functools
 import os
@@ -13,9 +13,9 @@ from skblab.errors import MissingPrerequisite
 
 @dataclass(frozen=True, slots=True)
 class Gdb:
-    """A gdb with Python inside: how to start it.
+    """How to start a gdb that has Python.
 
-    ``argv`` is the command without any of our own options, ``env`` the whole environment it needs.
+    ``argv`` is the command without skblab's options, ``env`` the whole environment that it needs.
     """
 
     argv: tuple[str, ...]
@@ -24,9 +24,9 @@ class Gdb:
 
 
 def directory() -> Path | None:
-    """Return where gdb is to be started, None: here. Without the name of its directory it does not find its own files.
+    """Return the working directory for gdb: None for the current one, "/" if that has no name.
 
-    That has none where it was deleted, or lies under another mount.
+    gdb cannot find its own files from a working directory that was deleted or is hidden by another mount.
     """
     try:
         Path.cwd()
@@ -39,9 +39,9 @@ def directory() -> Path | None:
 def find_gdb() -> Gdb:
     """Return the gdb to use: the one that ``$SKBLAB_GDB`` names, else the wheel's, else the system's.
 
-    The wheel's own launcher is a Python script that costs a second interpreter start; this does what it does.
+    The wheel's launcher is a Python script and costs the start of a second interpreter; this does the same without it.
 
-    :raises MissingPrerequisite: there is neither
+    :raises MissingPrerequisite: there is no gdb
     """
     chosen = os.environ.get("SKBLAB_GDB")
     if find_spec("gdb_for_pwndbg") and not chosen:
@@ -50,7 +50,7 @@ def find_gdb() -> Gdb:
         try:
             wheel.check_lib_python()
         except (NotImplementedError, RuntimeError, OSError):
-            pass  # no shared libpython: the wheel cannot run, the system's gdb can
+            pass  # without a shared libpython the wheel's gdb cannot run; the system's can
         else:
             env = os.environ | {
                 "PYTHONNOUSERSITE": "1",

@@ -1,15 +1,15 @@
-"""What the guest kernel's process sees of this machine, and what it may ask of it: enforced by the host's kernel.
+"""Confine the guest kernel's process: which files of this machine it sees, which system calls it may make.
 
-Root in the guest can load a module, and a module can make any system call of the host's (arch/um/kernel/ksyms.c exports
-``syscall``). So nothing here relies on the guest. The process gets
+Root in the guest can load a module, and a module can make any system call of the host (arch/um/kernel/ksyms.c exports
+``syscall``). So the host's kernel enforces everything here, and nothing relies on the guest. The process gets
 
-* a user namespace of its own without any capability, and no way to another one: nothing below can be undone;
-* a root directory of its own: the files that a UML kernel needs and the tree that the guest was given, all read-only;
-  its disks, its memory and its sockets alone can be written;
-* a filter of system calls (seccomp(2)): no sockets that connect to servers of this machine by a file's name, no kernel
-  interface that a UML kernel has no use for.
+* a user namespace of its own without any capability, and it can make no other: nothing below can be undone;
+* a root directory of its own: the files that a UML kernel needs and the tree given to the guest, all read-only;
+  only its disks, its memory and its sockets are writable;
+* a seccomp(2) filter: no Unix stream socket, which could connect to this machine's servers, and no kernel interface
+    that a UML kernel does not need.
 
-A part of the lab's first process (lab_init.py), and as sparing with imports.
+A part of the lab's first process (lab_init.py), so it imports little.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 0x1, 0x2, 0x4
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 CAP_SYS_PTRACE = 19
 YAMA = "/proc/sys/kernel/yama/ptrace_scope"
-YAMA_CAPABILITY = "2"  # PTRACE_TRACEME, by which UML runs the guest's processes, takes CAP_SYS_PTRACE
+YAMA_CAPABILITY = "2"  # ptrace_scope 2: PTRACE_TRACEME, with which UML runs the guest's processes, needs CAP_SYS_PTRACE
 PT_INTERP = 3
 
-LAB = "/dev/shm"  # noqa: S108 - a tmpfs of the lab's own is mounted there
-PRIVATE = f"{LAB}/guest"  # what the kernel may write to: its memory and its sockets
-ROOT = f"{LAB}/root"  # where its root directory is put together
+LAB = "/dev/shm"  # noqa: S108 - the lab mounts a tmpfs of its own there
+PRIVATE = f"{LAB}/guest"  # the kernel's memory and sockets; it may write here
+ROOT = f"{LAB}/root"  # its root directory is assembled here
 # What a UML kernel opens by name: os-Linux/start_up.c get_host_cpu_features(), drivers/null.c, drivers/random.c.
 CPU, DEVICES = "/proc/cpuinfo", ("/dev/null", "/dev/random")
-COVERED = ("proc", "sys", "dev")  # of the guest's tree: the guest has its own there
+COVERED = ("proc", "sys", "dev")  # directories of the guest's tree over which the guest mounts its own
 
-# Numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl) and of seccomp(2)'s programs.
+# x86-64 system call numbers (arch/x86/entry/syscalls/syscall_64.tbl) and constants of seccomp(2) filters.
 SYS_SOCKET, SYS_CLONE, SYS_PIVOT_ROOT, SYS_SECCOMP, SYS_CLONE3, SYS_MOUNT_SETATTR = 41, 56, 155, 317, 435, 442
 DENIED = (
     248, 249, 250,  # add_key, request_key, keyctl: the user's session keyring
     272, 308,  # unshare, setns
-    298, 321, 323, 425,  # perf_event_open, bpf, userfaultfd, io_uring_setup: io_uring opens sockets past this filter
+    298, 321, 323, 425,  # perf_event_open, bpf, userfaultfd, io_uring_setup: io_uring bypasses this filter for sockets
 )  # fmt: skip
 NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
 AF_UNIX, AF_INET, AF_INET6, SOCK_DGRAM, SOCK_TYPES = 1, 2, 10, 2, 0xF
 AUDIT_ARCH_X86_64, X32 = 0xC000003E, 0x40000000
 LOAD, EQUAL, AT_LEAST, ANY_OF, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 NUMBER, ARCHITECTURE, FIRST, SECOND = 0, 4, 16, 24  # offsets in struct seccomp_data
-ALLOW, REFUSE = 0x7FFF0000, 0x00050000  # beside REFUSE: errno
+ALLOW, REFUSE = 0x7FFF0000, 0x00050000  # REFUSE is combined with an errno
 SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1, 4
 
 
@@ -71,9 +71,9 @@ class _Filter(ctypes.Structure):
 
 
 def new_namespaces(flags: int) -> None:
-    """Leave namespaces; the caller's user becomes root in the new user namespace.
+    """Unshare namespaces; the caller's user becomes root in the new user namespace.
 
-    :param flags: the others that are to be new, as unshare(2) has them
+    :param flags: the namespaces beside the user namespace, as for unshare(2)
     """
     uid, gid = os.geteuid(), os.getegid()
     check("user namespace", libc.unshare(CLONE_NEWUSER | flags))
@@ -93,13 +93,13 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 
 
 def confine(kernel: str, readable: list[str], writable: list[str], tree: str) -> str:
-    """Put this process into the jail; it is to become the kernel. Return the loader's path to its libraries.
+    """Confine this process, which will execute the kernel. Return the loader's library path.
 
     :param kernel: the program
-    :param readable: files that it is to find under their own names, without symbolic links
-    :param writable: likewise: its disks
-    :param tree: the directory that the guest may see; nothing: none
-    :raises SetUpError: this machine refuses a part of it
+    :param readable: files that it finds under their own names, without symbolic links
+    :param writable: its disks, which it finds the same way
+    :param tree: the directory that the guest may see, or ""
+    :raises SetUpError: this machine refuses a step
     """
     new_namespaces(CLONE_NEWNS)
     try:
@@ -109,11 +109,11 @@ def confine(kernel: str, readable: list[str], writable: list[str], tree: str) ->
     _enter_root()
     _drop_capabilities()
     _filter_calls()
-    return ":".join({os.path.dirname(path) for path in LIBRARIES})  # noqa: PTH120 - there is no /etc/ld.so.cache
+    return ":".join({os.path.dirname(path) for path in LIBRARIES})  # noqa: PTH120 - the new root has no /etc/ld.so.cache
 
 
 def prepare() -> None:
-    """Make ready, while the lab starts, what every kernel's root directory has."""
+    """Make, while the lab starts, the part of the root directory that every kernel needs."""
     for directory in (PRIVATE, ROOT):
         os.mkdir(directory)  # noqa: PTH102
     mount("tmpfs", ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
@@ -129,7 +129,7 @@ def _make_places() -> None:
 
 
 def _make_root(readable: Iterable[str], writable: list[str], tree: str) -> None:
-    """Put the new root directory together at ROOT: every file under the name that it has on this machine."""
+    """Assemble the new root directory at ROOT: every file has the name that it has on this machine."""
     mount(tree if tree == "/" else ROOT, ROOT, "", MS_BIND | MS_REC)
     if tree not in {"", "/"}:
         os.makedirs(ROOT + tree, exist_ok=True)  # noqa: PTH103
@@ -142,10 +142,10 @@ def _make_root(readable: Iterable[str], writable: list[str], tree: str) -> None:
         _make_places()
     readable = [
         path
-        for path in readable  # what is not there, or not a program, the kernel or execve(2) tells of
+        for path in readable  # if one is missing, or is not a program, the kernel or execve(2) reports it
         if os.path.exists(path) and (path in ALWAYS or not os.path.lexists(ROOT + path))  # noqa: PTH110
     ]
-    if tree == "/":  # its symbolic links lead where they lead here
+    if tree == "/":  # symbolic links of the tree resolve as on this machine
         writable = [os.path.realpath(path) for path in writable]
     for path in (*readable, *writable):
         if path not in ALWAYS:
@@ -155,12 +155,12 @@ def _make_root(readable: Iterable[str], writable: list[str], tree: str) -> None:
     _set_read_only()
     for path in writable:
         mount(path, ROOT + path, "", MS_BIND)
-    # UML looks whether pseudo-terminals send SIGIO (os-Linux/sigio.c check_sigio()): by some of its own.
+    # UML opens pseudo-terminals to see whether they send SIGIO (os-Linux/sigio.c check_sigio()).
     mount("devpts", f"{ROOT}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0600")
 
 
 def _make_place(path: str) -> None:
-    """Make what a file or a directory of that name can be mounted on, where it is not there."""
+    """Make the mount point for a file or a directory of this machine, unless it exists."""
     place = ROOT + path
     os.makedirs(os.path.dirname(place), exist_ok=True)  # noqa: PTH103, PTH120
     if os.path.lexists(place):
@@ -172,7 +172,7 @@ def _make_place(path: str) -> None:
 
 
 def _set_read_only() -> None:
-    """Make all of the new root read-only, without devices and set-user-ID programs. Linux 5.12."""
+    """Make the whole new root read-only, without devices and set-user-ID programs (mount_setattr(2), Linux 5.12)."""
     attributes = struct.pack("=4Q", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, 0, 0)
     check(
         "files that are read-only for the guest's kernel (mount_setattr)",
@@ -181,7 +181,7 @@ def _set_read_only() -> None:
 
 
 def _enter_root() -> None:
-    """Have the new root for /, and no way to the old one."""
+    """Make the new root "/" and unmount the old one."""
     os.chdir(ROOT)
     check("the kernel's own root", libc.syscall(SYS_PIVOT_ROOT, b".", b"."))
     check("leaving this machine's root", libc.umount2(b".", MNT_DETACH))
@@ -189,18 +189,18 @@ def _enter_root() -> None:
 
 
 def _drop_capabilities() -> None:
-    """See that execve(2) gives no capability to what is root in its user namespace, and that no program can."""
+    """Empty the capability bounding set and set no_new_privs: execve(2) then gives root no capability."""
     kept = CAP_SYS_PTRACE if read_file(YAMA).strip() == YAMA_CAPABILITY else -1
     for number in range(64):
         if number != kept and libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
-            if ctypes.get_errno() != errno.EINVAL:  # there are no more
+            if ctypes.get_errno() != errno.EINVAL:  # behind the last capability
                 check("dropping capabilities", -1)
             break
     check("no new privileges", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
 def _filter_calls() -> None:
-    """Refuse system calls from here on; what the guest's programs call is none of the host's (PTRACE_SYSEMU)."""
+    """Install the seccomp filter. It does not see guest programs' calls: PTRACE_SYSEMU skips them on the host."""
     check(
         "a filter of system calls (seccomp)",
         libc.syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW,
@@ -209,7 +209,7 @@ def _filter_calls() -> None:
 
 
 def _program() -> bytes:
-    """Return the filter, in classic BPF: what it says nothing about is allowed."""
+    """Return the filter, in classic BPF: it allows what it does not name."""
     refused = REFUSE | errno.EPERM
     code: list[tuple[int, int, int, int]] = [
         (LOAD, 0, 0, ARCHITECTURE),
@@ -241,7 +241,7 @@ PROGRAM = _program()
 
 
 def _loader(program: str) -> str:
-    """Return the loader that an ELF program names (elf(5)), or nothing: it is static, or no program."""
+    """Return the loader that an ELF program names (elf(5)), or "" if it is static or not a program."""
     try:
         descriptor = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
         head = os.read(descriptor, 4096)
@@ -251,16 +251,16 @@ def _loader(program: str) -> str:
             kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", head, at + number * size)
             if kind == PT_INTERP:
                 return os.fsdecode(head[offset : offset + length].rstrip(b"\0"))
-    except (OSError, OverflowError, struct.error):  # no program: execve(2) says so
+    except (OSError, OverflowError, struct.error):  # not a program: execve(2) fails
         pass
     return ""
 
 
 def _libraries() -> list[str]:
-    """Return the C library that this process runs with: a UML kernel needs no other."""
+    """Return this process's C library: a UML kernel needs no other library."""
     paths = {line.split(maxsplit=5)[-1].rstrip() for line in read_file("/proc/self/maps").splitlines()}
     return sorted(path for path in paths if os.path.basename(path).startswith("libc.so."))  # noqa: PTH119
 
 
 LIBRARIES = _libraries()
-ALWAYS = (CPU, *LIBRARIES, PRIVATE, *DEVICES)  # what every kernel has
+ALWAYS = (CPU, *LIBRARIES, PRIVATE, *DEVICES)  # in every kernel's root directory

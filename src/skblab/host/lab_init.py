@@ -1,13 +1,13 @@
-"""The first process of a lab: makes the namespaces and the link, starts the kernel, and takes everything with it.
+"""The first process of a lab: makes the namespaces and the link, starts the kernel; everything ends with it.
 
-A program of its own that imports little (no subprocess, pathlib, typing: 60 ms here), for it starts with every lab and
-stays as long. It is two processes: an *outer* one that makes the namespaces and waits, and the *inner* one that is
-process 1 of the lab's PID namespace. When process 1 ends, for whatever reason, the kernel ends every process of the
-namespace (pid_namespaces(7)), and with the last of them the network namespace, the tap and the mounts go: there is
-nothing to clean up. It ends when its controller does (end of file on the control socket) and when the outer one does.
+A program of its own that imports little (subprocess, pathlib and typing take 60 ms here), because it starts with every
+lab and stays as long. It is two processes: an *outer* one that makes the namespaces and waits, and an *inner* one that
+is process 1 of the lab's PID namespace. When process 1 ends, for whatever reason, the kernel kills every process of the
+namespace (pid_namespaces(7)), and the network namespace, the tap and the mounts go with the last of them: nothing is
+left to clean up. Process 1 ends when its controller ends (end of file on the control socket) or the outer process does.
 
-A control socket carries one JSON object a datagram, with file descriptors beside it: requests down, one reply each. A
-lab that is told to outlive its controller listens for others, and keeps for them what they need of it.
+A control socket carries one JSON object per datagram, with file descriptors beside it: each request gets one reply. A
+lab that outlives its controller listens for others, and keeps the descriptors that they need.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ PR_SET_PDEATHSIG = 1
 ADDR_NO_RANDOMIZE = 0x0040000
 
 MESSAGE_BYTES = 1 << 16
-DESCRIPTORS = 32  # beside a message, at most
+DESCRIPTORS = 32  # with one message, at most
 DATAGRAMS = (
-    512  # that wait for their reader (unix(7), max_dgram_qlen; 10 by default): UML drops an answer that does not
+    512  # queued for their reader (unix(7), max_dgram_qlen; 10 by default): UML drops an answer when the queue is full
 )
-PANIC = b"\xbe\xba\xfe\xca\2\0\0\0\1\0\0\0"  # how a notification of one begins (arch/um/drivers/mconsole.h)
-CONSOLE, AGENT_MEMORY, AGENT_SOCKET, TERMINAL = range(4)  # of what is kept for other controllers
+PANIC = b"\xbe\xba\xfe\xca\2\0\0\0\1\0\0\0"  # how the notification of a panic begins (arch/um/drivers/mconsole.h)
+CONSOLE, AGENT_MEMORY, AGENT_SOCKET, TERMINAL = range(4)  # indexes of the descriptors kept for other controllers
 FAREWELL = 1  # kernel/agent/agent_abi.h
-# Of requests and answers, of what is kept, and of what is shared with the agent: a lab may outlive the skblab that has
-# started it, and be joined by a newer one.
+# Version of requests and answers, of the kept descriptors, and of the memory shared with the agent: a newer skblab may
+# join a lab that an older one has started.
 VERSION = 2
 BAD_REQUEST, NO_COMMANDS = "request", "no commands"
 
@@ -69,10 +69,10 @@ PREFER_IP4 = "precedence ::ffff:0:0/96 100\nprecedence ::1/128 50\nprecedence ::
 
 
 def private_mounts(hosts: str) -> None:
-    """Give the lab a /proc of its own, private files in memory, and names: guest and host, each IPv4 first.
+    """Give the lab its own /proc, private files in memory, and the host names "guest" and "host", IPv4 first.
 
-    The directory to mount over must exist on every machine. /tmp would hide files that people hand to their clients;
-    /dev/shm is where UML puts the guest's memory anyway (arch/um/os-Linux/mem.c).
+    The directory to mount over must exist on every machine. A mount on /tmp would hide files that people give to their
+    clients; UML keeps the guest's memory in /dev/shm anyway (arch/um/os-Linux/mem.c).
     """
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -86,13 +86,13 @@ def private_mounts(hosts: str) -> None:
 
 
 def _machines_hosts() -> str:
-    """Return /etc/hosts, as far as this user may read it and it is a file."""
+    """Return /etc/hosts, or "" if it is not a file or this user may not read it."""
     path = "/etc/hosts"
     return read_file(path) if os.path.isfile(path) and os.access(path, os.R_OK) else ""  # noqa: PTH113
 
 
 def let_datagrams_wait() -> None:
-    """Let long answers of the guest's mconsole wait for their reader, where the host's kernel leaves that to us."""
+    """Lengthen the datagram queue for long answers of the guest's mconsole, if the host's kernel permits it."""
     try:
         write_file("/proc/sys/net/unix/max_dgram_qlen", str(DATAGRAMS))
     except OSError:
@@ -100,10 +100,10 @@ def let_datagrams_wait() -> None:
 
 
 class Notifications:
-    """What the guest's kernel tells, passed on to everybody who asked for it, each with its time.
+    """The guest kernel's mconsole notifications, passed on to every listener with their time.
 
-    Somebody must read it always: a kernel whose word nobody takes waits for ever (arch/um/drivers/mconsole_user.c
-    mconsole_notify() sends on a blocking socket).
+    Somebody must always read them: the kernel sends them on a blocking socket and would wait for ever
+    (arch/um/drivers/mconsole_user.c mconsole_notify()).
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Notifications:
         self.panic = b""
 
     def listen(self) -> socket.socket:
-        """Return the reading end of a new listener's socket; a panic that was before is the first that it hears."""
+        """Return the reading end of a new listener's socket; an earlier panic is the first thing that it reads."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)  # noqa: FBT003
         self.listeners.append(ours)
@@ -122,14 +122,14 @@ class Notifications:
         return theirs
 
     def pass_on(self) -> None:
-        """Read one; whoever does not read what he asked for goes without."""
+        """Pass one notification on; a listener whose socket is full misses it."""
         datagram = self.source.recv(4096)
-        told = time.time_ns().to_bytes(8, "little") + datagram
+        stamped = time.time_ns().to_bytes(8, "little") + datagram
         if datagram.startswith(PANIC):
-            self.panic = told
+            self.panic = stamped
         for listener in list(self.listeners):
             try:
-                listener.send(told)
+                listener.send(stamped)
             except BlockingIOError:
                 continue
             except OSError:
@@ -138,7 +138,7 @@ class Notifications:
 
 
 class LabInit:
-    """Process 1: answers its controllers' requests; of those, one at a time has the agent."""
+    """Process 1: answers its controllers' requests. One controller at a time has the agent."""
 
     def __init__(self, control: socket.socket, link: Link | None) -> None:
         self.controllers = [control]
@@ -151,16 +151,16 @@ class LabInit:
         self.listener: socket.socket | None = None
         self.about: dict[str, Any] = {}
         self.kept: list[int] = []
-        self.given: socket.socket | FileIO | None = None  # open until it is sent
+        self.given: socket.socket | FileIO | None = None  # kept open until it is sent
         self.agent_user: tuple[socket.socket, dict[str, Any]] | None = None
         self.farewells = self.farewells_due = 0
         self.notifications = Notifications()
-        # A connection for each command that is to run in the guest goes through here (kernel/init/exec.c).
+        # The connection of each guest command is sent through this pair (kernel/init/exec.c).
         self.requests, self.guest_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.requests.setblocking(False)  # noqa: FBT003 - a kernel that stands still takes none
+        self.requests.setblocking(False)  # noqa: FBT003 - a stopped kernel accepts none
 
     def serve(self) -> None:
-        """Answer requests; return when there is nobody who asks, or could."""
+        """Answer requests; return when there is no controller and no listening socket."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -179,15 +179,15 @@ class LabInit:
                 except ConnectionError:
                     self.hang_up(controller)
             if self.listener and self.listener in ready:
-                with suppress(OSError):  # it has hung up already
+                with suppress(OSError):  # the peer has hung up already
                     self.controllers.append(self.listener.accept()[0])
             if self.farewells_due and self.kept[AGENT_SOCKET] in ready:
                 self.say_farewell()
 
     def answer(self, controller: socket.socket) -> None:
-        """Answer one request of a controller, whatever it is.
+        """Answer one request of a controller, valid or not.
 
-        :raises ConnectionError: it is gone, or reads no answers
+        :raises ConnectionError: the controller is gone, or does not read its answers
         """
         data, fds, flags, _ = socket.recv_fds(controller, MESSAGE_BYTES, DESCRIPTORS)
         if not data:
@@ -195,7 +195,7 @@ class LabInit:
         self.asking = controller
         try:
             message, give = self.obey(data, flags, fds)
-        except Exception as error:  # noqa: BLE001 - whatever was asked, the lab lives
+        except Exception as error:  # noqa: BLE001 - the lab survives any request
             message, give = json.dumps(_refusal(error).reply).encode(), []
         for descriptor in fds:
             os.close(descriptor)
@@ -204,10 +204,10 @@ class LabInit:
         except OSError as error:
             raise ConnectionResetError from error
         finally:
-            self.given = None  # whoever has it is to be the only one, so that his end is heard at the other side
+            self.given = None  # our copy is closed: the peer sees end of file when the receiver closes its own
 
     def obey(self, data: bytes, flags: int, fds: list[int]) -> tuple[bytes, list[int]]:
-        """Carry out a request; return the answer, and the descriptors to go with it."""
+        """Carry out a request; return the answer, and the descriptors to send with it."""
         if flags & socket.MSG_TRUNC:
             raise ValueError(f"it has more than {MESSAGE_BYTES} bytes")
         arguments = json.loads(data)
@@ -221,7 +221,7 @@ class LabInit:
         return message, give
 
     def hang_up(self, controller: socket.socket) -> None:
-        """Forget a controller that is gone; the agent, if it had it, lets go of all that it asked for."""
+        """Forget a controller that is gone; if it had the agent, the agent drops its rules and releases its packets."""
         self.controllers.remove(controller)
         controller.close()
         if self.agent_user and self.agent_user[0] is controller:
@@ -230,13 +230,13 @@ class LabInit:
             self.farewells_due += 1
 
     def say_farewell(self) -> None:
-        """Tell the agent, whose socket has room, or whose kernel is gone."""
+        """Send the farewells that are due to the agent; its socket is writable, or its kernel is gone."""
         due, self.farewells_due = self.farewells_due, 0
         with suppress(OSError):
             os.write(self.kept[AGENT_SOCKET], bytes([FAREWELL]) * due)
 
     def reap(self) -> None:
-        """Collect every child that has ended; remember how the kernel did."""
+        """Wait for every child that has ended; remember the kernel's status."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -249,9 +249,9 @@ class LabInit:
                 self.end_helpers()
 
     def end_helpers(self) -> None:
-        """End what a kernel of 6.1 leaves behind: a helper for each terminal's size (arch/um/drivers/chan_user.c).
+        """Kill the helpers that a 6.1 kernel leaves behind, one for each terminal's size (arch/um/drivers/chan_user.c).
 
-        It has all of the kernel's descriptors: who waits for their end, as of a command in the guest, would wait on.
+        A helper has all of the kernel's descriptors: a reader of one, as of a guest command's output, would see no end.
         """
         assert self.kernel_file
         for name in os.listdir("/proc"):  # noqa: PTH208
@@ -259,14 +259,14 @@ class LabInit:
                 program = os.stat(f"/proc/{name}/exe") if name.isdigit() else None  # noqa: PTH116
                 if program and os.path.samestat(program, self.kernel_file):
                     os.kill(int(name), signal.SIGKILL)
-            except OSError:  # it has gone meanwhile
+            except OSError:  # the process has ended since
                 continue
 
     def do_boot(self, fds: list[int], argv: list[str], stopped: bool, sees: dict[str, Any]) -> Answer:  # noqa: FBT001
-        """Start the kernel with fds[0] as its console; give back a pidfd for it and a socket of its notifications.
+        """Start the kernel with fds[0] as its console; return a pidfd for it and a socket of its notifications.
 
-        The other descriptors are handed on; ``{fd1}``, ``{fd2}`` in its command line are their numbers. A *stopped* one
-        waits for SIGCONT before it becomes the kernel. What it *sees* of this machine is jail.confine()'s.
+        The other descriptors are passed on; ``{fd1}``, ``{fd2}`` in its command line stand for their numbers.
+        *stopped*: the process waits for SIGCONT before it executes the kernel. *sees*: the files for jail.confine().
         """
         if self.kernel:
             raise ValueError("there is a kernel already")
@@ -283,12 +283,12 @@ class LabInit:
                 return json.loads(why), []
         self.kernel_pidfd = os.pidfd_open(self.kernel)
         if self.link:
-            os.close(self.link.guest_fd)  # the guest has it now, and the link is to end with the guest
+            os.close(self.link.guest_fd)  # only the guest has it now: the link ends with the guest
         self.guest_requests.close()
         return {"pid": self.kernel}, [self.kernel_pidfd, self.given.fileno()]
 
     def do_keep(self, fds: list[int], about: dict[str, Any], who: dict[str, Any]) -> Answer:
-        """Outlive the controller: listen for others, on fds[0], and keep for them what the other descriptors are."""
+        """Outlive the controller: listen for others on fds[0], and keep the other descriptors for them."""
         if self.listener or len(fds) <= TERMINAL:
             raise ValueError("it is kept already, or without what others need")
         self.listener = socket.socket(fileno=os.dup(fds[0]))
@@ -299,7 +299,7 @@ class LabInit:
         return {}, []
 
     def do_join(self, fds: list[int]) -> Answer:
-        """Give another controller what it needs to use the lab, but for the agent."""
+        """Give another controller what it needs to use the lab, except the agent."""
         del fds
         about = {**self.about, "version": VERSION, "pid": self.kernel}
         self.given = self.notifications.listen()
@@ -315,7 +315,7 @@ class LabInit:
         return {"farewells": self.farewells}, [self.kept[AGENT_MEMORY], self.kept[AGENT_SOCKET]]
 
     def do_end(self, fds: list[int]) -> Answer:
-        """End the lab, whoever uses it."""
+        """End the lab, even while others use it."""
         del fds
         os._exit(0)
 
@@ -327,9 +327,9 @@ class LabInit:
         sees: dict[str, Any],
         refuse: int,
     ) -> NoReturn:
-        """Turn this child into the kernel: own session, no address randomisation, nothing open but what it needs.
+        """Execute the kernel in this child: own session, no address randomisation, no descriptor that it does not need.
 
-        What keeps it from that is written to *refuse*, which is closed when nothing of this machine can any more.
+        A failure is written to *refuse*, which is closed once this machine can refuse nothing any more.
         """
         try:
             os.setsid()
@@ -366,19 +366,19 @@ class LabInit:
         return {}, [self.given.fileno()]
 
     def do_status(self, fds: list[int]) -> Answer:
-        """Tell how the kernel ended (exit status, or minus the signal), or None."""
+        """Return the kernel's exit status, minus the signal that killed it, or None while it runs."""
         del fds
         self.reap()
         return {"status": self.kernel_status}, []
 
     def do_socket(self, fds: list[int], family: int, kind: int, protocol: int) -> Answer:
-        """Open a socket on the host side of the link and give it away."""
+        """Open a socket on the host side and return it."""
         del fds
         self.given = socket.socket(family, kind, protocol)
         return {}, [self.given.fileno()]
 
     def do_link(self, fds: list[int], kind: str, device: str, addresses: list[str]) -> Answer:
-        """Make one more link, and give the guest's end of it."""
+        """Make one more link; return the guest's end of it."""
         del fds
         link = Link(kind, device)
         self.given = FileIO(link.guest_fd)
@@ -387,9 +387,9 @@ class LabInit:
         return {"link": link.kind}, [link.guest_fd]
 
     def do_plug(self, fds: list[int], kind: str, name: str, addresses: list[str]) -> Answer:
-        """Make a port on this lab's switch for another lab's guest, and give the guest's end of it.
+        """Make a port on this lab's switch for another lab's guest; return the guest's end of it.
 
-        The first link becomes a switch with the first port; what is on it notices nothing.
+        The first link becomes the switch's first port; its guest and clients do not notice.
         """
         del fds
         if self.link is None:
@@ -403,21 +403,21 @@ class LabInit:
         return {"link": link.kind, "addresses": addresses}, [link.guest_fd]
 
     def do_drops(self, fds: list[int]) -> Answer:
-        """Tell how many frames this side has dropped of all links: for guests, and from them."""
+        """Return how many frames the host side has dropped on all links: for guests, and from them."""
         del fds
         drops = [link.drops() for link in self.links]
         return {"drops": [sum(way[place] for way in drops) for place in (0, 1)]}, []
 
     def do_mconsole(self, fds: list[int]) -> Answer:
-        """Give a datagram socket connected to the guest's mconsole; it is bound, for UML answers to an address."""
+        """Return a datagram socket connected to the guest's mconsole, and bound, because UML answers to an address."""
         del fds
         self.given = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.given.bind("")  # autobind: an abstract name of the kernel's choice, unix(7)
+        self.given.bind("")  # autobind: the kernel chooses an abstract name, unix(7)
         self.given.connect(f"{PRIVATE}/uml/guest/mconsole")
         return {}, [self.given.fileno()]
 
     def do_command(self, fds: list[int]) -> Answer:
-        """Give a connection to the guest's server of commands; what is said on it is between the two."""
+        """Return a connection to the command server in the guest (kernel/init/exec.c)."""
         del fds
         self.given, guests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with guests:
@@ -435,7 +435,7 @@ class LabInit:
 
 
 def _refusal(error: Exception) -> SetUpError:
-    """Return what a controller is told of a request that has failed: this machine refused it, or it was none."""
+    """Return the error reply for a failed request: this machine refused it, or it was malformed."""
     if isinstance(error, SetUpError):
         return error
     if isinstance(error, OSError):
@@ -444,7 +444,7 @@ def _refusal(error: Exception) -> SetUpError:
 
 
 def inner(control: socket.socket, order: dict[str, Any]) -> None:
-    """Be process 1 of the lab."""
+    """Run as process 1 of the lab."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         private_mounts(order["hosts"])
@@ -464,10 +464,10 @@ def inner(control: socket.socket, order: dict[str, Any]) -> None:
 
 
 def outer(control: socket.socket) -> None:
-    """Read the order, leave the host's namespaces, fork process 1, and wait for it.
+    """Read the order, unshare the namespaces, fork process 1, and wait for it.
 
-    The order comes with a descriptor that holds the lock of the lab's name; it stays open in process 1 alone, so that
-    the name is free the moment the lab is gone.
+    The order comes with a descriptor that holds the lock of the lab's name. Only process 1 keeps it open, so that the
+    name is free as soon as the lab is gone.
     """
     data, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 1)
     if not data:
@@ -487,7 +487,7 @@ def outer(control: socket.socket) -> None:
         return
     if pid == 0:
         os.close(go_write)
-        os.read(go_read, 1)  # whose process it is, is said before what it says itself
+        os.read(go_read, 1)  # the parent reports process 1's pid before process 1 sends anything
         inner(control, json.loads(data))
         return
     socket.send_fds(control, [json.dumps({"pid": pid}).encode()], [os.pidfd_open(pid)])
@@ -499,12 +499,12 @@ def outer(control: socket.socket) -> None:
 
 
 def main(control_fd: int) -> None:
-    """Run a lab for the controller at the other end of an inherited socket, to its end or ours."""
-    os.umask(0o022)  # the kernel is to read what is made for it
-    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # ip and tc, for ordinary users too
+    """Run a lab for the controller at the other end of an inherited socket, until either ends."""
+    os.umask(0o022)  # the guest's kernel must be able to read the files made here
+    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # of ip and tc
     status = 0
     try:
         outer(socket.socket(fileno=control_fd))
-    except ConnectionError:  # the controller is gone, in the middle of a word
+    except ConnectionError:  # the controller ended in the middle of a message
         status = 1
     os._exit(status)

@@ -1,6 +1,6 @@
-"""The host side of a lab's link: a tap, or a veth pair with a packet socket on its far end.
+"""The host side of a lab's link: a tap, or a veth pair with a packet socket on its guest end.
 
-A part of the lab's first process (lab_init.py), and as sparing with imports.
+A part of the lab's first process (lab_init.py), so it imports little.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
 SIOCGIFHWADDR = 0x8927
 SOL_PACKET, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 263, 20, 23
 ETH_P_ALL = 0x0003
-JUMBO = 9000  # the most that the guest's device takes (image/corrections.py)
+JUMBO = 9000  # largest MTU of the guest's device (image/corrections.py)
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP = 4, 20, 0x301
 PACKET_SHOW_INFO, PACKET_SHOW_MEMINFO = 0x01, 0x10  # linux/packet_diag.h
 PACKET_DIAG_INFO, PACKET_DIAG_MEMINFO, SK_MEMINFO_DROPS = 0, 6, 8
-TX_DROPPED = 11  # of a device's numbers in /proc/net/dev
+TX_DROPPED = 11  # column of a device's line in /proc/net/dev
 
 libc = ctypes.CDLL(None, use_errno=True)
 
-# IPv6 by itself asks whether others have its link-local address, asks for routers, and reports its multicast groups
-# again and again (Documentation/networking/ip-sysctl.rst).
+# Otherwise IPv6 sends duplicate address detection, router solicitations and repeated MLD reports
+# (Documentation/networking/ip-sysctl.rst).
 QUIET = (
     ("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", "1"),
     ("/proc/sys/net/ipv6/conf/{}/router_solicitations", "0"),
@@ -37,7 +37,7 @@ QUIET = (
 
 
 class SetUpError(Exception):
-    """A step of the set-up was refused by this machine: which, and with what errno."""
+    """This machine refused a step of the set-up; ``reply`` has the step, the errno and the detail."""
 
     def __init__(self, step: str, number: int, detail: str = "") -> None:
         super().__init__(step)
@@ -51,9 +51,9 @@ def check(step: str, result: int) -> None:
 
 
 def read_file(path: str) -> str:
-    """Return a small file's text, or nothing where there is no such file."""
+    """Return a small file's text, or "" if it does not exist."""
     try:
-        with open(path) as file:  # noqa: PTH123 - see the module's own words on imports
+        with open(path) as file:  # noqa: PTH123 - this module imports little
             return file.read()
     except FileNotFoundError:
         return ""
@@ -66,7 +66,7 @@ def write_file(path: str, text: str) -> None:
 
 
 def ip(*lines: str, program: str = "ip") -> None:
-    """Carry out a batch of iproute2 commands in the lab's network namespace."""
+    """Run a batch of iproute2 commands in the lab's network namespace."""
     batch, output = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("batch", "output"))
     actions = [(os.POSIX_SPAWN_DUP2, batch, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
     try:
@@ -86,15 +86,15 @@ def ip(*lines: str, program: str = "ip") -> None:
 
 
 def open_tap(device: str) -> int:
-    """Make a tap device and return its descriptor; the device lives as long as that."""
+    """Make a tap device and return its descriptor; the device exists while the descriptor is open."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TAP | IFF_NO_PI))
     return descriptor
 
 
 def open_raw(device: str) -> int:
-    """Open a packet socket on a device that sees what comes in and not what it sends itself (packet(7))."""
-    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: nothing is received before bind()
+    """Open a packet socket on a device that receives incoming frames, not the frames that it sends (packet(7))."""
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: it receives nothing before bind()
     raw.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     raw.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
     raw.bind((device, ETH_P_ALL))
@@ -102,7 +102,7 @@ def open_raw(device: str) -> int:
 
 
 def compute_checksums(device: str) -> None:
-    """Make a device send whole checksums and no segments larger than its MTU: no virtio header says otherwise."""
+    """Turn off checksum and segmentation offload: the link carries no virtio header that would announce them."""
     value = ctypes.create_string_buffer(struct.pack("II", ETHTOOL_STXCSUM, 0))
     request = struct.pack("16sP16x", device.encode(), ctypes.addressof(value))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -110,7 +110,7 @@ def compute_checksums(device: str) -> None:
 
 
 def sockets_drops(index: int) -> int:
-    """Return how many frames found packet sockets on a device full; 0 where this kernel cannot tell (packet_diag)."""
+    """Return how many frames a device's full packet sockets dropped; 0 if the kernel has no packet_diag."""
     request = struct.pack("=BBHIIII", socket.AF_PACKET, 0, 0, 0, PACKET_SHOW_INFO | PACKET_SHOW_MEMINFO, 0, 0)
     head = struct.pack("=IHHII", 16 + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, 0, 0)
     drops = 0
@@ -120,11 +120,11 @@ def sockets_drops(index: int) -> int:
             answer = diag.recv(1 << 16)
             while answer:
                 size, kind = struct.unpack_from("=IH", answer)
-                if kind != SOCK_DIAG_BY_FAMILY:  # the end, or an error
+                if kind != SOCK_DIAG_BY_FAMILY:  # NLMSG_DONE, or an error
                     return drops
-                told = attributes(answer[32:size])
-                if struct.unpack_from("=I", told[PACKET_DIAG_INFO])[0] == index:
-                    drops += struct.unpack_from("=9I", told[PACKET_DIAG_MEMINFO])[SK_MEMINFO_DROPS]
+                found = attributes(answer[32:size])
+                if struct.unpack_from("=I", found[PACKET_DIAG_INFO])[0] == index:
+                    drops += struct.unpack_from("=9I", found[PACKET_DIAG_MEMINFO])[SK_MEMINFO_DROPS]
                 answer = answer[-(-size // 4) * 4 :]
 
 
@@ -139,14 +139,14 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 def hardware_address(device: str) -> str:
-    """Return a device's hardware address; the lab's /sys is the machine's, and does not know it."""
+    """Return a device's hardware address, by netlink: the lab's /sys is the machine's and does not have the device."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         reply = fcntl.ioctl(control, SIOCGIFHWADDR, struct.pack("16s24x", device.encode()))
     return reply[18:24].hex(":")
 
 
 class Link:
-    """The link: a tap where /dev/net/tun can be opened, else a veth pair with a packet socket on its far end.
+    """The link: a tap if /dev/net/tun can be opened, else a veth pair with a packet socket on its guest end.
 
     Either way the guest gets one descriptor, ``guest_fd``, for its vector device's fd transport: bare Ethernet frames.
     """
@@ -172,9 +172,9 @@ class Link:
         self.indexes = [socket.if_nametoindex(end) for end in ends]  # their names may change
 
     def drops(self) -> tuple[int, int]:
-        """Return how many frames this side has dropped: for the guest, and from it.
+        """Return how many frames the host side has dropped: for the guest, and from it.
 
-        What a tap does not take from the guest, the guest is told, and counts.
+        A frame from the guest that a tap refuses is an error of the guest's send, and the guest counts it.
         """
         lines = (line.split(":") for line in read_file("/proc/net/dev").splitlines()[2:])
         dropped = {name.strip(): int(numbers.split()[TX_DROPPED]) for name, numbers in lines}
@@ -185,15 +185,15 @@ class Link:
     def bring_up(self, addresses: list[str]) -> None:
         """Give the host side its addresses and bring it up, and lo.
 
-        It is up before the guest opens its side: a vector device that transmits into a link that is down wedges for
-        good (arch/um/drivers/vector_kern.c, ``in_error``). A neighbour once found stays: a guest that is stopped for
-        long does not answer ARP, and its clients are to wait for it, not to be told that it is unreachable. The link is
-        quiet: a packet on it is one that a client sent.
+        It is up before the guest opens its side: a vector device that transmits into a link that is down stays in error
+        (arch/um/drivers/vector_kern.c, ``in_error``). Neighbour entries do not expire: a stopped guest answers no ARP,
+        and its clients have to wait for it instead of getting EHOSTUNREACH. The link is quiet: all packets on it are
+        clients' own.
         """
         device = self.device
         self.addresses = addresses
         for path, text in QUIET:
-            if os.access(path.format(device), os.F_OK):  # not there without IPv6
+            if os.access(path.format(device), os.F_OK):  # absent without IPv6
                 write_file(path.format(device), text)
         lines = ["link set lo up"]
         lines += [f"address add {address} dev {device}" + " nodad" * (":" in address) for address in addresses]
@@ -205,16 +205,16 @@ class Link:
 
 
 def in_net(address: str, host: int) -> str:
-    """Return the address of a net with another last byte, or last word: 192.168.10.254/24, 2 -> 192.168.10.2/24."""
+    """Return an address with another last byte, or last IPv6 group: 192.168.10.254/24, 2 -> 192.168.10.2/24."""
     text, _, length = address.partition("/")
     separator = ":" if ":" in text else "."
     return f"{text.rpartition(separator)[0]}{separator}{host:{'x' if separator == ':' else 'd'}}/{length}"
 
 
 class Switch:
-    """A bridge in place of a link's device: the host side's addresses are its, and the link is its first port.
+    """A bridge that replaces a link's device: it has the host side's addresses, and the link is its first port.
 
-    It has the device's name, as clients and tcpdump know it, and its hardware address, as the guest knows it.
+    It keeps the device's name for clients and tcpdump, and its hardware address for the guest.
     """
 
     def __init__(self, link: Link) -> None:
@@ -241,7 +241,7 @@ class Switch:
         )
 
     def plug(self, kind: str, addresses: list[str]) -> tuple[Link, list[str]]:
-        """Return a link that is a port of the switch, and its guest's addresses: those given, or the next ones."""
+        """Return a new port of the switch, and its guest's addresses: those given, or the next free ones."""
         self.ports += 1
         link = Link(kind, f"{self.name}-p{self.ports}")
         try:

@@ -1,4 +1,4 @@
-"""What a user says of a guest's links: ``lan,veth,guest=192.168.20.1/24``; ``on=web``, the switch of another lab."""
+"""Parse a guest's links: ``lan,veth,guest=192.168.20.1/24``; ``on=web`` is the switch of another lab."""
 
 import ipaddress
 import re
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from skblab.errors import UsageError
 
 KINDS = ("auto", "tap", "veth")
-NAME = re.compile(r"[a-z][a-z0-9_]{0,9}")  # with what is put behind it, a network device's (IFNAMSIZ)
+NAME = re.compile(r"[a-z][a-z0-9_]{0,9}")  # with its suffix, a network device's name (IFNAMSIZ)
 MOST = 8  # kernel/init/link.c MOST_LINKS
 GRAMMAR = "[NAME][,tap|veth][,guest=ADDRESS/LENGTH][,host=ADDRESS/LENGTH], or on=LAB[,guest=ADDRESS/LENGTH]"
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """An address pair of each family for the two ends of the link, with prefix length: 192.168.10.254/24."""
+    """The addresses of the link's two ends, one of each family, with prefix length: 192.168.10.254/24."""
 
     guest: tuple[str, ...] = ("192.168.10.1/24", "fd00:10::1/64")
     host: tuple[str, ...] = ("192.168.10.254/24", "fd00:10::254/64")
 
     @classmethod
     def of(cls, number: int) -> "Addresses":
-        """Return what a guest's link of that number, from 0, has by default: 192.168.10.0/24, 192.168.11.0/24, ..."""
+        """Return the default addresses of a guest's link by number, from 0: 192.168.10.0/24, 192.168.11.0/24, ..."""
         net = 10 + number
         return cls((f"192.168.{net}.1/24", f"fd00:{net}::1/64"), (f"192.168.{net}.254/24", f"fd00:{net}::254/64"))
 
@@ -34,7 +34,7 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A link that is wanted: a device of the lab's own host side, or a port *on* another lab's switch."""
+    """A link to make: a device of the lab's own host side, or a port *on* another lab's switch."""
 
     name: str
     kind: str
@@ -43,9 +43,9 @@ class Wanted:
 
 
 def parse(texts: Sequence[str]) -> list[Wanted]:
-    """Return the links that words describe, in the order of the guest's devices: vec0, vec1, ...
+    """Return the links that texts describe, in the order of the guest's devices: vec0, vec1, ...
 
-    :raises UsageError: what is wrong with one, and how it is written
+    :raises UsageError: one is wrong: how, and the grammar
     """
     if len(texts) > MOST:
         raise UsageError(f"{len(texts)} links", found=f"a guest has {MOST} at most")

@@ -1,4 +1,4 @@
-"""The controller's side of a lab's namespaces: start them, ask process 1, run programs inside, end them."""
+"""The controller's side of a lab's namespaces: start and end them, ask process 1, run programs inside."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 10.0
-DESCRIPTORS = 24  # a lab has 12 here, and a few more while it starts
+DESCRIPTORS = 24  # a lab keeps 12 open here, and a few more while it starts
 KINDS = {"user": "user", "mnt": "mount", "pid": "PID", "net": "network", "ipc": "IPC"}
 IN_A_CONTAINER = "in a container: docker run --privileged, or --security-opt seccomp=unconfined; skblab doctor"
 LIMITS = {
@@ -36,7 +36,7 @@ LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class GuestLink:
-    """One of the guest's devices: what carries it, its addresses, and its descriptor, where process 1 has it not."""
+    """One of the guest's devices: its kind of link, its addresses, and its descriptor unless process 1 has it."""
 
     kind: str
     addresses: tuple[str, ...]
@@ -46,11 +46,11 @@ class GuestLink:
 class Namespaces:
     """Private user, mount, IPC, PID and network namespaces with the host side of a link in them.
 
-    Use as a context manager; leaving it ends every process inside. *link* is ``"tap"``, ``"veth"`` or ``"auto"``: a
-    tap where this user may open /dev/net/tun; or more of them, and in more words (see ``links``).
+    Use as a context manager: leaving it ends every process inside. *link* is ``"tap"``, ``"veth"`` or ``"auto"`` (a
+    tap if this user may open /dev/net/tun), or several of them in the grammar of ``links``.
 
     :raises MissingPrerequisite: this machine forbids a namespace, a mount or the link
-    :raises LabNameTaken: another lab has that name
+    :raises LabNameTaken: another lab has the name
     """
 
     def __init__(self, name: str, *, link: str | Sequence[str] = "auto") -> None:
@@ -59,7 +59,7 @@ class Namespaces:
         first = self._wanted[0]
         self.device = first.name
         self.addresses = first.addresses
-        self.switch = first.on  # the lab whose host side is this one's, too; "": it has one of its own
+        self.switch = first.on  # the lab whose host side this lab shares; "": it has its own
         self.guest_links: list[GuestLink] = []
         self.link = ""
         self.why_not_tap = ""
@@ -93,7 +93,7 @@ class Namespaces:
             self._outer = process.start(
                 process.of_ours("lab_init", f"m.main({theirs.fileno()})"),
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # it may outlive this process, and whoever reads that
+                stderr=subprocess.DEVNULL,  # it may outlive this process and the reader of its stderr
                 pass_fds=[theirs.fileno()],
                 new_session=True,
             )
@@ -123,7 +123,7 @@ class Namespaces:
         return GuestLink(reply["link"], wanted.addresses.guest, fd)
 
     def booted(self) -> None:
-        """Leave the links to the guest: they are to end with it."""
+        """Close our copies of the guest's link descriptors, so that the links end with the guest."""
         for link in self.guest_links:
             if link.fd is not None:
                 os.close(link.fd)
@@ -147,7 +147,7 @@ class Namespaces:
         return reply, list(fds)
 
     def request(self, op: str, fds: Sequence[int] = (), **arguments: object) -> tuple[dict[str, Any], list[int]]:
-        """Ask process 1 of the lab to do *op* (see ``lab_init.LabInit``); return its answer and what it gave.
+        """Send request *op* to process 1 (see ``lab_init.LabInit``); return its answer and its descriptors.
 
         :raises GuestLost: process 1 is gone
         """
@@ -164,7 +164,7 @@ class Namespaces:
         return self._receive(op)
 
     def drops(self) -> tuple[int, int]:
-        """Return how many frames the host's side of all links has dropped: for guests, and from them.
+        """Return how many frames the host side has dropped on all links: for guests, and from them.
 
         :raises GuestLost: process 1 is gone
         """
@@ -172,18 +172,18 @@ class Namespaces:
         return for_guests, from_guests
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """Open a socket that belongs to the host side of the link, for this process to use."""
+        """Open a socket in the lab's network namespace for this process."""
         _, fds = self.request("socket", family=int(family), kind=int(kind), protocol=int(protocol))
         return LabSocket(fds[0], {"guest": self.addresses.guest, "host": self.addresses.host})
 
     def ip(self, *lines: str) -> None:
-        """Carry out lines of ``ip -batch`` on the host side."""
+        """Run lines of ``ip -batch`` on the host side."""
         self.request("ip", program="ip", lines=lines)
 
     def shorten_queue(self, packets: int) -> None:
-        """Let the tap queue no more than *packets* for a guest that does not read them; then senders get ENOBUFS.
+        """Limit the tap's queue to *packets* for a guest that does not read; beyond that, senders get ENOBUFS.
 
-        A queueing discipline would queue more and drop silently; without one, the tap's own refusal reaches sendto(2)
+        A qdisc would queue more and drop silently; without one, the tap's error reaches sendto(2)
         (drivers/net/tun.c tun_net_xmit()).
         """
         self.request("ip", program="tc", lines=[f"qdisc replace dev {self.device} root noqueue"])
@@ -195,7 +195,7 @@ class Namespaces:
         return [*process.of_ours("enter", f"m.enter({self.pidfd}, {os.getpid()}, sys.argv[1:])"), *words]
 
     def keep(self, fds: Sequence[int], about: dict[str, object]) -> None:
-        """Let the lab outlive this process; process 1 keeps *fds* (see ``lab_init``) for others who join it."""
+        """Let the lab outlive this process; process 1 keeps *fds* (see ``lab_init``) for controllers that join."""
         with registry.listen(self.name, self._lock) as listener:
             who = {"pid": os.getpid(), "command": registry.command_line()}
             addresses = [self.addresses.guest, self.addresses.host]
@@ -208,7 +208,7 @@ class Namespaces:
         self.kept = True
 
     def close(self) -> None:
-        """End every process of the lab and wait until they are gone, unless it is kept; safe to call twice."""
+        """End every process of the lab and wait for that, unless the lab is kept; safe to call twice."""
         with process.undisturbed():
             self._close()
 
@@ -236,7 +236,7 @@ class Namespaces:
                 log.warning("lab %s: process %d has not ended after %g s", self.name, self.pid, END_TIMEOUT_S)
             os.close(self.pidfd)
             self.pidfd = -1
-        if self._outer:  # else it could not be started
+        if self._outer:  # it could be started
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._outer.wait(END_TIMEOUT_S)
             process.end(self._outer)
@@ -245,12 +245,12 @@ class Namespaces:
 
 
 class JoinedNamespaces(Namespaces):
-    """The namespaces of a lab that runs already, for one more controller; leaving them ends nothing.
+    """The namespaces of a running lab, for one more controller; leaving them ends nothing.
 
-    ``about`` is what the lab's first controller said of it, ``fds`` what process 1 keeps for others.
+    ``about`` is the description by the lab's first controller, ``fds`` are the descriptors that process 1 keeps.
 
-    :param to_end: it may be of any version of skblab, for it is only to be ended
-    :raises NoSuchLab: there is none of that name
+    :param to_end: accept a lab of any version of skblab, because it will only be ended
+    :raises NoSuchLab: no such lab
     :raises SkblabError: another version of skblab has started it
     """
 
@@ -281,11 +281,11 @@ class JoinedNamespaces(Namespaces):
 
     @property
     def is_of_this_version(self) -> bool:
-        """Whether the lab was started by a skblab that speaks as this one does."""
+        """Whether a skblab with this protocol version has started the lab."""
         return self.about.get("version") == lab_init.VERSION
 
     def agent(self) -> tuple[int, int, int]:
-        """Return the agent's memory, its socket, and how many controllers it had before; they are ours until we leave.
+        """Return the agent's memory, its socket, and its number of earlier controllers; they are ours until we leave.
 
         :raises LabBusy: another controller has them
         """
@@ -300,7 +300,7 @@ class JoinedNamespaces(Namespaces):
         return fds[0], fds[1], reply["farewells"]
 
     def end(self) -> None:
-        """End the lab, whoever uses it; return when it is gone."""
+        """End the lab, even while others use it; return when it is gone."""
         assert self._control
         with contextlib.suppress(GuestLost):
             self.request("end")
@@ -316,7 +316,7 @@ class JoinedNamespaces(Namespaces):
 
 
 def _explain(reply: dict[str, Any]) -> SkblabError:
-    """Turn a refused step into a sentence with its remedy."""
+    """Return the error for a refused step, with a hint."""
     step, detail = reply["error"], reply["detail"]
     answers: dict[str, SkblabError] = {
         lab_init.BAD_REQUEST: SkblabError(
@@ -346,7 +346,7 @@ def _explain(reply: dict[str, Any]) -> SkblabError:
 
 
 def _no_namespaces(number: int, detail: str) -> MissingPrerequisite:
-    """Return the error for an unshare(2) that was refused, with the setting of this machine that does it."""
+    """Return the error for a refused unshare(2), with the sysctl that refuses it."""
     if not Path("/proc/self").exists():
         return MissingPrerequisite(
             "a lab needs /proc", found="it is not mounted here", hint="mount -t proc proc /proc   (as root)"

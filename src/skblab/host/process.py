@@ -1,6 +1,6 @@
-"""Start programs: the only place that does.
+"""Start programs: no other module does.
 
-Every program is an argument list, never a shell line; every start is logged so that a person can paste it.
+A program is an argument list, never a shell line; every start is logged as a line that can be pasted into a shell.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 Argument = str | Path
 Stream = int | IO[bytes] | None
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-Running = subprocess.Popen[bytes]  # noqa: TID251 - this is the place
+Running = subprocess.Popen[bytes]  # noqa: TID251 - only here
 SOURCE = Path(__file__).parents[2]
 _kept_open: list[int] = []
 
 
 def of_ours(module: str, call: str) -> list[str]:
-    """Return how to run a function of a module beside this one in a Python of its own, without its site-packages."""
+    """Return the command that calls a function of a sibling module in a new Python without site-packages."""
     imports = f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from skblab.host import {module} as m"
     return [sys.executable, "-I", "-S", "-c", f"{imports}; {call}"]
 
@@ -50,7 +50,7 @@ def start(
 ) -> Running:
     """Start *argv* and return at once.
 
-    :param guarded: it ends with this process, however that ends, and so does all that it starts; in a new session
+    :param guarded: it and its children end with this process, however that ends; it gets a new session
     :raises MissingPrerequisite: the program is not installed, or this user may have no more processes
     """
     words = [str(word) for word in argv]
@@ -71,7 +71,7 @@ def start(
     except BlockingIOError as error:  # fork(2)
         raise no_more_processes(f"{words[0]}: {error.strerror}") from None
     except FileNotFoundError as error:
-        if error.filename != words[0]:  # its directory, or /dev/null
+        if error.filename != words[0]:  # the missing file is its directory, or /dev/null
             raise
         raise _not_installed(words[0]) from None
 
@@ -82,7 +82,7 @@ def _not_installed(program: str) -> MissingPrerequisite:
 
 @contextlib.contextmanager
 def kept_open(descriptor: int) -> Iterator[None]:
-    """Keep a descriptor, and with it a lock, open in every program that is started meanwhile."""
+    """Let every program that starts inside the block inherit a descriptor, and the lock on it."""
     _kept_open.append(descriptor)
     try:
         yield
@@ -100,9 +100,9 @@ def no_more_processes(found: str) -> MissingPrerequisite:
 
 
 def have_room(descriptors: int) -> None:
-    """Let this process have so many more descriptors: its limit is raised, as far as it may be (getrlimit(2)).
+    """Make room for a number of new descriptors: raise the soft limit to the hard one if needed (getrlimit(2)).
 
-    :raises MissingPrerequisite: it may not have so many
+    :raises MissingPrerequisite: the hard limit is too low
     """
     there = sum(1 for _ in Path("/proc/self/fd").iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -112,12 +112,12 @@ def have_room(descriptors: int) -> None:
         raise MissingPrerequisite(
             "this process may not have so many files open",
             found=f"{there} are open, a lab takes up to {descriptors}, and the limit is {hard}",
-            hint="fewer labs in one process, or: ulimit -n 65536   (as root: a limit can be raised by nobody else)",
+            hint="fewer labs in one process, or: ulimit -n 65536   (only root can raise a hard limit)",
         )
 
 
 def finish(running: Running, *, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Wait for a program to end and return its status and its output as text; it is killed where that is cut short.
+    """Wait for a program; return its status and its output as text. If the wait is interrupted, kill it.
 
     :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*
     """
@@ -133,7 +133,7 @@ def finish(running: Running, *, timeout_s: float | None = None) -> subprocess.Co
 def run(
     argv: Sequence[Argument], *, env: Mapping[str, str] | None = None, timeout_s: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run *argv* to its end, or to this process's; a failing status is the caller's to judge.
+    """Run *argv* until it or this process ends; a failing status raises nothing.
 
     :raises MissingPrerequisite: the program is not installed, or this user may have no more processes
     :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
@@ -147,9 +147,9 @@ def run(
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put a Ctrl-C and its like off until a short piece of work, which must not be cut in two, is done."""
+    """Delay Ctrl-C and similar signals until the block, which must not be interrupted, has ended."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python's signal handlers run in the main thread alone
+        yield  # Python runs signal handlers only in the main thread
         return
     handlers = {number: signal.getsignal(number) for number in INTERRUPTIONS}
     handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
@@ -166,7 +166,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def interrupt(running: Running) -> None:
-    """Pass a Ctrl-C on to a program; from the terminal it has it already, if it is of the group that reads there."""
+    """Pass a Ctrl-C on to a program, unless it is in the terminal's foreground group, which has received it."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -180,23 +180,23 @@ def interrupt(running: Running) -> None:
 
 
 def unfinished(running: Running) -> bool:
-    """Whether a program still runs, or has said what nobody has read yet."""
+    """Whether a program still runs, or a pipe of its output is still open."""
     pipes = (running.stdin, running.stdout, running.stderr)
     return running.poll() is None or any(pipe is not None and not pipe.closed for pipe in pipes)
 
 
 def exit_status(status: int) -> int:
-    """Return a program's status as a shell has it: of one that a signal has ended, 128 and the signal's number."""
+    """Return a program's status as a shell does: 128 plus the signal's number if a signal killed it."""
     return status if status >= 0 else 128 - status
 
 
 def let_live(running: Running) -> None:
-    """Let a program outlive this process: nobody here will collect it."""
-    running.returncode = 0  # else subprocess complains of it
+    """Let a program outlive this process, which will not wait for it."""
+    running.returncode = 0  # or subprocess prints a ResourceWarning
 
 
 def pid_of(pidfd: int) -> int:
-    """Return the pid, as seen by this process, of the process behind a pidfd (proc_pid_fdinfo(5))."""
+    """Return the pid of the process behind a pidfd, in this process's namespace (proc_pid_fdinfo(5))."""
     for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
         key, _, value = line.partition(":")
         if key == "Pid":
@@ -205,7 +205,7 @@ def pid_of(pidfd: int) -> int:
 
 
 def that_run(program: Path) -> list[int]:
-    """Return the processes of this machine that were started as a program."""
+    """Return the pids of this machine whose argv[0] is a program."""
     found = []
     for path in Path("/proc").glob("[1-9]*"):
         with contextlib.suppress(OSError):
@@ -215,7 +215,7 @@ def that_run(program: Path) -> list[int]:
 
 
 def end(running: Running) -> None:
-    """Kill a program that may still run, and its group where it has one of its own; collect it, close its pipes."""
+    """Kill a program that may still run, with its group if it leads one; wait for it, close its pipes."""
     if running.poll() is None:
         if os.getpgid(running.pid) == running.pid:
             os.killpg(running.pid, signal.SIGKILL)

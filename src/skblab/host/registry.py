@@ -1,4 +1,4 @@
-"""Names of labs: one lab a name, held by a file lock that ends with the lab's last process."""
+"""Names of labs: a name is a file lock that ends with its lab's last process."""
 
 import contextlib
 import errno
@@ -25,9 +25,9 @@ VALID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who runs a lab: the controlling process, as it was when the lab started, and the lab's process 1 (0: not yet).
+    """Who runs a lab: the process that started it, its command, and the lab's process 1 (0: not yet started).
 
-    A lab that is *kept* outlives it, and others join it by its socket.
+    A *kept* lab outlives the process that started it, and others join it by its socket.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Owner:
 def registry_dir() -> Path:
     """Return the directory of lab names, mode 0700: ``$XDG_RUNTIME_DIR/skblab``, else ``/tmp/skblab-UID``.
 
-    :raises MissingPrerequisite: it cannot be used, or others could
+    :raises MissingPrerequisite: it cannot be used, or other users could use it
     """
     base = os.environ.get("XDG_RUNTIME_DIR")
     path = Path(base, "skblab") if base and Path(base).is_dir() else Path(f"/tmp/skblab-{os.geteuid()}")  # noqa: S108
@@ -58,11 +58,11 @@ def registry_dir() -> Path:
 
 
 def claim(name: str, *, patience_s: float = 2.0) -> int:
-    """Take *name* for a lab and return the descriptor that holds it.
+    """Lock *name* for a lab and return the descriptor that holds the lock.
 
-    A lab whose controller is gone is ending: its name is waited for, *patience_s* at most.
+    If the lab that has it is ending, because its controller is gone, wait for it, *patience_s* at most.
 
-    :raises UsageError: not a name
+    :raises UsageError: not a valid name
     :raises LabNameTaken: a running lab has it
     """
     if not VALID.fullmatch(name):
@@ -83,7 +83,7 @@ def _is_ending(owner: Owner) -> bool:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[Path]:
-    """Yield the directory while nobody else takes, looks at or gives back a name there."""
+    """Yield the directory, locked against every other use of it."""
     directory = registry_dir()
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -94,7 +94,7 @@ def _alone() -> Iterator[Path]:
 
 
 def _take(name: str) -> tuple[int | None, Owner | None]:
-    """Return the descriptor that holds a name, or who has it."""
+    """Return the descriptor that holds a name, or its owner."""
     with _alone() as directory:
         path = directory / f"{name}.lab"
         descriptor = _open(path, os.O_CREAT)
@@ -145,14 +145,14 @@ def _taken(name: str, owner: Owner | None) -> LabNameTaken:
 
 
 def record_init(descriptor: int, pid: int) -> None:
-    """Note process 1 of the lab: when it has ended, the name is free."""
+    """Record process 1 of the lab: when it has ended, the name is free."""
     _change(descriptor, lambda owner: replace(owner, init_pid=pid))
 
 
 def listen(name: str, descriptor: int) -> socket.socket:
-    """Let others join a lab that is to outlive its controller; return the socket that process 1 is to listen on."""
+    """Let a lab outlive its controller; return the socket on which process 1 will listen for others."""
     path = _socket_path(name)
-    path.unlink(missing_ok=True)  # a lab of that name that did not end by itself: the name's lock is ours
+    path.unlink(missing_ok=True)  # left by a lab that was killed: we have the name's lock
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with _socket_address(name) as address:
         listener.bind(address)
@@ -162,9 +162,9 @@ def listen(name: str, descriptor: int) -> socket.socket:
 
 
 def connect(name: str) -> socket.socket:
-    """Return a control socket of a running lab that outlives its controllers.
+    """Return a control socket of a running lab that was kept.
 
-    :raises NoSuchLab: there is none of that name
+    :raises NoSuchLab: no such lab
     """
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -182,7 +182,7 @@ def connect(name: str) -> socket.socket:
 
 
 def running() -> list[Owner]:
-    """Return the owners of this user's labs that run now, by name; sweep what labs left behind that were killed."""
+    """Return the owners of this user's running labs, by name; remove the files of labs that were killed."""
     owners = []
     with _alone() as directory:
         for path in sorted(directory.glob("*.lab")):
@@ -202,7 +202,7 @@ def _socket_path(name: str) -> Path:
 
 @contextlib.contextmanager
 def _socket_address(name: str) -> Iterator[str]:
-    """Yield an address for the socket that is short enough, however long its directory's name is (unix(7))."""
+    """Yield a short address of the socket: a directory's path may be longer than sun_path (unix(7))."""
     directory = os.open(registry_dir(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{name}.socket"
@@ -211,7 +211,7 @@ def _socket_address(name: str) -> Iterator[str]:
 
 
 def first_files(name: str) -> Path:
-    """Return where the first files of a lab's guest are, if it has others than its image's; they go with its name."""
+    """Return the path of a lab's own initramfs, if its guest has modules; it is removed with the name."""
     return registry_dir() / f"{name}.cpio"
 
 
@@ -261,16 +261,16 @@ def _remove(directory: Path, name: str) -> None:
 
 
 def _read(descriptor: int) -> Owner | None:
-    """Return what a lab says of its owner, as far as this version of skblab knows it."""
+    """Return the owner in a lab's file, without fields that this version of skblab does not know."""
     try:
-        told = json.loads(os.pread(descriptor, 65536, 0))
-        return Owner(**{field.name: told[field.name] for field in fields(Owner) if field.name in told})
+        recorded = json.loads(os.pread(descriptor, 65536, 0))
+        return Owner(**{field.name: recorded[field.name] for field in fields(Owner) if field.name in recorded})
     except (ValueError, TypeError):
         return None
 
 
 def _ended_within(pid: int, patience_s: float) -> bool:
-    """Wait for a process that is none of our children."""
+    """Wait for a process that is not our child."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Sockets of a lab's host side, to which ``guest`` and ``host`` are names as they are to its clients."""
+"""Sockets of a lab's host side that resolve the names ``guest`` and ``host``, as the lab's clients do."""
 
 import socket
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,14 @@ from typing import Any
 
 
 class LabSocket(socket.socket):
-    """A socket for which names of the lab are addresses; of any other name this process's resolver decides."""
+    """A socket that resolves the lab's names itself; other names go to this process's resolver."""
 
     def __init__(self, descriptor: int, names: Mapping[str, Sequence[str]]) -> None:
         super().__init__(fileno=descriptor)
         self._names = names
 
     def _resolved(self, address: Any) -> Any:  # noqa: ANN401 - socket's own
-        """Return an address whose name is a number: of this socket's family, as in 10.0.0.1/24."""
+        """Return an address with the lab's name replaced by its number in this socket's family."""
         if not (isinstance(address, tuple) and address[0] in self._names):
             return address
         wants_colon = self.family == socket.AF_INET6

@@ -1,6 +1,6 @@
-"""Wait for descriptors: the only place that does. poll(2), for select(2) knows none above 1,023.
+"""Wait for descriptors: no other module does. By poll(2), because select(2) takes none above 1,023.
 
-A part of the lab's first process (lab_init.py), and as sparing with imports.
+A part of the lab's first process (lab_init.py), so it imports little.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from typing import Protocol, TypeVar
 
     class Waitable(Protocol):
-        """What has a descriptor."""
+        """An object with a descriptor."""
 
         def fileno(self) -> int:
-            """Return it."""
+            """Return the descriptor."""
 
     Watched = TypeVar("Watched", bound="int | Waitable")
 
@@ -26,9 +26,9 @@ LONGEST_MS = (1 << 31) - 1
 
 
 def wait(reads: Iterable[Watched], timeout_s: float | None = None, writes: Iterable[Watched] = ()) -> list[Watched]:
-    """Return those of *reads* that can be read or are at their end, and those of *writes* that can be written.
+    """Return those of *reads* that are readable or at end of file, and those of *writes* that are writable.
 
-    :param timeout_s: wait no longer, to the next millisecond; then nothing is returned. None: without end
+    :param timeout_s: return an empty list after this time, rounded up to ms. None: wait without limit
     :raises OSError: one of them is closed
     """
     poller = select.poll()

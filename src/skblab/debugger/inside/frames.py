@@ -3,7 +3,7 @@
 import gdb
 
 from skblab.debugger.inside.skbs import device_name
-from skblab.debugger.inside.wire import AGENT_STOP, Argument, Frame, RawPacket
+from skblab.debugger.inside.wire import AGENT_STOP, Argument, GdbFrame, RawPacket
 
 SOURCE_PREFIX = "/skblab/"  # what the build puts in place of the source tree's own path
 UNKNOWN = "??"
@@ -15,9 +15,9 @@ MAX_FRAMES = 200
 MAX_PACKET_BYTES = 1 << 16
 
 
-def read_frames() -> tuple[Frame, ...]:
+def read_frames() -> tuple[GdbFrame, ...]:
     """Return the stopped thread's frames, newest first."""
-    frames: list[Frame] = []
+    frames: list[GdbFrame] = []
     frame = _probed(gdb.newest_frame())
     while frame is not None and len(frames) < MAX_FRAMES:
         frames.append(_read_frame(frame))
@@ -46,10 +46,10 @@ def _probed(newest: gdb.Frame) -> gdb.Frame | None:
     return newest
 
 
-def _read_frame(frame: gdb.Frame) -> Frame:
+def _read_frame(frame: gdb.Frame) -> GdbFrame:
     sal = frame.find_sal()
     file = sal.symtab.filename if sal.symtab else ""
-    return Frame(
+    return GdbFrame(
         function=frame.name() or UNKNOWN,
         file=file.removeprefix(SOURCE_PREFIX).removeprefix("./"),
         line=sal.line if sal.symtab else 0,

@@ -181,7 +181,7 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Frame:
+class GdbFrame:
     """One frame of a backtrace. ``file`` is relative to the kernel's source; empty where there is no debug info."""
 
     function: str
@@ -219,7 +219,7 @@ class Stopped(Message):
     number: int
     detail: str
     at_ns: int
-    frames: tuple[Frame, ...]
+    frames: tuple[GdbFrame, ...]
     packet: RawPacket | None
     packet_problem: str
 
@@ -244,7 +244,7 @@ def decode(line: bytes) -> Message:
         fields["drop"] = Place(**fields["drop"])
     if kind is Stopped:
         fields["frames"] = tuple(
-            Frame(**{**frame, "arguments": tuple(Argument(**one) for one in frame["arguments"])})
+            GdbFrame(**{**frame, "arguments": tuple(Argument(**one) for one in frame["arguments"])})
             for frame in fields["frames"]
         )
         if fields["packet"]:
