@@ -1,4 +1,4 @@
-"""Every block of README.md, the tutorial and the how-tos runs, top to bottom, in a directory of the page's own.
+"""Every block of README, tutorial, how-tos and Python reference runs, each page in order, in a directory of its own.
 
 ===========  =============================================================================================
 ``sh``       its commands end with 0
@@ -22,7 +22,10 @@ import pytest
 from skblab.host import process, registry
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/tutorial/*.md")), *sorted(ROOT.glob("docs/how-to/*.md"))]
+PAGES = [
+    ROOT / "README.md", ROOT / "docs/reference/python.md",
+    *sorted(ROOT.glob("docs/tutorial/*.md")), *sorted(ROOT.glob("docs/how-to/*.md")),
+]  # fmt: skip
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<why>.+?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
