@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,17 @@ def set_mtu(lab: Lab, mtu: int, *, of_guest: bool = True, of_host: bool = True) 
             assert lab.run(["ip", "link", "set", host, "mtu", str(mtu)]).returncode == 0
         if of_guest:
             lab.guest.run(["ip", "link", "set", guest, "mtu", str(mtu)], check=True)
+
+
+# Keeps all that it is sent.
+HOARDER = """
+import socket, sys
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+one.setsockopt(socket.SOL_SOCKET, 33, 1 << 30)  # SO_RCVBUFFORCE
+one.bind(("", 99))
+print("ready", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture(scope="module", params=["tap", "veth"])
@@ -151,3 +164,34 @@ def test_it_is_told_at_the_end(tmp_path: Path) -> None:
         assert "skblab: lost on the link: 2 for the guest, longer than its MTU allows" in done.stderr
         end = json.loads(lines.read_text().splitlines()[-1])
         assert end["link"] == {"cut": 2, "no_memory": 0, "for_guest": 0, "from_guest": 0}
+
+
+@pytest.mark.complains("allocation")
+@pytest.mark.parametrize("link", ["tap", "veth"])
+def test_a_guest_without_memory_for_a_frame(link: str, every_image: Image) -> None:
+    with Lab(image=every_image, link=link, root="host", memory_mib=64) as lab:
+        assert lab.run(["ip", "link", "set", "skb0", "mtu", "9000"]).returncode == 0
+        lab.guest.run(["ip", "link", "set", "vec0", "mtu", "9000"], check=True)
+        lab.guest.run(["sh", "-c", "echo 1000000 1000000 1000000 >/proc/sys/net/ipv4/udp_mem"], check=True)
+        hoarder = lab.guest.popen([sys.executable, "-c", HOARDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with hoarder, lab.socket(kind=socket.SOCK_DGRAM) as sender:
+            assert hoarder.stdout
+            assert hoarder.stdout.readline() == b"ready\n"
+            for _ in range(500):
+                for _ in range(16):
+                    sender.sendto(bytes(8000), ("guest", 99))
+                if lab.link_losses.no_memory:  # the guest's agent answers after it has taken what lay before
+                    break
+            losses = lab.link_losses
+            assert 0 < losses.no_memory <= 16
+            assert (losses.cut, losses.from_guest) == (0, 0)
+            hoarder.kill()
+            hoarder.wait(10)
+        ping(lab, "192.168.10.1", 8972, count=1)  # a veth's buffer that could not be had is asked for behind this one
+        assert "2 received" in ping(lab, "192.168.10.1", 8972)
+        received, errors = (
+            int(lab.guest.run(["cat", f"/sys/class/net/vec0/statistics/{name}"]).stdout)
+            for name in ("rx_packets", "rx_errors")
+        )
+        assert errors == lab.link_losses.no_memory
+        assert received > 1000
