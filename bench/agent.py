@@ -11,7 +11,7 @@ from pathlib import Path
 
 from numbers_table import Number, single, summary
 
-from skblab.agent.functions import FORBIDDEN_FILES
+from skblab.agent.functions import FORBIDDEN_FILES, plain_packet
 from skblab.agent.streams import Hold
 from skblab.debugger.session import Debugger
 from skblab.errors import UnsupportedVerdict
@@ -45,9 +45,7 @@ def flood_us(lab: Lab, count: int = FLOOD) -> float:
 def may_be_probed(lab: Lab, name: str) -> bool:
     """Whether a function takes a packet and may be probed."""
     found = lab.image.functions.lookup(name)
-    return bool(
-        found and found.skb_parameter is not None and "." not in name and not found.file.startswith(FORBIDDEN_FILES)
-    )
+    return bool(found and plain_packet(found) and "." not in name and not found.file.startswith(FORBIDDEN_FILES))
 
 
 def busy_ns(lab: Lab) -> int:

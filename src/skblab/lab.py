@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from skblab.agent.abi import Hit
-from skblab.agent.streams import Hold, Probe, Running
+from skblab.agent.running import Running
+from skblab.agent.streams import Hold, Probe
 from skblab.debugger import prompt
 from skblab.debugger.session import Debugger
 from skblab.errors import UsageError

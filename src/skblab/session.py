@@ -27,7 +27,7 @@ from skblab.packet import Packet
 from skblab.rule import Rule
 
 if TYPE_CHECKING:
-    from skblab.agent.streams import Running
+    from skblab.agent.running import Running
 
 Watched = Debugger | socket.socket | int
 

@@ -5,9 +5,9 @@ import subprocess
 import pytest
 
 from skblab.agent.abi import Hit
-from skblab.agent.control import Armed
 from skblab.agent.packets import HeldPacket
-from skblab.agent.streams import Running
+from skblab.agent.rules import Armed
+from skblab.agent.running import Running
 from skblab.errors import CallbackFailed, UsageError
 from skblab.lab import Lab
 from skblab.packet import Packet

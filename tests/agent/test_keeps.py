@@ -20,6 +20,7 @@ from skblab.image.store import find_image
 from skblab.lab import Lab
 from skblab.packet import echo_request
 from skblab.rule import Occurrence, Rule
+from skblab.verdict import VERDICTS
 from support import read_until
 
 GUEST, HOST = "192.168.10.1", "192.168.10.254"
@@ -250,9 +251,7 @@ def test_numbers_that_make_no_sense_are_refused(lab: Lab) -> None:
 @pytest.mark.parametrize("address", [0, 0xFFF, 0x0000DEADBEEF0000, 0xFFFFFFFFFFFFFFFE])
 def test_an_address_that_is_none_is_refused(shared_lab: Lab, address: int) -> None:
     with pytest.raises(SkblabError, match=r"the agent (refused|cannot do that): arming nowhere"):
-        shared_lab.agent._arm(
-            Rule("nowhere", "accept"), lambda number: abi.Arm(number, address, abi.Verdict.ACCEPT), lambda *_: None
-        )
+        shared_lab.agent.rules.arm_as(Rule("nowhere", "accept"), abi.Arm(address, VERDICTS["accept"].number))
     assert shared_lab.run(["ping", "-c1", "-W5", "guest"]).returncode == 0
 
 

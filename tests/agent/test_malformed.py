@@ -15,7 +15,7 @@ import pytest
 
 from agent.malformed import Frames
 from skblab.agent.abi import Counts
-from skblab.agent.functions import TABLE
+from skblab.agent.functions import CONTRACTS
 from skblab.agent.packets import HeldPacket
 from skblab.errors import PacketError, PacketGone, Timeout
 from skblab.image.store import find_image
@@ -155,7 +155,7 @@ def test_malformed_packets(lab: Lab, tmp_path: Path) -> None:
         assert server.stdout
         assert server.stdout.readline()
         wire = Wire(lab, seed)
-        known = [name for name in TABLE if lab.image.functions.lookup(name)]
+        known = [name for name in CONTRACTS if lab.image.functions.lookup(name)]
         cells = [(name, verdict) for name in known for verdict in VERDICTS]
         chance.shuffle(cells)
         for number, (function, verdict) in enumerate(cells):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from skblab.agent.control import MOST_MEMORY_MIB
-from skblab.agent.functions import TABLE
+from skblab.agent.functions import CONTRACTS
+from skblab.agent.link import MOST_MEMORY_MIB
 from skblab.errors import SkblabError, UnsupportedVerdict
 from skblab.host.clients import parse_ping
 from skblab.image.image import Image
@@ -82,10 +82,10 @@ TRAFFIC: dict[str, tuple[Ask, str]] = {
 
 
 def test_every_entry_has_its_traffic() -> None:
-    assert TRAFFIC.keys() == TABLE.keys()
+    assert TRAFFIC.keys() == CONTRACTS.keys()
 
 
-@pytest.mark.parametrize("function", TABLE)
+@pytest.mark.parametrize("function", CONTRACTS)
 def test_every_verdict_at_every_entry(every_lab: Lab, function: str) -> None:
     lab = every_lab
     ask, wanted = TRAFFIC[function]

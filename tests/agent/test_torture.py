@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 
 from skblab.agent.abi import Counts
-from skblab.agent.control import WRITE_REFUSALS
-from skblab.agent.functions import TABLE
-from skblab.agent.packets import HeldPacket, State
-from skblab.agent.streams import Hold, Running
+from skblab.agent.functions import CONTRACTS
+from skblab.agent.packets import WRITE_REFUSALS, HeldPacket, State
+from skblab.agent.running import Running
+from skblab.agent.streams import Hold
 from skblab.errors import GuestLost, PacketGone, SkblabError
 from skblab.host import process
 from skblab.image.store import find_image
@@ -141,7 +141,7 @@ class Rules:
         self.packets: list[HeldPacket] = []
         self.given: Counter[str] = Counter()
         self.arrived: Counter[str] = Counter()
-        self.functions = itertools.cycle(chance.sample(sorted(TABLE), len(TABLE)))
+        self.functions = itertools.cycle(chance.sample(sorted(CONTRACTS), len(CONTRACTS)))
 
     def come(self) -> None:
         """Put one more in force."""
@@ -255,7 +255,7 @@ def test_every_packet_is_accounted_for(lab: Lab) -> None:
     rules = Rules(lab, chance)
     traffic = Traffic(lab, seed)
     try:
-        while traffic.sent < PACKETS or min(rules.arrived[name] for name in TABLE) == 0:
+        while traffic.sent < PACKETS or min(rules.arrived[name] for name in CONTRACTS) == 0:
             traffic.check()
             if (now_s := time.monotonic()) > looked_s + LOOK_S:
                 looked_s = now_s

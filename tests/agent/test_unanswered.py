@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from skblab.agent import control
+from skblab.agent import link
 from skblab.errors import AgentDamaged, Timeout
 from skblab.lab import Lab
 from skblab.rule import Rule
@@ -19,7 +19,7 @@ def standing_still(lab: Lab) -> Iterator[None]:
     os.kill(lab.guest.pid, signal.SIGSTOP)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(control, "ANSWER_TIMEOUT_S", 0.5)
+            patch.setattr(link, "ANSWER_TIMEOUT_S", 0.5)
             yield
     finally:
         os.kill(lab.guest.pid, signal.SIGCONT)
@@ -31,20 +31,20 @@ def test_a_rule_that_was_not_taken_away_keeps_its_number(shared_lab: Lab) -> Non
     armed = agent.arm(Rule.parse("icmp_rcv = trace"))
     with standing_still(shared_lab), pytest.raises(Timeout):
         armed.disarm()
-    assert armed.number not in agent._free
+    assert armed.number not in agent.rules._free
     armed.disarm()
-    assert armed.number in agent._free
+    assert armed.number in agent.rules._free
     assert agent.channel.probes == 0
-    assert (agent._answers, agent._asked) == ({}, set())  # the answer that came too late, too
+    assert (agent.link._answers, agent.link._asked) == ({}, set())  # the answer that came too late, too
 
 
 def test_a_rule_that_may_come_into_force_yet_is_taken_away(shared_lab: Lab) -> None:
     agent = shared_lab.agent
     agent.wait_ready()
-    free = len(agent._free)
+    free = len(agent.rules._free)
     with standing_still(shared_lab), pytest.raises(Timeout):
         agent.arm(Rule.parse("icmp_rcv = drop"))
-    assert len(agent._free) == free - 1
+    assert len(agent.rules._free) == free - 1
     assert shared_lab.run(["ping", "-c", "1", "-W", "5", "guest"]).returncode == 0
     with agent.arm(Rule.parse("ip_rcv = trace")):
         assert agent.channel.probes == 1

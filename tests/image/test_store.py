@@ -7,14 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from skblab.agent.functions import packet_argument
 from skblab.errors import ImageDamaged, ImageMissing, UsageError
 from skblab.image import store
 from skblab.image.image import KERNEL, MANIFEST, Image, digest, digest_file
+from skblab.image.index import Function
 from skblab.image.missing import explain_missing
 from skblab.image.module import keep
 from skblab.image.unwind import Unwinder, ensure_table
 from skblab.lab import Lab
 from support import skblab
+
+
+def packet_number(function: Function) -> int | None:
+    argument = packet_argument(function)
+    return argument.number if argument else None
 
 
 @pytest.fixture
@@ -196,17 +203,17 @@ def test_the_index_knows_every_function(every_image: Image) -> None:
     assert icmp_rcv is not None
     assert icmp_rcv.signature == "int icmp_rcv(struct sk_buff *skb)"
     assert icmp_rcv.file == "net/ipv4/icmp.c"
-    assert icmp_rcv.skb_parameter == 0
+    assert packet_number(icmp_rcv) == 0
     source = (every_image.source / icmp_rcv.file).read_text().splitlines()
     assert "icmp_rcv(struct sk_buff *skb)" in source[icmp_rcv.line - 1]
     assert functions.at(icmp_rcv.address + 7) == icmp_rcv
     output = functions.lookup("ip_output")
     assert output is not None
     assert [one.type for one in output.parameters] == ["struct net *", "struct sock *", "struct sk_buff *"]
-    assert output.skb_parameter == 2
+    assert packet_number(output) == 2
     idle = functions.lookup("do_idle")
     assert idle is not None
-    assert idle.skb_parameter is None
+    assert packet_number(idle) is None
     assert functions.lookup("icmp_rvc") is None
     assert functions.near("icmp_rvc")[0] == "icmp_rcv"
     assert len(functions.names()) > 15_000

@@ -7,7 +7,7 @@ from pathlib import Path
 from skblab.agent import abi
 from skblab.host import process
 from skblab.image.recipe import kernel_dir
-from skblab.rule import MOST_COPIES
+from skblab.verdict import MOST_COPIES, ROWS
 
 HEADER = kernel_dir() / "agent" / "agent_abi.h"
 STRUCTS = {
@@ -112,7 +112,6 @@ def test_numbers() -> None:
     header = HEADER.read_text()
     in_c = {name: int(value, 0) for name, value in re.findall(r"\bAGENT_(\w+) = (\w+)", header)}
     for kind in (
-        abi.Verdict,
         abi.Command,
         abi.Event,
         abi.Cause,
@@ -124,6 +123,8 @@ def test_numbers() -> None:
     ):
         for member in kind:
             assert in_c.pop(member.name) == member.value, member
+    numbers = {row.number for row in ROWS}
+    assert {in_c.pop(name) for name in ("ACCEPT", "TRACE", "HOLD", "DROP", "DUPLICATE", "STOP")} == numbers
     assert in_c == {}
     assert f"#define AGENT_RULES {abi.RULES}\n" in header
     assert "#define AGENT_BY_HAND (AGENT_RULES - 1)" in header

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from skblab.edit.named import from_escapes
 from skblab.errors import RuleError
 from skblab.filter import INSTRUCTION_BYTES, compile_filter
-from skblab.rule import LEAST_PERCENT, ORDERS, Occurrence, Rule
+from skblab.rule import LEAST_PERCENT, Occurrence, Rule
+from skblab.verdict import ORDERS
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,20}", fullmatch=True)
 NUMBERS = st.integers(1, 1000)

@@ -35,19 +35,8 @@ OFFSETS = {
 SHARED_BYTES = 1049088
 
 
-class Verdict(enum.IntEnum):
-    """What the agent does with a packet; what a person may ask for is more (see rule.py)."""
-
-    ACCEPT = 0
-    TRACE = 1
-    HOLD = 2
-    DROP = 3
-    DUPLICATE = 4
-    STOP = 5
-
-
 class Command(enum.IntEnum):
-    """What the agent can be told."""
+    """enum agent_command_kind."""
 
     ARM = 1
     DISARM = 2
@@ -160,11 +149,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """struct agent_arm: put a rule on a function."""
+    """struct agent_arm: put a rule on a function. ``verdict`` is a row's number (skblab.verdict)."""
 
-    rule: int
     address: int
-    verdict: Verdict
+    verdict: int
     filter: bytes = b""
     first: int = 1
     last: int = 0
@@ -177,7 +165,7 @@ class Arm:
     chance: int = 0
     seed: int = 0
     reason: int = 0
-    copies: int = 0
+    argument: int = 0
     captured_bytes: int = 0
     held_returns: int = 0
     dropped_returns: int = 0
@@ -188,13 +176,13 @@ class Arm:
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH10Q6I2i4BI")
 
-    def encode(self, cookie: int) -> bytes:
+    def encode(self, rule: int, cookie: int) -> bytes:
         """Return the command's bytes."""
         head = self.LAYOUT.pack(
-            self.LAYOUT.size + len(self.filter), Command.ARM, self.rule, cookie, self.address,
+            self.LAYOUT.size + len(self.filter), Command.ARM, rule, cookie, self.address,
             self.first, self.last, self.every, self.delay_ns, self.jitter_ns, self.lease_ns,
             self.text_start, self.text_end,
-            self.chance, self.seed, self.verdict, self.reason, self.copies, self.captured_bytes,
+            self.chance, self.seed, self.verdict, self.reason, self.argument, self.captured_bytes,
             self.held_returns, self.dropped_returns,
             self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments, len(self.filter) // 8,
         )  # fmt: skip

@@ -1,69 +1,32 @@
-"""Which verdict is sound where: what may be done to a packet depends on who owns it and what the caller is told.
+"""Which argument of a kernel function is its packet, whether the agent may look at it, and who owns it.
 
-A function of this table takes over the packet: whoever called it is done with it, and only wants to know how it went.
-So the packet may be set aside, freed or copied in its place, if the caller gets a value that fits. Everywhere else a
-packet can be traced and stopped at.
+Rules, traces, ``skblab probes`` and gdb all ask here. A function with a *contract* owns its packet: its caller does not
+use the packet afterwards and reads nothing but the return value. So the packet can be held, freed or copied at the
+function's entry, and the caller gets a return value that fits. At every other function a packet can be traced only.
 """
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from skblab.agent.abi import Given
 from skblab.errors import UnsupportedVerdict
 from skblab.image.index import SKB_TYPE, Function
-from skblab.rule import VERDICTS
+from skblab.verdict import ROWS, Verdict
 
-NET_RX_DROP = 1  # include/linux/netdevice.h
-NET_XMIT_DROP = 1
-OWNING = frozenset({"hold", "delay", "drop", "duplicate", "edit"})
+REGISTERS = 6  # System V ABI, AMD64: arguments beyond the sixth are on the stack
+DEVICE_TYPE, SOCKET_TYPE, NET_TYPE = "struct net_device *", "struct sock *", "struct net *"
+CONST_TYPE, POINTER_TYPE, LIST_TYPE = f"const {SKB_TYPE}", "struct sk_buff **", "struct list_head *"
+LISTS = frozenset({  # whose list is one of packets: net/core/dev.c, net/ipv4/ip_input.c, net/ipv6/ip6_input.c
+    "netif_receive_skb_list", "netif_receive_skb_list_internal", "__netif_receive_skb_list_core", "ip_list_rcv",
+    "ip_sublist_rcv", "ip_list_rcv_finish", "ip_sublist_rcv_finish", "ipv6_list_rcv", "ip6_sublist_rcv",
+    "ip6_list_rcv_finish", "ip6_sublist_rcv_finish",
+})  # fmt: skip
 
-
-@dataclass(frozen=True, slots=True)
-class Takeover:
-    """A function that takes over its packet.
-
-    :param held: the return value where the packet is held
-    :param dropped: the return value where it is dropped
-    :param parsed: the kernel has checked and parsed the network header before, and relies on that
-    :param fragmented: nothing fragments the packet after this: it must not be longer than its device's MTU
-    """
-
-    held: int = 0
-    dropped: int = 0
-    parsed: bool = True
-    fragmented: bool = False
-
-
-# In the order in which a packet meets them.
-TABLE: dict[str, Takeover] = {
-    # Received, any protocol (net/core/dev.c). The packet types' functions return NET_RX_*, and nobody looks.
-    "ip_rcv": Takeover(dropped=NET_RX_DROP, parsed=False),
-    "ip_local_deliver": Takeover(dropped=NET_RX_DROP),
-    "ip_local_deliver_finish": Takeover(),
-    # A protocol's handler returns 0, or minus a protocol to go on with (net/ipv4/ip_input.c ip_protocol_deliver_rcu()).
-    "icmp_rcv": Takeover(),
-    "tcp_v4_rcv": Takeover(),
-    "udp_rcv": Takeover(),
-    "arp_rcv": Takeover(dropped=NET_RX_DROP, parsed=False),
-    "arp_process": Takeover(dropped=NET_RX_DROP),
-    "ipv6_rcv": Takeover(dropped=NET_RX_DROP, parsed=False),
-    "ip6_input": Takeover(),
-    # Above 0 would be a next header to go on with (net/ipv6/ip6_input.c ip6_protocol_deliver_rcu()).
-    "icmpv6_rcv": Takeover(),
-    "tcp_v6_rcv": Takeover(),
-    "udpv6_rcv": Takeover(),
-    # Sent. 0 is success, and what a sender is told of a drop is what a full queue would tell it.
-    "ip_output": Takeover(dropped=NET_XMIT_DROP),
-    "ip_finish_output2": Takeover(dropped=NET_XMIT_DROP, parsed=False, fragmented=True),
-    "ip6_output": Takeover(dropped=NET_XMIT_DROP),
-    "ip6_finish_output2": Takeover(dropped=NET_XMIT_DROP, parsed=False, fragmented=True),
-    "__dev_queue_xmit": Takeover(dropped=NET_XMIT_DROP, parsed=False, fragmented=True),
-}
-
-# Where the agent itself would run inside itself, or the stack is not the kernel's: nothing may be probed there.
+# Files whose functions the agent itself calls, or that run on another stack than the kernel's: no probe there.
 FORBIDDEN_FILES = ("arch/um/", "arch/x86/um/", "kernel/time/", "kernel/softirq.c", "kernel/bpf/", "lib/")
+DRIVER = "arch/um/drivers/vector_kern.c"  # the guest's network device: a trace sees it, a rule may not be there
 
-# net/core/skbuff.c, net/core/datagram.c, net/unix/af_unix.c: what is given is no packet that can be looked at.
+# net/core/skbuff.c, net/core/datagram.c, net/unix/af_unix.c: functions whose sk_buff is no valid packet at their entry.
 NO_PACKETS = {
     **dict.fromkeys(
         ("__build_skb_around", "build_skb_around", "__finalize_skb_around", "__skb_clone", "__copy_skb_header"),
@@ -79,60 +42,183 @@ NO_PACKETS = {
             "__skb_wait_for_more_packets",
             "unix_stream_data_wait",
         ),
-        "what it takes is no packet, but a place in a queue",
+        "its argument is a place in a queue, not a packet",
     ),
 }
 
+NET_RX_DROP = 1  # include/linux/netdevice.h
+NET_XMIT_DROP = 1
 
-def no_packet(function: Function) -> str:
-    """Return why the packet that a function takes cannot be looked at; "" where it can."""
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a function that owns its packet promises its caller.
+
+    :param held: the return value where the packet is held
+    :param dropped: the return value where the packet is dropped
+    :param parsed: the kernel has checked and parsed the network header before, and relies on that
+    :param fragmented: no later function fragments the packet: it must fit its device's MTU
+    """
+
+    held: int = 0
+    dropped: int = 0
+    parsed: bool = True
+    fragmented: bool = False
+
+
+# In the order in which a packet meets them.
+CONTRACTS: dict[str, Contract] = {
+    # Received, any protocol (net/core/dev.c). packet_type.func returns NET_RX_*, and no caller reads it.
+    "ip_rcv": Contract(dropped=NET_RX_DROP, parsed=False),
+    "ip_local_deliver": Contract(dropped=NET_RX_DROP),
+    "ip_local_deliver_finish": Contract(),
+    # A protocol's handler returns 0, or minus the protocol to try next (net/ipv4/ip_input.c ip_protocol_deliver_rcu()).
+    "icmp_rcv": Contract(),
+    "tcp_v4_rcv": Contract(),
+    "udp_rcv": Contract(),
+    "arp_rcv": Contract(dropped=NET_RX_DROP, parsed=False),
+    "arp_process": Contract(dropped=NET_RX_DROP),
+    "ipv6_rcv": Contract(dropped=NET_RX_DROP, parsed=False),
+    "ip6_input": Contract(),
+    # A value above 0 is the next header to try (net/ipv6/ip6_input.c ip6_protocol_deliver_rcu()).
+    "icmpv6_rcv": Contract(),
+    "tcp_v6_rcv": Contract(),
+    "udpv6_rcv": Contract(),
+    # Sent. 0 is success; a dropped packet returns what a full queue returns.
+    "ip_output": Contract(dropped=NET_XMIT_DROP),
+    "ip_finish_output2": Contract(dropped=NET_XMIT_DROP, parsed=False, fragmented=True),
+    "ip6_output": Contract(dropped=NET_XMIT_DROP),
+    "ip6_finish_output2": Contract(dropped=NET_XMIT_DROP, parsed=False, fragmented=True),
+    "__dev_queue_xmit": Contract(dropped=NET_XMIT_DROP, parsed=False, fragmented=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PacketArgument:
+    """The argument by which a function gets its packet.
+
+    :param number: from 0
+    :param type: its C type
+    :param given: the packet itself, a pointer to it, or a list of packets
+    """
+
+    number: int
+    type: str
+    given: Given
+
+    @property
+    def in_register(self) -> bool:
+        """Whether the agent finds it: it is not on the stack."""
+        return self.number < REGISTERS
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a ``struct sk_buff *``, which rules and gdb take."""
+        return self.type == SKB_TYPE
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """Arguments that a held packet needs to stay valid: bit n is argument n (kernel/agent/keep.c takes references)."""
+
+    devices: int
+    sockets: int
+    nets: int
+
+
+def packet_argument(function: Function) -> PacketArgument | None:
+    """Return the argument by which a function gets its packet, or None where it gets none."""
+    types = [parameter.type for parameter in function.parameters]
+    kinds = {SKB_TYPE: Given.ITSELF, CONST_TYPE: Given.ITSELF, POINTER_TYPE: Given.BY_POINTER}
+    if function.name in LISTS:
+        kinds[LIST_TYPE] = Given.IN_LIST
+    for kind, given in kinds.items():
+        if kind in types[:REGISTERS]:
+            return PacketArgument(types.index(kind), kind, given)
+    return PacketArgument(types.index(SKB_TYPE), SKB_TYPE, Given.ITSELF) if SKB_TYPE in types else None
+
+
+def plain_packet(function: Function) -> PacketArgument | None:
+    """Return the argument that is a function's ``struct sk_buff *``, or None where it has none."""
+    argument = packet_argument(function)
+    return argument if argument and argument.is_plain else None
+
+
+def references(function: Function) -> References:
+    """Return which arguments a held packet needs to stay valid."""
+    types = [parameter.type for parameter in function.parameters[:REGISTERS]]
+    return References(*(_bits(types, wanted) for wanted in (DEVICE_TYPE, SOCKET_TYPE, NET_TYPE)))
+
+
+def _bits(types: list[str], wanted: str) -> int:
+    return sum(1 << number for number, one in enumerate(types) if one == wanted)
+
+
+def why_no_packet(function: Function) -> str:
+    """Return why the agent may not look at a function's packet; "" where it may."""
     return NO_PACKETS.get(function.name.partition(".")[0], "")
 
 
-def nearest(function: Function, files: Callable[[str], str]) -> list[str]:
-    """Return the table's functions that are nearest to another: of its file, else of its directory, else all."""
-    for place in (function.file, function.file.rpartition("/")[0] + "/"):
-        if found := [name for name in TABLE if files(name).startswith(place)]:
-            return found
-    return list(TABLE)
+def why_not_followed(function: Function) -> str:
+    """Return why a trace cannot probe a function; "" where it can."""
+    if function.file.startswith(FORBIDDEN_FILES) and function.file != DRIVER:
+        return "the agent itself runs on it"
+    return why_no_packet(function)
 
 
-def check(verdict: str, function: Function, files: Callable[[str], str] = lambda _: "") -> Takeover | None:
-    """Return what a function's callers are told, or None where nothing has to be told to them.
+def contract_for(verdict: Verdict, function: Function, file_of: Callable[[str], str] = lambda _: "") -> Contract | None:
+    """Return a function's contract, or None where it has none and the verdict needs none.
 
-    :param files: the kernel's source file of a function
-    :raises UnsupportedVerdict: the verdict is not sound there
+    :param file_of: returns the source file of a function of a name
+    :raises UnsupportedVerdict: the verdict is not sound at that function
     """
-    name = function.name
+    _check_probe(function)
+    contract = CONTRACTS.get(function.name)
+    if contract is None and verdict.owns:
+        raise UnsupportedVerdict(
+            f"{verdict.word} is not sound at {function.name}()",
+            found=f"it is not known to take over its packet: its caller may go on to use it\n{function.signature}",
+            hint=f"{verdict.word} works at {', '.join(_nearest(function, file_of))}\n{_anywhere()} work everywhere",
+        )
+    return contract
+
+
+def _check_probe(function: Function) -> None:
+    """Raise UnsupportedVerdict where no rule can be at a function."""
+    name, argument = function.name, plain_packet(function)
     if function.file.startswith(FORBIDDEN_FILES):
         raise UnsupportedVerdict(
             f"nothing can be probed in {name}()", found=f"{function.file} is what the agent itself runs on"
         )
-    if function.skb_parameter is None:
+    if argument is None:
         raise UnsupportedVerdict(f"{name}() takes no {SKB_TYPE.strip()}", found=function.signature)
-    if function.skb_parameter >= 6:
+    if not argument.in_register:
         raise UnsupportedVerdict(f"{name}() takes its packet on the stack", found=function.signature)
-    if why := no_packet(function):
+    if why := why_no_packet(function):
         raise UnsupportedVerdict(
             f"{name}() has no packet to look at",
             found=why,
             hint="probe the function that calls it, or set a breakpoint in gdb",
         )
-    takeover = TABLE.get(name)
-    if takeover is None and verdict in OWNING:
-        raise UnsupportedVerdict(
-            f"{verdict} is not sound at {name}()",
-            found="it is not known to take over its packet: its caller may go on to use it\n" + function.signature,
-            hint=f"{verdict} works at {', '.join(nearest(function, files))}\ntrace, accept and stop work everywhere",
-        )
-    return takeover
+
+
+def _nearest(function: Function, file_of: Callable[[str], str]) -> list[str]:
+    """Return the functions with a contract nearest to another: of its file, else of its directory, else all."""
+    for place in (function.file, function.file.rpartition("/")[0] + "/"):
+        if found := [name for name in CONTRACTS if file_of(name).startswith(place)]:
+            return found
+    return list(CONTRACTS)
+
+
+def _anywhere() -> str:
+    *some, last = (row.word for row in ROWS if not row.owns)
+    return f"{', '.join(some)} and {last}"
 
 
 def sound_verdicts(function: Function) -> list[str]:
-    """Return the verdicts that are sound at a function."""
-    sound = []
-    for verdict in VERDICTS:
-        with contextlib.suppress(UnsupportedVerdict):
-            check(verdict, function)
-            sound.append(verdict)
-    return sound
+    """Return the words of the verdicts that are sound at a function."""
+    try:
+        _check_probe(function)
+    except UnsupportedVerdict:
+        return []
+    return [row.word for row in ROWS if function.name in CONTRACTS or not row.owns]

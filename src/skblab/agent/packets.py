@@ -1,25 +1,34 @@
-"""A held packet's life, and what can be decided about it."""
+"""Packets that the agent holds: the life of one, what can be decided about it, and the table of all."""
 
 import enum
+import errno
 import functools
+import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
+from skblab.agent import abi
 from skblab.agent.abi import Cause, Command, Hit
-from skblab.agent.functions import TABLE, Takeover
+from skblab.agent.functions import CONTRACTS, Contract
+from skblab.agent.link import Link
 from skblab.edit import Checksum, Edited, difference, edited
 from skblab.errors import PacketError, PacketGone, UsageError
-from skblab.image.unwind import Frame
+from skblab.image.unwind import Frame, Unwinder
 from skblab.packet import Packet
-from skblab.rule import MOST_COPIES, MOST_TIME_NS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from skblab.agent.control import Agent
+from skblab.verdict import MOST_COPIES, MOST_TIME_NS
 
 MOST_DELAY_S = MOST_TIME_NS / 1e9
+
+WRITE_REFUSALS = {
+    errno.EOPNOTSUPP: (
+        "this edit of a GSO packet is not sound: it stands for several segments, and all headers keep their sizes",
+        "in the guest: ip link set DEVICE gro_max_size 0 (for what it receives), or gso_max_segs 1 (for what it sends)",
+    ),
+    errno.EMSGSIZE: ("the edited packet is longer than its device takes", "edit it before fragmentation: at ip_output"),
+    errno.EBUSY: ("somebody else reads this packet, so it cannot be edited", "edit it at another function"),
+}  # fmt: skip
 
 
 class State(enum.Enum):
@@ -42,20 +51,102 @@ LIFE: dict[State, frozenset[State]] = {
 }
 
 
-class HeldPacket:
-    """One packet that is set aside inside the guest's kernel, which runs on.
+class Holdings:
+    """All packets that the agent holds now, by their numbers, and the commands about one of them.
 
-    ``release``, ``drop``: once. ``duplicate``, ``edit``, ``revert``: as often as one likes before that.
+    :param unwinder: returns what makes a backtrace of a hit's stack
     """
 
-    def __init__(self, agent: "Agent", hit: Hit, function: str) -> None:
-        self._agent = agent
+    def __init__(self, link: Link, unwinder: Callable[[], Unwinder]) -> None:
+        self.link = link
+        self.unwinder = unwinder
+        self._packets: dict[int, HeldPacket] = {}
+
+    def add(self, hit: Hit, function: str) -> "HeldPacket":
+        """Note a packet that the agent has begun to hold."""
+        held = HeldPacket(self, hit, function)
+        self._packets[hit.packet] = held
+        return held
+
+    def end(self, event: abi.End) -> "list[HeldPacket]":
+        """Note that a packet, or every packet of a rule, is held no more; return those."""
+        state = State.DROPPED if event.dropped else State.RELEASED
+        at_ns = self.link.channel.host_ns(event.at_ns)
+        numbers = self._numbers(event.rule) if event.packet == abi.ALL else [event.packet]
+        ended = [held for number in numbers if (held := self._packets.pop(number, None))]
+        for held in ended:
+            held.end(state, at_ns, event.cause)
+        return ended
+
+    def lose(self) -> None:
+        """Note that the agent is gone with everything that it held."""
+        held, self._packets = self._packets, {}
+        for packet in held.values():
+            packet.end(State.LOST, 0)
+
+    def release_by_hand(self, packet: int = 0) -> None:
+        """Release a packet that a debugger had the agent hold, or all of them (0)."""
+        for number in [packet] if packet else self._numbers(abi.BY_HAND):
+            self.decide(Command.RELEASE, number)
+
+    def decide(self, command: Command, packet: int, *, after_ns: int = 0, number: int = 0) -> None:
+        """Send the agent a decision about a packet; RELEASE and DISCARD do not wait for the answer."""
+
+        def encode(cookie: int) -> bytes:
+            return abi.encode_decide(command, cookie, packet=packet, after_ns=after_ns, number=number)
+
+        if command in {Command.RELEASE, Command.DISCARD}:  # the packet may have gone by itself meanwhile: no error
+            self.link.send(encode(0))
+        else:
+            self.link.ask(encode, command.name.lower())
+
+    def write(self, packet: int, edited: Edited, *, within_mtu: bool) -> None:
+        """Write a packet's bytes, from its network header on.
+
+        :param within_mtu: no later function fragments it: it must fit its device's MTU
+        :raises PacketError: the agent refused; the packet is as it was
+        """
+        flags = abi.WriteFlag(0)
+        if within_mtu:
+            flags |= abi.WriteFlag.WITHIN_MTU
+        if edited.distrusted:
+            flags |= abi.WriteFlag.DISTRUST
+        (answer,) = self.link.ask_each(
+            [
+                lambda cookie: abi.encode_write(
+                    cookie,
+                    packet=packet,
+                    data=edited.packet.data,
+                    data_offset=edited.data_offset,
+                    checksum=(edited.pending.start, edited.pending.offset),
+                    flags=flags,
+                )
+            ],
+            "writing a packet",
+        )
+        if answer.result < 0:
+            what, hint = WRITE_REFUSALS.get(-answer.result, ("the agent refused to write the packet", ""))
+            raise PacketError(what, found=answer.note or os.strerror(-answer.result), hint=hint)
+
+    def _numbers(self, rule: int) -> list[int]:
+        packets = list(self._packets.items())  # the reading thread may add one meanwhile
+        return [number for number, held in packets if held.hit.rule == rule]
+
+
+class HeldPacket:
+    """One packet that the agent holds while the guest's kernel runs on.
+
+    ``release``, ``drop``: once. ``duplicate``, ``edit``, ``revert``: any number of times before that.
+    """
+
+    def __init__(self, holdings: Holdings, hit: Hit, function: str) -> None:
+        self._holdings = holdings
         self._lock = threading.Lock()
         self.hit = hit
         self.function = function
         self.packet = Packet(hit.data, hit.protocol)
         self._pending = self._pending_at_first = Checksum(hit.checksum_start, hit.checksum_offset)
-        self.held_at_ns = agent.channel.host_ns(hit.at_ns)
+        self.held_at_ns = holdings.link.channel.host_ns(hit.at_ns)
         self.ended_at_ns = 0
         self.cause = Cause.DECIDED  # why it went, once it has
         self.state = State.HELD
@@ -74,7 +165,7 @@ class HeldPacket:
 
         :raises BuildFailed: the kernel's debug info cannot be read
         """
-        return self._agent.unwinder.backtrace(self.function, self.hit.stack)
+        return self._holdings.unwinder().backtrace(self.function, self.hit.stack)
 
     def summary(self) -> str:
         """Return the packet in one line, and where it is held."""
@@ -89,7 +180,7 @@ class HeldPacket:
         if not 0 <= after_s <= MOST_DELAY_S:
             raise UsageError(f"release after {after_s:g} s", found=f"0 to {MOST_DELAY_S:g} s")
         self._decide("release")
-        self._agent.decide(Command.RELEASE, self.hit.packet, after_ns=round(after_s * 1e9))
+        self._holdings.decide(Command.RELEASE, self.hit.packet, after_ns=round(after_s * 1e9))
 
     def drop(self) -> None:
         """Free it.
@@ -97,7 +188,7 @@ class HeldPacket:
         :raises PacketGone: that has been decided already
         """
         self._decide("drop")
-        self._agent.decide(Command.DISCARD, self.hit.packet)
+        self._holdings.decide(Command.DISCARD, self.hit.packet)
 
     def duplicate(self, copies: int = 1) -> None:
         """Send copies of it on their way, now; it stays held itself.
@@ -108,16 +199,16 @@ class HeldPacket:
         if not 1 <= copies <= MOST_COPIES:
             raise UsageError(f"{copies} copies", found=f"1 to {MOST_COPIES}")
         self._require_held("duplicate")
-        self._agent.decide(Command.COPY, self.hit.packet, number=copies)
+        self._holdings.decide(Command.COPY, self.hit.packet, number=copies)
 
-    def edit(self, change: "Callable[[Any], object]", *, fix: bool = True) -> str:
+    def edit(self, change: Callable[[Any], object], *, fix: bool = True) -> str:
         """Change it; return what was changed, as a diff, and what that does to others. It stays held.
 
         *change* gets the packet as scapy layers and changes them in place, or returns the packet to put in its place,
         or bytes: the new payload. Lengths and checksums follow where they were right, unless *fix* is false.
 
         :raises PacketGone: it is held no more
-        :raises PacketError: what came out cannot be written back; the packet is as it was
+        :raises PacketError: the result cannot be written back; the packet is as it was
         """
         self._require_held("edit")
         return self._write(
@@ -125,7 +216,7 @@ class HeldPacket:
         )
 
     def revert(self) -> str:
-        """Take all edits back: write it as it came; return what that changed, as a diff. It stays held.
+        """Undo all edits: write it as it came; return what that changed, as a diff. It stays held.
 
         :raises PacketGone: it is held no more
         """
@@ -134,11 +225,11 @@ class HeldPacket:
         return self._write(Edited(first, self.hit.data_offset, self._pending_at_first))
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until it has gone, one way or the other; whether it has."""
-        return self._agent.wait_until(lambda: not LIFE[self.state], timeout_s)
+        """Wait until it is released, dropped or lost; return whether it is."""
+        return self._holdings.link.wait_until(lambda: not LIFE[self.state], timeout_s)
 
     def end(self, state: State, at_ns: int, cause: Cause = Cause.DECIDED) -> None:
-        """Note how it went, and why; those who wait are woken by the agent's reader, once for many packets."""
+        """Note how it went, and why. The link's reading thread wakes those who wait, once for many packets."""
         with self._lock:
             if self.state in (State.HELD, State.LEAVING):  # LIFE says the same, but an enum is hashed slowly
                 self.state = state
@@ -146,13 +237,13 @@ class HeldPacket:
                 self.cause = cause
 
     def _write(self, edited: Edited) -> str:
-        """Write a packet in the place of this one; return what that changes."""
+        """Write other bytes in the place of this packet's; return what that changes."""
         said = difference(self.packet, edited.packet)
         if said or edited.pending != self._pending:
-            takeover = TABLE.get(self.function, Takeover())
-            if takeover.parsed:
+            contract = CONTRACTS.get(self.function, Contract())
+            if contract.parsed:
                 _check_like(edited.packet, self.packet)
-            self._agent.write(self.hit.packet, edited, within_mtu=takeover.fragmented)
+            self._holdings.write(self.hit.packet, edited, within_mtu=contract.fragmented)
             self.packet = edited.packet
             self._pending = edited.pending
         return "\n".join(filter(None, (said, *edited.remarks)))
@@ -172,6 +263,6 @@ def _check_like(packet: Packet, before: Packet) -> None:
     try:
         packet.check_like(before)
     except PacketError as error:
-        free = ", ".join(name for name, takeover in TABLE.items() if not takeover.parsed)
+        free = ", ".join(name for name, contract in CONTRACTS.items() if not contract.parsed)
         error.hint = f"edit it where the kernel has not parsed it yet, or does not any more: {free}"
         raise

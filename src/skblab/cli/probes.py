@@ -4,9 +4,9 @@ import argparse
 import json
 
 from skblab.agent.functions import sound_verdicts
-from skblab.agent.points import can_be_followed, choose
+from skblab.agent.points import choose
 from skblab.cli.options import add_image_options, chosen_image, complete, function_names
-from skblab.rule import VERDICTS
+from skblab.verdict import VERDICTS
 
 EXAMPLES = """\
 examples:
@@ -39,7 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
     """List them."""
     image = chosen_image(arguments)
     for function in sorted(choose(image, arguments.patterns, arguments.calls), key=lambda one: (one.file, one.line)):
-        assert not can_be_followed(function)
         verdicts = sound_verdicts(function)
         if arguments.json:
             print(json.dumps({"name": function.name, "file": function.file, "line": function.line,

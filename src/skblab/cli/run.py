@@ -16,8 +16,9 @@ from skblab.errors import GuestLost
 from skblab.event import Hit
 from skblab.guest.panic import GuestPanicked
 from skblab.session import Outcome, Session
+from skblab.verdict import table
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   skblab run -r 'icmp_rcv = delay 300ms @2' -- ping -c3 -i0.4 guest
   skblab run -r 'ip_rcv = drop if icmp[icmptype] == icmp-echo and icmp[6:2] == 3' -- ping -c5 guest
@@ -28,10 +29,11 @@ examples:
   skblab run -f faults.rules --series 6.1 -- ./my-test guest     rules from a file, one a line
 
 a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]:
-  verdicts     accept, trace, hold [N] [release fifo|reverse|random], delay TIME [+-JITTER], drop [REASON],
-               duplicate [N], edit FIELD=VALUE[,FIELD=VALUE], stop
   occurrences  @3  @2-5  @3-  @every 10  @random 10% [seed N]
   filters      pcap-filter(7), as in tcpdump
+
+verdicts: what happens to the packet
+{table()}
 
 The command runs on the host side of the link, where guest and host are names; its exit status is skblab's, or 1
 where that is 0 and an edit has failed.

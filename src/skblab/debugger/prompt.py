@@ -10,8 +10,8 @@ import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from skblab.agent.control import DEVICE_TYPE, NET_TYPE, SOCKET_TYPE, Agent, bits
-from skblab.agent.functions import TABLE
+from skblab.agent.control import Agent
+from skblab.agent.functions import CONTRACTS, plain_packet, references
 from skblab.debugger import attach
 from skblab.debugger.inside import wire
 from skblab.errors import DebuggerError, LabBusy, SkblabError, Timeout
@@ -197,17 +197,17 @@ def _scripts(image: Image) -> str:
 
 def _order(image: Image, guest: Guest, holds: Holds | None, no_hold: str, *, from_boot: bool) -> wire.OpenPrompt:
     """Return what gdb has to know of this kernel: where packets come by, where they end, how one is dropped."""
-    found = {name: image.functions.lookup(name) for name in (*TABLE, *ENDS)}
-    ends = [_place(one) for name in ENDS if (one := found[name]) and one.skb_parameter is not None]
+    found = {name: image.functions.lookup(name) for name in (*CONTRACTS, *ENDS)}
+    ends = [_place(one) for name in ENDS if (one := found[name]) and plain_packet(one)]
     drop = next(one for name in ENDS if (one := found[name]) and one.parameters[-1].name == "reason")
     return wire.OpenPrompt(
         pid=guest.inner_pid,
         from_boot=from_boot,
         scripts=_scripts(image),
         path=tuple(
-            _place(one, takeover.dropped, takeover.held)
-            for name, takeover in TABLE.items()
-            if (one := found[name]) and one.skb_parameter is not None
+            _place(one, contract.dropped, contract.held)
+            for name, contract in CONTRACTS.items()
+            if (one := found[name]) and plain_packet(one)
         ),
         ends=tuple(ends),
         drop=_place(drop),
@@ -220,9 +220,8 @@ def _order(image: Image, guest: Guest, holds: Holds | None, no_hold: str, *, fro
 
 
 def _place(function: Function, told: int | None = None, held: int = 0) -> wire.Place:
-    assert function.skb_parameter is not None
-    types = [parameter.type for parameter in function.parameters[:6]]
+    packet, needed = plain_packet(function), references(function)
+    assert packet
     return wire.Place(
-        function.name, function.address, function.skb_parameter, told, held, bits(types, DEVICE_TYPE),
-        bits(types, SOCKET_TYPE), bits(types, NET_TYPE),
-    )  # fmt: skip
+        function.name, function.address, packet.number, told, held, needed.devices, needed.sockets, needed.nets
+    )

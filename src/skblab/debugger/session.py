@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from skblab.agent.functions import plain_packet
 from skblab.debugger import attach
 from skblab.debugger.inside import wire
 from skblab.errors import DebuggerError, Timeout, UsageError
@@ -101,7 +102,8 @@ class Debugger:
         :raises DebuggerError: gdb does not understand the condition
         """
         found = find_function(self.image, function)
-        skb = "" if found.skb_parameter is None else found.parameters[found.skb_parameter].name
+        packet = plain_packet(found)
+        skb = found.parameters[packet.number].name if packet else ""
         return self._set(wire.SetStop(function, found.address, skb, condition))
 
     def set_agent_stop(self, address: int, module: Path) -> int:

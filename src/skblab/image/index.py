@@ -1,4 +1,4 @@
-"""The index of a kernel's functions: where each is, what it takes, which of its parameters is the packet."""
+"""The index of a kernel's functions: where each is, and what it takes."""
 
 import contextlib
 import difflib
@@ -45,12 +45,6 @@ class Function:
     line: int
     return_type: str
     parameters: tuple[Parameter, ...]
-
-    @property
-    def skb_parameter(self) -> int | None:
-        """The first parameter that is a ``struct sk_buff *``, or None."""
-        types = [parameter.type for parameter in self.parameters]
-        return types.index(SKB_TYPE) if SKB_TYPE in types else None
 
     @property
     def signature(self) -> str:

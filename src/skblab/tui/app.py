@@ -114,8 +114,8 @@ class HoldApp(Decisions):
         )
         self.screen_stack[0].query_one(ClientPane).update(self.client)
         self._show_chosen()
-        if self.lab.agent.gone and self.lost is None:
-            self.lost = self.lab.agent.lost()
+        if self.lab.agent.link.gone and self.lost is None:
+            self.lost = self.lab.agent.link.lost()
             self.push_screen(Lost(self.lost, lambda: self._leave_for(self.lost)))
 
     def _show_chosen(self) -> None:

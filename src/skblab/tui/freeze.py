@@ -1,5 +1,6 @@
 """From a held packet to the whole kernel standing still around it."""
 
+from skblab.agent.functions import plain_packet
 from skblab.agent.packets import HeldPacket
 from skblab.lab import Lab
 
@@ -11,8 +12,9 @@ def freezing(lab: Lab, held: HeldPacket) -> list[str]:
     """Return gdb's commands that let the kernel go on to where a packet, about to be released, enters its function."""
     function = lab.image.functions.lookup(held.function)
     assert function
-    assert function.skb_parameter is not None
-    register = REGISTERS[function.skb_parameter]
+    packet = plain_packet(function)
+    assert packet
+    register = REGISTERS[packet.number]
     return [
         f"tbreak *{function.address + ENTRY_BYTES:#x} if ${register} == {held.hit.skb:#x}",
         "continue",

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skblab.agent.packets import HeldPacket, State
-from skblab.agent.streams import Hold, Running
+from skblab.agent.running import Running
+from skblab.agent.streams import Hold
 from skblab.errors import GuestLost, UsageError
 from skblab.lab import Lab
 from skblab.packet import ETH_P_IP, Packet

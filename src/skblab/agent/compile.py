@@ -1,0 +1,70 @@
+"""From a rule to the agent's command. Pure: a rule, a function of an image, and out comes struct agent_arm."""
+
+from skblab.agent import abi
+from skblab.agent.functions import Contract, contract_for, plain_packet, references
+from skblab.filter import compile_filter
+from skblab.image.image import Image
+from skblab.image.index import Function
+from skblab.image.reasons import drop_reason
+from skblab.rule import Occurrence, Rule
+from skblab.verdict import VERDICTS
+
+SHOWN_BYTES = 128  # of a packet in a hit whose verdict does not need the whole packet
+WHOLE_PACKET = 0xFFFF
+CHANCES = 1 << 32
+
+
+def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float) -> abi.Arm:
+    """Return the command that puts a rule in force at a function, still without its number.
+
+    :param lease_s: a held packet goes on by itself if nothing decides on it within that time; 0: never
+    :raises UnsupportedVerdict: the verdict is not sound there
+    :raises RuleError: libpcap does not understand the filter, or this kernel has no such drop reason
+    """
+    verdict = VERDICTS[rule.verdict]
+    contract = contract_for(verdict, function, lambda name: _file_of(image, name)) or Contract()
+    packet, needed = plain_packet(function), references(function)
+    assert packet
+    numbers, occurrence = verdict.numbers(rule), rule.occurrence
+    text_start, text_end = image.functions.text if verdict.stack else (0, 0)
+    return abi.Arm(
+        address=function.address,
+        verdict=verdict.number,
+        filter=compile_filter(rule.filter),
+        first=occurrence.first,
+        last=occurrence.last,
+        every=occurrence.every,
+        delay_ns=numbers.delay_ns,
+        jitter_ns=numbers.jitter_ns,
+        lease_ns=round(lease_s * 1e9),
+        text_start=text_start,
+        text_end=text_end,
+        argument=numbers.argument,
+        chance=_chance(occurrence),
+        seed=occurrence.seed,
+        reason=drop_reason(image, rule.reason),
+        captured_bytes=WHOLE_PACKET if verdict.whole else SHOWN_BYTES,
+        held_returns=contract.held,
+        dropped_returns=contract.dropped,
+        skb_argument=packet.number,
+        device_arguments=needed.devices,
+        socket_arguments=needed.sockets,
+        net_arguments=needed.nets,
+    )
+
+
+def compile_watch(function: Function) -> abi.Arm:
+    """Return the command that reports each call of a function, which needs no packet."""
+    return abi.Arm(address=function.address, verdict=VERDICTS["trace"].number, skb_argument=abi.NO_PACKET)
+
+
+def _file_of(image: Image, name: str) -> str:
+    function = image.functions.lookup(name)
+    return function.file if function else ""
+
+
+def _chance(occurrence: Occurrence) -> int:
+    """Return how many of 2^32 random numbers are a match; 0: all."""
+    if occurrence.percent in {0, 100}:
+        return 0
+    return max(int(occurrence.percent / 100 * CHANCES), 1)

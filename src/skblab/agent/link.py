@@ -1,0 +1,235 @@
+"""The conversation with the agent: one thread reads its events; any other sends a command and waits for the answer."""
+
+import errno
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+
+from skblab.agent import abi
+from skblab.agent.channel import Channel
+from skblab.errors import AgentDamaged, GuestLost, SkblabError, Timeout, UsageError
+
+log = logging.getLogger(__name__)
+
+READY_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 10.0
+MOST_MEMORY_MIB = 1984  # of a guest: the agent lies behind it, and a call of 5 bytes reaches 2 GiB
+
+Encode = Callable[[int], bytes]
+"""Returns a command's bytes for a cookie."""
+
+
+class Callbacks:
+    """Calls what others have registered. Their errors must not end the reading thread: the first of each owner is kept.
+
+    An owner is a rule's number, or None for a trace.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[int | None, Exception] = {}
+
+    def call(self, owner: int | None, callback: Callable[..., object], *arguments: object) -> None:
+        """Call a callback of an owner."""
+        try:
+            callback(*arguments)
+        except Exception as error:  # noqa: BLE001 - raised where the rule, or the trace, ends
+            self._failed.setdefault(owner, error)
+
+    def has_failed(self, owner: int | None) -> bool:
+        """Whether a callback of an owner has raised an error that was not taken yet."""
+        return owner in self._failed
+
+    def take_error(self, owner: int | None) -> Exception | None:
+        """Return and forget the first error of an owner's callbacks."""
+        return self._failed.pop(owner, None)
+
+
+class Link:
+    """Commands, their answers, and the thread that reads.
+
+    :param channel: the memory and the socket shared with the agent
+    :param lost: returns the error that says how the guest's kernel ended
+    """
+
+    def __init__(self, channel: Channel, lost: Callable[[], SkblabError]) -> None:
+        self.channel = channel
+        self.callbacks = Callbacks()
+        self.changed = threading.Condition()  # an answer or an event has come, or the agent is gone
+        self._pid = os.getpid()
+        self._lost = lost
+        self._gone = False
+        self._cookies = itertools.count(1)
+        self._asked: set[int] = set()  # cookies whose answers are awaited
+        self._answers: dict[int, abi.Done] = {}
+        self._when_gone: list[Callable[[], None]] = []
+
+    def start(
+        self,
+        hear: Callable[[abi.Hit | abi.End], None],
+        steps: Callable[[memoryview], None],
+        ended: Callable[[], None],
+    ) -> None:
+        """Start the reading thread, which calls what is given here.
+
+        :param hear: with each event that is no answer
+        :param steps: with the records of steps, whole ones
+        :param ended: once, when the agent is gone, before anybody who waits learns of that
+        """
+        self._reader = threading.Thread(target=self._read, args=(hear, steps, ended), name="skblab-agent", daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        """Hang up; the agent releases what it holds and disarms everything."""
+        self.channel.hang_up()
+        self._reader.join(CLOSE_TIMEOUT_S)
+        if self._reader.is_alive():  # it uses the shared memory
+            log.warning("a callback of a rule or a trace has not returned within %g s", CLOSE_TIMEOUT_S)
+        else:
+            self.channel.close()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the agent is gone, or the host has hung up."""
+        return self._gone
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is the copy of a forked child. Rules and traces are its parent's, and stay in force."""
+        return os.getpid() != self._pid
+
+    def lost(self) -> SkblabError:
+        """Return the error that says how the agent ended, for the caller to raise."""
+        return self._lost()
+
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        """Have the reading thread call *callback* when the agent is gone."""
+        self._when_gone.append(callback)
+
+    def refuse_to_wait(self) -> None:
+        """Refuse to wait on the reading thread, by which every answer and every event comes.
+
+        :raises UsageError: this is that thread, in a callback
+        """
+        if threading.current_thread() is self._reader:
+            raise UsageError(
+                "a callback cannot wait for the agent, whose answer comes once the callback has returned",
+                hint="decide in a thread of your own: lab.hold(), and take(); release() and drop() do not wait",
+            )
+
+    def wait_until(self, done: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until an event makes *done* true, or the agent is gone; return whether it is true."""
+        if not done():
+            self.refuse_to_wait()
+        with self.changed:
+            self.changed.wait_for(lambda: done() or self._gone, timeout_s)
+            return done()
+
+    def wait_ready(self) -> None:
+        """Wait until the agent is loaded.
+
+        :raises Timeout: it is not within READY_TIMEOUT_S
+        :raises GuestLost: the guest kernel is gone
+        """
+        self._wait(lambda: self.channel.ready, READY_TIMEOUT_S, "the agent to load")
+
+    def send(self, command: bytes) -> None:
+        """Send a command without waiting for its answer.
+
+        :raises GuestLost: the guest kernel is gone
+        """
+        try:
+            self.channel.send(command)
+        except GuestLost:
+            raise self._lost() from None
+
+    def ask(self, encode: Encode, what: str, *, timeout_s: float | None = None) -> int:
+        """Send a command, wait for its answer and return it.
+
+        :raises SkblabError: the agent refused
+        :raises Timeout: it has not answered within *timeout_s*, by default ANSWER_TIMEOUT_S
+        """
+        (answer,) = self.ask_each([encode], what, timeout_s=timeout_s)
+        if answer.result < 0:
+            raise refusal(what, -answer.result)
+        return answer.result
+
+    def ask_each(self, encode: Sequence[Encode], what: str, *, timeout_s: float | None = None) -> list[abi.Done]:
+        """Send commands, wait for all answers and return them, refusals too.
+
+        :raises Timeout: they have not come within *timeout_s*, by default ANSWER_TIMEOUT_S
+        """
+        self.refuse_to_wait()
+        if self._gone:
+            raise self._lost()
+        cookies = [next(self._cookies) for _ in encode]
+        with self.changed:
+            self._asked.update(cookies)
+        try:
+            for one, cookie in zip(encode, cookies, strict=True):
+                self.send(one(cookie))
+            timeout_s = ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
+            self._wait(lambda: self._answers.keys() >= {*cookies}, timeout_s, what)
+            return [self._answers[cookie] for cookie in cookies]
+        finally:
+            with self.changed:  # an answer that comes too late is dropped
+                self._asked.difference_update(cookies)
+                for cookie in cookies:
+                    self._answers.pop(cookie, None)
+
+    def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        with self.changed:
+            if not self.changed.wait_for(lambda: done() or self._gone, timeout_s):
+                raise Timeout(f"the agent did not answer within {timeout_s:g} s", found=f"waited for: {what}")
+            if not done():
+                raise self._lost()
+
+    def _read(
+        self,
+        hear: Callable[[abi.Hit | abi.End], None],
+        steps: Callable[[memoryview], None],
+        ended: Callable[[], None],
+    ) -> None:
+        """Read events until the agent is gone; the reading thread."""
+        try:
+            while True:
+                self.channel.wait(None)
+                events = list(self.channel.events())
+                self.channel.steps(steps)  # first: the answer that ends a trace stands behind its last step
+                for event in events:
+                    if isinstance(event, abi.Done):
+                        self._take(event)
+                    else:
+                        hear(event)
+                with self.changed:
+                    self.changed.notify_all()
+        except AgentDamaged as error:
+            damaged = error
+            self._lost = lambda: damaged
+        except GuestLost:
+            pass
+        finally:
+            with self.changed:
+                self._gone = True
+                ended()
+                self.changed.notify_all()
+            for callback in self._when_gone:
+                self.callbacks.call(None, callback)
+
+    def _take(self, answer: abi.Done) -> None:
+        with self.changed:
+            if answer.cookie in self._asked:
+                self._answers[answer.cookie] = answer
+
+
+def refusal(what: str, number: int) -> SkblabError:
+    """Return the error for an errno with which the agent has refused something."""
+    if number == errno.ERANGE:
+        return SkblabError(
+            f"the agent cannot do that: {what}",
+            found="it is too far from the kernel's functions: the guest's memory lies between them",
+            hint=f"--memory {MOST_MEMORY_MIB}, or less",
+        )
+    return SkblabError(f"the agent refused: {what}", found=os.strerror(number))

@@ -1,0 +1,160 @@
+"""Rules in force: arming them in the agent, and calling their listeners."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from skblab.agent import abi
+from skblab.agent.compile import compile_rule, compile_watch
+from skblab.agent.link import Link
+from skblab.agent.packets import HeldPacket
+from skblab.errors import CallbackFailed, GuestLost, SkblabError, Timeout, UsageError
+from skblab.image.image import Image
+from skblab.image.index import Function
+from skblab.image.missing import find_function
+from skblab.rule import Rule
+
+Listener = Callable[[abi.Hit, HeldPacket | None], None]
+"""Called on the reading thread for each hit of a rule; with the packet where it is held."""
+
+
+def ignore(*_: object) -> None:
+    """Listen to nothing."""
+
+
+class Armed:
+    """A rule that is in force, until ``disarm()`` or the end of the ``with``."""
+
+    def __init__(self, rules: "Rules", number: int, rule: Rule) -> None:
+        self._rules = rules
+        self._last: abi.Counts | None = None
+        self.number = number
+        self.rule = rule
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.disarm(raising=error is None)
+
+    @property
+    def counts(self) -> abi.Counts:
+        """What has become of the packets that the rule's filter took."""
+        return self._last or self._rules.counts(self.number)
+
+    def disarm(self, *, raising: bool = True) -> None:
+        """End the rule; what it holds is released. Safe to call twice.
+
+        :raises CallbackFailed: its listener has raised; not where *raising* is false
+        :raises Timeout: the agent has not answered; the rule is still in force
+        """
+        if self._last is None:
+            error = self._rules.disarm(self.number)
+            self._last = self._rules.counts(self.number)
+            if error and raising:
+                raise CallbackFailed(str(self.rule), error) from error
+
+
+class Rules:
+    """The rules of one controller, by their numbers.
+
+    :param image: whose functions they are at
+    :param lease_s: how long a held packet waits for a decision; 0: for ever
+    """
+
+    def __init__(self, link: Link, image: Image, lease_s: float) -> None:
+        self.image = image
+        self._link = link
+        self._free = list(range(abi.BY_HAND - 1, -1, -1))
+        self._lease_s = lease_s
+        self._in_force: dict[int, tuple[Rule, Listener]] = {}
+
+    def arm(self, rule: Rule, listener: Listener = ignore) -> Armed:
+        """Put a rule in force.
+
+        :raises UnknownFunction: there is no such function
+        :raises UnsupportedVerdict: the verdict is not sound there
+        :raises RuleError: libpcap does not understand the filter
+        """
+        return self.arm_at(rule, find_function(self.image, rule.function), listener)
+
+    def arm_at(self, rule: Rule, function: Function, listener: Listener = ignore) -> Armed:
+        """Put a rule in force at a function that need not be the image's."""
+        return self.arm_as(rule, compile_rule(rule, function, self.image, self._lease_s), listener)
+
+    def watch(self, function: str, listener: Listener) -> Armed:
+        """Have *listener* called whenever a function is entered, whether it has a packet or not.
+
+        :raises UnknownFunction: there is no such function
+        """
+        return self.arm_as(Rule(function, "trace"), compile_watch(find_function(self.image, function)), listener)
+
+    def refilter(self, armed: Armed, expression: str) -> None:
+        """Replace the filter of a rule that is in force; what it holds stays held, its counts go on.
+
+        :raises RuleError: libpcap does not understand the filter; nothing was changed
+        """
+        rule = dataclasses.replace(armed.rule, filter=expression)
+        arm = compile_rule(rule, find_function(self.image, rule.function), self.image, self._lease_s)
+        self._send(armed.number, arm, f"another filter at {rule.function}()")
+        armed.rule = rule
+
+    def disarm(self, number: int) -> Exception | None:
+        """End a rule; what it holds is released. Return the first error of its listener.
+
+        :raises Timeout: the agent has not answered; the rule is still in force, and can be disarmed later
+        """
+        if self._link.is_forked:
+            return None
+        with contextlib.suppress(GuestLost):  # its rules are gone with it
+            # Refused where the rule went with its function's module: that is what was wanted.
+            self._link.ask_each(
+                [lambda cookie: abi.encode_decide(abi.Command.DISARM, cookie, rule=number)], "disarming"
+            )
+        self._forget(number)
+        return self._link.callbacks.take_error(number)
+
+    def counts(self, number: int) -> abi.Counts:
+        """Return what has become of a rule's packets."""
+        return self._link.channel.counts(number)
+
+    def rule_of(self, hit: abi.Hit) -> Rule | None:
+        """Return the rule of a hit; None for a packet that a debugger holds, and for a rule that has just ended."""
+        return self._in_force.get(hit.rule, (None, ignore))[0]
+
+    def hear(self, hit: abi.Hit, held: HeldPacket | None) -> None:
+        """Call the listener of a hit's rule."""
+        _, listener = self._in_force.get(hit.rule, (None, ignore))
+        self._link.callbacks.call(hit.rule, listener, hit, held)
+
+    def arm_as(self, rule: Rule, arm: abi.Arm, listener: Listener = ignore) -> Armed:
+        """Put a compiled rule in force."""
+        with self._link.changed:
+            if not self._free:
+                raise UsageError(f"there are {abi.BY_HAND} rules already")
+            number = self._free.pop()
+            self._in_force[number] = (rule, listener)
+        try:
+            self._send(number, arm, f"arming {rule.function}()")
+        except BaseException as error:
+            if isinstance(error, SkblabError) and not isinstance(error, Timeout):
+                self._forget(number)
+            else:  # the agent may still arm it: no other rule may get this number
+                with contextlib.suppress(Timeout, GuestLost):
+                    self._link.send(abi.encode_decide(abi.Command.DISARM, 0, rule=number))
+            raise
+        return Armed(self, number, rule)
+
+    def _send(self, number: int, arm: abi.Arm, what: str) -> None:
+        seeded = dataclasses.replace(arm, seed=arm.seed or int.from_bytes(os.urandom(4)))
+        self._link.ask(lambda cookie: seeded.encode(number, cookie), what)
+
+    def _forget(self, number: int) -> None:
+        with self._link.changed:
+            if self._in_force.pop(number, None):
+                self._free.append(number)

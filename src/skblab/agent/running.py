@@ -1,0 +1,179 @@
+"""A rule that runs by itself: the host does what its verdict needs of the host."""
+
+import collections
+import contextlib
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from skblab.agent import abi
+from skblab.agent.control import Agent
+from skblab.agent.packets import HeldPacket
+from skblab.edit import changing
+from skblab.errors import CallbackFailed, GuestLost, PacketGone
+from skblab.packet import ETH_P_IP, Packet
+from skblab.rule import Rule
+
+Report = Callable[[abi.Hit, Packet, str], object]
+"""Called for each packet, with what was done to it; on the reading thread, or for an edit on a thread of the rule's."""
+
+
+class _Reports:
+    """Calls what the caller gave. Its errors must not keep packets from going on: the first one is kept."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.failed: Exception | None = None
+
+    def __call__(self, hit: abi.Hit, packet: Packet, done: str) -> None:
+        try:
+            self._report(hit, packet, done)
+        except Exception as error:  # noqa: BLE001 - raised by Running.close()
+            self.failed = self.failed or error
+
+
+class _Groups:
+    """``hold N release ...``: releases every N packets together."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._group: list[HeldPacket] = []
+
+    def add(self, held: HeldPacket) -> None:
+        """Add a packet; release the group if it is complete."""
+        self._group.append(held)
+        if len(self._group) < self._rule.hold_count:
+            return
+        group, self._group = self._group, []
+        if self._rule.order == "reverse":
+            group.reverse()
+        elif self._rule.order == "random":
+            random.Random(self._rule.occurrence.seed or time.monotonic_ns()).shuffle(group)  # noqa: S311
+        for one in group:
+            _release(one)
+
+
+class _Edits:
+    """``edit``: changes and releases packets, on a thread of its own, for it waits for the agent's answers."""
+
+    def __init__(self, rule: Rule, report: _Reports) -> None:
+        self._rule = rule
+        self._report = report
+        self._work: collections.deque[HeldPacket] = collections.deque()
+        self._changed = threading.Condition()
+        self._ended = False
+        self.failed = 0
+        self.why_failed = ""  # the first time
+        assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
+        self._thread = threading.Thread(target=self._run, name="skblab-edit", daemon=True)
+        self._thread.start()
+
+    def add(self, held: HeldPacket) -> None:
+        """Add a packet to be changed."""
+        with self._changed:
+            self._work.append(held)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Finish what was added, and end."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        change = changing(self._rule.changes)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or bool(self._work))
+                if not self._work:
+                    return
+                held = self._work.popleft()
+            before = held.packet
+            try:
+                said = "edit " + held.edit(change, fix=self._rule.fix).replace("\n", ", ")
+            except PacketGone as error:  # with its rule
+                said = f"not edited: {error.what}"
+            except Exception as error:  # noqa: BLE001 - scapy may raise anything; the packet is released as it was
+                why = re.sub(r"\n\s*", "; ", str(error))
+                said = f"edit failed, released as it was: {why}"
+                self.failed, self.why_failed = self.failed + 1, self.why_failed or why
+            _release(held)
+            self._report(held.hit, before, said)
+
+
+def _release(held: HeldPacket) -> None:
+    """Release a packet that may have gone with its rule."""
+    with contextlib.suppress(PacketGone, GuestLost):
+        held.release()
+
+
+class Running:
+    """A rule in force with its host side: ``hold N release ...`` and ``edit`` have one.
+
+    Close it, or use it in a ``with``.
+
+    :param report: called for each packet, with what was done to it
+    """
+
+    def __init__(self, agent: Agent, rule: Rule, report: Report) -> None:
+        self._rule = rule
+        self._report = _Reports(report)
+        self._groups = _Groups(rule) if rule.hold_count else None
+        self._edits = _Edits(rule, self._report) if rule.verdict == "edit" else None
+        try:
+            self.armed = agent.arm(rule, self._heard)
+        except BaseException:
+            if self._edits:
+                self._edits.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(raising=error is None)
+
+    @property
+    def counts(self) -> abi.Counts:
+        """What has become of the packets that the filter took; also when it is closed."""
+        return self.armed.counts
+
+    @property
+    def unedited(self) -> int:
+        """How many packets went on unchanged because their edit had failed."""
+        return self._edits.failed if self._edits else 0
+
+    @property
+    def why_unedited(self) -> str:
+        """Why the first of them did; "" where none did."""
+        return self._edits.why_failed if self._edits else ""
+
+    def close(self) -> None:
+        """Disarm, and end. Safe to call twice.
+
+        :raises CallbackFailed: *report* has raised; the first time
+        """
+        self._close(raising=True)
+
+    def _close(self, *, raising: bool) -> None:
+        self.armed.disarm(raising=raising)
+        if self._edits:
+            self._edits.close()
+        error, self._report.failed = self._report.failed, None
+        if error and raising:
+            raise CallbackFailed(str(self._rule), error) from error
+
+    def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
+        if held and self._edits:
+            self._edits.add(held)
+            return
+        self._report(hit, Packet(hit.data, hit.protocol), str(self._rule.verdict))
+        if held and self._groups:
+            self._groups.add(held)
