@@ -25,6 +25,9 @@ class Hit:
     skb: int
     length_bytes: int
 
+    def __str__(self) -> str:
+        return f"{self.function} #{self.occurrence}: {self.verdict}: {self.packet.summary()}"
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:

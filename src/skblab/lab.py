@@ -4,19 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from skblab.agent.abi import Hit
 from skblab.agent.running import Running
 from skblab.agent.streams import Hold, Probe
 from skblab.debugger import prompt
 from skblab.debugger.session import Debugger
 from skblab.errors import UsageError
+from skblab.event import Hit
 from skblab.guest.complaint import Complaint
 from skblab.guest.hearing import ComplaintWatch
 from skblab.guest.panic import GuestPanicked, PanicWatch
 from skblab.guest.terminal import Terminal
 from skblab.image.module import ensure_agent
 from skblab.life import LabLife
-from skblab.packet import Packet
 from skblab.rule import Occurrence, Rule
 from skblab.trace.tracer import Tracer
 
@@ -52,14 +51,14 @@ class Lab(LabLife):
         """The first of the guest's virtual consoles, or None."""
         return next(iter(self.terminals), None)
 
-    def rule(self, rule: Rule | str, told: Callable[[Hit, Packet, str], None] = lambda *_: None) -> Running:
-        """Put a rule in force; close it to end it. *told* is called for each packet, with what was done to it.
+    def rule(self, rule: Rule | str, report: Callable[[Hit], object] = lambda _: None) -> Running:
+        """Put a rule in force; close it to end it. *report* is called for each packet that met it.
 
         :raises RuleError: it cannot be parsed
         :raises UnknownFunction: there is no such function
         :raises UnsupportedVerdict: the verdict is not sound there
         """
-        return Running(self._ready_agent(), rule if isinstance(rule, Rule) else Rule.parse(rule), told)
+        return Running(self._ready_agent(), rule if isinstance(rule, Rule) else Rule.parse(rule), report)
 
     def hold(self, function: str, filter: str = "", *, occurrence: Occurrence | None = None) -> Hold:  # noqa: A002
         """Set packets aside where they enter a function, while the kernel runs on. Use in a ``with``.

@@ -6,13 +6,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
 from skblab.agent.abi import Counts
-from skblab.agent.abi import Hit as WireHit
 from skblab.debugger.session import Debugger
 from skblab.event import Hit, Stop
 from skblab.guest.boot import LAST_WORDS_S
@@ -105,7 +104,7 @@ class Session:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             for rule in self._rules:
-                self._running.append(stack.enter_context(self._lab.rule(rule, self._teller(rule))))
+                self._running.append(stack.enter_context(self._lab.rule(rule, self._watcher.hit)))
             if any(rule.verdict == "stop" for rule in self._rules):
                 self._debugger = stack.enter_context(self._lab.debugger())
                 self._lab.stop_on_rules(self._debugger)
@@ -156,15 +155,6 @@ class Session:
                 self._lab.link_losses,
                 self._lab.agent.channel.lost,
             )
-
-    def _teller(self, rule: Rule) -> Callable[[WireHit, Packet, str], None]:
-        host_ns = self._lab.agent.channel.host_ns
-
-        def tell(hit: WireHit, packet: Packet, verdict: str) -> None:
-            at_ns = host_ns(hit.at_ns)
-            self._watcher.hit(Hit(at_ns, rule.function, hit.occurrence, packet, verdict, hit.skb, hit.length))
-
-        return tell
 
     def _wait(self, client: process.Running | None, timeout_s: float | None) -> int:
         """Wait for a client's end; return its status. Without one, a Ctrl-C ends it, with status 0.

@@ -4,6 +4,7 @@ import itertools
 import socket
 import subprocess
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,10 @@ from skblab.debugger.inside import wire
 from skblab.host import process
 from skblab.image.unwind import Frame
 from skblab.lab import Lab
+from skblab.rule import Rule
+
+if TYPE_CHECKING:
+    from skblab.agent.abi import Hit
 
 ETH_P_IP = 0x0800
 
@@ -68,7 +73,7 @@ def test_a_packet_that_goes_on_from_a_hold_is_called_by_the_agent(lab: Lab) -> N
 
 
 def test_only_a_hold_takes_the_stack(lab: Lab) -> None:
-    with lab.probe("icmp_rcv") as probe:
+    hits: list[Hit] = []
+    with lab.agent.arm(Rule("icmp_rcv", "trace"), lambda hit, _: hits.append(hit)):
         assert process.finish(ping(lab), timeout_s=20).returncode == 0
-        ((hit, _packet),) = probe.take(1)
-    assert hit.stack == ()
+    assert [hit.stack for hit in hits] == [()]

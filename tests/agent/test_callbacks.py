@@ -4,13 +4,13 @@ import subprocess
 
 import pytest
 
+from skblab import event
 from skblab.agent.abi import Hit
 from skblab.agent.packets import HeldPacket
 from skblab.agent.rules import Armed
 from skblab.agent.running import Running
 from skblab.errors import CallbackFailed, UsageError
 from skblab.lab import Lab
-from skblab.packet import Packet
 from skblab.rule import Rule
 
 
@@ -18,8 +18,8 @@ def pinged(lab: Lab) -> bool:
     return lab.run(["ping", "-c1", "-W1", "guest"], timeout_s=20).returncode == 0
 
 
-def fail(hit: Hit, packet: Packet, done: str) -> None:
-    raise ValueError(f"no policy for {packet.summary().split(':')[0]}, {done}: {hit.rule}")
+def fail(hit: event.Hit) -> None:
+    raise ValueError(f"no policy for {hit.packet.summary().split(':')[0]}, {hit.verdict}: {hit.function}")
 
 
 @pytest.mark.parametrize("verdict", ["trace", "drop @2", "hold 1 release fifo", "edit ip.ttl=9", "delay 1ms"])
@@ -56,7 +56,7 @@ def broken(hit: Hit, held: HeldPacket | None) -> None:
 def test_a_listener_that_fails_harms_no_other(shared_lab: Lab) -> None:
     heard: list[str] = []
     armed = shared_lab.agent.watch("icmp_echo", broken)
-    with shared_lab.rule("icmp_rcv = trace", lambda _, packet, __: heard.append(packet.summary())):
+    with shared_lab.rule("icmp_rcv = trace", lambda hit: heard.append(hit.packet.summary())):
         assert pinged(shared_lab)
     assert len(heard) == 1
     with pytest.raises(CallbackFailed):

@@ -93,7 +93,7 @@ def test_options_that_were_parsed_do_not_change(kasan: Lab, function: str) -> No
         with pytest.raises(PacketError, match="IP options were parsed before") as caught:
             packet.edit(lambda layers: layers.setfieldval("options", [IPOption(b"\x44\x0c\x05\x00" + bytes(8))]))
         assert "ip_rcv" in caught.value.hint
-        assert packet.packet.data == packet.hit.data
+        assert packet.packet.data == packet.original.data
         packet.edit(without_options)
         with pytest.raises(PacketError, match="IP options were parsed before"):
             packet.revert()
@@ -114,7 +114,7 @@ def test_a_header_stays_one_that_has_been_checked(kasan: Lab, function: str, fie
         (packet,) = held.take(1)
         with pytest.raises(PacketError, match=r"relies here on what it has checked|IP options were parsed before"):
             packet.edit(lambda layers: layers.setfieldval(field, value))
-        assert packet.packet.data == packet.hit.data
+        assert packet.packet.data == packet.original.data
     assert client.wait(10) == 0
 
 
@@ -210,9 +210,7 @@ def test_what_a_gso_packet_says_is_edited(serving: Lab, tmp_path: Path) -> None:
     for tos in ("1", "0"):
         serving.run(["nft", f"add rule ip tos in tcp sport 80 ip dscp {tos} counter"])
     said: list[str] = []
-    with serving.rule(
-        "ip_output = edit ip.tos=4 if tcp src port 80", lambda _hit, _packet, done: said.append(done)
-    ) as running:
+    with serving.rule("ip_output = edit ip.tos=4 if tcp src port 80", lambda hit: said.append(hit.verdict)) as running:
         assert serving.run(curl, timeout_s=30).returncode == 0
         # Before the rule goes, for the connection's last packets may come after it.
         ruleset = serving.run(["nft", "list ruleset"]).stdout
@@ -261,7 +259,7 @@ def test_a_gso_packet_says_that_it_is_one_and_what_to_do(serving: Lab, change: C
             packet.edit(change)
         assert re.search(r"\d+ bytes, to be sent in segments of 14\d\d", caught.value.found)
         assert "gso_max_segs 1" in caught.value.hint
-        assert packet.packet.data == packet.hit.data
+        assert packet.packet.data == packet.original.data
         held.close()
         assert client.wait(30) == 0
 

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,7 +13,11 @@ from skblab.errors import SkblabError, UnsupportedVerdict
 from skblab.host.clients import parse_ping
 from skblab.image.image import Image
 from skblab.lab import Lab
+from skblab.packet import Packet
 from skblab.rule import Rule
+
+if TYPE_CHECKING:
+    from skblab.agent.abi import Hit
 
 GUEST4, GUEST6 = "192.168.10.1", "fd00:10::1"
 CLOSED_PORT = 9
@@ -150,11 +155,11 @@ def test_it_says_where_the_verdict_works_instead(shared_lab: Lab, function: str,
 
 
 def test_elsewhere_a_packet_can_be_traced(shared_lab: Lab) -> None:
-    with shared_lab.probe("icmp_echo") as probe:
+    hits: list[Hit] = []
+    with shared_lab.agent.arm(Rule("icmp_echo", "trace"), lambda hit, _: hits.append(hit)):
         assert ping(shared_lab, GUEST4, 2)
-        ((hit, packet),) = probe.take(1)
-    assert packet.echo
-    assert hit.data_offset == 28  # behind the ICMP header too
+    assert Packet(hits[0].data, hits[0].protocol).echo
+    assert hits[0].data_offset == 28  # behind the ICMP header too
 
 
 @pytest.mark.parametrize("works", [True, False])

@@ -37,8 +37,8 @@ def test_two_links(every_image: Image, kinds: tuple[str, str]) -> None:
             assert ping(lab, address)[0] == 1
         with lab.probe("icmp_rcv") as probe:
             ping(lab, "192.168.11.1")
-            ((_, packet),) = probe.take(1)
-            assert packet.source == "192.168.11.254"
+            (hit,) = probe.take(1)
+            assert hit.packet.source == "192.168.11.254"
         shown = json.loads(lab.guest.run(["ip", "-j", "-4", "address", "show", "vec1"], check=True).stdout)
         assert shown[0]["addr_info"][0]["local"] == "192.168.11.1"
 
@@ -75,8 +75,8 @@ def test_several_guests_on_one_switch(names: tuple[str, str], every_image: Image
         between = ["ping", "-n", "-c", "1", "-W", "3", "192.168.10.2"]
         with other.probe("icmp_rcv") as probe:
             assert switch.guest.run(between).returncode == 0
-            ((_, packet),) = probe.take(1)
-            assert packet.source == "192.168.10.1"
+            (hit,) = probe.take(1)
+            assert hit.packet.source == "192.168.10.1"
         with Lab("third", image=every_image, link=f"on={lan},veth,guest=192.168.10.77/24"):
             assert ping(switch, "third")[0] == ping(switch, "192.168.10.77")[0] == 1
         assert ping(switch, "other")[0] == 1
@@ -115,8 +115,8 @@ def test_a_router_between_two_hosts(names: tuple[str, str], every_image: Image) 
                   "nft add rule ip n p oifname vec1 masquerade")  # fmt: skip
         with far.probe("icmp_rcv") as probe:
             assert ping(near, "192.168.20.1")[0] == 1
-            ((_, packet),) = probe.take(1)
-            assert packet.source == "192.168.20.2"
+            (hit,) = probe.take(1)
+            assert hit.packet.source == "192.168.20.2"
 
 
 def test_a_switch_that_goes_away(names: tuple[str, str], image: Image) -> None:

@@ -89,8 +89,8 @@ def test_its_functions_are_stopped_at_like_any_other(mine: Lab) -> None:
     assert function.file.endswith("mine.c")
     with mine.probe("mine_look", "icmp") as probe:
         assert mine.run(PING).returncode == 0
-        ((_, packet),) = probe.take(1)
-        assert "echo request" in packet.summary()
+        (hit,) = probe.take(1)
+        assert "echo request" in hit.packet.summary()
     with mine.trace(["mine_*", "icmp_rcv"]) as tracer:
         mine.run(PING)
     assert [step.function.name for step in tracer.trace().steps][:3] == ["mine_hook", "mine_look", "icmp_rcv"]

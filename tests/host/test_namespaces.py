@@ -191,5 +191,5 @@ def test_a_socket_knows_the_names_of_the_lab(shared_lab: Lab) -> None:
             assert client.getsockname()[0] == host
             client.sendto(b"one", ("guest", 99))
             client.sendto(b"two", 0, (guest, 99))
-            assert [packet.destination for _, packet in probe.take(2)] == [guest] * 2
+            assert [hit.packet.destination for hit in probe.take(2)] == [guest] * 2
         assert probe.counts.traced == 2

@@ -142,14 +142,19 @@ class HeldPacket:
     def __init__(self, holdings: Holdings, hit: Hit, function: str) -> None:
         self._holdings = holdings
         self._lock = threading.Lock()
-        self.hit = hit
+        self.hit = hit  # the agent's record
         self.function = function
-        self.packet = Packet(hit.data, hit.protocol)
+        self.packet = self.original = Packet(hit.data, hit.protocol)
         self._pending = self._pending_at_first = Checksum(hit.checksum_start, hit.checksum_offset)
         self.held_at_ns = holdings.link.channel.host_ns(hit.at_ns)
         self.ended_at_ns = 0
         self.cause = Cause.DECIDED  # why it went, once it has
         self.state = State.HELD
+
+    @property
+    def skb(self) -> int:
+        """The address of its struct sk_buff in the guest."""
+        return self.hit.skb
 
     def __repr__(self) -> str:
         return f"<HeldPacket {self.summary()}: {self.state.value}>"
@@ -221,8 +226,7 @@ class HeldPacket:
         :raises PacketGone: it is held no more
         """
         self._require_held("revert")
-        first = Packet(self.hit.data, self.hit.protocol)
-        return self._write(Edited(first, self.hit.data_offset, self._pending_at_first))
+        return self._write(Edited(self.original, self.hit.data_offset, self._pending_at_first))
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it is released, dropped or lost; return whether it is."""

@@ -12,9 +12,11 @@ from skblab.agent.compile import compile_rule, compile_watch
 from skblab.agent.link import Link
 from skblab.agent.packets import HeldPacket
 from skblab.errors import CallbackFailed, GuestLost, SkblabError, Timeout, UsageError
+from skblab.event import Hit
 from skblab.image.image import Image
 from skblab.image.index import Function
 from skblab.image.missing import find_function
+from skblab.packet import Packet
 from skblab.rule import Rule
 
 Listener = Callable[[abi.Hit, HeldPacket | None], None]
@@ -122,6 +124,12 @@ class Rules:
     def counts(self, number: int) -> abi.Counts:
         """Return what has become of a rule's packets."""
         return self._link.channel.counts(number)
+
+    def event(self, hit: abi.Hit, function: str, verdict: str, packet: Packet | None = None) -> Hit:
+        """Return what people see of a hit; *packet* as it was before the verdict, by default as the agent sent it."""
+        at_ns = self._link.channel.host_ns(hit.at_ns)
+        packet = packet or Packet(hit.data, hit.protocol)
+        return Hit(at_ns, function, hit.occurrence, packet, verdict, hit.skb, hit.length)
 
     def rule_of(self, hit: abi.Hit) -> Rule | None:
         """Return the rule of a hit; None for a packet that a debugger holds, and for a rule that has just ended."""

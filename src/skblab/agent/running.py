@@ -13,13 +13,15 @@ from typing import Self
 from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.packets import HeldPacket
+from skblab.agent.rules import Rules
 from skblab.edit import changing
 from skblab.errors import CallbackFailed, GuestLost, PacketGone
+from skblab.event import Hit
 from skblab.packet import ETH_P_IP, Packet
 from skblab.rule import Rule
 
-Report = Callable[[abi.Hit, Packet, str], object]
-"""Called for each packet, with what was done to it; on the reading thread, or for an edit on a thread of the rule's."""
+Report = Callable[[Hit], object]
+"""Called for each packet that met the rule; on the reading thread, or for an edit on a thread of the rule's."""
 
 
 class _Reports:
@@ -29,9 +31,9 @@ class _Reports:
         self._report = report
         self.failed: Exception | None = None
 
-    def __call__(self, hit: abi.Hit, packet: Packet, done: str) -> None:
+    def __call__(self, hit: Hit) -> None:
         try:
-            self._report(hit, packet, done)
+            self._report(hit)
         except Exception as error:  # noqa: BLE001 - raised by Running.close()
             self.failed = self.failed or error
 
@@ -60,8 +62,9 @@ class _Groups:
 class _Edits:
     """``edit``: changes and releases packets, on a thread of its own, for it waits for the agent's answers."""
 
-    def __init__(self, rule: Rule, report: _Reports) -> None:
+    def __init__(self, rule: Rule, rules: Rules, report: _Reports) -> None:
         self._rule = rule
+        self._rules = rules
         self._report = report
         self._work: collections.deque[HeldPacket] = collections.deque()
         self._changed = threading.Condition()
@@ -103,7 +106,7 @@ class _Edits:
                 said = f"edit failed, released as it was: {why}"
                 self.failed, self.why_failed = self.failed + 1, self.why_failed or why
             _release(held)
-            self._report(held.hit, before, said)
+            self._report(self._rules.event(held.hit, held.function, said, before))
 
 
 def _release(held: HeldPacket) -> None:
@@ -117,14 +120,15 @@ class Running:
 
     Close it, or use it in a ``with``.
 
-    :param report: called for each packet, with what was done to it
+    :param report: called for each packet
     """
 
     def __init__(self, agent: Agent, rule: Rule, report: Report) -> None:
         self._rule = rule
+        self._rules = agent.rules
         self._report = _Reports(report)
         self._groups = _Groups(rule) if rule.hold_count else None
-        self._edits = _Edits(rule, self._report) if rule.verdict == "edit" else None
+        self._edits = _Edits(rule, agent.rules, self._report) if rule.verdict == "edit" else None
         try:
             self.armed = agent.arm(rule, self._heard)
         except BaseException:
@@ -174,6 +178,6 @@ class Running:
         if held and self._edits:
             self._edits.add(held)
             return
-        self._report(hit, Packet(hit.data, hit.protocol), str(self._rule.verdict))
+        self._report(self._rules.event(hit, self._rule.function, self._rule.verdict))
         if held and self._groups:
             self._groups.add(held)

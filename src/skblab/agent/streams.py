@@ -10,7 +10,7 @@ from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.packets import HeldPacket
 from skblab.errors import Timeout
-from skblab.packet import Packet
+from skblab.event import Hit
 from skblab.rule import Rule
 
 Item = TypeVar("Item")
@@ -23,6 +23,7 @@ class Stream(Generic[Item]):
         self._items: collections.deque[Item] = collections.deque()
         self._news = threading.Condition()
         self._rules, self._link = agent.rules, agent.link
+        self._rule = rule
         self._link.when_gone(self._wake)
         self.armed = agent.arm(rule, self._heard)
 
@@ -109,9 +110,9 @@ class Hold(Stream[HeldPacket]):
             self._put(held)
 
 
-class Probe(Stream[tuple[abi.Hit, Packet]]):
+class Probe(Stream[Hit]):
     """Packets that passed."""
 
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
         del held
-        self._put((hit, Packet(hit.data, hit.protocol)))
+        self._put(self._rules.event(hit, self._rule.function, self._rule.verdict))

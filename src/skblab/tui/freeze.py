@@ -16,7 +16,7 @@ def freezing(lab: Lab, held: HeldPacket) -> list[str]:
     assert packet
     register = REGISTERS[packet.number]
     return [
-        f"tbreak *{function.address + ENTRY_BYTES:#x} if ${register} == {held.hit.skb:#x}",
+        f"tbreak *{function.address + ENTRY_BYTES:#x} if ${register} == {held.skb:#x}",
         "continue",
         f"list {function.name}",
         "skb",

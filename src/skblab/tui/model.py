@@ -27,7 +27,7 @@ class Row:
     @property
     def edited(self) -> bool:
         """Whether it is not as it came."""
-        return self.held.packet.data != self.held.hit.data
+        return self.held.packet.data != self.held.original.data
 
 
 class HeldPackets:
