@@ -33,7 +33,7 @@ struct agent_regs {
 
 struct agent_place { /* of a followed packet. Both words go to the host with a verdict on it */
 	u32 packet; /* its number; 0: it is not followed */
-	u32 call; /* of its last step, or 0 */
+	u32 call; /* of its step, or 0 */
 };
 
 struct agent_passage { /* what a probe is for packets that are followed */

@@ -248,7 +248,10 @@ struct agent_hit {
 	__s32 data_offset; /* of skb->data from the network header */
 	__u32 mark;
 	__u32 device; /* index */
-	/* Of a packet that is followed: its number (agent_step.packet), and agent_step.call of its last step. Else 0. */
+	/*
+	 * Of a packet that is followed: its number (agent_step.packet), and the agent_step.call of its step here. Where the
+	 * function is not traced: of the step around, or of the packet's last one. Else 0.
+	 */
 	__u32 followed, call;
 	__u16 protocol; /* host order */
 	__u16 captured_bytes;

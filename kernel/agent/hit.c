@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* What happens when a probed function is entered. */
+#include "calls.h"
 #include "follow.h"
 #include "probe.h"
 
@@ -63,11 +64,20 @@ static void carry_out(u32 verdict, u32 reason, const struct agent_rule *rule, co
 	}
 }
 
-static struct agent_place last_place(const struct sk_buff *skb)
+/* Where a packet is at a function that is no step of its: in the call around, if that is the packet's, or at its last step. */
+static struct agent_place place_of(const struct agent_regs *regs, const struct sk_buff *skb)
 {
 	const struct agent_followed *packet = agent_followed(skb);
+	const struct agent_call *around;
+	struct agent_place place = {};
 
-	return packet ? agent_place_of(packet) : (struct agent_place){};
+	if (!packet)
+		return place;
+	place = agent_place_of(packet);
+	around = agent_call_around(agent_calls_on(&regs->caller), &regs->caller);
+	if (around && around->passage->part.step && around->packet == packet->number)
+		place.call = around->number;
+	return place;
 }
 
 /* A debugger has called the trampoline at a function's entry: hold that packet. */
@@ -91,7 +101,7 @@ static noinline bool hold_by_hand(struct agent_regs *regs)
 	struct sk_buff *skb = (struct sk_buff *)agent_argument(regs, agent_by_hand.skb_argument);
 
 	agent_by_hand.address = 0;
-	agent_by_hand.packet = agent_hold(&rule, regs, skb, last_place(skb));
+	agent_by_hand.packet = agent_hold(&rule, regs, skb, place_of(regs, skb));
 	regs->rax = (long)agent_by_hand.held_returns;
 	return agent_by_hand.packet;
 }
@@ -112,7 +122,7 @@ static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *re
 		return 0;
 	}
 	if (skb && (!place.packet || rule->arm.skb_argument != probe->passage.part.skb_argument))
-		place = last_place(skb); /* the trace has no step here, or it is another argument's */
+		place = place_of(regs, skb); /* the trace has no step here, or one of another argument */
 	counts = agent_counts(rule->number);
 	verdict = rule->arm.verdict;
 	reason = rule->arm.reason;

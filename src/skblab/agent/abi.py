@@ -292,7 +292,7 @@ class Point:
 class Hit:
     """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header.
 
-    ``followed``, ``call``: of a followed packet, its number in the trace, and the number of its last step's call; else 0.
+    Of a packet in a trace ``followed`` is its number, and ``call`` that of its step; else 0.
     """
 
     rule: int
