@@ -15,8 +15,9 @@ from skblab.agent.control import Agent, Armed
 from skblab.agent.packets import HeldPacket
 from skblab.edit import changing
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout
-from skblab.packet import ETH_P_IP, Packet
+from skblab.packet import Packet
 from skblab.rule import Rule
+from skblab.summary import ETH_P_IP
 
 Item = TypeVar("Item")
 

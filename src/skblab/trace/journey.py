@@ -10,11 +10,8 @@ from functools import cached_property
 
 from skblab.agent.abi import Role
 from skblab.edit import difference
-from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
+from skblab.packet import Packet
 from skblab.trace.model import Kin, Step, Trace
-
-ARP_OF_ETHERNET = b"\0\1"
-VERSIONS = {ETH_P_IP: 4, ETH_P_IPV6: 6}
 
 
 @dataclass
@@ -101,11 +98,8 @@ def packet_at(step: Step) -> Packet:
 
 
 def is_readable(step: Step) -> bool:
-    """Whether the packet's bytes at a step begin with the header that its protocol says."""
-    if step.protocol == ETH_P_ARP:
-        return len(step.data) >= 28 and step.data[:2] == ARP_OF_ETHERNET
-    version = VERSIONS.get(step.protocol)
-    return version is not None and len(step.data) >= 20 and step.data[0] >> 4 == version
+    """Whether the packet's bytes at a step begin with the header that its protocol names."""
+    return packet_at(step).is_readable
 
 
 def journeys(trace: Trace) -> list[Journey]:
