@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import socket
 import struct
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -9,18 +10,19 @@ from typing import TYPE_CHECKING
 
 from skblab.checksum import inverse, ones_sum
 from skblab.errors import PacketError
-from skblab.summary import summary
+from skblab.summary import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, summary
 
 if TYPE_CHECKING:  # scapy takes half a second to import: not when packets are only counted
     from scapy.packet import Packet as Layers
 
-ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ECHO_TYPES = {8: "echo request", 0: "echo reply", 128: "echo request", 129: "echo reply"}
 TIMEVAL = struct.Struct("=qq")
 LARGEST_PACKET_BYTES = 0xFFFF
 IPV4_BYTES, IPV6_BYTES, ARP_BYTES, ICMP_BYTES = 20, 40, 28, 8  # header sizes without options; ARP over Ethernet
 # IPv6 extension headers, as net/ipv6/exthdrs_core.c ipv6_skip_exthdr() skips them.
 OPTIONS6, FRAGMENT6, AUTHENTICATION6 = {0, 43, 60}, 44, 51
+VERSIONS = {ETH_P_IP: 4, ETH_P_IPV6: 6}
+ARP_OF_ETHERNET = b"\0\1"
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,39 @@ class Packet:
         return summary(self.data, self.protocol)
 
     @property
+    def is_readable(self) -> bool:
+        """Whether the bytes begin with the header that the protocol names."""
+        if self.protocol == ETH_P_ARP:
+            return len(self.data) >= ARP_BYTES and self.data[:2] == ARP_OF_ETHERNET
+        version = VERSIONS.get(self.protocol)
+        return version is not None and len(self.data) >= IPV4_BYTES and self.data[0] >> 4 == version
+
+    @property
     def source(self) -> str:
-        """The network layer's source address, or nothing."""
-        return str(getattr(self.layers, "src", ""))
+        """The IP source address, or nothing."""
+        return self._address(12, 8)
 
     @property
     def destination(self) -> str:
-        """The network layer's destination address, or nothing."""
-        return str(getattr(self.layers, "dst", ""))
+        """The IP destination address, or nothing."""
+        return self._address(16, 24)
+
+    def _address(self, at4: int, at6: int) -> str:
+        if self.protocol == ETH_P_IP and len(self.data) >= IPV4_BYTES:
+            return socket.inet_ntop(socket.AF_INET, self.data[at4 : at4 + 4])
+        if self.protocol == ETH_P_IPV6 and len(self.data) >= IPV6_BYTES:
+            return socket.inet_ntop(socket.AF_INET6, self.data[at6 : at6 + 16])
+        return ""
+
+    @property
+    def header_fields(self) -> dict[str, int]:
+        """The IP header's fields that change on the way, or that no summary has; empty for other protocols."""
+        if self.protocol == ETH_P_IP and len(self.data) >= IPV4_BYTES:
+            length, identification, _, ttl = struct.unpack_from("!HHHB", self.data, 2)
+            return {"ttl": ttl, "id": identification, "length": length}
+        if self.protocol == ETH_P_IPV6 and len(self.data) >= IPV6_BYTES:
+            return {"hop limit": self.data[7], "length": int.from_bytes(self.data[4:6])}
+        return {}
 
     @cached_property
     def echo(self) -> tuple[str, int, int] | None:

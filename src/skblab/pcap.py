@@ -6,7 +6,8 @@ from pathlib import Path
 
 from skblab import files
 from skblab.errors import UsageError
-from skblab.packet import ETH_P_IP, ETH_P_IPV6, LARGEST_PACKET_BYTES, Packet
+from skblab.packet import LARGEST_PACKET_BYTES, Packet
+from skblab.summary import ETH_P_IP, ETH_P_IPV6
 
 LINKTYPE_RAW = 101  # a packet begins with its IP header, of either version
 # draft-ietf-opsawg-pcap: a file's header, and a packet's.

@@ -16,8 +16,9 @@ from skblab.cli.rules import rules_from
 from skblab.edit import changing, difference, edited
 from skblab.errors import SkblabError
 from skblab.filter import INSTRUCTION_BYTES, compile_filter
-from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
+from skblab.packet import Packet
 from skblab.rule import Rule
+from skblab.summary import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6
 from skblab.verdict import VERDICTS
 
 NUMBERS = st.one_of(

@@ -21,7 +21,7 @@ from skblab.host.clients import parse_ping
 from skblab.host.namespace import Namespaces
 from skblab.image.image import Image
 from skblab.lab import Lab
-from skblab.packet import ETH_P_ARP
+from skblab.summary import ETH_P_ARP
 
 ETH_P_ALL = 3  # a socket of one protocol would not see what is sent (packet(7))
 

@@ -31,7 +31,8 @@ from skblab.edit import WHOLE, Checksum, changing, difference, edited, fault
 from skblab.edit.layers import KINDS, Covered, chain, is_padding, parts_of
 from skblab.edit.named import from_escapes, named_layers, to_escapes
 from skblab.errors import PacketError, RuleError
-from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
+from skblab.packet import Packet
+from skblab.summary import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6
 from skblab.tui.layout import layout
 
 A4, B4, C4, D4 = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"

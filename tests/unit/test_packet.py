@@ -10,7 +10,8 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrHopByHop
 
 from agent.malformed import Frames
 from skblab.edit import edited
-from skblab.packet import ETH_P_IP, ETH_P_IPV6, Packet, echo_request
+from skblab.packet import Packet, echo_request
+from skblab.summary import ETH_P_IP, ETH_P_IPV6
 
 SENT = struct.pack("=qq", 1_700_000_000, 250_000) + bytes(40)
 

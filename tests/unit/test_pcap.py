@@ -8,8 +8,9 @@ from scapy.layers.inet6 import IPv6
 from scapy.utils import RawPcapReader, rdpcap
 
 from skblab.errors import CannotWrite, UsageError
-from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
+from skblab.packet import Packet
 from skblab.pcap import write_pcap
+from skblab.summary import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6
 
 PACKETS = [Packet(bytes(IP(ttl=3) / ICMP(seq=7) / b"x"), ETH_P_IP), Packet(bytes(IPv6(hlim=9)), ETH_P_IPV6)]
 

@@ -17,8 +17,9 @@ from skblab.agent.rules import Rules
 from skblab.edit import changing
 from skblab.errors import CallbackFailed, GuestLost, PacketGone
 from skblab.event import Hit
-from skblab.packet import ETH_P_IP, Packet
+from skblab.packet import Packet
 from skblab.rule import Rule
+from skblab.summary import ETH_P_IP
 
 Report = Callable[[Hit], object]
 """Called for each packet that met the rule; on the reading thread, or for an edit on a thread of the rule's."""

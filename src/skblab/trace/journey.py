@@ -4,19 +4,14 @@ A journey begins with a packet that nothing in the trace has brought forth. To i
 reply, an error, a segment), those that were made of it (copies, segments), and what they caused.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from skblab.agent.abi import Role
 from skblab.edit import difference
-from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
+from skblab.packet import Packet
 from skblab.trace.model import Kin, Step, Trace
-
-ARP_OF_ETHERNET = b"\0\1"
-DROPPED = re.compile(r"\bdrop(ped)?\b")  # in a verdict's words: "drop", "hold: dropped after 20.00 ms"
-VERSIONS = {ETH_P_IP: 4, ETH_P_IPV6: 6}
 
 
 @dataclass
@@ -103,11 +98,8 @@ def packet_at(step: Step) -> Packet:
 
 
 def is_readable(step: Step) -> bool:
-    """Whether the packet's bytes at a step begin with the header that its protocol says."""
-    if step.protocol == ETH_P_ARP:
-        return len(step.data) >= 28 and step.data[:2] == ARP_OF_ETHERNET
-    version = VERSIONS.get(step.protocol)
-    return version is not None and len(step.data) >= 20 and step.data[0] >> 4 == version
+    """Whether the packet's bytes at a step begin with the header that its protocol names."""
+    return packet_at(step).is_readable
 
 
 def journeys(trace: Trace) -> list[Journey]:
@@ -153,7 +145,7 @@ def _nest(trace: Trace, packets: dict[int, Followed]) -> list[tuple[Call, int]]:
     for step in trace.steps:
         around = by_number.get(step.outer)
         number = step.packet or (around[1] if around else 0)
-        by_rule = around is not None and bool(DROPPED.search(around[0].step.verdict))
+        by_rule = around is not None and around[0].step.by_rule
         call = Call(step, by_rule, changes=_changes(last.get(step.packet), step), came=came.get(step.call, []))
         by_number[step.call] = (call, number)
         if step.packet:

@@ -9,8 +9,9 @@ from skblab.agent.running import Running
 from skblab.agent.streams import Hold
 from skblab.errors import GuestLost, UsageError
 from skblab.lab import Lab
-from skblab.packet import ETH_P_IP, Packet
+from skblab.packet import Packet
 from skblab.rule import Rule
+from skblab.summary import ETH_P_IP
 
 GONE = frozenset({State.RELEASED, State.DROPPED, State.LOST})
 

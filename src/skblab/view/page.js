@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const { about, functions, journeys, packets, steps, notes, bytes, lines, stacks } = data;
   const $ = (id) => document.getElementById(id);
-  const JOURNEY_PX = 58, CALL_PX = 21, LANE_PX = 15, HEADER_BYTES = 20;
+  const JOURNEY_PX = 58, CALL_PX = 21, LANE_PX = 15;
 
   const make = (tag, text = "", name = "") => {
     const element = document.createElement(tag);
@@ -193,10 +193,6 @@
     }
     return pre;
   };
-  const u16 = (b, at) => b[at] * 256 + b[at + 1];
-  const network = (b, protocol) =>
-    protocol === 0x0800 && b.length >= HEADER_BYTES ? [["ttl", `${b[8]}`], ["id", `${u16(b, 4)}`], ["length", `${u16(b, 2)}`]]
-      : protocol === 0x86dd && b.length >= 40 ? [["hop limit", `${b[7]}`], ["length", `${u16(b, 4)}`]] : [];
   const pairs = (list, items) => list.replaceChildren(...items.flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
   const look = (at) => {
     step = at;
@@ -212,9 +208,9 @@
     pairs($("facts"), facts);
     $("stack-title").hidden = !stacks[at];
     $("stack").replaceChildren(...(stacks[at] ?? []).map((frame) => make("li", frame)));
-    const [now, then, summary] = packet ? bytes_at(at) : [[], null];
-    $("line").textContent = summary ?? "";
-    pairs($("layers"), summary === undefined ? [] : network(now, steps.protocol[at]));
+    const [now, then, [summary, header] = ["", {}]] = packet ? bytes_at(at) : [[], null];
+    $("line").textContent = summary;
+    pairs($("layers"), Object.entries(header).map(([name, value]) => [name, `${value}`]));
     $("bytes").replaceChildren(dump(now, then));
     timeline();
   };

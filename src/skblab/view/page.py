@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skblab import files
-from skblab.trace.journey import Call, Journey, is_readable, journeys, packet_at
+from skblab.trace.journey import Call, Journey, journeys, packet_at
 from skblab.trace.model import Trace
 from skblab.trace.words import drop_in_words, fields_of, kin_in_words, value_in_words
 
@@ -85,11 +85,11 @@ class _Columns:
         self.journeys: list[dict[str, Any]] = []
         self.packets: dict[int, dict[str, Any]] = {}
         self.steps: dict[str, list[int]] = {
-            name: [] for name in ("function", "at", "took", "depth", "packet", "length", "protocol", "offset")
+            name: [] for name in ("function", "at", "took", "depth", "packet", "length")
         }
         self.notes: dict[int, list[tuple[str, str]]] = {}
         self.bytes: dict[int, str] = {}
-        self.lines: dict[int, str] = {}  # of those bytes, as tcpdump writes them
+        self.lines: dict[int, tuple[str, dict[str, int]]] = {}  # of those bytes: tcpdump's line, and header fields
         self.stacks: dict[int, list[str]] = {}
         self._begin_ns = 0
         self._shown: dict[int, bytes] = {}
@@ -126,14 +126,15 @@ class _Columns:
     def _add_step(self, journey: Journey, depth: int, call: Call) -> str:
         step, place = call.step, len(self.steps["at"])
         values = (self._function(call), step.at_ns - journey.begin_ns, -1 if step.took_ns is None else step.took_ns,
-                  depth, step.packet, step.length, step.protocol, step.data_offset)  # fmt: skip
+                  depth, step.packet, step.length)  # fmt: skip
         for column, value in zip(self.steps.values(), values, strict=True):
             column.append(value)
         if step.packet and self._shown.get(step.packet) != step.data:
             self._shown[step.packet] = step.data
             self.bytes[place] = step.data.hex()
-            if is_readable(step):
-                self.lines[place] = packet_at(step).summary()
+            packet = packet_at(step)
+            if packet.is_readable:
+                self.lines[place] = packet.summary(), packet.header_fields
         reason = drop_in_words(self._trace, call)
         notes = [("change", change) for change in call.changes]
         notes += [("field", f"{name} = {value}") for name, value in fields_of(self._trace, step).items()]

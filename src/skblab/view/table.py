@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from skblab.trace.journey import is_readable, packet_at
+from skblab.trace.journey import packet_at
 from skblab.trace.model import Step, Trace
 from skblab.trace.words import fields_of, reason_in_words
 
@@ -19,7 +19,7 @@ def rows(trace: Trace, steps: list[Step], begin_ns: int) -> Iterator[str]:
     """Return the steps' lines, with times from *begin_ns* on."""
     for step in steps:
         packet = packet_at(step)
-        ends = f"{packet.source} > {packet.destination}" if is_readable(step) else ""
+        ends = f"{packet.source} > {packet.destination}" if packet.is_readable else ""
         drop = f"drop: {reason}" if (reason := reason_in_words(trace, step)) else ""
         extra = [f"{name}={value}" for name, value in fields_of(trace, step).items()]
         yield "".join(

@@ -2,7 +2,7 @@
 
 import gdb
 
-from skblab.debugger.inside.skbs import device_name
+from skblab.debugger.inside.skbs import device_name, linear_of, protocol_of
 from skblab.debugger.inside.wire import AGENT_STOP, Argument, GdbFrame, RawPacket
 
 SOURCE_PREFIX = "/skblab/"  # what the build puts in place of the source tree's own path
@@ -89,28 +89,20 @@ def _read_arguments(frame: gdb.Frame) -> tuple[Argument, ...]:
 def read_packet(expression: str) -> RawPacket:
     """Read the packet that a C expression of type ``struct sk_buff *`` names in the stopped frame.
 
-    The network header is where ``skb->network_header`` says, once it is set (include/linux/skbuff.h
-    skb_network_header()); before that, where ``skb->data`` stands.
-
     :raises gdb.error: no such packet, or memory that cannot be read
     """
     value = gdb.parse_and_eval(expression)
     if value.is_optimized_out:
         raise gdb.error(f"{expression} is optimized out here")
     skb = value.dereference()
-    head, data = int(skb["head"]), int(skb["data"])
-    length, data_len = int(skb["len"]), int(skb["data_len"])
-    end = data + length - data_len
-    network_header = head + int(skb["network_header"])
-    start = network_header if head < network_header <= end else data
+    start, end = linear_of(skb)
     size = min(max(end - start, 0), MAX_PACKET_BYTES)
-    protocol = int(skb["protocol"])
     return RawPacket(
         skb=int(value),
-        head=head,
-        len=length,
-        data_len=data_len,
-        protocol=(protocol & 0xFF) << 8 | protocol >> 8,  # __be16
+        head=int(skb["head"]),
+        len=int(skb["len"]),
+        data_len=int(skb["data_len"]),
+        protocol=protocol_of(skb),
         mark=int(skb["mark"]),
         hash=int(skb["hash"]),
         dev=device_name(skb),

@@ -90,10 +90,7 @@ class Bytes:
 def read_bytes(skb: gdb.Value, wanted: int = SHOWN_BYTES) -> Bytes:
     """Read a packet from its network header, or, where there is none yet, from ``skb->data``; fragments included."""
     inferior = gdb.selected_inferior()
-    head, data = int(skb["head"]), int(skb["data"])
-    linear_end = data + int(skb["len"]) - int(skb["data_len"])
-    network = head + int(skb["network_header"])
-    start = network if head < network <= linear_end else data
+    start, linear_end = linear_of(skb)
     length = linear_end - start + int(skb["data_len"])
     if not 0 <= linear_end - start <= 1 << 20:
         return Bytes(b"", 0, "head, data and len do not fit together: is this a packet?")
@@ -105,6 +102,17 @@ def read_bytes(skb: gdb.Value, wanted: int = SHOWN_BYTES) -> Bytes:
             content += bytes(inferior.read_memory(address, min(size, wanted - len(content))))
     missing = "" if len(content) >= min(wanted, length) else "the rest is in skb_shinfo(skb)->frag_list"
     return Bytes(content, length, missing)
+
+
+def linear_of(skb: gdb.Value) -> tuple[int, int]:
+    """Return where a packet's linear bytes begin, at its network header if that is set, and where they end.
+
+    The network header is ``skb->network_header`` (include/linux/skbuff.h skb_network_header()), else ``skb->data``.
+    """
+    head, data = int(skb["head"]), int(skb["data"])
+    end = data + int(skb["len"]) - int(skb["data_len"])
+    network = head + int(skb["network_header"])
+    return (network if head < network <= end else data), end
 
 
 def _fragment(fragment: gdb.Value) -> tuple[int, int]:

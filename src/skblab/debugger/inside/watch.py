@@ -5,10 +5,10 @@ import gdb
 from skblab.debugger.inside import skbs
 from skblab.debugger.inside.commands import one_clear_error, say
 from skblab.debugger.inside.wire import OpenPrompt, Place
+from skblab.summary import ETH_P_IP
 
 WATCHED = ("len", "data_len", "mark", "users.refs.counter", "cloned")
 ALL_BYTES = 1 << 16
-ETH_P_IP = 0x0800
 
 
 class Waypoint(gdb.Breakpoint):
