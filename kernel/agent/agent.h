@@ -31,6 +31,11 @@ struct agent_regs {
 	unsigned long caller; /* the probed function's return address */
 };
 
+struct agent_place { /* of a followed packet. Both words go to the host with a verdict on it */
+	u32 packet; /* its number; 0: it is not followed */
+	u32 call; /* of its step, or 0 */
+};
+
 struct agent_passage { /* what a probe is for packets that are followed */
 	struct agent_part part;
 	u16 point; /* its number */
@@ -80,8 +85,8 @@ void agent_commands_forget(void);
 void agent_command_done(const struct agent_record *record);
 
 /* tell.c: what the host is told */
-bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb,
-		    u64 packet);
+bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb, u64 packet,
+		    struct agent_place place);
 void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause);
 void agent_answer(u64 cookie, long result);
 __printf(1, 2) void agent_note(const char *format, ...);
@@ -103,18 +108,21 @@ bool agent_unfollow(void);
 /* stack.c: who called */
 unsigned int agent_stack(u64 text_start, u64 text_end, const struct agent_regs *regs, const u64 **words);
 
-/* calls.c, calls.h: which calls are under way, on which stack */
+/* calls.c, calls.h: the traced calls of each stack */
 int agent_calls_begin(void);
 void agent_calls_end(void);
 
-/* follow.c, follow.h: which packets are followed */
+/* follow.c, follow.h: the packets that are followed */
 int agent_follow(const struct agent_follow *follow);
 void agent_follow_end(void);
 
-/* passage.c: functions that are passed by them, and return */
-void agent_passed(const struct agent_passage *passage, struct agent_regs *regs);
+/* entry.c: a traced function is entered */
+struct agent_place agent_entered(const struct agent_passage *passage, struct agent_regs *regs);
 void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb);
+
+/* return.c: and returns */
 unsigned long agent_returned(struct agent_regs *regs);
+void agent_resumed(const unsigned long *slot, unsigned long value);
 
 /* rule.c: does a packet match? */
 struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb);
@@ -130,7 +138,7 @@ void agent_return(void);
 /* held.c: packets that are set aside */
 int agent_held_open(void);
 void agent_held_close(void);
-u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb);
+u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb, struct agent_place place);
 int agent_decide(const struct agent_decide *decide);
 void agent_release_rule(u16 rule);
 void agent_held_flush(void);

@@ -16,7 +16,7 @@
 #include <linux/filter.h>
 #include <linux/types.h>
 
-#define AGENT_MAGIC 0x736b626c61623033ull /* "skblab03" */
+#define AGENT_MAGIC 0x736b626c61623034ull /* "skblab04" */
 #define AGENT_RULES 8192
 #define AGENT_BY_HAND (AGENT_RULES - 1) /* the rule of what a debugger holds; no other is of that number */
 #define AGENT_POINTS 32768
@@ -248,6 +248,11 @@ struct agent_hit {
 	__s32 data_offset; /* of skb->data from the network header */
 	__u32 mark;
 	__u32 device; /* index */
+	/*
+	 * Of a packet that is followed: its number (agent_step.packet), and the agent_step.call of its step here. Where the
+	 * function is not traced: of the step around, or of the packet's last one. Else 0.
+	 */
+	__u32 followed, call;
 	__u16 protocol; /* host order */
 	__u16 captured_bytes;
 	/*

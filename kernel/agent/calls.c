@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Which calls are under way, stack by stack. A call whose return is of interest returns to agent_return (trampoline.S) and
- * from there to its caller: the return address itself is kept here, with what is to be known when the call ends. So it is
- * known, too, in which call another one happens.
+ * The calls that have not returned yet, for each stack. The return address of such a call is replaced by agent_return
+ * (trampoline.S), which jumps to the original one, kept here. The innermost call of a stack is the one around a new call.
  *
- * A call can be left without a return, when its task dies; the next one that comes so high up on this stack, or finds
- * something else where the return address was, clears it away. Interrupts are off in most of this.
+ * A task that dies leaves calls without a return. They are dropped by the next call that lies higher on the same stack, or
+ * that finds another word in the place of the return address. Interrupts are off, except where it says otherwise.
  */
 #include <linux/mm.h>
 #include <linux/slab.h>
@@ -20,7 +19,7 @@ u32 agent_last_call;
 static struct agent_calls *stacks;
 static unsigned int used;
 
-/* The calls on another stack than on the recent one. */
+/* The calls of another stack than the recent one. */
 struct agent_calls *agent_calls_find(unsigned long base)
 {
 	struct agent_calls *empty = NULL;
@@ -64,7 +63,7 @@ int agent_calls_begin(void)
 	return stacks ? 0 : -ENOMEM;
 }
 
-/* Every call returns to its caller again, and is not told of. Not for interrupts, which may be on here. */
+/* Restore every return address. Process context, interrupts on. */
 void agent_calls_end(void)
 {
 	struct agent_calls *old = stacks;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Which calls are under way: what is asked at each step and each return. The rest is in calls.c. */
+/* The calls that have not returned yet: what every step and return needs. The rest is in calls.c. */
 #ifndef SKBLAB_CALLS_H
 #define SKBLAB_CALLS_H
 
@@ -9,23 +9,23 @@
 
 #define AGENT_DEEPEST 64
 
-struct agent_call { /* it is under way, and tells when it returns */
-	unsigned long slot; /* where its return address lies */
-	unsigned long caller; /* what that is */
+struct agent_call { /* that has not returned yet */
+	unsigned long slot; /* address of its return address */
+	unsigned long caller; /* the original return address */
 	const struct agent_passage *passage;
 	u64 at_ns;
 	struct sk_buff *skb;
-	u64 head; /* skb->head, at its begin */
+	u64 head; /* skb->head at its entry */
 	u32 number;
-	u32 packet;
-	u32 other; /* packet */
-	bool shared;
+	u32 packet; /* number; of a function that takes none, the packet of the call around */
+	u32 other; /* number of the packet that this one may join */
+	bool shared; /* skb had clones at its entry */
 };
 
 struct agent_calls { /* on one stack */
 	unsigned long base;
 	unsigned int depth;
-	struct agent_call calls[AGENT_DEEPEST]; /* from the outermost */
+	struct agent_call calls[AGENT_DEEPEST]; /* outermost first */
 };
 
 extern struct agent_calls *agent_calls_recent;
@@ -35,7 +35,7 @@ struct agent_calls *agent_calls_find(unsigned long base);
 void agent_call_unhooked(void);
 unsigned long agent_call_caller_of(unsigned long slot);
 
-/* Those on the stack where *slot lies, or NULL: on too many, or none is waited for any more. */
+/* The calls of the stack where slot lies; NULL where there are too many stacks, or after the trace. */
 static __always_inline struct agent_calls *agent_calls_on(const unsigned long *slot)
 {
 	const unsigned long base = (unsigned long)slot & ~(THREAD_SIZE - 1);
@@ -49,7 +49,7 @@ static __always_inline bool agent_call_lasts(const struct agent_call *call, unsi
 	       READ_ONCE_NOCHECK(*(const unsigned long *)call->slot) == (unsigned long)agent_return;
 }
 
-/* The innermost call that is under way where the stack has come to, or NULL; a jump instead of a call shares its place. */
+/* The innermost call around slot, or NULL. A tail call has the slot of the call that it is in. */
 static __always_inline struct agent_call *agent_call_around(struct agent_calls *calls, const unsigned long *slot)
 {
 	if (unlikely(!calls))
@@ -65,8 +65,8 @@ static __always_inline u32 agent_call_number(void)
 }
 
 /*
- * Have a call told of when it returns; NULL where that cannot be, which is counted. *slot: its return address, where
- * agent_call_around() has looked. All but these three fields is the caller's to fill in.
+ * Replace the return address at slot, after agent_call_around(); NULL, which is counted, where there is no room. The caller
+ * fills in the other fields.
  */
 static __always_inline struct agent_call *agent_call_begin(struct agent_calls *calls, unsigned long *slot)
 {
@@ -84,18 +84,18 @@ static __always_inline struct agent_call *agent_call_begin(struct agent_calls *c
 	return call;
 }
 
-/* A call has come to its end; what it was stays until the next one on its stack begins. */
+/* A call has returned. Its fields stay until the next call on its stack. */
 static __always_inline const struct agent_call *agent_call_end(const unsigned long *slot)
 {
 	struct agent_calls *calls = agent_calls_on(slot);
 	const struct agent_call *call = agent_call_around(calls, slot);
 
-	BUG_ON(!call || call->slot != (unsigned long)slot); /* there is no way back */
+	BUG_ON(!call || call->slot != (unsigned long)slot); /* the return address is lost */
 	calls->depth--;
 	return call;
 }
 
-/* What a return address on this stack was before it was ours; whatever else lies there is left as it is. */
+/* A word of this stack; where it is agent_return, the original return address. */
 static __always_inline unsigned long agent_call_caller(unsigned long slot)
 {
 	const unsigned long word = READ_ONCE_NOCHECK(*(const unsigned long *)slot);

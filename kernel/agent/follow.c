@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Which packets are followed. A packet is known by where its bytes lie, skb->head: its clones share them, and so are the
- * same packet. From its first sight on it has a number, whatever becomes of its headers, until its bytes are freed; what
- * gives a packet other bytes, or other packets its bytes, is in passage.c. Interrupts are off.
+ * The packets that are followed. skb->head identifies a packet: clones share it, and so are the same packet. The filter sees
+ * a packet once. From then on it has a number, whatever becomes of its headers, until its bytes are freed. return.c knows
+ * the functions that give a packet other bytes. Interrupts are off.
  */
 #include <linux/hashtable.h>
 #include <linux/mm.h>
@@ -16,14 +16,14 @@
 
 struct agent_follow agent_following;
 u32 agent_following_bytes;
-const struct net_device *agent_devices_told[AGENT_TOLD];
+const struct net_device *agent_devices_named[AGENT_NAMED];
 static struct bpf_prog *filter;
 static DEFINE_HASHTABLE(heads, 12);
 static struct agent_followed *packets;
-static HLIST_HEAD(spare); /* of them, those that have been used; the last one is in the processor's cache still */
-static struct agent_followed nobody; /* no packet lies at 0 */
+static HLIST_HEAD(spare); /* of those, the forgotten ones; the first of them is still in the cache */
+static struct agent_followed nobody; /* no skb->head is 0 */
 struct agent_followed *agent_recent_packet = &nobody;
-static unsigned int next_place; /* to be used for the first time, or, where none is spare, to make room */
+static unsigned int next_place; /* the next unused one; once all are used, the next to be forgotten for another */
 static u32 last_number;
 
 static struct agent_followed *followed_at(u64 head)
@@ -64,8 +64,7 @@ struct agent_followed *agent_followed(const struct sk_buff *skb)
 	return followed_at((u64)skb->head);
 }
 
-/* Follow a packet under a number, or under a new one (0). */
-struct agent_followed *agent_follow_as(const struct sk_buff *skb, u32 number)
+static struct agent_followed *follow(const struct sk_buff *skb, u32 number)
 {
 	struct agent_followed *packet = followed_at((u64)skb->head);
 
@@ -74,13 +73,30 @@ struct agent_followed *agent_follow_as(const struct sk_buff *skb, u32 number)
 		packet->head = (u64)skb->head;
 		hash_add(heads, &packet->node, packet->head);
 	}
-	packet->number = number ?: ++last_number;
+	packet->number = number;
+	packet->last_call = 0;
 	packet->is_new = false;
 	packet->captured_bytes = 0;
 	return packet;
 }
 
-/* As agent_meet(), of another packet than the recent one. */
+struct agent_followed *agent_follow_new(const struct sk_buff *skb)
+{
+	return follow(skb, ++last_number);
+}
+
+/* A packet has other bytes now. A clone may still have the old ones. */
+void agent_follow_moved(const struct sk_buff *skb, u32 number, u64 old_head, bool shared)
+{
+	struct agent_followed *old = followed_at(old_head);
+	const u32 last_call = old ? old->last_call : 0;
+
+	if (old && !shared)
+		forget(old);
+	follow(skb, number)->last_call = last_call;
+}
+
+/* agent_meet() of another packet than that of the last step. */
 struct agent_followed *agent_meet_another(struct sk_buff *skb)
 {
 	struct agent_followed *packet = followed_at((u64)skb->head);
@@ -88,7 +104,7 @@ struct agent_followed *agent_meet_another(struct sk_buff *skb)
 	if (packet)
 		packet->is_new = false;
 	else if (!filter || agent_takes(filter, skb))
-		packet = agent_follow_as(skb, 0);
+		packet = agent_follow_new(skb);
 	if (packet)
 		agent_recent_packet = packet;
 	return packet;
@@ -102,7 +118,7 @@ void agent_forget(u64 head)
 		forget(packet);
 }
 
-/* Begin to follow, or follow others from now on. Called by a process. */
+/* Begin to follow, or change what is followed. Process context. */
 int agent_follow(const struct agent_follow *follow)
 {
 	struct sock_fprog_kern program = { .len = follow->filter_length, .filter = (struct sock_filter *)(follow + 1) };
@@ -130,7 +146,7 @@ int agent_follow(const struct agent_follow *follow)
 	agent_following_bytes = 0;
 	for (u32 i = 0; i < follow->fields; i++)
 		agent_following_bytes += follow->field[i].bytes;
-	memset(agent_devices_told, 0, sizeof(agent_devices_told));
+	memset(agent_devices_named, 0, sizeof(agent_devices_named));
 	old = filter;
 	filter = new;
 	local_irq_restore(flags);
@@ -139,7 +155,7 @@ int agent_follow(const struct agent_follow *follow)
 	return 0;
 }
 
-/* No point is left. */
+/* Follow no more; no function is traced now. Process context. */
 void agent_follow_end(void)
 {
 	struct agent_followed *old = packets;

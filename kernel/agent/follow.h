@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Which packets are followed: what is asked at each step. The rest is in follow.c. */
+/* Which packets are followed: what every step needs. The rest is in follow.c. */
 #ifndef SKBLAB_FOLLOW_H
 #define SKBLAB_FOLLOW_H
 
@@ -9,23 +9,25 @@ struct agent_followed { /* one packet's bytes: all skbs with this head */
 	struct hlist_node node;
 	u64 head;
 	u32 number;
-	bool is_new; /* brought forth by a call, and at no step yet */
+	u32 last_call; /* agent_step.call of its last step, or 0 */
+	bool is_new; /* a call has made it, and it has no step yet */
 	u16 captured_bytes;
 	u64 seen[AGENT_SEEN_BYTES / sizeof(u64)];
 };
 
 extern struct agent_follow agent_following;
 extern u32 agent_following_bytes; /* of all fields */
-#define AGENT_TOLD 64
-extern const struct net_device *agent_devices_told[AGENT_TOLD]; /* n: of the devices of index n % AGENT_TOLD */
-extern struct agent_followed *agent_recent_packet; /* that was met */
+#define AGENT_NAMED 64
+extern const struct net_device *agent_devices_named[AGENT_NAMED]; /* n: the last of those with index % AGENT_NAMED == n */
+extern struct agent_followed *agent_recent_packet; /* of the last step */
 
 struct agent_followed *agent_followed(const struct sk_buff *skb);
 struct agent_followed *agent_meet_another(struct sk_buff *skb);
-struct agent_followed *agent_follow_as(const struct sk_buff *skb, u32 number);
+struct agent_followed *agent_follow_new(const struct sk_buff *skb);
+void agent_follow_moved(const struct sk_buff *skb, u32 number, u64 old_head, bool shared);
 void agent_forget(u64 head);
 
-/* A packet is where a function is passed: the one that is followed, or that is from now on, or NULL. */
+/* The followed packet of an skb that enters a function; followed from now on if the filter takes it. Else NULL. */
 static __always_inline struct agent_followed *agent_meet(struct sk_buff *skb)
 {
 	struct agent_followed *packet = agent_recent_packet;
@@ -34,6 +36,11 @@ static __always_inline struct agent_followed *agent_meet(struct sk_buff *skb)
 		return agent_meet_another(skb);
 	packet->is_new = false;
 	return packet;
+}
+
+static __always_inline struct agent_place agent_place_of(const struct agent_followed *packet)
+{
+	return (struct agent_place){ .packet = packet->number, .call = packet->last_call };
 }
 
 #endif

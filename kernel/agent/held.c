@@ -161,7 +161,7 @@ static bool is_memory_short(void)
 }
 
 /* Set a packet aside and tell the host; 0 where that cannot be, which is counted. Interrupts are off. */
-u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb)
+u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb, struct agent_place place)
 {
 	const struct agent_arm *arm = &rule->arm;
 	struct agent_counts *counts = agent_counts(rule->number);
@@ -189,7 +189,7 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 		kfree(held);
 		return 0;
 	}
-	if (!agent_tell_hit(rule, regs, skb, held->packet) && !delay_ns) { /* nobody would ever release it */
+	if (!agent_tell_hit(rule, regs, skb, held->packet, place) && !delay_ns) { /* nobody would ever release it */
 		counts->untold++;
 		agent_unkeep(&held->kept);
 		kfree(held);

@@ -42,9 +42,9 @@ static void forget_name(const struct net_device *device)
 	unsigned long flags;
 
 	local_irq_save(flags);
-	for (int i = 0; i < AGENT_TOLD; i++)
-		if (agent_devices_told[i] == device)
-			agent_devices_told[i] = NULL;
+	for (int i = 0; i < AGENT_NAMED; i++)
+		if (agent_devices_named[i] == device)
+			agent_devices_named[i] = NULL;
 	local_irq_restore(flags);
 }
 

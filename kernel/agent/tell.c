@@ -4,8 +4,8 @@
 #include "packet.h"
 
 /* A packet met a rule; false where there was no room to say so. Interrupts are off. */
-bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb,
-		    u64 packet)
+bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb, u64 packet,
+		    struct agent_place place)
 {
 	const int offset = skb ? agent_network_offset(skb) : 0;
 	const struct net_device *device = skb ? agent_device_of(skb) : NULL;
@@ -29,6 +29,8 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs
 	hit->data_offset = -offset;
 	hit->mark = skb ? skb->mark : 0;
 	hit->device = device ? device->ifindex : 0;
+	hit->followed = place.packet;
+	hit->call = place.call;
 	hit->protocol = skb ? ntohs(skb->protocol) : 0;
 	hit->captured_bytes = captured;
 	hit->checksum_start = unfinished ? skb_checksum_start_offset(skb) - offset : 0;

@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
-MAGIC = 0x736B626C61623033
+MAGIC = 0x736B626C61623034
 RULES = 8192
 BY_HAND = RULES - 1
 POINTS = 32768
@@ -278,7 +278,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header."""
+    """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header.
+
+    Of a packet in a trace ``followed`` is its number, and ``call`` that of its step; else 0.
+    """
 
     rule: int
     at_ns: int
@@ -292,13 +295,15 @@ class Hit:
     data_offset: int
     mark: int
     device: int
+    followed: int
+    call: int
     protocol: int
     checksum_start: int
     checksum_offset: int
     data: bytes
     stack_words: bytes = b""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH6QIIiIIHHHH4x")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH6QIIiIIIIHHHH4x")
 
     @property
     def stack(self) -> tuple[tuple[int, int], ...]:

@@ -26,7 +26,7 @@ from skblab.files import cannot_write, to_write
 log = logging.getLogger(__name__)
 
 MAGIC = b"skblab\0\1"
-VERSION = 1  # of what the chunks have in them
+VERSION = 2  # of what the chunks have in them
 CHUNK = struct.Struct("<4sI")
 META, STEP, TOLD, END = b"META", b"STEP", b"TOLD", b"END "
 ALIGNMENT = 8

@@ -4,7 +4,6 @@ A journey begins with a packet that nothing in the trace has brought forth. To i
 reply, an error, a segment), those that were made of it (copies, segments), and what they caused.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,6 @@ from skblab.packet import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Packet
 from skblab.trace.model import Kin, Step, Trace
 
 ARP_OF_ETHERNET = b"\0\1"
-DROPPED = re.compile(r"\bdrop(ped)?\b")  # in a verdict's words: "drop", "hold: dropped after 20.00 ms"
 VERSIONS = {ETH_P_IP: 4, ETH_P_IPV6: 6}
 
 
@@ -153,7 +151,7 @@ def _nest(trace: Trace, packets: dict[int, Followed]) -> list[tuple[Call, int]]:
     for step in trace.steps:
         around = by_number.get(step.outer)
         number = step.packet or (around[1] if around else 0)
-        by_rule = around is not None and bool(DROPPED.search(around[0].step.verdict))
+        by_rule = around is not None and around[0].step.by_rule
         call = Call(step, by_rule, changes=_changes(last.get(step.packet), step), came=came.get(step.call, []))
         by_number[step.call] = (call, number)
         if step.packet:

@@ -29,7 +29,7 @@ class Step:
     step. ``outer``: the call in which this one happens, 0: none that is known. Where the return was not told,
     ``took_ns`` and ``value`` are None. ``let_go``: by a function that tells a reason; ``stack`` then says who called,
     for reasons that are none only at the first packet that is let go there. ``verdict``: what a rule did to the packet
-    here.
+    here; ``by_rule``: it dropped the packet.
     """
 
     function: Passed
@@ -57,6 +57,7 @@ class Step:
     took_ns: int | None = None
     value: int | None = None
     verdict: str = ""
+    by_rule: bool = False
 
     @property
     def end_ns(self) -> int:

@@ -1,8 +1,8 @@
 """Read a trace file: the agent's records and the chunks around them become a Trace."""
 
 import json
-import re
 import struct
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ from skblab.trace import shape
 from skblab.trace.file import END, META, STEP, TOLD, VERSION, read_chunks
 from skblab.trace.model import Kin, Passed, Step, Trace
 from skblab.trace.shape import fits, fits_if_there
-from skblab.trace.verdicts import Verdicts
 
 LAST_NS = (1 << 62) - 1
-HEXADECIMAL = re.compile(r"0x[0-9a-f]{1,16}")
+CALLS = 1 << 32  # agent_step.call is a __u32
 
 
 class Reader:
@@ -118,7 +117,6 @@ class Loader:
     def __init__(self) -> None:
         self.trace: Trace | None = None
         self._reader: Reader | None = None
-        self._verdicts = Verdicts()
 
     def take(self, kind: bytes, payload: memoryview) -> bool:
         """Take the next chunk; return False if it was cut off, or what should be before it is missing."""
@@ -134,11 +132,11 @@ class Loader:
                 self._reader = Reader(self.trace)
             elif self.trace is None:
                 return False
-            elif not _is_told(fields) if kind == TOLD else not fits(fields, shape.END):
+            elif not (fits(fields, shape.END) if kind == END else _is_verdict(fields)):
                 raise TraceError("a chunk of the trace is damaged", found=json.dumps(fields)[:200])
             elif kind == TOLD:
                 self.trace.told.append(fields)
-                self._verdicts.note(self.trace.steps, fields)
+                _note_verdict(self.trace.steps, fields)
             elif self._reader and self._reader.in_a_record:
                 raise TraceError("the trace is damaged: its last record is longer than the file")
             else:
@@ -164,13 +162,32 @@ def _checked_about(fields: object) -> dict[str, Any]:
     return about
 
 
-def _is_told(fields: dict[str, Any]) -> bool:
-    """Whether a chunk is of what a rule did."""
-    return (
-        fits(fields, shape.TOLD)
-        and fits_if_there(fields, shape.TOLD_MORE)
-        and HEXADECIMAL.fullmatch(fields["skb"]) is not None
-    )
+def _is_verdict(fields: dict[str, Any]) -> bool:
+    return fits(fields, shape.VERDICT) and fits_if_there(fields, shape.VERDICT_MORE)
+
+
+def _note_verdict(steps: list[Step], said: dict[str, Any]) -> None:
+    """Note a verdict at the step that it names; the end of a hold has the step of its begin."""
+    step = _step_of(steps, said["packet"], said["call"])
+    if step is None:
+        return  # the packet is not followed
+    verdict: str = said["verdict"]
+    if "held_ns" in said:
+        step.verdict += f": {verdict} after {said['held_ns'] / 1e6:.2f} ms"
+    else:
+        where = "" if step.function.name == said["function"] else f" at {said['function']}()"
+        step.verdict += ", " * bool(step.verdict) + verdict + where
+    step.by_rule |= verdict.startswith("drop")  # "drop", "dropped"
+
+
+def _step_of(steps: list[Step], packet: int, call: int) -> Step | None:
+    """Return a packet's step by its call. Steps are in the order of their calls, whose numbers wrap at 2^32."""
+    if not steps:
+        return None
+    first = steps[0].call
+    place = bisect_left(steps, (call - first) % CALLS, key=lambda step: (step.call - first) % CALLS)
+    step = steps[place % len(steps)]
+    return step if (step.packet, step.call) == (packet, call) else None
 
 
 def load(path: Path) -> Trace:

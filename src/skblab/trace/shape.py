@@ -9,6 +9,7 @@ from skblab.agent.abi import FIELD_BYTES, POINTS
 ANY, NUMBER = "any name", "a number as a name"
 TIMES_NS = range(1 << 62)
 ADDRESSES = range(1 << 64)
+NUMBERS = range(1 << 32)
 
 ABOUT = {
     "version": int,
@@ -20,8 +21,15 @@ ABOUT = {
     "reasons": {ANY: str},
 }
 ABOUT_MORE: dict[str, object] = {"filter": str, "command": [str]}
-TOLD = {"time_ns": TIMES_NS, "function": str, "skb": str, "verdict": str}
-TOLD_MORE: dict[str, object] = {"held_ns": TIMES_NS}
+VERDICT = {
+    "time_ns": TIMES_NS,
+    "function": str,
+    "skb": str,
+    "packet": NUMBERS,
+    "call": NUMBERS,
+    "verdict": str,
+}
+VERDICT_MORE: dict[str, object] = {"held_ns": TIMES_NS}
 END = {"lost": int, "forgotten": int, "unhooked": int}
 
 

@@ -112,10 +112,17 @@ class Tracer:
 
     def _witness(self, hit: abi.Hit, function: str, verdict: str, at_ns: int) -> None:
         """Write down what a rule did to a packet, or what became of one that it held."""
-        told: dict[str, Any] = {"time_ns": at_ns, "function": function, "skb": f"{hit.skb:#x}", "verdict": verdict}
+        fields: dict[str, Any] = {
+            "time_ns": at_ns,
+            "function": function,
+            "skb": f"{hit.skb:#x}",
+            "packet": hit.followed,
+            "call": hit.call,
+            "verdict": verdict,
+        }
         if held_ns := at_ns - self._agent.channel.host_ns(hit.at_ns):
-            told["held_ns"] = held_ns
-        self._writer.tell(TOLD, told | {"occurrence": hit.occurrence})
+            fields["held_ns"] = held_ns
+        self._writer.tell(TOLD, fields | {"occurrence": hit.occurrence})
 
     def end(self, **fields: object) -> None:
         """Follow no more; write down what was lost, and *fields*. Safe to call twice.
