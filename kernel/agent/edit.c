@@ -9,7 +9,7 @@
 
 #include "packet.h"
 
-/* Where the network header ends, options and extension headers with it; 0 where that cannot be said. */
+/* Where the network header ends, with its options and extension headers; 0: unknown. */
 static int headers_end(const struct sk_buff *skb)
 {
 	const u8 *bytes = skb->data; /* the network header, and all that is behind it */
@@ -25,8 +25,8 @@ static int headers_end(const struct sk_buff *skb)
 }
 
 /*
- * What the kernel noted down of options that are gone (net/ipv4/ip_input.c ip_rcv_options(), net/ipv6/exthdrs.c). Where it
- * has not come to that yet, the control block is nobody's.
+ * Clear what the kernel has parsed of options that the edit has removed (net/ipv4/ip_input.c ip_rcv_options(),
+ * net/ipv6/exthdrs.c). Before it has parsed them the control block is unused.
  */
 static void forget_options(struct sk_buff *skb, int end)
 {
@@ -42,7 +42,7 @@ static void forget_options(struct sk_buff *skb, int end)
 	}
 }
 
-/* Why a packet cannot be written to, whatever the bytes; or 0. */
+/* The error for a packet that cannot be written, or 0. */
 static int refusal(const struct sk_buff *skb, const struct agent_write *write, int before)
 {
 	const struct net_device *device = agent_device_of(skb);
@@ -63,8 +63,8 @@ static int refusal(const struct sk_buff *skb, const struct agent_write *write, i
 }
 
 /*
- * Can a GSO packet be cut into segments as before? net/core/skbuff.c skb_segment() copies the headers, so what they say
- * may change, and where they end may not. skb->data is the network header, and everything is in one piece.
+ * Can a GSO packet be cut into segments as before? net/core/skbuff.c skb_segment() copies the headers, so their fields may
+ * change, and their lengths may not. skb->data is the network header, and the packet is linear.
  */
 static bool same_segments(const struct sk_buff *skb, const struct agent_write *write)
 {
@@ -92,7 +92,7 @@ static bool same_segments(const struct sk_buff *skb, const struct agent_write *w
 	return type & SKB_GSO_UDP_L4 && ((const struct udphdr *)old)->len == ((const struct udphdr *)new)->len;
 }
 
-/* What is known of the checksums: the host has updated those that were right, and left alone those that were wrong. */
+/* Set the checksum state. The host has updated the checksums that were right, and left those alone that were wrong. */
 static void note_checksums(struct sk_buff *skb, const struct agent_write *write)
 {
 	if (write->checksum_offset) {
@@ -118,7 +118,7 @@ int agent_write(struct sk_buff *skb, const struct agent_write *write)
 
 	if (error)
 		return error;
-	/* From here on skb->data is the network header, and everything is in one piece that is ours. */
+	/* From here on skb->data is the network header. The packet is made linear, and its bytes our own. */
 	skb->data += before;
 	skb->len -= before;
 	more = (int)bytes - (int)skb->len;
@@ -151,7 +151,7 @@ int agent_write(struct sk_buff *skb, const struct agent_write *write)
 	if (transport >= 0)
 		skb_set_transport_header(skb, min_t(int, transport, bytes));
 	note_checksums(skb, write);
-	if (more || end != old_end) { /* where the inner headers lay, other bytes may be now */
+	if (more || end != old_end) { /* the inner headers' offsets are wrong now */
 		skb->encapsulation = 0;
 		skb->remcsum_offload = 0;
 	}

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What a packet needs while it is set aside, beside what it has a reference to itself: its route, its socket, its devices,
- * and what its function's arguments point to. What is taken is noted, and exactly that is given back.
+ * References that a packet needs while it is held, beside those that it has: to its route, its socket, its devices, and to
+ * what its function's arguments point to. struct agent_kept lists the references that were taken, for agent_unkeep().
  *
- * A network namespace gets no reference: `ip netns del` would then seem to work, and take nothing away. A device's
- * reference would make `ip link del` wait. held.c drops the packets of a device or a namespace that goes.
+ * A network namespace gets no reference: `ip netns del` would succeed and remove nothing. A device's reference makes
+ * `ip link del` wait. So held.c drops the held packets of a device or a namespace that goes.
  */
 #include <linux/version.h>
 #include <net/dst.h>
@@ -17,7 +17,7 @@
 #include "keep.h"
 #include "packet.h"
 
-/* Note an object in a list, once; false where the list is full. *added: it was not there. */
+/* Add an object to a list once; false where the list is full. *added: it was not in the list. */
 static bool note(void **list, void *object, bool *added)
 {
 	*added = false;
@@ -32,7 +32,7 @@ static bool note(void **list, void *object, bool *added)
 	return false;
 }
 
-/* False where the namespace is going (net/core/net_namespace.c cleanup_net() begins once nobody has a reference). */
+/* False where the namespace is going: its refcount is 0, and cleanup_net() runs (net/core/net_namespace.c). */
 static bool keep_net(struct agent_kept *kept, struct net *net)
 {
 	bool added;
@@ -44,7 +44,7 @@ static bool keep_device(struct agent_kept *kept, struct net_device *device)
 {
 	bool added;
 
-	/* netdev_run_todo() waits for references to a device that goes: nobody may take a new one. */
+	/* netdev_run_todo() waits for the last reference to a device that goes: do not take a new one. */
 	if (device->reg_state != NETREG_REGISTERED && device->reg_state != NETREG_DUMMY)
 		return false;
 	if (!note((void **)kept->devices, device, &added))
@@ -54,19 +54,19 @@ static bool keep_device(struct agent_kept *kept, struct net_device *device)
 	return keep_net(kept, dev_net(device));
 }
 
-/* UDP's early demux lends its socket for as long as the RCU section lasts (net/ipv4/udp.c udp_v4_early_demux()). */
-static bool is_lent_socket(const struct sk_buff *skb)
+/* UDP's early demux takes no reference: the socket is valid in the RCU section only (net/ipv4/udp.c udp_v4_early_demux()). */
+static bool is_unreferenced(const struct sk_buff *skb)
 {
 	return skb->destructor == sock_pfree && !sk_is_refcounted(skb->sk);
 }
 
-/* Does the packet keep its socket by the memory it is charged for (sk_wmem_alloc), or by a reference? */
+/* Does the packet keep its socket alive, by sk_wmem_alloc or by a reference? */
 static bool owns_socket(const struct sk_buff *skb)
 {
-	return skb->destructor && skb->destructor != sock_rfree && !is_lent_socket(skb);
+	return skb->destructor && skb->destructor != sock_rfree && !is_unreferenced(skb);
 }
 
-/* A socket of any kind: full, request or time-wait; the count lies in struct sock_common. */
+/* A full, request or time-wait socket: each has its refcount in struct sock_common. */
 static bool keep_socket(struct agent_kept *kept, struct sock *sk, const struct sk_buff *skb)
 {
 	bool added;
@@ -76,27 +76,27 @@ static bool keep_socket(struct agent_kept *kept, struct sock *sk, const struct s
 	if (!added || refcount_inc_not_zero(&sk->sk_refcnt))
 		return true;
 	for (unsigned int i = 0; i < AGENT_KEPT; i++)
-		if (kept->sockets[i] == sk) /* the last one that was noted */
+		if (kept->sockets[i] == sk) /* the last one in the list */
 			kept->sockets[i] = NULL;
-	/* Closed, and freed with the last packet that is charged to it (net/core/sock.c sk_free(), sock_wfree()). */
+	/* It is closed, and freed with the last packet that is charged to it (net/core/sock.c sk_free(), sock_wfree()). */
 	return kept->by_packet = skb->sk == sk && owns_socket(skb);
 }
 
-/* A socket that is lent becomes the packet's own, as for an nfqueue (net/netfilter/nf_queue.c __nf_queue()). */
+/* Take a reference to a socket that has none, as an nfqueue does (net/netfilter/nf_queue.c __nf_queue()). */
 static bool keep_owner(struct agent_kept *kept, struct sk_buff *skb)
 {
 	if (!skb->sk || owns_socket(skb))
 		return true;
-	if (!is_lent_socket(skb))
+	if (!is_unreferenced(skb))
 		return keep_socket(kept, skb->sk, skb);
 	if (refcount_inc_not_zero(&skb->sk->sk_refcnt))
 		skb->destructor = sock_edemux;
 	else
-		skb_orphan(skb); /* it is closed: the protocol looks for a socket again */
+		skb_orphan(skb); /* it is closed: the protocol looks up a socket again */
 	return true;
 }
 
-/* A route that is lent becomes the packet's own; where that fails the packet still has it as it was. */
+/* Take a reference to a route that has none (SKB_DST_NOREF); on failure the packet is as it was. */
 static bool keep_route(struct sk_buff *skb)
 {
 	struct dst_entry *dst = skb_dst(skb);
@@ -105,14 +105,14 @@ static bool keep_route(struct sk_buff *skb)
 		return true;
 	if (!dst_hold_safe(dst))
 		return false;
-	skb_dst_force(skb); /* cannot fail: there is a reference */
+	skb_dst_force(skb); /* cannot fail: we have a reference */
 	dst_release(dst);
 	return true;
 }
 
 /*
- * Take what a packet needs; false, with nothing taken, where something of it is on its way out. Interrupts are off.
- * The caller of the probed function is in an RCU section, or has references of its own.
+ * Take the references that a packet needs; false, with none taken, where one of the objects is going away. Interrupts are
+ * off. The caller of the probed function is in an RCU section, or has references of its own.
  */
 bool agent_keep(struct agent_kept *kept, const struct agent_arm *arm, const unsigned long *arguments,
 		struct sk_buff *skb)
@@ -141,15 +141,15 @@ bool agent_keep(struct agent_kept *kept, const struct agent_arm *arm, const unsi
 	if (!lasts)
 		agent_unkeep(kept);
 	/*
-	 * A kernel socket sends for the whole stack (net/ipv4/icmp.c icmp_xmit_lock()): packets that are held must not use
-	 * up its send buffer, or nobody gets an answer any more.
+	 * A kernel socket sends for the whole stack (net/ipv4/icmp.c icmp_xmit_lock()): held packets must not fill its send
+	 * buffer, or the stack stops answering.
 	 */
 	else if (skb->sk && owns_socket(skb) && !kept->by_packet && sk_fullsock(skb->sk) && !skb->sk->sk_net_refcnt)
 		skb_orphan(skb);
 	return lasts;
 }
 
-/* For a copy of the packet: what is kept is there, so there can be one more reference to it. */
+/* Take the references again, for a copy of the packet. They cannot fail: each object has one. */
 void agent_keep_again(const struct agent_kept *kept)
 {
 	for (unsigned int i = 0; i < AGENT_KEPT; i++) {
@@ -172,9 +172,9 @@ void agent_unkeep(struct agent_kept *kept)
 }
 
 /*
- * A received packet whose socket was closed meanwhile goes on without it, and its protocol looks for one again: it may be
- * for a socket that was opened since, and else its sender is told. A request that became a connection stays: an answer to
- * a SYN belongs to it (net/ipv4/tcp_output.c tcp_make_synack()).
+ * A received packet whose socket was closed meanwhile goes on without it. Its protocol looks up a socket again: one may have
+ * been opened since, and else the sender gets an error. A request socket that became a connection stays: the SYN-ACK
+ * belongs to it (net/ipv4/tcp_output.c tcp_make_synack()).
  */
 void agent_check_owner(struct sk_buff *skb)
 {
@@ -185,7 +185,7 @@ void agent_check_owner(struct sk_buff *skb)
 		skb_orphan(skb);
 }
 
-/* Is a device or a namespace among what a packet needs? */
+/* Does a packet need this device or namespace? */
 bool agent_keeps(const struct agent_kept *kept, const void *object)
 {
 	for (unsigned int i = 0; i < AGENT_KEPT; i++)

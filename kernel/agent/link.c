@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* What the guest's ends of its links have lost: UML's vector devices count it, in whatever namespace they are by now. */
+/* Frames that the guest's ends of its links have lost. UML's vector devices count them, in any network namespace. */
 #include <linux/device.h>
 #include <linux/netdevice.h>
 #include <net/net_namespace.h>
@@ -8,7 +8,7 @@
 
 #define VECTOR "uml-vector" /* arch/um/drivers/vector_kern.c DRIVER_NAME */
 
-/* Its counters change in softirqs alone, as this one is. */
+/* The counters change in softirqs only, and this runs in one. */
 void agent_count_losses(void)
 {
 	u64 cut = 0, no_memory = 0, refused = 0;

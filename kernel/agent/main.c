@@ -2,8 +2,8 @@
 /*
  * The agent: verdicts on single packets at any function of this kernel, decided by skblab on the host.
  *
- * Commands come with an interrupt. Decisions on held packets are carried out by a tasklet, at once; arming and disarming
- * write the kernel's text and need a process, so the tasklet leaves those to a work item and goes on after it.
+ * Commands come with an interrupt. A tasklet carries out decisions on held packets at once. Arming and disarming write the
+ * kernel's text and need process context, so the tasklet leaves them to a work item and goes on after it.
  */
 #include <irq_kern.h>
 #include <linux/init.h>
@@ -16,7 +16,7 @@
 
 static int memory_fd = -1, socket_fd = -1, requests_fd = -1, irq = -1;
 static bool host_is_gone;
-static u32 farewells; /* heard, and nothing done about them yet */
+static u32 farewells; /* heard, and not carried out yet */
 
 module_param(memory_fd, int, 0);
 module_param(socket_fd, int, 0);
@@ -93,7 +93,7 @@ static void run_commands(struct tasklet_struct *tasklet)
 		schedule_work(&slow_command);
 }
 
-/* Nobody is there to decide: everything goes on. Another controller may come, and waits until this is done. */
+/* The controller is gone: release and disarm everything. The next controller waits until this is done. */
 static void let_everything_go(void)
 {
 	u32 heard = farewells;
@@ -119,7 +119,7 @@ static void run_slow_command(struct work_struct *work)
 	}
 	record = agent_command();
 	if (record && is_slow(record)) {
-		u64 cookie = ((const struct agent_decide *)record)->cookie; /* it is there in all of them */
+		u64 cookie = ((const struct agent_decide *)record)->cookie; /* at the same place in every command */
 		int result = carry_out(record);
 
 		agent_command_done(record);
@@ -129,8 +129,8 @@ static void run_slow_command(struct work_struct *work)
 }
 
 /*
- * Commands and this are processes that do not meet: the worker that carries commands out is waited for, and the tasklet
- * that would start it again is held back meanwhile.
+ * The work item must not run meanwhile: it may arm a function of the module. The tasklet, which schedules it, is disabled
+ * first.
  */
 static int module_changes(struct notifier_block *block, unsigned long state, void *module)
 {
@@ -172,13 +172,13 @@ static int __init agent_init(void)
 	}
 	error = agent_devices_begin();
 	if (error)
-		pr_err("skblab agent: no devices are known: error %d\n", error);
+		pr_err("skblab agent: it knows no devices: error %d\n", error);
 	error = agent_hostfiles_open(requests_fd);
-	if (error) /* packets are what it is for; commands in the guest are refused then */
-		pr_err("skblab agent: no files of the host's: error %d\n", error);
+	if (error) /* rules and traces work without; commands in the guest do not */
+		pr_err("skblab agent: it opens no files of the host's: error %d\n", error);
 	register_module_notifier(&module_notifier);
 	agent_channel_ready();
-	tasklet_schedule(&commands_tasklet); /* the host may have spoken before there was anybody to hear */
+	tasklet_schedule(&commands_tasklet); /* commands may have come before the interrupt was requested */
 	return 0;
 }
 
@@ -188,7 +188,7 @@ static void __exit agent_exit(void)
 	um_free_irq(irq, &commands_tasklet);
 	host_is_gone = true;
 	tasklet_kill(&commands_tasklet);
-	flush_work(&slow_command); /* may schedule the tasklet, which may schedule the work, which schedules nothing more */
+	flush_work(&slow_command); /* schedules the tasklet, which may schedule the work once more */
 	tasklet_kill(&commands_tasklet);
 	cancel_work_sync(&slow_command);
 	agent_disarm_all();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What of a packet is what its name says. Members of an sk_buff share their place, and nothing in it tells which of them
- * is there; so a pointer is followed only where it is known to be one.
+ * Which members of an sk_buff are valid. Members share their place in unions, and the sk_buff does not say which of them is
+ * in use; so a pointer is followed only where it is known to be one.
  */
 #include <linux/hashtable.h>
 #include <linux/slab.h>
@@ -28,7 +28,7 @@ static struct known_device *known(const struct net_device *device)
 	return NULL;
 }
 
-/* As agent_device_of(), of another device than the recent one. Interrupts are off. */
+/* agent_device_of() where it is not the recent device. Interrupts are off. */
 const struct net_device *agent_device_find(const struct net_device *device)
 {
 	if (!device || !known(device))
@@ -36,7 +36,7 @@ const struct net_device *agent_device_find(const struct net_device *device)
 	return agent_recent_device = device;
 }
 
-/* Its name, or its place in memory, will be another's. */
+/* The device's name changes, or its memory is freed. */
 static void forget_name(const struct net_device *device)
 {
 	unsigned long flags;
@@ -56,7 +56,7 @@ static int device_changes(struct notifier_block *block, unsigned long event, voi
 	unsigned long flags;
 
 	if (event == NETDEV_REGISTER && !known(device)) {
-		it = kmalloc(sizeof(*it), GFP_KERNEL); /* no memory: its packets are told of without a device */
+		it = kmalloc(sizeof(*it), GFP_KERNEL); /* no memory: its packets are reported without a device */
 		if (!it)
 			return NOTIFY_DONE;
 		it->device = device;
@@ -81,7 +81,7 @@ static int device_changes(struct notifier_block *block, unsigned long event, voi
 
 static struct notifier_block device_notifier = { .notifier_call = device_changes };
 
-/* Know the devices that there are, and will be. */
+/* The notifier is called for each device that there is, and for new ones. */
 int agent_devices_begin(void)
 {
 	return register_netdevice_notifier(&device_notifier);
@@ -89,7 +89,7 @@ int agent_devices_begin(void)
 
 void agent_devices_end(void)
 {
-	unregister_netdevice_notifier(&device_notifier); /* it says of every device that it goes */
+	unregister_netdevice_notifier(&device_notifier); /* calls it with NETDEV_UNREGISTER for each device */
 }
 
 static bool is_memory(const char *at, unsigned int bytes)
@@ -97,7 +97,7 @@ static bool is_memory(const char *at, unsigned int bytes)
 	return virt_addr_valid(at) && virt_addr_valid(at + bytes - 1);
 }
 
-/* Where a pointer in the sk_buff leads, if so many bytes from there on are what its type says; else NULL. */
+/* Where a pointer in the sk_buff leads, if so many bytes there are of its type; else NULL. */
 static const char *followed_from(const struct sk_buff *skb, u16 offset, unsigned int bytes)
 {
 	const struct sock *sk = skb->sk;
@@ -106,11 +106,11 @@ static const char *followed_from(const struct sk_buff *skb, u16 offset, unsigned
 		return (const char *)agent_device_of(skb);
 	if (offset == offsetof(struct sk_buff, sk) && is_memory((const char *)sk, sizeof(struct sock_common)) &&
 	    bytes > sizeof(struct sock_common) && !sk_fullsock(sk))
-		return NULL; /* a connection request or one in TIME-WAIT has no more than that */
+		return NULL; /* a request or time-wait socket: nothing more of a struct sock is there */
 	return *(const char *const *)((const char *)skb + offset);
 }
 
-/* Copy what a person has named, wherever that leads to: the memory is there, but somebody may have freed it (KASAN). */
+/* Copy a field that a person has named. The memory is mapped, but may be freed: so without KASAN. */
 static __no_kasan_or_inline bool copy_field(const struct sk_buff *skb, const struct agent_field *field, u8 *to)
 {
 	const unsigned int last = field->hops - 1;
@@ -129,7 +129,7 @@ static __no_kasan_or_inline bool copy_field(const struct sk_buff *skb, const str
 	return true;
 }
 
-/* The fields' values, together; one that is not there is 0. */
+/* The fields' values, one behind the other; a field that cannot be reached is 0. */
 void agent_fields_copy(const struct sk_buff *skb, u8 *to)
 {
 	for (u32 i = 0; i < agent_following.fields; i++) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What can be read of a packet, at any function: is it whole, where is its network header, is its device one? */
+/* What can be read of a packet at any function: whether it is valid, its network header, its device. */
 #ifndef SKBLAB_PACKET_H
 #define SKBLAB_PACKET_H
 
@@ -14,7 +14,7 @@ int agent_devices_begin(void);
 void agent_devices_end(void);
 void agent_fields_copy(const struct sk_buff *skb, u8 *to);
 
-/* Are an sk_buff and its linear bytes where memory is? A netlink message's bytes may be vmalloc()'s, and are left alone. */
+/* Are an sk_buff and its linear bytes in mapped memory? A netlink message in vmalloc()'s memory is not looked at. */
 static __always_inline bool agent_is_packet(const struct sk_buff *skb)
 {
 	unsigned int headroom;
@@ -26,7 +26,7 @@ static __always_inline bool agent_is_packet(const struct sk_buff *skb)
 	       virt_addr_valid(skb->head + skb_end_offset(skb));
 }
 
-/* Where the network header is, counted from skb->data; before it is known, skb->data is taken for it. */
+/* The network header's offset from skb->data; 0 before it is set. */
 static __always_inline int agent_network_offset(const struct sk_buff *skb)
 {
 	const unsigned int headroom = skb->data - skb->head;
@@ -37,8 +37,8 @@ static __always_inline int agent_network_offset(const struct sk_buff *skb)
 }
 
 /*
- * The packet's device, or NULL. On a queue its place is another's: UDP's dev_scratch (net/ipv4/udp.c
- * udp_set_dev_scratch()), or a node of the tree of TCP, netem or reassembly (include/linux/skbuff.h struct sk_buff).
+ * The packet's device, or NULL. On a queue skb->dev shares its place with other members: UDP's dev_scratch (net/ipv4/udp.c
+ * udp_set_dev_scratch()), or the rbnode of TCP, netem and reassembly (include/linux/skbuff.h struct sk_buff).
  */
 static __always_inline const struct net_device *agent_device_of(const struct sk_buff *skb)
 {

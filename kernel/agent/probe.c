@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Which function has which rules, and the patching of functions. Text is written in process context only: no task ever
- * sleeps between the NOPs of a function, but an interrupt may have come there.
+ * The probed functions with their rules, and the patching of functions. Text is written in process context only: a task
+ * never sleeps between the NOPs of a function, but an interrupt may come there.
  */
 #include <linux/hashtable.h>
 #include <linux/ktime.h>
@@ -15,7 +15,7 @@
 #define HOST_MPROTECT 10
 #define HOST_PROT_READ_EXEC 5
 #define HOST_PROT_ALL 7
-#define MOST_NS (KTIME_MAX / 4) /* so that it can be added to the time */
+#define MOST_NS (KTIME_MAX / 4) /* a sum with the time does not overflow */
 
 static const u8 nops[AGENT_ENTRY_BYTES] = { 0x90, 0x90, 0x90, 0x90, 0x90 };
 static DEFINE_HASHTABLE(probes, 12);
@@ -31,7 +31,7 @@ static int write_entry(unsigned long address, const u8 *entry)
 	unsigned long flags;
 	long result;
 
-	/* A module's text shares pages with its data, in some kernels, and may be written always. */
+	/* In some kernels a module's text shares pages with its data, and is writable. */
 	if (is_vmalloc_addr((void *)address)) {
 		local_irq_save(flags);
 		memcpy((void *)address, entry, AGENT_ENTRY_BYTES);
@@ -47,7 +47,7 @@ static int write_entry(unsigned long address, const u8 *entry)
 	return agent_host_call(HOST_MPROTECT, first, bytes, HOST_PROT_READ_EXEC, 0, 0, 0);
 }
 
-/* copy_from_kernel_nofault() does not help: UML panics over a fault in it. */
+/* Asked first, for copy_from_kernel_nofault() does not help: UML panics on a fault in it. */
 static bool is_mapped(unsigned long address)
 {
 	return is_vmalloc_addr((void *)address) ? vmalloc_to_page((void *)address) != NULL :
@@ -62,9 +62,9 @@ static int patch(unsigned long address)
 	if (distance != (s32)distance)
 		return -ERANGE;
 	if (!is_mapped(address) || !is_mapped(address + AGENT_ENTRY_BYTES - 1))
-		return -EFAULT; /* of a module that has gone, or no address at all */
+		return -EFAULT; /* of a module that was unloaded, or no address of the kernel's */
 	if (memcmp((void *)address, nops, sizeof(nops)))
-		return -EINVAL; /* no entry of ours: not built with the NOPs, or not a function */
+		return -EINVAL; /* not a function's entry, or built without the NOPs */
 	memcpy(call + 1, &(s32){ distance }, sizeof(s32));
 	return write_entry(address, call);
 }
@@ -79,7 +79,7 @@ struct agent_probe *agent_probe_find(unsigned long address)
 	return NULL;
 }
 
-/* As agent_probe_at(), of one that did not come after the last one before. */
+/* agent_probe_at() where the last probe was followed by another one the last time. */
 struct agent_probe *agent_probe_after_last(unsigned long address)
 {
 	struct agent_probe *probe = agent_probe_find(address);
@@ -117,7 +117,7 @@ static struct agent_probe *probe_for(unsigned long address)
 	return probe;
 }
 
-/* Nobody may want it any more: then the function is as it was. Not for interrupts. */
+/* Unpatch the function if its probe has no user left. Process context. */
 static void leave_probe(struct agent_probe *probe)
 {
 	unsigned long flags;
@@ -184,7 +184,7 @@ int agent_arm(const struct agent_arm *arm)
 		*agent_counts(rule->number) = (struct agent_counts){};
 	local_irq_save(flags);
 	rules[rule->number] = rule;
-	if (old) { /* the same rule with another filter: it goes on counting */
+	if (old) { /* the same rule with another filter: its counts go on */
 		rule->occurrence = old->occurrence;
 		rule->random = old->random;
 		list_replace(&old->list, &rule->list);
@@ -216,11 +216,11 @@ int agent_disarm(u16 number)
 	local_irq_restore(flags);
 	leave_probe(probe);
 	free_rule(rule);
-	agent_release_rule(number); /* its counts are final when the host hears that it is gone */
+	agent_release_rule(number); /* before the answer: the host reads the counts then */
 	return 0;
 }
 
-/* Have a function passed by the packets that are followed. */
+/* Make a function a step of the packets that are followed. */
 int agent_point(const struct agent_point *point)
 {
 	const struct agent_part *part = &point->part;
@@ -243,7 +243,7 @@ int agent_point(const struct agent_point *point)
 	return 0;
 }
 
-/* Functions are not passed any more, all or a module's. Nobody is expected after another one until both are passed again. */
+/* Remove the passages, all or a module's. probe->next goes, too: it may point to a probe that is freed here. */
 static void leave_passages(const struct module *module)
 {
 	struct agent_probe *probe;
@@ -265,18 +265,18 @@ static void leave_passages(const struct module *module)
 		leave_probe(probe);
 }
 
-/* No packet is followed any more. Were there points? */
+/* End a trace; false where there was none. */
 bool agent_unfollow(void)
 {
 	bool any = passages;
 
-	agent_calls_end(); /* what is passed from now on is not waited for, and no call knows a passage */
+	agent_calls_end(); /* first: a call that has not returned points to its passage */
 	leave_passages(NULL);
 	agent_follow_end();
 	return any;
 }
 
-/* A module is about to go, and its functions: what is held there goes on, and nothing is patched any more. */
+/* A module is being unloaded: packets that are held at its functions go on, and its functions are unpatched. */
 void agent_disarm_module(struct module *module)
 {
 	for (unsigned int number = 0; number < AGENT_RULES; number++)
@@ -286,7 +286,7 @@ void agent_disarm_module(struct module *module)
 	leave_passages(module);
 }
 
-/* Was there anything? */
+/* End all rules and the trace; false where there was none. */
 bool agent_disarm_all(void)
 {
 	bool any = agent_unfollow();

@@ -4,7 +4,7 @@
 
 #include "packet.h"
 
-/* What IP itself says, where a sender has not come to where the kernel notes it down (net/ipv4/ip_output.c ip_output()). */
+/* By the IP version: a packet on its way out has no skb->protocol before ip_output() sets it (net/ipv4/ip_output.c). */
 static __be16 protocol_by_version(const struct sk_buff *skb)
 {
 	switch (skb_headlen(skb) ? *skb->data >> 4 : 0) {
@@ -61,7 +61,7 @@ static bool is_wanted_occurrence(struct agent_rule *rule)
 	return !arm->chance || next_random(rule) < arm->chance;
 }
 
-/* The first rule of a probe that wants this packet, with the packet where there is one, or NULL. */
+/* The first rule of a probe that matches, or NULL. *skb is the packet, or NULL where the function has none. */
 struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb)
 {
 	struct agent_rule *rule;

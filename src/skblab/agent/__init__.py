@@ -1,1 +1,1 @@
-"""The agent in the guest, from outside: what it is told, what it tells."""
+"""The agent in the guest, seen from the host: its commands, its events, its rules and its held packets."""

@@ -1,4 +1,4 @@
-"""The contract with the agent: kernel/agent/agent_abi.h in Python. A test compiles that header and compares."""
+"""kernel/agent/agent_abi.h in Python. tests/unit/test_abi.py compiles that header and compares, member by member."""
 
 import enum
 import struct
@@ -52,7 +52,7 @@ class Command(enum.IntEnum):
 
 
 class Role(enum.IntEnum):
-    """What a function means for the packets that are followed, beside being a step of theirs."""
+    """enum agent_role: what a function does to a packet in a trace."""
 
     PASSED = 0
     BORN = 1
@@ -73,7 +73,7 @@ class WriteFlag(enum.IntFlag):
 
 
 class Event(enum.IntEnum):
-    """What the agent tells."""
+    """enum agent_event_kind."""
 
     HIT = 1
     DONE = 2
@@ -82,7 +82,7 @@ class Event(enum.IntEnum):
 
 
 class Cause(enum.IntEnum):
-    """Why a held packet went."""
+    """enum agent_cause: why a held packet was released or dropped."""
 
     DECIDED = 0
     LEASE = 1
@@ -102,7 +102,7 @@ CAUSES = {
 
 
 class Given(enum.IntEnum):
-    """How a function is given its packet."""
+    """enum agent_given: how a function gets its packet."""
 
     ITSELF = 0
     BY_POINTER = 1
@@ -111,9 +111,9 @@ class Given(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the packets that one rule's filter took.
+    """struct agent_counts: what became of the packets that one rule's filter took.
 
-    Those from ``no_memory`` on nobody wished for: ``caveats`` says what they are (kernel/agent/agent_abi.h).
+    No rule asks for what is counted from ``no_memory`` on: ``caveats`` has a sentence for each.
     """
 
     arrived: int
@@ -133,7 +133,7 @@ class Counts:
 
     @property
     def caveats(self) -> list[str]:
-        """What happened to packets that the rule did not ask for, a sentence each."""
+        """A sentence for each thing that happened to packets and that the rule did not ask for."""
         sentences = (
             (self.no_memory, "not held or not copied: the guest's memory is short, give it more with --memory"),
             (self.going, "not held: their route, socket, device or namespace was going away"),
@@ -209,7 +209,7 @@ def encode_write(
 
 
 def _with_data(layout: struct.Struct, data: bytes, *fields: int) -> bytes:
-    """Return the bytes of a record that ends in data, as long as a record may be."""
+    """Return the bytes of a record that ends in data, padded to a whole number of ALIGNMENT."""
     size = -(-(layout.size + len(data)) // ALIGNMENT) * ALIGNMENT
     return (layout.pack(size, *fields) + data).ljust(size, b"\0")
 
@@ -231,7 +231,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """struct agent_follow: which packets are followed, and what is told at each of their steps."""
+    """struct agent_follow: which packets a trace follows, and which fields it reports at each step."""
 
     filter: bytes = b""
     fields: tuple[Field, ...] = ()
@@ -252,7 +252,7 @@ class Follow:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """struct agent_point: a function that the packets pass."""
+    """struct agent_point: a function that a trace probes."""
 
     number: int
     address: int
@@ -307,9 +307,9 @@ class Hit:
 
     @property
     def stack(self) -> tuple[tuple[int, int], ...]:
-        """Every word of the stack that can be a return address; empty where the stack was not asked for.
+        """Each word on the stack that can be a return address; empty where the verdict needs no stack.
 
-        (bytes from the place of the probed function's return address, word), from there outwards.
+        (offset in bytes from the probed function's return address, word), innermost first.
         """
         words = struct.iter_unpack("=Q", self.stack_words)
         return tuple((word >> STACK_SHIFT, word & STACK_ADDRESS) for (word,) in words)
@@ -317,7 +317,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """struct agent_done: the answer to a command; of a refusal, what was found."""
+    """struct agent_done: the answer to a command; a refusal may have a note."""
 
     cookie: int
     result: int
@@ -328,7 +328,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """struct agent_end: a packet that was held is so no more, or all of its rule's (``ALL``)."""
+    """struct agent_end: a packet is held no more, or (``ALL``) no packet of its rule."""
 
     rule: int
     at_ns: int
@@ -361,7 +361,7 @@ def decode(record: bytes) -> Hit | Done | End:
 
 
 class StepKind(enum.IntEnum):
-    """What is in the ring of steps."""
+    """enum agent_step_kind."""
 
     STEP = 1
     RETURN = 2
@@ -370,7 +370,7 @@ class StepKind(enum.IntEnum):
 
 
 class StepFlag(enum.IntFlag):
-    """What a step is, too."""
+    """enum agent_step_flags."""
 
     FREED = 1
     CHANGED = 2

@@ -1,4 +1,4 @@
-"""Memory and a socket shared with the agent: the only place that touches them."""
+"""The memory and the socket shared with the agent. No other module touches them."""
 
 import contextlib
 import fcntl
@@ -17,8 +17,8 @@ from skblab.host.waiting import wait
 COMMANDS_BYTES = 1 << 20
 EVENTS_BYTES = 16 << 20
 STEPS_BYTES = 64 << 20
-STEPS_AT_ONCE = 4 << 20  # so that the agent has room again soon
-STEPS_SOON_MS = 100  # what is shown of a trace, and what a killed controller has written down, is no older
+STEPS_AT_ONCE = 4 << 20  # taken in one piece, so that the agent soon has room again
+STEPS_SOON_MS = 100  # a step is in the trace file within that time, also where the controller is killed then
 PAGE = 4096
 WORD_BYTES = 8
 
@@ -29,10 +29,10 @@ FAREWELL_TIMEOUT_S = 10.0
 
 
 class Channel:
-    """A lab's memory and socket, as one controller has them.
+    """A controller's end of a lab's shared memory and socket.
 
-    The first controller makes them (``Channel.make()``); the guest's end of the socket is handed over at boot. Of a lab
-    that outlives its controllers, process 1 keeps both, and gives them to one controller after another.
+    The first controller makes both (``Channel.make()``) and hands the guest's end of the socket over at boot. Process 1
+    of a lab that outlives its controllers keeps both, and gives them to one controller after another.
     """
 
     def __init__(self, memory_fd: int, host_socket: socket.socket) -> None:
@@ -40,23 +40,23 @@ class Channel:
         self.socket = host_socket
         self.socket.setblocking(False)  # noqa: FBT003
         self._memory = mmap.mmap(memory_fd, os.fstat(memory_fd).st_size)
-        # One store each: struct.pack_into() zeroes the place first (CPython, Modules/_struct.c s_pack_into()), and the
-        # agent, on another processor, would take that for a head or a tail.
+        # One store for each word: struct.pack_into() writes zeros first (CPython, Modules/_struct.c s_pack_into()), and
+        # the agent, on another processor, would read them as a head or a tail.
         self._words = memoryview(self._memory).cast("Q")
         self.steps_bytes = len(self._memory) - STEPS_OFFSET
         self._writing = threading.Lock()
         self._leave = os.eventfd(0, os.EFD_CLOEXEC)
-        self.kept = False  # by process 1 of the lab, for others after us
+        self.kept = False  # by process 1 of the lab, for the next controller
 
     @classmethod
     def make(cls, steps_bytes: int = STEPS_BYTES) -> tuple["Channel", socket.socket]:
         """Return a new channel, and the guest's end of its socket.
 
-        :param steps_bytes: the ring of steps, a power of two; no memory is taken before there are steps
+        :param steps_bytes: the size of the ring of steps, a power of two; the first steps allocate its memory
         """
         memory_fd = os.memfd_create("skblab-agent", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(memory_fd, STEPS_OFFSET + steps_bytes)
-        # A guest's kernel that made it shorter would end us by SIGBUS (mmap(2)).
+        # Sealed: we would get a SIGBUS if the guest's kernel truncated it (mmap(2)).
         fcntl.fcntl(memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         ours, guests = socket.socketpair()
         channel = cls(memory_fd, ours)
@@ -72,7 +72,7 @@ class Channel:
 
     @classmethod
     def take_over(cls, memory_fd: int, socket_fd: int, farewells: int) -> "Channel":
-        """Return the channel of a lab that had so many controllers before, once all that they asked for is undone.
+        """Return the channel of a lab when the agent has undone what *farewells* controllers before had asked for.
 
         :raises Timeout: the agent does not answer: the guest is stopped, or has too much to do
         :raises GuestLost: the guest kernel is gone
@@ -94,20 +94,20 @@ class Channel:
         while self._read("farewells") < count:
             if not self._listen(max(deadline - time.monotonic(), 0)):
                 raise Timeout(
-                    "the agent has not yet let go of what the last controller asked for",
+                    "the agent has not yet undone what the last controller asked for",
                     found="a guest that is stopped under gdb does nothing",
                 )
             self._ask_to_be_rung()
 
     def hang_up(self) -> None:
-        """End the conversation: the agent lets everything go, and who waits here is told."""
+        """End the conversation: the agent releases and disarms everything, and ``wait()`` raises GuestLost."""
         os.eventfd_write(self._leave, 1)
-        if not self.kept:  # process 1 says farewell for us otherwise
+        if not self.kept:  # else process 1 says farewell for us
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of memory and socket; nobody may wait here any more."""
+        """Unmap the memory and close the socket; no thread may use the channel afterwards."""
         self.socket.close()
         os.close(self.memory_fd)
         os.close(self._leave)
@@ -122,7 +122,7 @@ class Channel:
 
     @property
     def ready(self) -> bool:
-        """Whether the agent is there."""
+        """Whether the agent is loaded."""
         return self._read("magic") == abi.MAGIC
 
     @property
@@ -137,31 +137,31 @@ class Channel:
 
     @property
     def forgotten(self) -> int:
-        """How many packets were no longer followed because there were too many, since the lab is up."""
+        """How many packets a trace gave up because it followed too many, since the lab is up."""
         return self._read("forgotten")
 
     @property
     def unhooked(self) -> int:
-        """How many calls did not tell of their return, being too deep or on too many stacks, since the lab is up."""
+        """How many calls did not report their return, being too deep or on too many stacks, since the lab is up."""
         return self._read("unhooked")
 
     @property
     def held(self) -> int:
-        """How many packets are set aside now."""
+        """How many packets are held now."""
         return self._read("held")
 
     @property
     def link_losses(self) -> tuple[int, int, int]:
-        """What the links had lost when the agent last counted: frames cut, without memory, refused by the host."""
+        """Frames that the links had lost when the agent last counted: cut, without memory, refused by the host."""
         return self._read("link_cut"), self._read("link_no_memory"), self._read("link_refused")
 
     @property
     def longest_off_ns(self) -> int:
-        """For how long interrupts were off at most while the agent worked through packets of a rule that ended."""
+        """The longest time for which the agent had interrupts off while it released the packets of a rule."""
         return self._read("longest_off_ns")
 
     def forget_longest_off(self) -> None:
-        """Begin anew with ``longest_off_ns``."""
+        """Reset ``longest_off_ns``."""
         self._write("longest_off_ns", 0)
 
     @property
@@ -171,17 +171,17 @@ class Channel:
 
     @property
     def stop_address(self) -> int:
-        """Where the agent goes for the verdict "stop"."""
+        """The address of agent_stop(), which the agent calls for the verdict "stop"."""
         return self._read("stop_address")
 
     @property
     def by_hand(self) -> tuple[int, int]:
-        """Where a debugger calls to have a packet held, and where it says before which one."""
+        """The addresses of agent_trampoline(), which gdb calls to hold a packet, and of its struct agent_by_hand."""
         return self._read("trampoline_address"), self._read("by_hand_address")
 
     @property
     def measured_address(self) -> int:
-        """Where the agent has a function that does nothing, to be probed and called."""
+        """The address of agent_measured(), a function that does nothing, to be probed and called."""
         return self._read("measured_address")
 
     def host_ns(self, guest_ns: int) -> int:
@@ -195,9 +195,9 @@ class Channel:
         )
 
     def send(self, record: bytes) -> None:
-        """Put one command into the ring and ring.
+        """Put one command into the ring, and ring the agent's doorbell.
 
-        :raises Timeout: the agent does not take its commands; a guest that is stopped takes none
+        :raises Timeout: the ring is full: the agent does not take its commands, for example in a guest that is stopped
         :raises GuestLost: the guest kernel is gone
         """
         with self._writing:
@@ -214,13 +214,13 @@ class Channel:
             self._write("commands_head", head + len(record))
         try:
             self.socket.send(b"\0")
-        except BlockingIOError:  # it has been rung enough
+        except BlockingIOError:  # the socket is full of doorbells
             return
         except OSError:
             raise GuestLost("the agent is gone with the guest kernel") from None
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Wait until there are events, or steps; whether there are events.
+        """Wait until there are events or steps; return whether there are events.
 
         :raises GuestLost: the other end is closed
         """
@@ -230,16 +230,16 @@ class Channel:
         steps = self._read("steps_head") - self._read("steps_tail")
         if steps >= self.steps_bytes // 8:
             return False
-        if steps:  # they came while nobody waited, and the agent may have been silent about them
+        if steps:  # the agent may not have rung for them: they came while nobody waited
             timeout_s = STEPS_SOON_MS / 1000
         return self._listen(timeout_s) and self._read("events_head") != self._read("events_tail")
 
     def _ask_to_be_rung(self) -> None:
-        with self._writing:  # a lock's instruction is a barrier: "I wait" is visible before anything is read after it
+        with self._writing:  # a lock is a memory barrier: the agent sees "I wait" before we read its heads
             self._write("host_waits", 1)
 
     def _listen(self, timeout_s: float | None) -> bool:
-        """Wait for the doorbell; whether it rang."""
+        """Wait for the doorbell; return whether it rang."""
         watched: list[socket.socket | int] = [self.socket, self._leave]
         ready = wait(watched, timeout_s)
         with contextlib.suppress(BlockingIOError):
@@ -272,7 +272,7 @@ class Channel:
     def _record(self, ring: str, tail: int, head: int, offset: int, ring_bytes: int) -> tuple[int, int]:
         """Return size and kind of the record at a ring's tail.
 
-        :raises AgentDamaged: what is there is no record: the guest's kernel can write to all of this memory
+        :raises AgentDamaged: it is no record; the guest's kernel can write to all of this memory
         """
         there = head - tail
         if tail % abi.ALIGNMENT or not abi.RECORD.size <= there <= ring_bytes:
@@ -283,7 +283,7 @@ class Channel:
         return size, kind
 
     def steps(self, take: Callable[[memoryview], object]) -> None:
-        """Give the records of steps that are there, in pieces that may end within one; then they are gone.
+        """Call *take* with the records of steps, in pieces that may end within a record, and remove them from the ring.
 
         A record of kind 0 is no step (kernel/agent/agent_abi.h).
         """
@@ -298,7 +298,7 @@ class Channel:
                 size = min(head - tail, self.steps_bytes - tail % self.steps_bytes, STEPS_AT_ONCE)
                 with memoryview(self._memory)[place : place + size] as piece:
                     take(piece)
-            # else the agent has gone back to the ring's begin, for we had caught up
+            # else the agent went back to the ring's beginning, because we had read everything
             tail += size
             self._write("steps_tail", tail)
             whole = tail == head

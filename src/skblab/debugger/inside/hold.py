@@ -6,12 +6,12 @@ import time
 
 import gdb
 
+from skblab.agent.abi import BY_HAND_LAYOUT
 from skblab.debugger.inside import skbs
 from skblab.debugger.inside.commands import one_clear_error, say
 from skblab.debugger.inside.instead import call_instead, stack_pointer, taking_over
 from skblab.debugger.inside.wire import OpenPrompt, Release, encode
 
-BY_HAND = struct.Struct("=QQi4B")  # kernel/agent/agent_abi.h struct agent_by_hand
 ENTRY_BYTES = 5  # a call's, in the place of the NOPs
 
 
@@ -54,12 +54,12 @@ class SkbHold(gdb.Command):
         place, skb = taking_over("skb-hold", self.places)
         line, inferior = skbs.line(skb), gdb.selected_inferior()
         wanted = (place.address, 0, place.held, place.argument, place.devices, place.sockets, place.nets)
-        inferior.write_memory(self.order.by_hand, BY_HAND.pack(*wanted))
+        inferior.write_memory(self.order.by_hand, BY_HAND_LAYOUT.pack(*wanted))
         # As if its NOPs were a call of the agent's trampoline, which they are where a rule is armed.
         stack = stack_pointer() - 8
         inferior.write_memory(stack, struct.pack("=Q", place.address + ENTRY_BYTES))
         back = call_instead({"rsp": stack, "rip": self.order.trampoline})
-        _, number, *_ = BY_HAND.unpack(bytes(inferior.read_memory(self.order.by_hand, BY_HAND.size)))
+        _, number, *_ = BY_HAND_LAYOUT.unpack(bytes(inferior.read_memory(self.order.by_hand, BY_HAND_LAYOUT.size)))
         if not number:
             raise gdb.GdbError(
                 "the kernel has no memory to hold it, or its route, socket or device is going away: it went on"

@@ -1,0 +1,157 @@
+"""From a rule to the agent's command, without a kernel: an index of a few functions is enough."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from skblab.agent import abi
+from skblab.agent.compile import CHANCES, SHOWN_BYTES, WHOLE_PACKET, compile_rule, compile_watch
+from skblab.agent.functions import packet_argument, sound_verdicts, why_not_followed
+from skblab.agent.points import choose, passages
+from skblab.errors import RuleError, UnsupportedVerdict
+from skblab.filter import compile_filter
+from skblab.image.image import INDEX, SOURCE, Image
+from skblab.image.index import Function, write_index
+from skblab.rule import Rule
+from skblab.verdict import ROWS, VERDICTS, Verdict
+
+SKB, NET, SOCK = ("skb", "struct sk_buff *"), ("net", "struct net *"), ("sk", "struct sock *")
+DEVICE, NUMBER = ("dev", "struct net_device *"), ("n", "int")
+REASONS = """enum skb_drop_reason {
+	SKB_NOT_DROPPED_YET = 0,
+	SKB_CONSUMED,
+	SKB_DROP_REASON_NOT_SPECIFIED,
+	SKB_DROP_REASON_NO_SOCKET,
+	SKB_DROP_REASON_MAX,
+};
+"""
+FUNCTIONS = (
+    ("icmp_rcv", 0x1000, 64, "net/ipv4/icmp.c", 1, "int", [SKB]),
+    ("ip_rcv", 0x1100, 64, "net/ipv4/ip_input.c", 1, "int", [SKB, DEVICE, ("pt", "struct packet_type *"), DEVICE]),
+    ("ip_output", 0x1200, 64, "net/ipv4/ip_output.c", 1, "int", [NET, SOCK, SKB]),
+    ("icmp_echo", 0x1300, 64, "net/ipv4/icmp.c", 9, "enum skb_drop_reason", [("icmp_param", "struct icmp_bxm *"), SKB]),
+    ("tcp_sendmsg", 0x1400, 64, "net/ipv4/tcp.c", 1, "int", [SOCK]),
+    ("on_stack", 0x1500, 64, "net/core/dev.c", 1, "int", [NUMBER] * 6 + [SKB]),
+    ("by_pointer", 0x1600, 64, "net/core/dev.c", 2, "int", [NUMBER, ("pskb", "struct sk_buff **")]),
+    ("looks", 0x1700, 64, "net/core/dev.c", 3, "int", [("skb", "const struct sk_buff *")]),
+    ("ip_list_rcv", 0x1800, 64, "net/ipv4/ip_input.c", 2, "void", [("head", "struct list_head *")]),
+    ("list_sort", 0x1900, 64, "net/core/dev.c", 4, "void", [("head", "struct list_head *")]),
+    ("kfree_skbmem", 0x1A00, 64, "net/core/skbuff.c", 1, "void", [SKB]),
+    ("vector_net_start_xmit", 0x1B00, 64, "arch/um/drivers/vector_kern.c", 1, "int", [SKB, DEVICE]),
+    ("um_timer", 0x1C00, 64, "arch/um/kernel/time.c", 1, "int", [SKB]),
+    ("pskb_expand_head", 0x1D00, 64, "net/core/skbuff.c", 2, "int", [SKB, NUMBER]),
+)
+EVERY = [row.word for row in ROWS]
+ANYWHERE = ["accept", "trace", "stop"]
+EXAMPLES = {"delay": "delay 2ms", "edit": "edit ip.ttl=3"}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Image:
+    """An image of these functions: what is compiled needs no kernel."""
+    write_index(tmp_path / INDEX, FUNCTIONS, {})
+    header = tmp_path / SOURCE / "include/net/dropreason-core.h"
+    header.parent.mkdir(parents=True)
+    header.write_text(REASONS)
+    return Image(tmp_path, "6.12", "small", "6.12.1", "", {})
+
+
+def function(image: Image, name: str) -> Function:
+    found = image.functions.lookup(name)
+    assert found
+    return found
+
+
+def compiled(image: Image, text: str, lease_s: float = 0.0) -> abi.Arm:
+    rule = Rule.parse(text)
+    return compile_rule(rule, function(image, rule.function), image, lease_s)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=EVERY)
+def test_every_verdict_is_compiled_by_its_row(small: Image, row: Verdict) -> None:
+    arm = compiled(small, f"icmp_rcv = {EXAMPLES.get(row.word, row.word)}")
+    assert (arm.address, arm.verdict, arm.skb_argument) == (0x1000, row.number, 0)
+    assert arm.captured_bytes == (WHOLE_PACKET if row.whole else SHOWN_BYTES)
+    assert (arm.text_start, arm.text_end) == ((0x1000, 0x1D40) if row.stack else (0, 0))
+
+
+def test_the_arguments_of_each_verdict(small: Image) -> None:
+    arms = {
+        text: compiled(small, f"icmp_rcv = {text}")
+        for text in ("hold 3", "delay 0s", "delay 2ms +-1us", "drop", "drop NO_SOCKET", "drop 3", "duplicate 7")
+    }
+    assert [(arm.delay_ns, arm.jitter_ns) for arm in list(arms.values())[:3]] == [(0, 0), (1, 0), (2_000_000, 1_000)]
+    assert [arms[text].reason for text in ("drop", "drop NO_SOCKET", "drop 3")] == [2, 3, 3]
+    assert [arms[text].argument for text in ("drop", "duplicate 7")] == [0, 7]
+    assert arms["hold 3"].reason == 2  # a held packet may be dropped
+    with pytest.raises(RuleError, match="has no drop reason NO_SUCH"):
+        compiled(small, "icmp_rcv = drop NO_SUCH")
+
+
+def test_occurrences_filters_and_leases(small: Image) -> None:
+    arm = compiled(small, "ip_rcv = hold @2-5 if icmp", lease_s=1.5)
+    assert (arm.first, arm.last, arm.every, arm.chance, arm.lease_ns) == (2, 5, 0, 0, 1_500_000_000)
+    assert arm.filter == compile_filter("icmp")
+    assert compiled(small, "ip_rcv = drop @every 3").every == 3
+    chances = {"100%": 0, "50%": CHANCES // 2, "0.0000001%": 4}
+    for percent, chance in chances.items():
+        assert compiled(small, f"ip_rcv = drop @random {percent} seed 9") == replace(
+            compiled(small, "ip_rcv = drop"), chance=chance, seed=9
+        )
+
+
+def test_what_the_caller_gets_and_what_a_held_packet_needs(small: Image) -> None:
+    arm = compiled(small, "ip_output = hold")
+    assert (arm.held_returns, arm.dropped_returns) == (0, 1)
+    assert (arm.skb_argument, arm.device_arguments, arm.socket_arguments, arm.net_arguments) == (2, 0, 0b10, 0b1)
+    assert compiled(small, "ip_rcv = hold").device_arguments == 0b1010
+    assert compiled(small, "icmp_echo = trace").skb_argument == 1
+    assert compile_watch(function(small, "tcp_sendmsg")) == abi.Arm(
+        0x1400, VERDICTS["trace"].number, skb_argument=abi.NO_PACKET
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "given", "followed", "verdicts"),
+    [
+        ("icmp_rcv", 0, abi.Given.ITSELF, True, EVERY),
+        ("ip_output", 2, abi.Given.ITSELF, True, EVERY),
+        ("icmp_echo", 1, abi.Given.ITSELF, True, ANYWHERE),
+        ("tcp_sendmsg", None, None, False, []),
+        ("on_stack", 6, abi.Given.ITSELF, False, []),
+        ("by_pointer", 1, abi.Given.BY_POINTER, True, []),
+        ("looks", 0, abi.Given.ITSELF, True, []),
+        ("ip_list_rcv", 0, abi.Given.IN_LIST, True, []),
+        ("list_sort", None, None, False, []),
+        ("kfree_skbmem", 0, abi.Given.ITSELF, False, []),
+        ("vector_net_start_xmit", 0, abi.Given.ITSELF, True, []),
+        ("um_timer", 0, abi.Given.ITSELF, False, []),
+    ],
+)
+def test_one_answer_for_rules_traces_and_probes(
+    small: Image, name: str, argument: int | None, given: abi.Given | None, followed: bool, verdicts: list[str]
+) -> None:
+    one = function(small, name)
+    packet = packet_argument(one)
+    assert (packet and packet.number, packet and packet.given) == (argument, given)
+    assert (one in choose(small)) is followed
+    if packet and packet.in_register:
+        assert (why_not_followed(one) == "") is followed
+    points = [passage.point for passage in passages(small, choose(small)) if passage.function == one]
+    assert [(point.skb_argument, point.given) for point in points] == ([(argument, given)] if followed else [])
+    assert sound_verdicts(one) == verdicts
+    for word in EVERY:  # what `skblab probes` lists is what a rule may be
+        text = f"{name} = {EXAMPLES.get(word, word)}"
+        if word in verdicts:
+            assert compiled(small, text).skb_argument == argument
+        else:
+            with pytest.raises(UnsupportedVerdict):
+                compiled(small, text)
+
+
+def test_what_is_refused_says_where_it_works(small: Image) -> None:
+    with pytest.raises(UnsupportedVerdict) as caught:
+        compiled(small, "icmp_echo = drop")
+    assert caught.value.what == "drop is not sound at icmp_echo()"
+    assert caught.value.hint == "drop works at icmp_rcv\naccept, trace and stop work everywhere"
