@@ -1,4 +1,4 @@
-"""gdb's own prompt on the guest kernel, for a person or for a script on standard input."""
+"""gdb's own prompt on the guest's kernel, for a person or a script on standard input."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ from skblab.image.scripts import ensure_scripts
 log = logging.getLogger(__name__)
 
 ATTACH_TIMEOUT_S = 60.0
-# What frees a packet, or the last reference to it (net/core/skbuff.c); some are inlined, or of one series only.
+# Functions that free a packet or its last reference (net/core/skbuff.c); some are inlined, or of one series only.
 ENDS = (
     "sk_skb_reason_drop", "kfree_skb_reason", "consume_skb", "__kfree_skb", "napi_consume_skb", "__napi_kfree_skb",
     "skb_attempt_defer_free", "kfree_skb_partial", "kfree_skb_list_reason", "__consume_stateless_skb",
@@ -40,7 +40,7 @@ ENDS = (
 
 @dataclass(frozen=True)
 class Holds:
-    """How a packet is held for gdb's user: where in the agent, and whom to tell that one may go (0: all)."""
+    """How gdb's user holds packets: two addresses in the agent, and the callback that releases one (0: all)."""
 
     trampoline: int
     by_hand: int
@@ -59,15 +59,15 @@ def run(
     holds: Holds | None = None,
     no_hold: str = "",
 ) -> int:
-    """Give gdb's prompt to whoever is at standard input; return gdb's exit status when they have left it.
+    """Run gdb's prompt on standard input; return gdb's exit status when its user has left it.
 
-    The kernel stands still from attaching until they let it go; leaving detaches, and the guest runs on.
+    Attaching stops the kernel until the user continues it; leaving detaches, and the guest runs on.
 
-    :param commands: gdb commands to begin with
-    :param user_init: read the user's own ~/.gdbinit first
-    :param attached: is called once gdb has attached
-    :param booted: the kernel stands before its first instruction; this is called once the guest is ready
-    :param holds: how packets are held by hand; None: not at all, for which *no_hold* is the reason
+    :param commands: gdb commands to run first
+    :param user_init: read the user's ~/.gdbinit first
+    :param attached: called when gdb has attached
+    :param booted: called when the guest is ready; if given, the kernel is stopped before its first instruction
+    :param holds: how packets are held by hand; None: they cannot be, for the reason *no_hold*
     :raises DebuggerError: gdb cannot attach
     """
     gdb = find_gdb()
@@ -85,7 +85,7 @@ def run(
                 image.kernel,
             ]  # fmt: skip
             stack.enter_context(_terminal_lent())
-            # In this process's own group, which the terminal listens to.
+            # In this process's group, which is the terminal's foreground group.
             running = process.start(
                 namespaces.command(argv),
                 cwd=gdb_directory(),
@@ -97,7 +97,7 @@ def run(
         _attach(ours, _order(image, guest, holds, no_hold, from_boot=booted is not None), guest)
         attached()
         if holds:
-            stack.callback(holds.release, 0)  # nobody is there any more to decide
+            stack.callback(holds.release, 0)  # gdb's user has left
         status = _wait(running, guest, booted, ours, holds)
     if status and guest.alive:
         attach.restore_all(guest.pid, image.kernel)
@@ -111,7 +111,7 @@ def _wait(
     channel: socket.socket,
     holds: Holds | None,
 ) -> int:
-    """Wait for gdb's end; tell of the guest's being ready meanwhile, and release what gdb says."""
+    """Wait for gdb's end; until then, call *booted* when the guest is ready, and release packets that gdb names."""
     pidfd = os.pidfd_open(running.pid)
     said = channel.makefile("rb")
     watched: list[socket.socket | int] = [pidfd, channel, *([guest.notifications] if booted else [])]
@@ -136,7 +136,7 @@ def _wait(
 
 
 def _attach(channel: socket.socket, order: wire.OpenPrompt, guest: Guest) -> None:
-    """Let gdb attach, and wait until it has."""
+    """Make gdb attach, and wait until it has."""
     data = b""
     try:
         channel.sendall(wire.encode(order))
@@ -155,9 +155,9 @@ def _attach(channel: socket.socket, order: wire.OpenPrompt, guest: Guest) -> Non
 
 @contextlib.contextmanager
 def _terminal_lent() -> Iterator[None]:
-    """Do as a shell does while a program has the terminal: leave Ctrl-C to it, and put the terminal right after it.
+    """Leave Ctrl-C to the program that has the terminal, and restore the terminal's modes after it, as a shell does.
 
-    A handler that does nothing, for signals that are ignored stay ignored in gdb.
+    The handler does nothing; SIG_IGN would be inherited by gdb.
     """
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGQUIT)}
     modes = termios.tcgetattr(0) if sys.stdin.isatty() else None
@@ -172,7 +172,7 @@ def _terminal_lent() -> Iterator[None]:
 
 
 def _scripts(image: Image) -> str:
-    """Return the file of the kernel's own commands for gdb; where it cannot be made, say why, and do without."""
+    """Return the file of the kernel's own gdb commands; if it cannot be made, log why and return ""."""
     try:
         return str(ensure_scripts(image.path))
     except (SkblabError, OSError) as error:
@@ -181,7 +181,7 @@ def _scripts(image: Image) -> str:
 
 
 def _order(image: Image, guest: Guest, holds: Holds | None, no_hold: str, *, from_boot: bool) -> wire.OpenPrompt:
-    """Return what gdb has to know of this kernel: where packets come by, where they end, how one is dropped."""
+    """Return what gdb needs of this kernel: functions that packets pass, functions that free them, how to drop one."""
     found = {name: image.functions.lookup(name) for name in (*TABLE, *ENDS)}
     ends = [_place(one) for name in ENDS if (one := found[name]) and one.skb_parameter is not None]
     drop = next(one for name in ENDS if (one := found[name]) and one.parameters[-1].name == "reason")
@@ -204,10 +204,10 @@ def _order(image: Image, guest: Guest, holds: Holds | None, no_hold: str, *, fro
     )
 
 
-def _place(function: Function, told: int | None = None, held: int = 0) -> wire.Place:
+def _place(function: Function, dropped: int | None = None, held: int = 0) -> wire.Place:
     assert function.skb_parameter is not None
     types = [parameter.type for parameter in function.parameters[:6]]
     return wire.Place(
-        function.name, function.address, function.skb_parameter, told, held, bits(types, DEVICE_TYPE),
+        function.name, function.address, function.skb_parameter, dropped, held, bits(types, DEVICE_TYPE),
         bits(types, SOCKET_TYPE), bits(types, NET_TYPE),
     )  # fmt: skip
