@@ -1,1 +1,1 @@
-"""gdb: attach to the guest kernel, stop it, ask it."""
+"""gdb: attach to the guest's kernel, stop it, evaluate expressions in it."""

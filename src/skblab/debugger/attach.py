@@ -1,4 +1,4 @@
-"""What can stand between gdb and the guest kernel, and what a gdb that was killed leaves behind."""
+"""Explain why gdb cannot attach to the guest's kernel, and remove the breakpoints that a killed gdb leaves behind."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ PT_LOAD, PF_X, PF_R = 1, 1, 4  # elf(5)
 
 
 def explain(error: DebuggerError, pid: int) -> DebuggerError:
-    """Return a better error for an attach that failed: another tracer, yama, seccomp, each by its evidence."""
+    """Return a better error for a failed attach, by its evidence: another tracer, yama, seccomp."""
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
     )
@@ -44,7 +44,7 @@ def explain(error: DebuggerError, pid: int) -> DebuggerError:
 
 
 def first_byte(pid: int, address: int) -> bytes:
-    """Return the byte at an address of the guest's text, where gdb is about to put its breakpoint."""
+    """Return the byte at an address of the guest's text, where gdb will put its breakpoint."""
     descriptor = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.pread(descriptor, 1, address)
@@ -53,10 +53,10 @@ def first_byte(pid: int, address: int) -> bytes:
 
 
 def restore_text(pid: int, first_bytes: dict[int, bytes]) -> None:
-    """Put functions' first bytes back where a killed gdb left its breakpoint in them.
+    """Restore the first bytes of functions in which a killed gdb left its breakpoint.
 
-    A gdb that waits at a stop has taken its breakpoints out; one that lets the kernel run has not, and its death would
-    make the next packet a panic ("Kernel mode signal 5", arch/um/kernel/trap.c relay_signal()).
+    At a stop, gdb has removed its breakpoints. While the kernel runs they are in place: if gdb is killed then, the next
+    packet causes a panic ("Kernel mode signal 5", arch/um/kernel/trap.c relay_signal()).
     """
     try:
         descriptor = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
@@ -72,20 +72,20 @@ def restore_text(pid: int, first_bytes: dict[int, bytes]) -> None:
 
 
 def symbols_of(modules: dict[str, dict[str, int]]) -> list[str]:
-    """Return gdb's arguments for the symbols of modules: each one's file, and where its sections with code lie."""
+    """Return gdb's arguments that load modules' symbols: each module's file and the addresses of its code sections."""
     words = []
     for file, sections in modules.items():
         places = " ".join(f"-s {name} {address:#x}" for name, address in sections.items())
-        # By Python, for the command itself would ask whether it may.
+        # By Python: the command itself would ask for confirmation.
         command = f'add-symbol-file "{file}" {places}'
         words += ["-ex", f"python gdb.execute({command!r}, to_string=True)"]
     return words
 
 
 def restore_all(pid: int, kernel: Path) -> None:
-    """Put back every byte of the kernel's code where a killed gdb left a breakpoint of its user's, wherever that was.
+    """Restore every byte of the kernel's code where a killed gdb left a breakpoint of its user.
 
-    A difference with another one close before it is no breakpoint: it is the agent's call at a function's entry.
+    A difference right behind another one is not a breakpoint but the agent's call at a function's entry.
     """
     with kernel.open("rb") as file:
         header = file.read(64)

@@ -1,4 +1,4 @@
-"""gdb's own prompt on the guest kernel, for a person or for a script on standard input."""
+"""gdb's own prompt on the guest's kernel, for a person or a script on standard input."""
 
 import contextlib
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 ATTACH_TIMEOUT_S = 60.0
 NOT_BOOTED = "the kernel was attached to before it had booted, and the agent loads when it has"
-# What frees a packet, or the last reference to it (net/core/skbuff.c); some are inlined, or of one series only.
+# Functions that free a packet or its last reference (net/core/skbuff.c); some are inlined, or of one series only.
 ENDS = (
     "sk_skb_reason_drop", "kfree_skb_reason", "consume_skb", "__kfree_skb", "napi_consume_skb", "__napi_kfree_skb",
     "skb_attempt_defer_free", "kfree_skb_partial", "kfree_skb_list_reason", "__consume_stateless_skb",
@@ -41,7 +41,7 @@ ENDS = (
 
 @dataclass(frozen=True)
 class Holds:
-    """How a packet is held for gdb's user: where in the agent, and whom to tell that one may go (0: all)."""
+    """How gdb's user holds packets: two addresses in the agent, and the callback that releases one (0: all)."""
 
     trampoline: int
     by_hand: int
@@ -52,10 +52,10 @@ class Holds:
 class Wanted:
     """What gdb's user wants.
 
-    :param commands: gdb commands to begin with
-    :param user_init: read the user's own ~/.gdbinit first
-    :param attached: is called once gdb has attached; from boot, once the guest is ready
-    :param booted: the kernel stands before its first instruction; this is called once the guest is ready
+    :param commands: gdb commands to run first
+    :param user_init: read the user's ~/.gdbinit first
+    :param attached: called when gdb has attached; from boot, when the guest is ready
+    :param booted: called when the guest is ready; if given, the kernel is stopped before its first instruction
     """
 
     commands: tuple[str, ...] = ()
@@ -65,9 +65,9 @@ class Wanted:
 
 
 def run(image: Image, guest: Guest, namespaces: Namespaces, wanted: Wanted, ready_agent: Callable[[], Agent]) -> int:
-    """Give gdb's prompt to the user at standard input; return gdb's exit status when he has left it.
+    """Run gdb's prompt on standard input; return gdb's exit status when its user has left it.
 
-    The kernel stands still from attaching until he lets it run; leaving detaches, and the guest runs on.
+    Attaching stops the kernel until the user continues it; leaving detaches, and the guest runs on.
 
     :param ready_agent: returns the agent, which holds packets by hand
     :raises DebuggerError: gdb cannot attach
@@ -89,7 +89,7 @@ def run(image: Image, guest: Guest, namespaces: Namespaces, wanted: Wanted, read
                 image.kernel,
             ]  # fmt: skip
             stack.enter_context(_terminal_lent())
-            # In this process's own group, which the terminal listens to.
+            # In this process's group, which is the terminal's foreground group.
             running = process.start(
                 namespaces.command(argv),
                 cwd=gdb_directory(),
@@ -102,7 +102,7 @@ def run(image: Image, guest: Guest, namespaces: Namespaces, wanted: Wanted, read
         if not from_boot:
             wanted.attached()
         if holds:
-            stack.callback(holds.release, 0)  # nobody is there any more to decide
+            stack.callback(holds.release, 0)  # gdb's user has left
         status = _wait(running, guest, wanted, ours, holds)
     if status and guest.alive:
         attach.restore_all(guest.pid, image.kernel)
@@ -125,7 +125,7 @@ def _wait(
     channel: socket.socket,
     holds: Holds | None,
 ) -> int:
-    """Wait for gdb's end; tell of the guest's being ready meanwhile, and release what gdb says."""
+    """Wait for gdb's end; until then, call *booted* when the guest is ready, and release packets that gdb names."""
     pidfd = os.pidfd_open(running.pid)
     said = channel.makefile("rb")
     watched: list[socket.socket | int] = [pidfd, channel, *([guest.notifications] if wanted.booted else [])]
@@ -151,7 +151,7 @@ def _wait(
 
 
 def _attach(channel: socket.socket, order: wire.OpenPrompt, guest: Guest) -> None:
-    """Let gdb attach, and wait until it has."""
+    """Make gdb attach, and wait until it has."""
     data = b""
     try:
         channel.sendall(wire.encode(order))
@@ -170,9 +170,9 @@ def _attach(channel: socket.socket, order: wire.OpenPrompt, guest: Guest) -> Non
 
 @contextlib.contextmanager
 def _terminal_lent() -> Iterator[None]:
-    """Do as a shell does while a program has the terminal: leave Ctrl-C to it, and put the terminal right after it.
+    """Leave Ctrl-C to the program that has the terminal, and restore the terminal's modes after it, as a shell does.
 
-    A handler that does nothing, for signals that are ignored stay ignored in gdb.
+    The handler does nothing; SIG_IGN would be inherited by gdb.
     """
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGQUIT)}
     modes = termios.tcgetattr(0) if sys.stdin.isatty() else None
@@ -187,7 +187,7 @@ def _terminal_lent() -> Iterator[None]:
 
 
 def _scripts(image: Image) -> str:
-    """Return the file of the kernel's own commands for gdb; where it cannot be made, say why, and do without."""
+    """Return the file of the kernel's own gdb commands; if it cannot be made, log why and return ""."""
     try:
         return str(ensure_scripts(image.path))
     except (SkblabError, OSError) as error:
@@ -196,7 +196,7 @@ def _scripts(image: Image) -> str:
 
 
 def _order(image: Image, guest: Guest, holds: Holds | None, no_hold: str, *, from_boot: bool) -> wire.OpenPrompt:
-    """Return what gdb has to know of this kernel: where packets come by, where they end, how one is dropped."""
+    """Return what gdb needs of this kernel: functions that packets pass, functions that free them, how to drop one."""
     found = {name: image.functions.lookup(name) for name in (*CONTRACTS, *ENDS)}
     ends = [_place(one) for name in ENDS if (one := found[name]) and plain_packet(one)]
     drop = next(one for name in ENDS if (one := found[name]) and one.parameters[-1].name == "reason")
@@ -219,9 +219,9 @@ def _order(image: Image, guest: Guest, holds: Holds | None, no_hold: str, *, fro
     )
 
 
-def _place(function: Function, told: int | None = None, held: int = 0) -> wire.Place:
+def _place(function: Function, dropped: int | None = None, held: int = 0) -> wire.Place:
     packet, needed = plain_packet(function), references(function)
     assert packet
     return wire.Place(
-        function.name, function.address, packet.number, told, held, needed.devices, needed.sockets, needed.nets
+        function.name, function.address, packet.number, dropped, held, needed.devices, needed.sockets, needed.nets
     )

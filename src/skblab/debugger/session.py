@@ -1,4 +1,4 @@
-"""A gdb session on the guest kernel, from outside gdb: typed requests, typed answers."""
+"""A gdb session on the guest's kernel, from outside gdb: typed requests and answers."""
 
 import contextlib
 import logging
@@ -34,11 +34,11 @@ Answer = TypeVar("Answer", bound=wire.Message)
 
 
 class Debugger:
-    """gdb, attached to the guest kernel. Use as a context manager: entering attaches, leaving detaches.
+    """gdb, attached to the guest's kernel. Use as a context manager: entering attaches, leaving detaches.
 
-    The kernel stands still from attaching until ``resume()``, and at every stop. Made by ``Lab.debugger()``.
+    Attaching and every stop stop the kernel until ``resume()``. Made by ``Lab.debugger()``.
 
-    :raises DebuggerError: gdb cannot attach, or is gone; the guest runs on
+    :raises DebuggerError: gdb cannot attach, or has ended; the guest runs on
     """
 
     def __init__(self, image: Image, guest: Guest, namespaces: Namespaces) -> None:
@@ -47,7 +47,7 @@ class Debugger:
         self._namespaces = namespaces
         self._pid = os.getpid()
         self._buffer = b""
-        self._stops: dict[int, tuple[int, bytes]] = {}  # number -> address, and the byte there
+        self._stops: dict[int, tuple[int, bytes]] = {}  # number -> address and original byte
         self._interrupts = 0
         self.running = False
         self.attached_at: wire.Stopped
@@ -98,8 +98,8 @@ class Debugger:
         """Stop the kernel whenever *function* is entered; return the stop's number.
 
         :param condition: a C expression of the function's arguments, as in gdb: ``skb->len > 100``
-        :raises UnknownFunction: there is no such function, or it was inlined; the sentence says where it went
-        :raises DebuggerError: gdb does not understand the condition
+        :raises UnknownFunction: no such function, or it was inlined; the error says where it went
+        :raises DebuggerError: gdb cannot parse the condition
         """
         found = find_function(self.image, function)
         packet = plain_packet(found)
@@ -107,9 +107,9 @@ class Debugger:
         return self._set(wire.SetStop(function, found.address, skb, condition))
 
     def set_agent_stop(self, address: int, module: Path) -> int:
-        """Stop the kernel wherever the agent's verdict is "stop"; return the stop's number.
+        """Stop the kernel whenever the agent gives the verdict "stop"; return the stop's number.
 
-        The frames that are reported begin with the function where the packet is.
+        The reported frames begin with the function that the packet was entering.
 
         :param address: ``Channel.stop_address``
         :param module: the agent, with its symbols
@@ -127,12 +127,12 @@ class Debugger:
         return number
 
     def clear_stop(self, number: int) -> None:
-        """Forget a stop."""
+        """Remove a stop."""
         self._ask(wire.ClearStop(number), wire.Done)
         del self._stops[number]
 
     def resume(self, how: str = "continue") -> int:
-        """Let the kernel go; return the moment it went, CLOCK_MONOTONIC in ns.
+        """Resume the kernel; return the time, CLOCK_MONOTONIC in ns.
 
         :param how: ``continue``, or ``step``, ``next``, ``stepi``, ``finish`` as in gdb
         """
@@ -143,8 +143,8 @@ class Debugger:
     def wait_stop(self, timeout_s: float) -> wire.Stopped:
         """Wait until the kernel stops again.
 
-        :raises Timeout: it runs on
-        :raises GuestLost: it ended instead
+        :raises Timeout: the kernel runs on
+        :raises GuestLost: the kernel ended instead
         """
         if not self.running:
             raise UsageError("the kernel is not running: nothing to wait for", hint="resume() first")
@@ -152,7 +152,7 @@ class Debugger:
         while True:
             stopped = self._receive(wire.Stopped, max(deadline - time.monotonic(), 0))
             ours = stopped.reason == "signal" and stopped.detail == "SIGCONT"
-            if ours and not self._interrupts:  # of an interrupt that came too late
+            if ours and not self._interrupts:  # from an interrupt() that came too late
                 self.resume()
                 continue
             self._interrupts = 0
@@ -161,8 +161,8 @@ class Debugger:
     def interrupt(self, *, timeout_s: float = ANSWER_TIMEOUT_S) -> wire.Stopped:
         """Stop the running kernel wherever it is.
 
-        By a signal to the kernel's process, which gdb stops for: one to gdb itself could come when gdb is not waiting,
-        and end it. SIGCONT, for it does no harm where it comes too late, because the kernel had stopped already.
+        gdb stops the kernel for a signal sent to the kernel's process; a signal to gdb itself would end gdb while it is
+        not waiting. The signal is SIGCONT, because it is harmless if the kernel has stopped already.
         """
         if self.running:
             with contextlib.suppress(ProcessLookupError):
@@ -171,18 +171,18 @@ class Debugger:
         return self.wait_stop(timeout_s)
 
     def evaluate(self, expression: str) -> str:
-        """Evaluate a C expression in the stopped frame and return its value as gdb prints it.
+        """Return the value of a C expression in the stopped frame, as gdb prints it.
 
-        :raises DebuggerError: gdb's own words
+        :raises DebuggerError: gdb refuses: its own words
         """
         return self._ask(wire.Evaluate(expression), wire.Value).text
 
     def fileno(self) -> int:
-        """Return a descriptor that becomes readable when gdb has something to say."""
+        """Return a descriptor that becomes readable when gdb sends something."""
         return self._channel.fileno()
 
     def close(self) -> None:
-        """Detach, leaving a healthy guest, and end gdb; safe to call twice, and when gdb is gone."""
+        """Detach, so that the guest runs on, and end gdb; safe to call twice, and after gdb has ended."""
         if self._errors < 0 or os.getpid() != self._pid:  # a forked child's copy
             return
         if self.process.poll() is None and self._guest.alive:
@@ -195,7 +195,7 @@ class Debugger:
         self._end()
 
     def _end(self) -> None:
-        """End gdb in whatever state it is, and repair what it may have left behind."""
+        """End gdb in any state, and remove the breakpoints that it may have left."""
         self._channel.close()
         try:
             self.process.wait(5)
@@ -250,7 +250,7 @@ class Debugger:
         return message
 
     def _lost(self) -> DebuggerError:
-        """Return the error for a gdb that is gone; repair the guest at once, for its next packet may be on its way."""
+        """Return the error for a gdb that has ended; remove its breakpoints at once, before the next packet."""
         self.running = False
         if self._stops and self._guest.alive:
             attach.restore_text(self._guest.pid, dict(self._stops.values()))

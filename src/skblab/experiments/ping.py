@@ -19,7 +19,7 @@ from skblab.guest.losses import Losses
 from skblab.host import process
 from skblab.host.clients import PingReply, parse_ping
 from skblab.host.waiting import wait
-from skblab.image.missing import inlined_into, tell
+from skblab.image.missing import in_words, inlined_into
 from skblab.lab import Lab
 from skblab.packet import Packet, echo_request
 
@@ -110,7 +110,7 @@ class PingExperiment:
                 client.kill()
                 said = client.communicate()[0].decode(errors="replace").strip()
                 if places := inlined_into(self.lab.image, self.function):
-                    said += f"\n{self.function}() was also {tell(places)}: packets there do not stop here"
+                    said += f"\n{self.function}() was also {in_words(places)}: packets there do not stop here"
                 raise Timeout(
                     f"no ping has entered {self.function}() within {ARRIVAL_TIMEOUT_S:g} s", found=said,
                     hint="choose a function on a ping's way: ip_rcv, icmp_rcv, icmp_echo, ip_output",

@@ -1,1 +1,1 @@
-"""Images: a kernel, its debug info, its sources, the index of its functions."""
+"""Images: a kernel with its debug info, its sources and the index of its functions."""

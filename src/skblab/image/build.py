@@ -1,7 +1,7 @@
-"""Build an image: source, configuration, kernel, indexes; moved in whole, or nothing.
+"""Build an image: source, configuration, kernel, indexes. A finished image is renamed into the store, nothing else is.
 
-A tree is built in a directory that is kept, so that the next build compiles what has changed; a tarball, which never
-changes, in one that is thrown away.
+A tree is built in a directory that is kept, so that the next build compiles only what has changed; a tarball never
+changes, so its directory is removed.
 """
 
 import contextlib
@@ -26,24 +26,24 @@ from skblab.image.source import Source, find_source, unpack
 from skblab.image.store import REMOVED, builds_dir, images_dir
 
 TOOLS = ("make", "gcc", "ld", "nm", "objcopy", "flex", "bison", "bc", "tar", "xz")
-OBJECTS = 900  # about; for the progress
+OBJECTS = 900  # approximate, for the progress
 COMPILING = re.compile(r"^  (?:CC|AS)\s")
 LINKING = re.compile(r"^  LD\s+(?:vmlinux|\.tmp_vmlinux)")
 TROUBLE = re.compile(r"error:|Error \d|undefined reference|No such file|fatal|\*\*\*")
 SHOWN_LINES = 20
-JOBS = (os.cpu_count() or 1) + 1  # one more, for a file may have to be waited for
+JOBS = (os.cpu_count() or 1) + 1  # one more, because a compiler may wait for a file
 AUTO_CONF = "include/config/auto.conf"
 KCONFIG_FILE = re.compile(r"^\t(\S+) \\$", re.MULTILINE)
 BUILDING = ".building-"
 CONCURRENT = ("CONFIG_PREEMPT", "CONFIG_PREEMPTION", "CONFIG_SMP")  # kernel/agent/agent.h
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many files are done, and of about how many (0: unknown)."""
+"""Called with the step, the number of files done, and about how many there are (0: unknown)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to build: Debian's source of *series*, or *source*, a tree or a tarball; *config*: more fragments."""
+    """What to build: Debian's source of *series*, or *source*, a tree or a tarball; *config*: the user's fragments."""
 
     series: str = recipe.DEFAULT_SERIES
     variant: str = "default"
@@ -52,7 +52,7 @@ class Request:
 
 
 def build_image(request: Request, progress: Progress = lambda *_: None) -> Image:
-    """Build the image of a request, or return the one that was built from the same content.
+    """Build the image of a request, or return an image built from the same content.
 
     :raises MissingPrerequisite: a tool or the source is not installed
     :raises BuildFailed: with the compiler's own lines
@@ -70,10 +70,10 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
     with _alone(target, progress):
         if target.exists():
             image = Image.open(target)
-            os.utime(target / MANIFEST)  # it is the one that labs take, as if it were just built
+            os.utime(target / MANIFEST)  # labs take the newest image, so it counts as just built
             return image
         scratch = target.with_name(f"{BUILDING}{target.name}")
-        shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed while we waited
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a build that was killed while we waited
         scratch.mkdir()
         try:
             with _workshop(source, wanted, scratch, progress) as workshop:
@@ -86,7 +86,7 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
 
 @contextlib.contextmanager
 def _workshop(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progress) -> Iterator[Path]:
-    """Yield where things are made: for a tree, what was made last time is there, and nobody else."""
+    """Yield the build directory: for a tree, the last build's one, locked; for a tarball, the scratch directory."""
     if source.is_tarball:
         yield scratch
         return
@@ -98,7 +98,7 @@ def _workshop(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Pr
 
 
 def _sweep(directory: Path) -> None:
-    """Remove what builds left behind that were killed: their locks are free."""
+    """Remove the directories of builds that were killed: their locks are free."""
     for scratch in directory.glob(f"{BUILDING}*"):
         descriptor = os.open(_lock(directory / scratch.name.removeprefix(BUILDING)), os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -118,7 +118,7 @@ def _lock(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _alone(target: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of one image's build; it ends with the last process of the build, however those end."""
+    """Hold the lock of one image's build; every process of the build inherits it, so it ends with the last of them."""
     descriptor = os.open(_lock(target), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -145,7 +145,7 @@ def _build(source: Source, wanted: recipe.Recipe, workshop: Path, scratch: Path,
     prefixes = f"-ffile-prefix-map={tree}=/skblab -ffile-prefix-map={obj}=/skblab/obj"
     flags = f"KCFLAGS={' '.join(recipe.FLAGS)} {prefixes}"
     kernel = image / KERNEL
-    with ThreadPoolExecutor(max_workers=2) as beside:  # files are copied while make links, and while gdb reads
+    with ThreadPoolExecutor(max_workers=2) as beside:  # copies files while make links and gdb reads
         kept = beside.submit(module.keep_tree, tree, image / SOURCE)
         progress("compiling the kernel", 0, OBJECTS)
         _make(tree, obj, progress, flags, "modules_prepare", "vmlinux")
@@ -161,7 +161,7 @@ def _build(source: Source, wanted: recipe.Recipe, workshop: Path, scratch: Path,
         indexed.result()
         unwound.result()
     digest_file(image / SOURCE).write_text(f"{digest(image / SOURCE)}  {SOURCE}\n")
-    os.utime(kernel)  # or gdb finds the source to be newer, and says so of every file
+    os.utime(kernel)  # or gdb warns for every file that the source is newer
     shutil.copyfile(obj / ".config", image / CONFIG)
     manifest = {
         "series": source.series,
@@ -179,13 +179,13 @@ def _index(image: Path, kernel: Path, described: Described) -> None:
 
 
 def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress) -> None:
-    """Write .config: tinyconfig, the fragments over it, and what the kernel makes of that.
+    """Write .config: tinyconfig, then the fragments, then olddefconfig.
 
-    :raises BuildFailed: an option that the user's own fragments ask for is not there then
+    :raises BuildFailed: olddefconfig dropped an option of the user's fragments
     """
     progress("configuring", 0, 0)
     configured, config = obj / ".skblab-configured", obj / ".config"
-    if configured.exists():  # by the same recipe: the directory is named for it
+    if configured.exists():  # by the same recipe: the directory's name has its key
         if _asks_anew(tree, obj / AUTO_CONF):
             _make(tree, obj, progress, "olddefconfig")
         return
@@ -200,7 +200,7 @@ def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress)
         raise BuildFailed(
             f"this kernel does not take: {', '.join(own)}",
             found=f"asked for in {', '.join(map(str, wanted.own))}",
-            hint="it has no such option, or the option depends on others: make menuconfig, / tells on which",
+            hint="it has no such option, or the option depends on others: make menuconfig, / lists them",
         )
     if missing:
         progress(f"this kernel does not take: {', '.join(missing)}", 0, 0)
@@ -209,7 +209,7 @@ def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress)
 
 
 def _refuse_concurrency(config: Path) -> None:
-    """Refuse a kernel in which the agent could be interrupted by another task, or run on two processors at once.
+    """Refuse a kernel in which another task could preempt the agent, or another CPU run it at the same time.
 
     :raises BuildFailed: it is preemptible, or SMP
     """
@@ -223,20 +223,20 @@ def _refuse_concurrency(config: Path) -> None:
 
 
 def _asks_anew(tree: Path, auto_conf: Path) -> bool:
-    """Tell whether make will read the Kconfig files again, which may then ask for what .config does not answer.
+    """Return whether make will read the Kconfig files again and may ask for options that .config lacks.
 
-    It does when one of them is newer than what it last wrote (scripts/kconfig/preprocess.c lists them beside that).
+    It does if one of them is newer than its last output (scripts/kconfig/preprocess.c lists them beside it).
     """
     try:
         written_s = auto_conf.stat().st_mtime
         listed = KCONFIG_FILE.findall(auto_conf.with_name(f"{auto_conf.name}.cmd").read_text())
         return not listed or any((tree / file).stat().st_mtime > written_s for file in listed)
-    except OSError:  # the last make did not come so far, or a file is gone
+    except OSError:  # the last make ended earlier, or a file is gone
         return True
 
 
 def _make(tree: Path, obj: Path, progress: Progress, *arguments: str) -> None:
-    """Run make to its end; with this process it ends too, however that ends.
+    """Run make; it ends when this process ends, in whatever way.
 
     :raises BuildFailed: with make's and the compiler's own lines
     """
@@ -262,7 +262,7 @@ def _make(tree: Path, obj: Path, progress: Progress, *arguments: str) -> None:
 
 
 def trouble(said: list[str]) -> str:
-    """Return the lines of a failed build that tell why, with the line before each for context."""
+    """Return the lines of a failed build that say why, with the line before each for context."""
     chosen = sorted(
         {at for index, line in enumerate(said) if TROUBLE.search(line) for at in (index, index + 1, index + 2)}
     )

@@ -1,7 +1,7 @@
-"""Run by gdb in batch mode over a kernel: put numbers where the kernel's constants.py has gdb look names up.
+"""Run by gdb in batch mode on a kernel: replace gdb's symbol lookups in the kernel's constants.py by numbers.
 
-An enumerator or a type is in no index: each time, gdb reads most of the debug info to find one, 2 s of every start. A
-variable has its value at run time only, and stays. gdb and the standard library alone.
+gdb's index has no enumerators and types: each lookup reads most of the debug info, 2 s of every start. A variable has a
+value only at run time, and stays. Imports gdb and the standard library only.
 """
 
 import os
@@ -13,10 +13,10 @@ LOOKED_UP = re.compile(r'^( *LX_\w+ = )gdb\.parse_and_eval\("(.*)"\)$', re.MULTI
 
 
 def number(found: re.Match[str]) -> str:
-    """Return a line with its number, or as it is."""
+    """Return a line with its number, or unchanged."""
     try:
         value = gdb.parse_and_eval(found[2])
-    except gdb.error:  # this kernel has no such thing, and a condition around the line says so
+    except gdb.error:  # this kernel has no such name; a condition around the line skips it
         return found[0]
     is_variable = getattr(value, "address", None) is not None
     return found[0] if is_variable else f"{found[1]}{int(value)}"

@@ -1,54 +1,51 @@
-"""Correct what stands in the way in User Mode Linux, without touching the source, which may be a developer's own.
+"""Correct faults of User Mode Linux without touching the source, which may be a developer's tree.
 
-A corrected copy of the file lies in the build directory, where make looks before it looks in the source (VPATH). A
-source that does not have the fault any more has nothing to be replaced, and is built as it is.
+A corrected copy of the file is put into the build directory, which make searches before the source (VPATH). A source
+without the fault is built unchanged.
 
 **Room for registers.** UML keeps a guest process's floating-point state in buffers of ``HOST_FP_SIZE``: 2,696 bytes,
 the size of AVX-512, at least up to 6.12. PTRACE_SETREGSET refuses a state that is cut short
 (arch/x86/kernel/fpu/regset.c xstateregs_set()), so that on a processor with AMX, whose state is 11,008 bytes, the
-guest's first process dies of its first page fault. A buffer that is larger than the processor's state does no harm:
-ptrace takes what is there. The buffers lie on the kernel's stacks, which grow with them (KERNEL_STACK_ORDER in
-kconfig/base.config).
+guest's first process dies of its first page fault. A buffer larger than the processor's state does no harm. The buffers
+lie on the kernel's stacks, which grow with them (KERNEL_STACK_ORDER in kconfig/base.config).
 
-**Locks of the vector device.** vector_reset_stats() takes a lock that vector_poll() takes in a softirq, and lets
-softirqs run. On one processor nothing comes of it, but lockdep says so, and then watches nothing else any more.
+**Locks of the vector device.** vector_reset_stats() takes, with softirqs enabled, a lock that vector_poll() takes in a
+softirq. On one CPU this is harmless, but lockdep reports it and then turns itself off.
 
-**Sleeping over a packet.** os_idle_sleep() sleeps until the next signal, and can do so over one that has come. A SIGIO
-that comes when interrupts are off already and the sleep has not begun yet is only noted. And a tap says SIGIO before it
-says that it can be read (drivers/net/tun.c tun_net_xmit()): a guest that is quick finds nothing there, and no other
-SIGIO comes. Either packet lies there until something else happens, for a second or more: one in 3,000 did. So SIGIO is
-blocked, too, before it is looked whether there is something to sleep for; and after a SIGIO with nothing to be read the
-sleep ends when there is something.
+**Lost wake-ups.** os_idle_sleep() sleeps until the next signal, even if one has just come: a SIGIO between the
+disabling of interrupts and the sleep is only marked pending. And a tap sends SIGIO before it is readable
+(drivers/net/tun.c tun_net_xmit()): a quick guest finds nothing to read, and no other SIGIO comes. Either packet waits
+for the next event, a second or more: one in 3,000 did. So SIGIO is blocked, too, before the check for pending work; and
+after a SIGIO with nothing to read, the sleep ends when there is something.
 
-**A frame that the link refuses.** The vector device takes any error of a send but a full queue for the end of the link:
-from then on it refuses every packet, without a word (drivers/vector_kern.c vp->in_error). One frame longer than the
-MTU of a veth was enough. A refused frame is dropped and counted (tx_dropped), as a network card does. ENOBUFS is no
-full queue: the host's veth has dropped the frame, and counts it (drivers/net/veth.c veth_xmit()). An error of a
-receive, as when the host's device goes down, ends nothing either.
+**A frame that the link refuses.** The vector device treats every send error except a full queue as the end of the link:
+from then on it silently refuses every packet (drivers/vector_kern.c vp->in_error). One frame longer than the MTU of a
+veth was enough. Now a refused frame is dropped and counted (tx_dropped), as on a network card. ENOBUFS is not a full
+queue: the host's veth has dropped the frame, and counts it (drivers/net/veth.c veth_xmit()). A receive error, as when
+the host's device goes down, does not end the link either.
 
-**Jumbo frames.** The vector device's buffers have the size that the command line says, and its MTU has no room above
-1,500 (net/ethernet/eth.c ether_setup()). A receive buffer now has the size of the MTU at that time; what exceeds the
-usual size lies in pages, so that neither small frames nor memory that has no large pieces left suffer. A queue of
-buffers of another MTU is thrown away.
+**Jumbo frames.** The size of the vector device's buffers comes from the command line, and its MTU is limited to 1,500
+(net/ethernet/eth.c ether_setup()). A receive buffer now has the size of the current MTU; what exceeds the usual size
+lies in pages, so that small frames cost no more and fragmented memory suffices. A queue of buffers of another MTU is
+freed.
 
-**A frame that was cut.** A frame longer than its buffer was delivered without its end, and without a word. A buffer
-that is full holds such a frame: it is dropped and counted (rx_errors, rx_length_errors), as a network card does. A
-frame for which there was no memory is counted in rx_errors; on a tap, reading it into a buffer that is nowhere
-(drop_buffer) was the end of the link.
+**A truncated frame.** A frame longer than its buffer was silently delivered without its end. Now a frame that fills
+its buffer is dropped and counted (rx_errors, rx_length_errors), as on a network card. A frame for which there was no
+memory is counted in rx_errors; on a tap, reading it into an unallocated buffer (drop_buffer) was the end of the link.
 
-**A link's descriptor.** The device closes the descriptor it was given when it goes down, and opens the same *number*
-when it comes up, which may be another file by then (drivers/vector_user.c user_init_fd_fds()). It opens a duplicate.
+**A link's descriptor.** The device closes its descriptor when it goes down, and uses the same *number* when it comes
+up, which may be another file by then (drivers/vector_user.c user_init_fd_fds()). Now it opens a duplicate.
 
-**The length of queues that are not there.** A tap's device has no queues, nor has one that is down, and the question
-how long they are (``ethtool -g``) made the kernel panic. It is answered by what the command line says.
+**The length of missing queues.** A tap's device has no queues, nor has a device that is down, and asking for their
+length (``ethtool -g``) made the kernel panic. Now the answer is the length on the command line.
 
-**A fork that is killed.** dup_mmap() leaves XA_ZERO_ENTRY in the child's tree of mappings where a fatal signal stopped
-it, and behind that the parent's own mappings; all who walk the tree stop there (mm/mmap.c exit_mmap()), but UML's
-flush_tlb_mm() took it for a mapping: the kernel panicked. It stops there as well. 6.1 leaves no such entry.
+**A fork that is killed.** dup_mmap() leaves XA_ZERO_ENTRY in the child's maple tree where a fatal signal stopped it,
+and behind it the parent's own mappings. Every walk of the tree stops there (mm/mmap.c exit_mmap()), but UML's
+flush_tlb_mm() took the entry for a mapping: the kernel panicked. Now it stops there, too. 6.1 leaves no such entry.
 
-**The current task.** UML's main() calls functions of the kernel's before there is a current task, and KCOV has them
-look at it (kernel/kcov.c check_kcov_mode()): a kernel with KCOV dies before its first word. Nobody can have asked for
-coverage before there are tasks.
+**The current task.** UML's main() calls kernel functions before a current task exists, and KCOV makes them read it
+(kernel/kcov.c check_kcov_mode()): a kernel with KCOV died before its first message. Without a task nobody can have
+asked for coverage.
 """
 
 import textwrap

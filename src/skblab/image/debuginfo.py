@@ -1,4 +1,4 @@
-"""Prepare a kernel's debug info: an index so that gdb loads it at once, and the index of functions."""
+"""Prepare a kernel's debug info: gdb's index, which makes gdb start fast, and the index of functions."""
 
 import json
 import os
@@ -17,17 +17,17 @@ from skblab.image.index import Function, function_of, write_index
 IN_GDB = Path(__file__).with_name("index_in_gdb.py")
 TIMEOUT_S = 600.0
 PROCESSORS = os.cpu_count() or 1
-WORTH_A_GDB = 1000  # so many functions; a gdb of their own begins in the time that it takes to describe them
+WORTH_A_GDB = 1000  # functions per gdb: describing so many takes as long as starting another gdb
 
-# Places that skblab writes to from outside; see guest/receive.py.
+# Data that skblab writes from outside: guest/receive.py.
 OBJECTS = ("ip_packet_type.list_func", "ipv6_packet_type.list_func")
 
-# Clones that the compiler split off: parts of a function, not functions that anybody calls by name.
+# Clones that the compiler split off: parts of a function, not functions of their own.
 PARTS = re.compile(r"\.(cold|part)\b")
 
 
 def add_gdb_index(kernel: Path) -> None:
-    """Put a .gdb_index section into a kernel: gdb then starts in a tenth of the time.
+    """Add a .gdb_index section to a kernel: gdb then starts in a tenth of the time.
 
     :raises BuildFailed: gdb or objcopy refused
     """
@@ -40,7 +40,7 @@ def add_gdb_index(kernel: Path) -> None:
 
 
 def build_index(kernel: Path, index: Path, described: Described) -> None:
-    """Write the index of a kernel's functions; gdb is asked of those that *described* does not know.
+    """Write the index of a kernel's functions; ask gdb only about those that *described* does not know.
 
     :raises BuildFailed: nm or gdb refused
     """
@@ -56,16 +56,16 @@ def build_index(kernel: Path, index: Path, described: Described) -> None:
     parts = [unknown[at : at + share] for at in range(0, len(unknown), share)] or [[]]
     with ThreadPoolExecutor(PROCESSORS) as beside:
         answers = list(beside.map(lambda part: _describe(part, [kernel]), parts))
-    for told, _ in answers:
-        known |= told
+    for answered, _ in answers:
+        known |= answered
     described.keep(known)
     write_index(index, _rows(known), answers[0][1])
 
 
 def describe_module(module: Path, sections: dict[str, int]) -> list[Function]:
-    """Return the functions of a loaded module, those with debug info.
+    """Return the functions of a loaded module that have debug info.
 
-    :param sections: where its sections with code lie: ``{".text": 0x64400000}``
+    :param sections: addresses of its code sections: ``{".text": 0x64400000}``
     :raises BuildFailed: nm or gdb refused
     """
     symbols: list[Symbol] = []
@@ -74,18 +74,18 @@ def describe_module(module: Path, sections: dict[str, int]) -> list[Function]:
         if kind == "FUNC" and section in sections and not PARTS.search(name):
             symbols.append((name, sections[section] + int(value, 16), int(size, 16)))
     places = " ".join(f"-s {name} {address:#x}" for name, address in sections.items())
-    told, _ = _describe(symbols, ["-ex", f"add-symbol-file {module} {places}"])
-    return [function_of(*row) for row in _rows(told)]
+    answered, _ = _describe(symbols, ["-ex", f"add-symbol-file {module} {places}"])
+    return [function_of(*row) for row in _rows(answered)]
 
 
-def _rows(told: dict[Symbol, Description]) -> list[tuple[Any, ...]]:
-    return [(*symbol, *description) for symbol, description in told.items() if description]
+def _rows(descriptions: dict[Symbol, Description]) -> list[tuple[Any, ...]]:
+    return [(*symbol, *description) for symbol, description in descriptions.items() if description]
 
 
 def _describe(
     symbols: list[Symbol], arguments: list[process.Argument]
 ) -> tuple[dict[Symbol, Description], dict[str, int]]:
-    """Have gdb say what it knows of functions, and where the objects are."""
+    """Ask gdb for functions' descriptions and the objects' addresses."""
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch, "request"), Path(scratch, "answer")
         request.write_text(json.dumps({"functions": [address for _, address, _ in symbols], "objects": OBJECTS}))

@@ -1,4 +1,4 @@
-"""What the last build in a directory found out of its functions; gdb is asked again of what has changed since."""
+"""Functions' descriptions of the last build in a directory; gdb is asked again only about changed objects."""
 
 import json
 from collections import defaultdict
@@ -16,15 +16,15 @@ Symbol = tuple[str, int, int]
 Description = list[Any] | None
 """File, line, return type and parameters, or None: no debug info."""
 
-# Linked of all the others, and made anew by each link.
+# Linked from all the others: each link makes them again.
 OF_ALL = ("vmlinux.o", ".tmp_vmlinux*")
 
 
 class Described:
-    """Descriptions of the functions that were built in a directory, in a file beside it.
+    """Descriptions of the functions that were built in a directory, kept in a file beside it.
 
-    A description depends on nothing but the function's own object file. Functions of one name are told apart by their
-    order, which is the linker's, as long as none of them has changed.
+    A description depends only on the function's object file. Functions of the same name are distinguished by their
+    link order, as long as none of them has changed.
     """
 
     def __init__(self, path: Path, obj: Path) -> None:
@@ -32,7 +32,7 @@ class Described:
         self._obj = obj
 
     def recall(self, symbols: Iterable[Symbol]) -> dict[Symbol, Description]:
-        """Return what is known of those symbols whose object files are as they were."""
+        """Return the descriptions of those symbols whose object files are unchanged."""
         if not self._path.exists():
             return {}
         now, then = _by_name(symbols), json.loads(self._path.read_text())
@@ -44,7 +44,7 @@ class Described:
         return known
 
     def keep(self, described: dict[Symbol, Description]) -> None:
-        """Put down what is known now."""
+        """Save the descriptions."""
         rows = {
             name: ([size for _, _, size in symbols], [described[one] for one in symbols])
             for name, symbols in _by_name(described).items()
@@ -53,9 +53,9 @@ class Described:
             file.write(json.dumps(rows).encode())
 
     def _changed_names(self) -> set[str]:
-        """Return the names of all symbols in the objects that were compiled since.
+        """Return the names of all symbols in objects compiled since the last build.
 
-        :raises BuildFailed: nm cannot read one, and what has changed is not known
+        :raises BuildFailed: nm cannot read one, so the changes are unknown
         """
         since_ns = self._path.stat().st_mtime_ns
         changed = [
@@ -72,7 +72,7 @@ class Described:
 
 
 def _by_name(symbols: Iterable[Symbol]) -> dict[str, list[Symbol]]:
-    """Return the symbols of each name, by address."""
+    """Return the symbols of each name, in order of address."""
     found: defaultdict[str, list[Symbol]] = defaultdict(list)
     for symbol in sorted(symbols, key=lambda one: one[1]):
         found[symbol[0]].append(symbol)

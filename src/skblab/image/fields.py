@@ -1,4 +1,4 @@
-"""Fields that a person names as in C, ``skb->dev->name``: where they lie in this kernel's structures."""
+"""Find fields named as in C, ``skb->dev->name``, in this kernel's structures."""
 
 import difflib
 import ipaddress
@@ -20,12 +20,13 @@ MEMBER = re.compile(r"(?:->|\.)\s*(\w+)")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One value behind pointers.
+    """One value, reached through pointers.
 
-    :param offsets: bytes; all but the last lead to a pointer
-    :param kind: ``unsigned``, ``signed``, ``pointer``, ``text``, ``bytes``; of the network's byte order ``network``,
-        ``port`` or ``address``
-    :param bits: of a bit field, which begins at bit *shift*; else 0
+    :param offsets: in bytes; there is a pointer at each but the last
+    :param kind: ``unsigned``, ``signed``, ``pointer``, ``text``, ``bytes``; in network byte order ``network``, ``port``
+        or
+        ``address``
+    :param bits: width of a bit field, which begins at bit *shift*; else 0
     """
 
     expression: str
@@ -36,7 +37,7 @@ class Field:
     shift: int = 0
 
     def value(self, data: bytes) -> int | str:
-        """Return what its bytes say."""
+        """Return the value of its bytes."""
         if self.kind == "text":
             return data.split(b"\0")[0].decode(errors="replace")
         if self.kind == "bytes":
@@ -54,9 +55,9 @@ class Field:
 
 
 def resolve_fields(image: Image, expressions: Sequence[str]) -> list[Field]:
-    """Return where the fields lie that expressions name; gdb asks the kernel's debug info.
+    """Return the fields that expressions name, by gdb from the kernel's debug info.
 
-    :raises TraceError: an expression is none, or names no member
+    :raises TraceError: an expression is malformed, or names no member
     """
     if not expressions:
         return []

@@ -1,4 +1,4 @@
-"""Run by gdb in batch mode over a kernel: where fields lie that are named as in C. gdb and the library alone."""
+"""Run by gdb in batch mode on a kernel: find fields named as in C. Imports gdb and the standard library only."""
 
 import json
 import os
@@ -10,9 +10,9 @@ BIG_ENDIAN = {"__be16", "__be32", "__be64", "__sum16"}
 
 
 def find(kind: gdb.Type, name: str) -> tuple[gdb.Type, int, int]:
-    """Return a member's type, offset in bits, and bits where it is a bit field (else 0); also of an unnamed member.
+    """Return a member's type, its offset in bits, and its width if it is a bit field (else 0); search unnamed members.
 
-    :raises KeyError: there is none
+    :raises KeyError: no such member
     """
     for field in kind.fields():
         if field.name == name:
@@ -27,7 +27,7 @@ def find(kind: gdb.Type, name: str) -> tuple[gdb.Type, int, int]:
 
 
 def resolve(path: list[str]) -> dict[str, object]:
-    """Follow members from a struct sk_buff on: where the value lies behind which pointers, and what it is."""
+    """Follow members from a struct sk_buff; return the value's offsets behind pointers, and its kind."""
     kind = gdb.lookup_type("struct sk_buff")
     offsets, place, bits, network = [], 0, 0, False
     for number, name in enumerate(path):
@@ -64,7 +64,7 @@ def resolve(path: list[str]) -> dict[str, object]:
 
 
 def _is_big_endian(kind: gdb.Type) -> bool:
-    """Whether a type is of the network's byte order (include/uapi/linux/types.h)."""
+    """Whether a type is in network byte order (include/uapi/linux/types.h)."""
     while kind.code == gdb.TYPE_CODE_TYPEDEF:
         if str(kind.unqualified()) in BIG_ENDIAN:
             return True
@@ -73,7 +73,7 @@ def _is_big_endian(kind: gdb.Type) -> bool:
 
 
 def _network_kind(kind: gdb.Type, name: str) -> str:
-    """Return how people write a number of the network's byte order: a port, an address, or hexadecimal."""
+    """Return how a number in network byte order is printed: as a port, an address, or hexadecimal."""
     if kind.sizeof == 2 and name.endswith(("port", "source", "dest")):
         return "port"
     return "address" if kind.sizeof == 4 and name.endswith(("addr", "gw4")) else "network"
@@ -91,6 +91,6 @@ def _kind(kind: gdb.Type) -> str:
 
 try:
     sys.stdout.write(json.dumps([resolve(path) for path in json.loads(os.environ["SKBLAB_FIELDS"])]))
-except BaseException as error:  # noqa: BLE001 - gdb's batch mode would go on and end with status 0
+except BaseException as error:  # noqa: BLE001 - gdb's batch mode would continue and exit with status 0
     sys.stderr.write(f"{type(error).__name__}: {error}\n")
     gdb.execute("quit 1")

@@ -1,4 +1,4 @@
-"""Image: a directory with a kernel, its debug info, its source, its configuration, and the index of its functions."""
+"""An image: a directory with a kernel, its debug info, its source, its configuration and the index of its functions."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ INDEX = "functions.sqlite"
 CONFIG = "config"
 SOURCE = "source"
 RECORDED = (KERNEL, INDEX, CONFIG)
-MADE_LATER = ("agent-*.ko", "initramfs-*.cpio", "unwind-*.bin")  # for a newer skblab; each has its digest beside it
+MADE_LATER = ("agent-*.ko", "initramfs-*.cpio", "unwind-*.bin")  # made by newer skblabs; each has its digest beside it
 
 
 @dataclass(frozen=True)
 class Image:
     """One image. Made by ``skblab image build``; opened by its directory.
 
-    ``release`` is what ``uname -r`` says in the guest; ``series`` its first two numbers; ``recipe`` the key of the
-    options and flags it was built with.
+    ``release`` is the guest's ``uname -r``; ``series`` its first two numbers; ``recipe`` the key of the options and
+    flags that it was built with.
     """
 
     path: Path
@@ -38,10 +38,10 @@ class Image:
 
     @classmethod
     def open(cls, path: Path) -> "Image":
-        """Open the image in a directory after a quick look at its files.
+        """Open the image in a directory after a quick check of its files.
 
-        :raises ImageMissing: there is none
-        :raises ImageDamaged: its files are not what was recorded
+        :raises ImageMissing: no such image
+        :raises ImageDamaged: its files differ from its manifest
         """
         path = Path(path).resolve()
         try:
@@ -67,7 +67,7 @@ class Image:
 
     @property
     def name(self) -> str:
-        """The directory's name: series, variant, the key's first digits."""
+        """The directory's name: series, variant, first digits of the key."""
         return self.path.name
 
     @property
@@ -77,7 +77,7 @@ class Image:
 
     @property
     def source(self) -> Path:
-        """The sources that the debug info names, as far as the kernel was built from them."""
+        """The source files from which the kernel was built, as the debug info names them."""
         return self.path / SOURCE
 
     @property
@@ -86,11 +86,11 @@ class Image:
         return self.path / CONFIG
 
     def config_text(self) -> str:
-        """Return the kernel's configuration, whatever is in the file."""
+        """Return the kernel's configuration; undecodable bytes are replaced."""
         return self.config.read_text(errors="replace")
 
     def source_lines(self, file: str, line: int, *, around: int = 5) -> list[tuple[int, str]]:
-        """Return (number, text) of the lines around one of a source file; nothing where there is no such source."""
+        """Return (number, text) of the lines around a line of a source file; empty if the image lacks the file."""
         path = self.source / file
         if not file or not path.is_file():
             return []
@@ -104,15 +104,15 @@ class Image:
         return FunctionIndex(self.path / INDEX)
 
     def with_functions(self, more: Iterable[Function]) -> "Image":
-        """Return this image, whose kernel has loaded modules: *more* functions are to be found."""
+        """Return this image with the functions of loaded modules added to its index."""
         image = replace(self)
         image.__dict__["functions"] = FunctionIndex(self.path / INDEX, tuple(more))
         return image
 
     def check(self) -> list[str]:
-        """Read every file whole and compare with what was recorded; return of which nothing was.
+        """Compare every file's digest with the recorded one; return the files without a recorded digest.
 
-        :raises ImageDamaged: a file is not what was recorded
+        :raises ImageDamaged: a file differs
         """
         for name, recorded in self.files.items():
             if digest(self.path / name) != recorded["sha256"]:
@@ -135,9 +135,9 @@ def _size(path: Path) -> int | None:
 
 
 def _known(path: Path, recorded: object) -> dict[str, Any]:
-    """Return what an image's manifest records.
+    """Return the contents of an image's manifest.
 
-    :raises ImageDamaged: it records other things: another version of skblab has written it
+    :raises ImageDamaged: it has other keys: another version of skblab has written it
     """
     wanted = {field.name for field in fields(Image)} - {"path"}
     if not isinstance(recorded, dict) or recorded.keys() != wanted:
@@ -157,7 +157,7 @@ def _known(path: Path, recorded: object) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """Return a file's SHA-256 in hex; of a directory, that of all names and digests in it."""
+    """Return a file's SHA-256 in hex; for a directory, the digest of all names and digests in it."""
     if path.is_dir():
         return hashlib.sha256(b"".join(map(_entry, sorted(path.rglob("*"))))).hexdigest()
     with path.open("rb") as file:
@@ -170,17 +170,17 @@ def _entry(path: Path) -> bytes:
 
 
 def digest_file(path: Path) -> Path:
-    """Return where the digest of a file is recorded that is not in the manifest; sha256sum(1) reads it."""
+    """Return the digest's file for a file that is not in the manifest; sha256sum(1) reads it."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def digest_line(path: Path, content: bytes) -> bytes:
-    """Return what is recorded there of a file of some content."""
+    """Return the text of the digest's file."""
     return f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return what the manifest records of an image's files."""
+    """Return the manifest's entries for an image's files."""
     return {
         name: {"size_bytes": (directory / name).stat().st_size, "sha256": digest(directory / name)} for name in RECORDED
     }

@@ -1,4 +1,4 @@
-"""The index of a kernel's functions: where each is, and what it takes."""
+"""The index of a kernel's functions: address and parameters."""
 
 import contextlib
 import difflib
@@ -24,7 +24,7 @@ CREATE TABLE objects (name PRIMARY KEY, address);
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter: its name and its C type as gdb writes it."""
+    """One parameter: its name and its C type as gdb prints it."""
 
     name: str
     type: str
@@ -32,10 +32,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One function that has code of its own.
+    """One function with code of its own.
 
-    ``address`` is a guest virtual address; ``file`` is relative to the kernel's source. ``name`` is the symbol's, with
-    ``.isra.0`` and the like where the compiler has cloned it.
+    ``address`` is a guest virtual address; ``file`` is relative to the kernel's source. ``name`` is the symbol's name,
+    with ``.isra.0`` or the like if the compiler has cloned the function.
     """
 
     name: str
@@ -56,9 +56,9 @@ class Function:
 
 
 class FunctionIndex:
-    """The functions of one kernel, in an SQLite file of its image; and *more*, those of its modules.
+    """The functions of one kernel, in an SQLite file of its image, and *more*, those of its modules.
 
-    Every method raises ImageDamaged where the file is none.
+    Every method raises ImageDamaged if the file is not an index.
     """
 
     def __init__(self, path: Path, more: Sequence[Function] = ()) -> None:
@@ -87,11 +87,11 @@ class FunctionIndex:
             return connection.execute(query, values).fetchall()
 
     def lookup(self, name: str) -> Function | None:
-        """Return the function of a name; of several static ones of one name, the one at the lowest address."""
+        """Return the function of a name; of several static functions, the one at the lowest address."""
         return self._one("name = ? ORDER BY address", name)
 
     def at(self, address: int) -> Function | None:
-        """Return the function whose code an address is in."""
+        """Return the function whose code has an address."""
         return self._one("address <= ? AND ? < address + size ORDER BY address DESC", address, address)
 
     def names(self, glob: str = "*") -> list[str]:
@@ -110,7 +110,7 @@ class FunctionIndex:
 
     @cached_property
     def text(self) -> tuple[int, int]:
-        """Where the kernel's code begins and ends, without modules."""
+        """First and end address of the kernel's code, without modules."""
         ((start, end),) = self._rows(self._kernels, "SELECT min(address), max(address + size) FROM functions")
         return start, end
 
@@ -127,7 +127,7 @@ class FunctionIndex:
 def function_of(
     name: str, address: int, size: int, file: str, line: int, return_type: str, parameters: Iterable[tuple[str, str]]
 ) -> Function:
-    """Return the function of a row of COLUMNS, the parameters as pairs."""
+    """Return the function of a row of COLUMNS, with parameters as pairs."""
     return Function(name, address, size, file, line, return_type, tuple(Parameter(*one) for one in parameters))
 
 

@@ -1,4 +1,4 @@
-"""Say why a function cannot be stopped at: it does not exist, or it was inlined, and where it went."""
+"""Explain why a function cannot be stopped at: it does not exist, or it was inlined, and into which functions."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from skblab.image.index import Function
 
 IN_GDB = Path(__file__).with_name("missing_in_gdb.py")
 SHOWN = 4
-# The link's driver receives by NAPI with GRO, which hands packets on in lists (net/core/gro.c gro_normal_list());
-# these are for packets that come one by one, and from the loopback device.
+# The link's driver receives by NAPI with GRO, which passes packets on in lists (net/core/gro.c gro_normal_list()).
+# These functions are for single packets and the loopback device.
 NOT_OF_THE_LINK = {"netif_receive_skb", "netif_receive_skb_core", "netif_rx", "netif_rx_internal", "process_backlog"}
 OF_THE_LINK = "napi_gro_receive"
 
@@ -20,7 +20,7 @@ OF_THE_LINK = "napi_gro_receive"
 def find_function(image: Image, name: str) -> Function:
     """Return the function of a name.
 
-    :raises UnknownFunction: there is none with code of its own; the sentence says where it went
+    :raises UnknownFunction: no function of that name has code of its own; the error says where it went
     """
     found = image.functions.lookup(name)
     if found is None:
@@ -29,7 +29,7 @@ def find_function(image: Image, name: str) -> Function:
 
 
 def explain_missing(image: Image, name: str) -> UnknownFunction:
-    """Return the error for a name that has no code of its own in *image*, for the caller to raise."""
+    """Return the error for a name without code of its own in *image*, for the caller to raise."""
     clones = image.functions.names(f"{name}.*")
     if clones:
         return UnknownFunction(f"{name}() was cloned by the compiler in Linux {image.release}",
@@ -39,7 +39,7 @@ def explain_missing(image: Image, name: str) -> UnknownFunction:
         passed = [function for function, _ in places if function not in NOT_OF_THE_LINK]
         return UnknownFunction(
             f"{name}() was inlined in Linux {image.release}: it has no entry of its own",
-            found=tell(places),
+            found=in_words(places),
             hint=f"stop at {passed[0]}"
             if passed
             else f"stop at {OF_THE_LINK}: packets of the link do not pass {places[0][0]}",
@@ -50,15 +50,15 @@ def explain_missing(image: Image, name: str) -> UnknownFunction:
     )
 
 
-def tell(places: list[tuple[str, str]]) -> str:
-    """Return the places where a function was inlined, in words."""
+def in_words(places: list[tuple[str, str]]) -> str:
+    """Return the places where a function was inlined as text."""
     listed = [f"{function}() ({where})" for function, where in places[:SHOWN]]
     more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
     return f"inlined into {', '.join(listed)}{more}"
 
 
 def inlined_into(image: Image, name: str) -> list[tuple[str, str]]:
-    """Return the functions into which one was inlined, and where each is, "file:line"; gdb finds them on demand."""
+    """Return the functions into which a function was inlined, each with its "file:line"; gdb finds them on demand."""
     if not name.isidentifier():
         return []
     gdb = find_gdb()
@@ -66,5 +66,5 @@ def inlined_into(image: Image, name: str) -> list[tuple[str, str]]:
         [*gdb.argv, "-nx", "-batch", "-x", IN_GDB, image.kernel], env=gdb.env | {"SKBLAB_FUNCTION": name}, timeout_s=60
     )
     places: list[tuple[str, str, int]] = json.loads(done.stdout or "[]")
-    in_order = sorted(places, key=lambda place: place[1:])  # gdb's order depends on the paths the kernel was built in
+    in_order = sorted(places, key=lambda place: place[1:])  # gdb's order depends on the build's paths
     return [(function, f"{file}:{line}") for function, file, line in in_order]

@@ -1,6 +1,6 @@
-"""Build modules for an image's kernel: keep what kbuild needs of the tree, and run it.
+"""Build modules for an image's kernel: keep the part of the tree that kbuild needs, and run it.
 
-The agent is one; people bring their own.
+The agent is one; users build their own.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from skblab.host import process
 from skblab.image.image import SOURCE, digest_file, digest_line
 from skblab.image.recipe import FLAGS, kernel_dir
 
-# What kbuild reads when it builds an external module (Documentation/kbuild/modules.rst), beside the headers.
+# Files that kbuild reads for an external module (Documentation/kbuild/modules.rst), beside the headers.
 OF_TREE = (
     "Makefile", "Kbuild", "scripts", "include", "arch/um",
     "arch/x86/include", "arch/x86/um", "arch/x86/Makefile", "arch/x86/Makefile.um", "arch/x86/Makefile_32.cpu",
@@ -26,12 +26,12 @@ SUFFIXES_LEFT_OUT = ("*.o", "*.a", "*.cmd", "*.tmp")
 
 
 def keep_tree(tree: Path, source: Path) -> None:
-    """Copy the tree's part of what external modules are built from."""
+    """Copy the files of the tree that external modules are built from."""
     _copy(tree, OF_TREE, source)
 
 
 def keep_build(obj: Path, source: Path) -> None:
-    """Copy the build's part of what external modules are built from, to ``obj`` in *source*."""
+    """Copy the files of the build that external modules are built from, to ``obj`` in *source*."""
     shutil.copyfile(obj / "vmlinux.symvers", obj / "Module.symvers")
     _copy(obj, OF_BUILD, source / "obj")
 
@@ -48,7 +48,7 @@ def _copy(origin: Path, names: tuple[str, ...], target: Path) -> None:
 
 
 def ensure_agent(image: Path) -> Path:
-    """Return the agent's module for the image in a directory, built first where there is none of this source.
+    """Return the agent's module for the image in a directory; build it first if there is no module of this source.
 
     :raises BuildFailed: the compiler refused
     :raises CannotWrite: the directory cannot be written
@@ -61,7 +61,7 @@ def ensure_agent(image: Path) -> Path:
 
 
 def build_agent(image: Path, tree: Path, obj: Path, directory: Path) -> None:
-    """Build the agent's module for the image that is made of *obj*; what *directory* has of the last time is used.
+    """Build the agent's module for the image that is built in *obj*; reuse the last build's objects in *directory*.
 
     :raises BuildFailed: the compiler refused
     """
@@ -118,11 +118,11 @@ def _kbuild(tree: Path, obj: Path, directory: Path, *more: str) -> None:
 
 
 def build_own(image: Path, directory: Path) -> list[Path]:
-    """Build the user's modules in a directory; return their files, newest last.
+    """Build the user's modules in a directory; return their files, the newest last.
 
-    They have the NOPs that the image's kernel has, to be probed like it.
+    They are compiled with the kernel's patchable entries, so that they can be probed, too.
 
-    :raises UsageError: there is nothing to be built there
+    :raises UsageError: the directory has no module to build
     :raises BuildFailed: with the compiler's own lines
     """
     directory = files.typed(directory).absolute()
@@ -138,13 +138,13 @@ def build_own(image: Path, directory: Path) -> list[Path]:
 
 
 def offset_in_text(module: Path, function: str) -> int:
-    """Return where a function is in a module's code, counted from its beginning."""
+    """Return a function's offset in a module's code."""
     listed = process.run(["nm", "--format=posix", module], timeout_s=30).stdout
     return next(int(line.split()[2], 16) for line in listed.splitlines() if line.split()[0] == function)
 
 
 def keep(content: bytes, path: Path) -> None:
-    """Write a file of an image in one piece, readable for everybody, and beside it its digest for ``image check``.
+    """Write a file of an image by rename, readable by all users, and its digest beside it for ``image check``.
 
     :raises CannotWrite: the image's directory cannot be written
     """

@@ -1,17 +1,17 @@
-"""Keep of a source tree what the kernel was built from: what gdb lists, and no more."""
+"""Keep the files of a source tree from which the kernel was built: those that gdb lists."""
 
 import re
 import shutil
 from pathlib import Path
 
-# kbuild writes beside each object what it was made from: "deps_X := \" and one path a line (scripts/basic/fixdep.c).
+# kbuild lists each object's sources beside it: "deps_X := \" and a path per line (scripts/basic/fixdep.c).
 DEPENDENCY = re.compile(r"^  (?:\$\(wildcard )?(\S+?)\)? \\$", re.MULTILINE)
 FIRST = re.compile(r"^source_\S+ := (\S+)$", re.MULTILINE)
 
 
 def used_files(obj: Path) -> set[Path]:
-    """Return every file that an object of the build was made from, as the build names it."""
-    lines: set[str] = set()  # a header is named by hundreds of objects
+    """Return every file from which an object of the build was made, as the build names it."""
+    lines: set[str] = set()  # hundreds of objects name the same header
     for record in obj.rglob(".*.o.cmd"):
         lines.update(record.read_text().splitlines())
     text = "\n".join(lines)
@@ -19,9 +19,9 @@ def used_files(obj: Path) -> set[Path]:
 
 
 def copy_used(source: Path, obj: Path, target: Path) -> int:
-    """Copy the files the kernel was built from, generated ones under ``obj/``; return how many were not there yet.
+    """Copy the files from which the kernel was built, generated ones to ``obj/``; return how many were new.
 
-    What the compiler brings itself and configuration markers (include/config/) stay out.
+    The compiler's own headers and configuration markers (include/config/) are left out.
     """
     count = 0
     for path in used_files(obj):

@@ -1,4 +1,4 @@
-"""Drop reasons by name: enum skb_drop_reason as this image's source has it."""
+"""Drop reasons by name: enum skb_drop_reason in this image's source."""
 
 import re
 from functools import lru_cache
@@ -19,7 +19,7 @@ MOST = (1 << 31) - 1  # of an enum
 
 @lru_cache(maxsize=8)
 def reasons(source: Path) -> dict[str, int]:
-    """Return the drop reasons of a kernel's source: name without its prefix -> number."""
+    """Return the drop reasons of a kernel's source: name without prefix -> number."""
     for header in HEADERS:
         path = source / header
         found = ENUM.search(path.read_text()) if path.exists() else None
@@ -37,12 +37,12 @@ def reasons(source: Path) -> dict[str, int]:
 
 
 def drop_reason(image: Image, name: str) -> int:
-    """Return the number of a drop reason, which may be a number already; of nothing, NOT_SPECIFIED.
+    """Return the number of a drop reason, given by name or number; "" is NOT_SPECIFIED.
 
     :raises RuleError: this kernel has no such reason
     """
     known = reasons(image.source)
-    first, end = known.get(NOT_SPECIFIED, 1), known.get("MAX", MOST + 1)  # a drop's: the others complain, or warn
+    first, end = known.get(NOT_SPECIFIED, 1), known.get("MAX", MOST + 1)  # a drop's: the kernel warns about others
     if name.isdecimal():
         if not first <= int(name) < end:
             raise RuleError(f"Linux {image.release} has no drop reason {name}", found=f"{first} to {end - 1}")

@@ -1,4 +1,4 @@
-"""What an image is made of: which options, which flags, which compiler; and the key that names the whole."""
+"""How an image is made: options, flags, compiler, and the key that identifies them."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from skblab.image.corrections import CORRECTIONS, KCOV_CORRECTIONS, Correction
 DEFAULT_SERIES = "6.12"
 SERIES = ("6.12", "6.1")
 
-# Which fragments of kernel/kconfig/ make a variant, in the order in which they are merged.
+# The fragments of kernel/kconfig/ of each variant, in merge order.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "default": ("base", "net"),
     "kasan": ("base", "net", "lockdep", "kasan"),
@@ -21,18 +21,18 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "debug": ("base", "net", "debug"),
 }
 
-# The agent patches the five NOPs at a function's entry; what it calls there may use every register that the ABI gives
-# a callee (-fno-ipa-ra). The other two keep arguments readable and backtraces whole.
+# The agent patches the five NOPs at a function's entry; what it calls there may clobber every caller-saved register
+# (-fno-ipa-ra). The other two keep arguments readable and backtraces complete.
 FLAGS = ("-fpatchable-function-entry=5", "-fno-ipa-ra", "-fno-ipa-sra", "-fno-optimize-sibling-calls")
 
-# Raised when the way an image is made or laid out changes, so that older ones are not taken for new ones.
+# Increased when the making or the layout of images changes, so that older ones do not match.
 LAYOUT = 5
 
 OPTION_LINE = re.compile(r'CONFIG_\w+=(?:[ymn]|-?\d+|0x[0-9a-fA-F]+|".*")\s*')
 
 
 def kernel_dir() -> Path:
-    """Return the directory of what runs in the guest: in the package when installed, beside ``src`` in a checkout."""
+    """Return the directory of the guest's sources: in the package if installed, beside ``src`` in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "kernel"
     return installed if installed.is_dir() else package.parents[1] / "kernel"
@@ -40,7 +40,7 @@ def kernel_dir() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How images of one variant are made, whatever the source and the compiler; *own*: the user's fragments."""
+    """How images of one variant are made, apart from source and compiler; *own*: the user's fragments."""
 
     variant: str
     fragments: tuple[Path, ...]
@@ -48,20 +48,20 @@ class Recipe:
 
     @property
     def corrections(self) -> tuple[Correction, ...]:
-        """What is corrected in the source."""
+        """The corrections of the source."""
         return CORRECTIONS + (KCOV_CORRECTIONS if self.variant.startswith("kcov") else ())
 
     @property
     def key(self) -> str:
-        """A digest of the options, the flags, the corrections and the layout."""
+        """Digest of the options, the flags, the corrections and the layout."""
         options = sorted(wanted_options((*self.fragments, *self.own)).items())
         return hashlib.sha256(repr((LAYOUT, FLAGS, self.corrections, options)).encode()).hexdigest()[:16]
 
 
 def recipe_for(variant: str, own: tuple[Path, ...] = ()) -> Recipe:
-    """Return the recipe of a variant, with fragments of the user's over it; it is named for them: ``default+mine``.
+    """Return the recipe of a variant with the user's fragments, which become part of its name: ``default+mine``.
 
-    :raises UsageError: there is no such variant, or a fragment is none
+    :raises UsageError: no such variant, or a file is not a fragment
     """
     if variant not in VARIANTS:
         raise UsageError(f"no such variant: {variant}", hint=f"one of: {', '.join(VARIANTS)}")
@@ -82,12 +82,12 @@ def _check_fragment(path: Path) -> None:
 
 
 def compiler() -> str:
-    """Return the compiler's own first line about itself."""
+    """Return the first line of the compiler's --version."""
     return process.run(["gcc", "--version"], timeout_s=10).stdout.splitlines()[0]
 
 
 def wanted_options(fragments: tuple[Path, ...]) -> dict[str, str]:
-    """Return the options the fragments ask for: CONFIG_X -> y, n, or a value; later fragments win."""
+    """Return the options of fragments: CONFIG_X -> y, n, or a value; later fragments win."""
     wanted: dict[str, str] = {}
     for fragment in fragments:
         wanted |= parse_config(fragment.read_text())
@@ -107,5 +107,5 @@ def parse_config(text: str) -> dict[str, str]:
 
 
 def refused(wanted: dict[str, str], config: dict[str, str]) -> list[str]:
-    """Return the options that were asked for and are not there; an option this kernel does not know counts."""
+    """Return the wanted options that .config lacks, including options that this kernel does not know."""
     return [name for name, value in wanted.items() if value != "n" and config.get(name, "n") != value]

@@ -1,4 +1,4 @@
-"""The kernel's own commands for gdb (scripts/gdb, lx-...), made ready for an image when they are first wanted."""
+"""The kernel's own gdb commands (scripts/gdb, lx-...), prepared for an image when they are first needed."""
 
 import shutil
 import tempfile
@@ -13,7 +13,7 @@ DIRECTORY, LOADER = "gdb-scripts-2", "vmlinux-gdb.py"
 TEMPLATE = "constants.py.in"
 IN_GDB = Path(__file__).with_name("constants_in_gdb.py")
 TIMEOUT_S = 120.0
-# As scripts/gdb/linux/Makefile has it; here the directory is that of an external module.
+# As in scripts/gdb/linux/Makefile; here in the directory of an external module.
 KBUILD = """\
 quiet_cmd_gen_constants_py = GEN     $@
       cmd_gen_constants_py = \\
@@ -26,7 +26,7 @@ $(obj)/constants.py: $(src)/constants.py.in FORCE
 
 
 def ensure_scripts(image: Path) -> Path:
-    """Return the file for gdb to source, made first where there is none: one of them is generated from the headers.
+    """Return the file for gdb to source; make it first if it does not exist, because it needs generated constants.
 
     :raises BuildFailed: the compiler refused
     :raises OSError: the image has no such scripts, or its directory cannot be written

@@ -1,4 +1,4 @@
-"""Kernel sources: Debian's package, a tarball, or a developer's own tree."""
+"""Kernel sources: Debian's package, a tarball, or a developer's tree."""
 
 import hashlib
 import os
@@ -12,8 +12,8 @@ from skblab.errors import BuildFailed, MissingPrerequisite, UsageError
 from skblab.files import typed
 from skblab.host import process
 
-# What a build of Debian's source for User Mode Linux with no options but ours reads beside Kconfig files and Makefiles:
-# a quarter of the files, a sixth of the bytes.
+# What a UML build of Debian's source with skblab's options only reads, beside Kconfig files and Makefiles: a quarter of
+# the files, a sixth of the bytes.
 READ = (
     "arch/um", "arch/x86", "block", "crypto", "drivers/base", "drivers/block", "drivers/char", "drivers/tty",
     "drivers/net/*.[ch]", "drivers/net/vxlan", "fs", "include", "init", "io_uring", "ipc", "kernel", "lib", "mm", "net",
@@ -27,7 +27,7 @@ VERSION_LINE = re.compile(r"^(VERSION|PATCHLEVEL) *= *(\d+)", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a kernel's source is: a tarball, Debian's or another's, or a tree that is not to be written to."""
+    """A kernel's source: a tarball, of Debian or another, or a tree, which is never written to."""
 
     path: Path
     series: str
@@ -35,11 +35,11 @@ class Source:
 
     @property
     def is_tarball(self) -> bool:
-        """Whether it has to be unpacked first."""
+        """Whether it has to be unpacked."""
         return self.path.is_file()
 
     def identity(self) -> str:
-        """Return a digest of the content: of the tarball's bytes, or of every file's path, size and time of change."""
+        """Return a digest of the content: of the tarball's bytes, or of every file's path, size and ctime."""
         digest = hashlib.sha256()
         if self.is_tarball:
             with self.path.open("rb") as file:
@@ -49,7 +49,7 @@ class Source:
             for name in sorted(files):
                 try:
                     found = os.stat(f"{directory}/{name}", follow_symlinks=False)  # noqa: PTH116 - 90,000 of them
-                except FileNotFoundError:  # an editor's own, a moment ago
+                except FileNotFoundError:  # an editor's temporary file
                     continue
                 place = f"{directory.removeprefix(str(self.path))}/{name}"
                 digest.update(f"{place}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
@@ -82,7 +82,7 @@ def find_source(series: str, given: Path | None = None) -> Source:
 def series_of(tree: Path) -> str:
     """Return a tree's series, "6.12", from its Makefile.
 
-    :raises UsageError: it has none
+    :raises UsageError: the Makefile names no version
     """
     makefile = tree / "Makefile"
     found = dict(VERSION_LINE.findall(makefile.read_text())) if makefile.is_file() else {}
@@ -103,10 +103,10 @@ def _series_of_tarball(path: Path) -> str:
 
 
 def unpack(source: Source, scratch: Path, *, whole: bool, progress: Callable[[int], object] = lambda _: None) -> Path:
-    """Return the tree to build from: the source itself, or what its tarball holds, unpacked into *scratch*.
+    """Return the tree to build from: the source itself, or its tarball unpacked into *scratch*.
 
-    :param whole: or only what a kernel with no options but ours is built of
-    :param progress: called with how many files are unpacked
+    :param whole: unpack everything, not only what a kernel with skblab's options is built from
+    :param progress: called with the number of files unpacked
     :raises BuildFailed: tar refused, or the tarball does not hold one directory
     """
     if not source.is_tarball:
@@ -117,7 +117,7 @@ def unpack(source: Source, scratch: Path, *, whole: bool, progress: Callable[[in
     if not whole:
         argv += ["--wildcards", "--wildcards-match-slash", *READ_ANYWHERE]
         argv += ["--no-wildcards-match-slash", *(f"*/{name}" for name in READ)]
-    several = os.environ | {"XZ_DEFAULTS": "--threads=0"}  # Debian's tarballs have blocks for as many
+    several = os.environ | {"XZ_DEFAULTS": "--threads=0"}  # Debian's tarballs have independent blocks
     tar = process.start(argv, env=several, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, guarded=True)
     assert tar.stdout is not None
     progress(0)

@@ -1,4 +1,4 @@
-"""Where images are kept, and which one a lab takes."""
+"""The store of images: where they are kept, and which one a lab takes."""
 
 import os
 import shutil
@@ -29,15 +29,15 @@ def cache_dir() -> Path:
 
 
 def images_dir() -> Path:
-    """Return the directory of images, made where it is missing; others may use what is in it.
+    """Return the directory of images, made if it is missing, readable by other users.
 
-    :raises MissingPrerequisite: it cannot be made, or read
+    :raises MissingPrerequisite: it cannot be made or read
     """
     return files.directory(cache_dir() / "images", 0o755, what="the directory of images", hint=ANOTHER_CACHE)
 
 
 def builds_dir() -> Path:
-    """Return where builds of developers' trees are kept between one and the next, made where it is missing.
+    """Return the directory in which builds of developers' trees are kept, made if it is missing.
 
     :raises MissingPrerequisite: it cannot be made, or read
     """
@@ -45,7 +45,7 @@ def builds_dir() -> Path:
 
 
 def list_images() -> tuple[list[Image], list[ImageDamaged]]:
-    """Return the images, first the one built or asked for last, and what is wrong with the damaged ones."""
+    """Return the images, the last one built or asked for first, and the errors of the damaged ones."""
     images, damaged = [], []
     directories = [path for path in images_dir().iterdir() if path.is_dir() and not path.name.startswith(".")]
     for path in sorted(directories, key=_wanted_ns, reverse=True):
@@ -68,10 +68,10 @@ def _wanted_ns(path: Path) -> int:
 
 
 def find_image(series: str = DEFAULT_SERIES, variant: str = "default") -> Image:
-    """Return the image of *series* and *variant*, built by this skblab's recipe, that was built or asked for last.
+    """Return the image of *series* and *variant* by this skblab's recipe that was built or asked for last.
 
-    :raises ImageMissing: there is none; the sentence says how to build it
-    :raises ImageDamaged: there is one, but it is damaged
+    :raises ImageMissing: no such image; the hint says how to build it
+    :raises ImageDamaged: the image is damaged
     """
     recipe = recipe_for(variant)
     images, damaged = list_images()
@@ -88,22 +88,22 @@ def find_image(series: str = DEFAULT_SERIES, variant: str = "default") -> Image:
 
 
 def open_named(name: str) -> Image:
-    """Return the image of a name in the store, or of a directory.
+    """Return an image by its name in the store, or by its directory.
 
-    :raises ImageMissing: there is none of that name
+    :raises ImageMissing: no such image
     """
     return Image.open(Path(name) if "/" in name else images_dir() / name)
 
 
 def remove_builds() -> None:
-    """Remove what is kept of builds; one that is going on fails."""
+    """Remove the kept builds; a build in progress fails."""
     shutil.rmtree(builds_dir())
 
 
 def remove_image(name: str) -> None:
-    """Remove an image, damaged or not; it is out of sight at once.
+    """Remove an image, damaged or not; it disappears from the store at once.
 
-    :raises UsageError: there is none of that name
+    :raises UsageError: no such image
     :raises ImageInUse: a lab runs its kernel
     """
     path = images_dir() / name
@@ -113,12 +113,12 @@ def remove_image(name: str) -> None:
         raise _in_use(name, kernels)
     hidden = path.with_name(f"{REMOVED}{path.name}-{os.getpid()}")
     path.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)  # the next build sweeps what is left
+    shutil.rmtree(hidden, ignore_errors=True)  # the next build removes the rest
 
 
 def _in_use(name: str, kernels: list[int]) -> ImageInUse:
     owner = next(filter(None, map(registry.owner_of, kernels)), None)
-    if owner is None:  # of another user, or of this one with another directory of names
+    if owner is None:  # a lab of another user, or in another runtime directory
         return ImageInUse(f"image {name} is in use", found=f"by a guest kernel, pid {kernels[0]}",
                           hint=f"kill {kernels[0]}")  # fmt: skip
     end = f"skblab down {owner.name}" if owner.kept else f"kill {owner.pid}"

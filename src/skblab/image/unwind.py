@@ -1,8 +1,7 @@
-"""Who called: from words of a stack and where they lie to a backtrace, by the kernel's call frame information.
+"""Unwind a stack: from its words and their offsets to a backtrace, by the kernel's call frame information.
 
-DWARF's .eh_frame tells for every instruction how far above the stack pointer the caller's frame begins (DWARF 5,
-section 6.4). Read once an image, and kept in it as two sorted arrays. A backtrace ends where a signal interrupted the
-kernel.
+.eh_frame gives for every instruction the distance from the stack pointer to the caller's frame (DWARF 5, section 6.4).
+It is read once per image, and kept there as two sorted arrays. A backtrace ends where a signal interrupted the kernel.
 """
 
 import array
@@ -19,8 +18,8 @@ from skblab.image.image import Image, digest_file
 from skblab.image.module import keep
 
 TABLE = "unwind-1.bin"
-UNKNOWN = 0  # the frame is not counted from the stack pointer: a function that moves it as it runs
-# What readelf prints of .eh_frame: what several functions' entries begin with, a function, a row of its table.
+UNKNOWN = 0  # the frame is not relative to the stack pointer: the function moves it while it runs
+# readelf's output for .eh_frame: a common entry (CIE), a function's entry (FDE), a row of its table.
 COMMON = re.compile(r"([0-9a-f]+) [0-9a-f]+ [0-9a-f]+ CIE ")
 FUNCTION = re.compile(
     r"[0-9a-f]+ [0-9a-f]+ [0-9a-f]+ FDE cie=(?P<common>[0-9a-f]+) pc=(?P<start>[0-9a-f]+)\.\.(?P<end>[0-9a-f]+)"
@@ -28,18 +27,18 @@ FUNCTION = re.compile(
 ROW = re.compile(r"([0-9a-f]{16}) (?:rsp\+(\d+)|\S+)")
 TIMEOUT_S = 120.0
 WORD_BYTES = 8
-ROW_BYTES = 8  # of the table: where it begins, and a size
+ROW_BYTES = 8  # of the table: first address and size
 SOURCE_PREFIX = "/skblab/"
 
-# A thread's first functions, which nobody called (arch/um/kernel/process.c copy_thread()).
+# A thread's first functions, which have no caller (arch/um/kernel/process.c copy_thread()).
 OUTERMOST = ("new_thread_handler", "fork_handler")
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame of a backtrace. ``file`` is relative to the kernel's source, "" where there is no debug info.
+    """One call frame. ``file`` is relative to the kernel's source; "" without debug info.
 
-    ``inlined``: the compiler has put this function into the one of the next frame.
+    ``inlined``: the compiler has inlined this function into the next frame's.
     """
 
     function: str
@@ -70,9 +69,9 @@ class Unwinder:
         self._starts, self._sizes = table[:half], table[half:]
 
     def backtrace(self, function: str, stack: Iterable[tuple[int, int]]) -> tuple[Frame, ...]:
-        """Return the frames from a probed function to where its stack ends, inlined ones too, as gdb does.
+        """Return the frames from a probed function to the end of its stack, inlined ones too, as gdb does.
 
-        :param stack: (bytes from the function's return address, word), in that order: ``Hit.stack``
+        :param stack: pairs (offset in bytes from the function's return address, word), sorted by offset: ``Hit.stack``
         """
         entered = self._image.functions.lookup(function)
         first = Frame(function, entered.file, entered.line) if entered else Frame(function, "", 0)
@@ -83,13 +82,13 @@ class Unwinder:
         return tuple(frames[:end])
 
     def callers(self, addresses: Iterable[int]) -> dict[int, tuple[Frame, ...]]:
-        """Return where calls stand, by their return addresses: from the innermost inlined function to the real one."""
+        """Return the source places of calls by return address, each from the innermost inlined function outwards."""
         wanted = list(addresses)
         self._find_lines(wanted)
         return {address: self._lines[address] for address in wanted}
 
     def _returns(self, stack: list[tuple[int, int]]) -> Iterable[int]:
-        """Yield the words that are return addresses."""
+        """Yield the return addresses among a stack's words."""
         word_at = dict(stack)
         offset: int | None = 0
         while offset is not None and offset in word_at:
@@ -99,9 +98,9 @@ class Unwinder:
             offset = self._past_unknown(stack, offset) if size == UNKNOWN else offset + size
 
     def _past_unknown(self, stack: list[tuple[int, int]], offset: int) -> int | None:
-        """Return where the kernel goes on past a frame that is not known: the word that leads farthest up the stack.
+        """Return the offset of the return address past a frame of unknown size: it leads farthest up the stack.
 
-        Of a module nothing is known. Words that were left there by calls that are over do not lead as far.
+        Modules have no unwind table. Stale words of finished calls do not lead as far.
         """
         reach: dict[int, int] = {}
         best, farthest = None, 0
@@ -115,12 +114,12 @@ class Unwinder:
         return best
 
     def _frame_bytes(self, address: int) -> int:
-        """Return how far the stack pointer is from the caller's frame at an instruction, or UNKNOWN."""
+        """Return the distance from the stack pointer to the caller's frame at an instruction, or UNKNOWN."""
         place = bisect.bisect_right(self._starts, address) - 1 if address < 1 << 32 else -1
         return self._sizes[place] if place >= 0 else UNKNOWN
 
     def _find_lines(self, returns: list[int]) -> None:
-        """Look up where the calls stand, by binutils' addr2line: one process for all that are new."""
+        """Look up the calls' source places by addr2line: one process for all new ones."""
         new = sorted({address for address in returns if address not in self._lines})
         if not new:
             return
@@ -143,17 +142,17 @@ def _frame(name: str, place: str, *, inlined: bool) -> Frame:
 
 
 def _whole(frames: list[Frame]) -> Iterable[Frame]:
-    """Yield the frames of one place in the code; a function that the compiler has split is one frame, not two."""
+    """Yield the frames of one address; a function that the compiler has split is one frame, not two."""
     for function, parts in itertools.groupby(frames, key=lambda frame: frame.function):
         innermost, *others = parts
         yield Frame(function, innermost.file, innermost.line, (others or [innermost])[-1].inlined)
 
 
 def ensure_table(directory: Path, kernel: Path) -> Path:
-    """Return the file of the table for a kernel, written to the image's directory first where there is none.
+    """Return the file of the unwind table for a kernel; write it to the image's directory first if it does not exist.
 
-    Two arrays of 32-bit numbers, the second behind the first: where a run of instructions begins, and how many bytes
-    lie between the stack pointer and the caller's frame there.
+    Two arrays of 32-bit numbers, one after the other: the first address of a run of instructions, and the distance in
+    bytes from the stack pointer to the caller's frame there.
 
     :raises CannotWrite: the directory cannot be written
     """
@@ -167,10 +166,10 @@ def ensure_table(directory: Path, kernel: Path) -> Path:
 
 
 def _rows(kernel: Path) -> dict[int, int]:
-    """Return, for each run of instructions, where the caller's frame begins, as binutils reads .eh_frame."""
+    """Return the distance to the caller's frame for each run of instructions, by readelf from .eh_frame."""
     listed = process.run(["readelf", "--wide", "--debug-dump=frames-interp", kernel], timeout_s=TIMEOUT_S)
     rows: dict[int, int] = {}
-    at_entry: dict[str, int] = {}  # by the common part (CIE) of functions' entries: where nothing has been pushed yet
+    at_entry: dict[str, int] = {}  # by CIE: the distance at a function's entry, before any push
     common = ""
     for line in listed.stdout.splitlines():
         if row := ROW.match(line):

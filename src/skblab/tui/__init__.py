@@ -1,1 +1,1 @@
-"""The screen: packets that are held inside a running kernel, and a person's keys."""
+"""The screen of ``skblab hold``: packets held inside a running kernel, and the keys that decide on them."""

@@ -1,4 +1,4 @@
-"""The screen itself: what is where, and what is shown of it."""
+"""The screen: its panes, and what they show."""
 
 import asyncio
 import signal
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 TICK_S = 0.1
 MOST_ROWS = 100
-TOLD_ONE_BY_ONE = 5  # decisions that the client's pane tells of; of more it tells the sum
-LAST_WORDS_S = 1.0  # for the client, when a person leaves
+LISTED_ONE_BY_ONE = 5  # decisions that the client's pane lists; of more it prints the sum
+LAST_WORDS_S = 1.0  # for the client's summary, when the user leaves
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class HoldApp(Decisions):
-    """Packets held inside the kernel of a running lab, the client that sent them, and a person's decisions."""
+    """The held packets of a running lab, the client that sent them, and the user's decisions."""
 
     CSS_PATH = "hold.tcss"
     TITLE = "skblab hold"
@@ -74,14 +74,14 @@ class HoldApp(Decisions):
         yield from (command for command in super().get_system_commands(screen) if command.title != "Quit")
 
     def on_mount(self) -> None:
-        """Start the client, and look after it and the packets."""
+        """Start the client, and the timer that updates the screen."""
         try:
             self.client = Client(self.lab, self.command)
         except SkblabError as error:
             self._leave_for(error)
             return
         if threading.current_thread() is threading.main_thread():
-            for number in ENDING:  # as Ctrl-C, or the terminal would be left as it is
+            for number in ENDING:  # as for Ctrl-C: restores the terminal
                 asyncio.get_running_loop().add_signal_handler(number, self.exit, 128 + number)
         self.client.note("-- held packets wait in the kernel: r releases, x drops, e edits")
         self.query_one(HeldTable).focus()
@@ -89,20 +89,20 @@ class HoldApp(Decisions):
         self.tick()
 
     def on_unmount(self) -> None:
-        """Let the client's terminal go."""
+        """Close the client's terminal."""
         if hasattr(self, "client"):
             self.client.close()
 
     def stop_reading(self) -> None:
-        """End the thread that reads keys. A signal at the wrong moment leaves it, and the program would wait for it."""
+        """End the thread that reads keys: after a signal at the wrong moment it keeps the program from ending."""
         if self._driver:
             self._driver.disable_input()
 
-    # What is shown.
+    # Display.
 
     def tick(self) -> None:
-        """Take in what has come since the last time, and show it."""
-        if not self.is_running:  # its timer outlives the widgets by a moment
+        """Take the packets that have come since the last tick, and show them."""
+        if not self.is_running:  # the timer outlives the widgets by a moment
             return
         self.tell_of(self.held.refresh())
         rows = self.held.in_hand()
@@ -119,7 +119,7 @@ class HoldApp(Decisions):
             self.push_screen(Lost(self.lost, lambda: self._leave_for(self.lost)))
 
     def _show_chosen(self) -> None:
-        """Show the chosen packet in full, if that is another one now."""
+        """Show the chosen packet in full, if the choice has changed."""
         screen = self.screen_stack[0]
         row = screen.query_one(HeldTable).chosen
         packet = row.held.packet if row else None
@@ -131,7 +131,7 @@ class HoldApp(Decisions):
         self._show_stack(row.held if row else None)
 
     def _show_stack(self, held: HeldPacket | None) -> None:
-        """Show who called. That is found out beside the screen: where each call stands takes a moment."""
+        """Show the backtrace. A thread looks up its source lines, which takes a moment."""
         if held is self._stack_of:
             return
         self._stack_of = held
@@ -152,7 +152,7 @@ class HoldApp(Decisions):
         self.run_worker(work, thread=True, group="stack")
 
     def action_stack(self) -> None:
-        """Show who called in place of the bytes, or the bytes again."""
+        """Toggle between the backtrace and the bytes."""
         side = self.screen_stack[0].query_one("#side")
         side.toggle_class("-stack")
         if side.has_class("-stack"):
@@ -165,8 +165,8 @@ class HoldApp(Decisions):
         return f"{row.held.function}()" + (f" {function.file}:{function.line}" if function else "")
 
     def tell_of(self, gone: Sequence[Row]) -> None:
-        """Say in the client's pane what became of packets: its answers stand beside it."""
-        if len(gone) > TOLD_ONE_BY_ONE:
+        """Print what became of packets in the client's pane, between the client's lines."""
+        if len(gone) > LISTED_ONE_BY_ONE:
             self.client.note(f"-- {len(gone):,} packets are gone: #{gone[0].number} to #{gone[-1].number}")
             return
         for row in gone:
@@ -182,13 +182,13 @@ class HoldApp(Decisions):
         self._show_chosen()
 
     def on_tree_node_highlighted(self, event: "Tree.NodeHighlighted[Field | Layer]") -> None:
-        """Light the chosen field's bytes."""
+        """Highlight the chosen field's bytes."""
         self.screen_stack[0].query_one(Hex).light(event.node.data)
 
-    # How it ends.
+    # The end.
 
     async def action_quit(self) -> None:
-        """Leave; what is held is released on the way out. The client may say its last words."""
+        """Quit: release the held packets, and let the client print its summary."""
         status = self.client.status or 0
         if self.lost is None:
             await self.client.interrupt(LAST_WORDS_S)

@@ -1,4 +1,4 @@
-"""The client: a program on the host side of the link, what it says, and ping's RTTs out of that."""
+"""The client: a program on the host side, its output, and ping's RTTs from it."""
 
 import asyncio
 import codecs
@@ -29,7 +29,7 @@ TERMINAL = struct.pack("HHHH", 24, 80, 0, 0)
 
 
 class Client:
-    """A running program. It writes to a terminal of its own: into a pipe it would keep back what it says."""
+    """A running program. It writes to a terminal of its own, because it would buffer its output into a pipe."""
 
     def __init__(self, lab: Lab, command: Sequence[str]) -> None:
         self.lines: collections.deque[Text] = collections.deque(maxlen=KEPT_LINES)
@@ -38,7 +38,7 @@ class Client:
         self.partial = ""
         self.status: int | None = None
         self.changed = True
-        self.last_words: list[str] = []  # what it said after it was interrupted
+        self.last_words: list[str] = []  # its output after the interrupt
         self._interrupted = False
         self._silent = asyncio.Event()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -57,7 +57,7 @@ class Client:
         self._loop.add_reader(self._pidfd, self._ended)
 
     def close(self) -> None:
-        """Read no more; the program ends with its lab."""
+        """Stop reading; the program ends with its lab."""
         for descriptor in (self._terminal, self._pidfd):
             if descriptor >= 0:
                 self._loop.remove_reader(descriptor)
@@ -65,7 +65,7 @@ class Client:
         self._terminal = self._pidfd = -1
 
     async def interrupt(self, timeout_s: float) -> None:
-        """Send it Ctrl-C's signal, so that it says what it has to say in the end; wait for that, if not for ever."""
+        """Send SIGINT, so that the program prints its summary; wait *timeout_s* for its end."""
         if self.status is None:
             self._interrupted = True
             with contextlib.suppress(ProcessLookupError):
@@ -74,14 +74,14 @@ class Client:
                 await asyncio.wait_for(self._silent.wait(), timeout_s)
 
     def note(self, text: str, style: str = "dim") -> None:
-        """Put a line of our own between the program's."""
+        """Insert a line of skblab between the program's lines."""
         self.lines.append(Text(text, style=style))
         self.changed = True
 
     def _read(self) -> None:
         try:
             data = os.read(self._terminal, READ_BYTES)
-        except OSError:  # EIO: everybody has closed the other end
+        except OSError:  # EIO: all have closed the other end
             data = b""
         if data:
             self.hear(self._decoder.decode(data))
@@ -92,7 +92,7 @@ class Client:
             self._silent.set()
 
     def hear(self, text: str) -> None:
-        """Take some output in."""
+        """Process some output."""
         *whole, partial = (self.partial + CONTROL.sub("", text)).split("\n")
         for line in whole:
             for reply in parse_ping(line):
@@ -124,7 +124,7 @@ def _time(ms: float) -> str:
 
 
 def _as_seen(line: str) -> str:
-    """Return what a terminal would show of a line with carriage returns and backspaces in it."""
+    """Return a line with carriage returns and backspaces as a terminal would show it."""
     line = line.rstrip("\r").rpartition("\r")[2]
     if "\b" not in line:
         return line
@@ -138,7 +138,7 @@ def _as_seen(line: str) -> str:
 
 
 class Output(Widget):
-    """The last lines of the client, as many as there is room for."""
+    """The client's last lines, as many as fit."""
 
     def __init__(self) -> None:
         super().__init__(id="output")
@@ -163,11 +163,11 @@ class ClientPane(Vertical):
         yield Static("", id="rtt", markup=False)
 
     def on_mount(self) -> None:
-        """Say what is run."""
+        """Show the client's command."""
         self.border_title = f"{self._words}: starting"
 
     def update(self, client: Client) -> None:
-        """Show what is new."""
+        """Show new output and RTTs."""
         if not client.changed:
             return
         client.changed = False

@@ -1,4 +1,4 @@
-"""What the keys call: decisions about held packets. Each is a call that the Python API has too."""
+"""The keys' actions: decisions on held packets. The Python API has each of them, too."""
 
 import threading
 import time
@@ -26,44 +26,44 @@ if TYPE_CHECKING:
     from skblab.tui.client import Client
 
 KEYS: tuple[tuple[str, str, str, str], ...] = (
-    ("r", "release", "release", "Let the marked packets, or the chosen one, go on"),
+    ("r", "release", "release", "Release the marked packets, or the chosen one"),
     ("R", "release_all", "all", "Release all"),
     ("v", "reverse", "reversed", "Release all, the youngest first"),
     ("a", "after", "after", "Release after a time"),
-    ("x", "drop", "drop", "Free the marked packets, or the chosen one"),
-    ("d", "duplicate", "duplicate", "Send a copy on its way; the packet stays held"),
+    ("x", "drop", "drop", "Drop the marked packets, or the chosen one"),
+    ("d", "duplicate", "duplicate", "Release a copy; the packet stays held"),
     ("e", "edit", "edit", "Change the chosen packet's fields"),
-    ("u", "revert", "revert", "Write the packet back as it came"),
+    ("u", "revert", "revert", "Undo the edits of the packet"),
     (
         "z",
         "freeze",
         "freeze",
-        "Let it go on into gdb: the whole kernel stands still at its function; leave gdb to come back",
+        "Release it into gdb: the whole kernel is stopped at its function; leave gdb to come back",
     ),
-    ("t", "stack", "stack", "Show who called, or the bytes again"),
-    ("f", "filter", "filter", "Hold only what a pcap filter takes; what is held stays"),
-    ("m", "mark", "mark", "Mark the chosen packet, or take its mark away"),
+    ("t", "stack", "stack", "Show the backtrace, or the bytes again"),
+    ("f", "filter", "filter", "Hold only packets that match a pcap filter; held packets stay held"),
+    ("m", "mark", "mark", "Mark the chosen packet, or unmark it"),
     ("s", "save", "save", "Save the marked packets, or the chosen one, to a pcap file"),
     ("q", "quit", "quit", "Release everything and leave"),
 )
 
 
 class Decisions(App[int]):
-    """A person's decisions about the packets in hand; how they look is for others to say."""
+    """The user's decisions on the held packets, without their display."""
 
     def __init__(self, lab: Lab, held: HeldPackets) -> None:
         super().__init__(driver_class=SteadyDriver)
         self.lab = lab
         self.held = held
         self.client: Client
-        self._deciding = threading.Lock()  # one decision that waits for the agent at a time, in its order
+        self._deciding = threading.Lock()  # one decision at a time waits for the agent, in order
 
     def tick(self) -> None:
-        """Take in what has come since the last time, and show it."""
+        """Take the packets that have come since the last tick, and show them."""
         raise NotImplementedError
 
     def tell_of(self, gone: Sequence[Row]) -> None:
-        """Say what became of packets."""
+        """Print what became of packets."""
         raise NotImplementedError
 
     @property
@@ -71,12 +71,12 @@ class Decisions(App[int]):
         return self.screen_stack[0].query_one(HeldTable).chosen
 
     def _meant(self) -> list[Row]:
-        """Return the marked rows, or the chosen one."""
+        """Return the marked rows, or else the chosen one."""
         marked = self.held.marked()
         return marked or ([self._chosen] if self._chosen else [])
 
     def _decide(self, rows: Iterable[Row], decide: Callable[[Row], object]) -> None:
-        """Decide about packets; what does not work is said once."""
+        """Decide on packets; show the first error."""
         try:
             for row in rows:
                 decide(row)
@@ -85,7 +85,7 @@ class Decisions(App[int]):
         self.tick()
 
     def _decide_and_wait(self, rows: Iterable[Row], decide: Callable[[Row], str]) -> None:
-        """Decide what the agent has to answer, beside the screen."""
+        """Decide on a thread, because the agent has to answer."""
 
         def work() -> None:
             for row in rows:
@@ -105,7 +105,7 @@ class Decisions(App[int]):
         self.notify(text or " ", title=error.what, severity="error", markup=False)
 
     def action_release(self) -> None:
-        """Let the marked packets, or the chosen one, go on."""
+        """Release the marked packets, or the chosen one."""
         self._decide(self._meant(), lambda row: row.held.release())
 
     def action_release_all(self) -> None:
@@ -114,12 +114,12 @@ class Decisions(App[int]):
         self._decide_and_wait(self.held.in_hand(), _release_if_held)
 
     def action_reverse(self) -> None:
-        """Release all, the youngest first."""
+        """Release all packets, the youngest first."""
         self.tell_of(self.held.refresh())
         self._decide_and_wait(self.held.in_hand()[::-1], _release_if_held)
 
     def action_after(self) -> None:
-        """Ask for a time, and release after it."""
+        """Ask for a time, and release the packets after it."""
         rows = self._meant()
 
         def take(text: str) -> None:
@@ -137,11 +137,11 @@ class Decisions(App[int]):
             self.push_screen(Ask(f"release {_names(rows)} after", "seconds", "1.0", take))
 
     def action_drop(self) -> None:
-        """Free the marked packets, or the chosen one."""
+        """Drop the marked packets, or the chosen one."""
         self._decide(self._meant(), lambda row: row.held.drop())
 
     def action_duplicate(self) -> None:
-        """Send copies on their way."""
+        """Release a copy of each packet."""
 
         def duplicate(row: Row) -> str:
             row.held.duplicate()
@@ -150,7 +150,7 @@ class Decisions(App[int]):
         self._decide_and_wait(self._meant(), duplicate)
 
     def action_edit(self) -> None:
-        """Show the chosen packet as a form, and write what is typed."""
+        """Show the chosen packet as a form, and write the typed changes."""
         row = self._chosen
         if row is None:
             return
@@ -164,7 +164,7 @@ class Decisions(App[int]):
         self.push_screen(EditForm(row.held.packet, title, field.name if field else "", take))
 
     def action_freeze(self) -> None:
-        """Give the terminal to gdb, and stop the whole kernel where the chosen packet goes on."""
+        """Give the terminal to gdb, and stop the whole kernel when the chosen packet enters its function."""
         row = self._chosen
         if row is None:
             return
@@ -176,17 +176,17 @@ class Decisions(App[int]):
         self.refresh(layout=True)
 
     def action_revert(self) -> None:
-        """Write the marked packets, or the chosen one, back as they came."""
+        """Undo the edits of the marked packets, or of the chosen one."""
         self._decide_and_wait(self._meant(), lambda row: row.held.revert())
 
     def action_filter(self) -> None:
-        """Ask for a filter, and hold only what it takes."""
+        """Ask for a filter, and hold only packets that match it."""
         now = next((rule.filter for rule in self.held.rules if rule.verdict == "hold"), "")
         hint = "pcap-filter(7), as in tcpdump; nothing: all packets. What is held stays held."
         self.push_screen(Ask("hold only", hint, now, self.held.refilter))
 
     def action_mark(self) -> None:
-        """Mark the chosen packet, or take its mark away, and go to the next."""
+        """Mark or unmark the chosen packet, and go to the next."""
         if self._chosen:
             self._chosen.marked = not self._chosen.marked
             self.screen_stack[0].query_one(HeldTable).action_cursor_down()
@@ -210,7 +210,7 @@ class Decisions(App[int]):
 
 
 def _release_if_held(row: Row) -> str:
-    """Release a packet on which nobody has decided meanwhile."""
+    """Release a packet if it is still held."""
     if row.held.state is State.HELD:
         row.held.release()
     return ""

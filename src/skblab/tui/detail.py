@@ -1,4 +1,4 @@
-"""One packet in full: its layers as a tree, its bytes in hex, with those of the chosen field lit."""
+"""One packet in full: its layers as a tree, its bytes in hex, those of the chosen field highlighted."""
 
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,8 @@ from skblab.tui.layout import Field, Layer, layout
 if TYPE_CHECKING:
     from textual.widgets.tree import TreeNode
 
-WIDE_HEX, NARROW_HEX = 16, 8  # bytes a line
-WIDE_COLUMNS = 73  # what a line of sixteen takes
+WIDE_HEX, NARROW_HEX = 16, 8  # bytes per line
+WIDE_COLUMNS = 73  # width of a line of 16 bytes
 LIT = "bold reverse"
 
 
@@ -26,7 +26,7 @@ class Layers(Tree[Field | Layer]):
         self.guide_depth = 2
 
     def show(self, packet: Packet | None, place: str) -> None:
-        """Show a packet and where it is held; the cursor stays at the field of the same name."""
+        """Show a packet and the function that holds it; the cursor stays on the field of the same name."""
         node = self.cursor_node
         name = node.data.name if node and node.data else ""
         self.border_title = place
@@ -47,7 +47,7 @@ class Layers(Tree[Field | Layer]):
 
     @property
     def chosen(self) -> Field | Layer | None:
-        """What the cursor is at."""
+        """The field or layer under the cursor."""
         return self.cursor_node.data if self.cursor_node else None
 
 
@@ -66,7 +66,7 @@ class Hex(VerticalScroll):
         self._draw()
 
     def light(self, part: Field | Layer | None) -> None:
-        """Light the bytes of a field."""
+        """Highlight the bytes of a field."""
         self._lit = (part.first, part.end) if part else (0, 0)
         name = f"  {part.name}: {part.end - part.first} from {part.first}" if part else ""
         self.border_title = f"{len(self._data)} bytes{name}"
@@ -76,7 +76,7 @@ class Hex(VerticalScroll):
             self.scroll_to(y=line, animate=False)
 
     def on_resize(self) -> None:
-        """Use the room there is."""
+        """Adapt the width of the dump."""
         self._draw()
 
     @property
@@ -88,7 +88,7 @@ class Hex(VerticalScroll):
 
 
 def hex_text(data: bytes, lit: tuple[int, int], width: int) -> Text:
-    """Return bytes in hexdump(1)'s manner, with a part of them lit."""
+    """Return a hex dump with a part of the bytes highlighted."""
     first, end = lit
     text = Text()
     for start in range(0, len(data), width):

@@ -1,4 +1,4 @@
-"""What is asked for in a line, and what is said when the guest is gone."""
+"""Dialogs: a line of input, and the message that the guest is gone."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -13,7 +13,7 @@ from skblab.errors import SkblabError
 
 
 class Ask(ModalScreen[None]):
-    """One line of input. What was typed goes to *take*; where that raises, the error is shown and the line stays."""
+    """One line of input, passed to *take*. If *take* raises, the error is shown and the line stays."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", "Leave it")]
 
@@ -31,7 +31,7 @@ class Ask(ModalScreen[None]):
             yield Static("", classes="trouble", markup=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Hand the line over."""
+        """Pass the line to *take*."""
         try:
             self._take(event.value.strip())
         except SkblabError as error:
@@ -41,7 +41,7 @@ class Ask(ModalScreen[None]):
 
 
 class Lost(ModalScreen[None]):
-    """The guest kernel is gone: why, and the end of its log for who wants it."""
+    """The guest's kernel has ended: why, and the end of its log on demand."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("l", "log", "Log"),
@@ -66,19 +66,19 @@ class Lost(ModalScreen[None]):
                 yield Button("Quit (q)", id="leave", compact=True, variant="primary")
 
     def on_mount(self) -> None:
-        """Quit is what Enter does."""
+        """Focus Quit, so that Enter quits."""
         self.query_one("#log").display = False
         self.query_one("#leave").focus()
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Do what the key does."""
+        """Do the same as the key."""
         if event.button.id == "show-log":
             self.action_log()
         else:
             self._leave()
 
     def action_log(self) -> None:
-        """Show the log, or hide it."""
+        """Show or hide the log."""
         log = self.query_one("#log")
         log.display = not log.display
 

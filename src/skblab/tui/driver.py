@@ -1,4 +1,4 @@
-"""A terminal that may go away while something is written to it."""
+"""A terminal driver that survives the terminal's end during a write."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Steady:
-    """A file into which writing never fails. Where it would, the terminal is gone: the program is told by SIGHUP."""
+    """A file whose writes never raise. If a write fails, the terminal is gone, and the program gets SIGHUP."""
 
     def __init__(self, file: "TextIOWrapper") -> None:
         self._file = file
         self._gone = False
 
     def write(self, text: str) -> None:
-        """Write, if there is still somewhere to write to."""
+        """Write, if the terminal is still there."""
         try:
             if not self._gone:
                 self._file.write(text)
@@ -28,7 +28,7 @@ class Steady:
             self._hang_up()
 
     def flush(self) -> None:
-        """Flush, if there is still somewhere to flush to."""
+        """Flush, if the terminal is still there."""
         try:
             if not self._gone:
                 self._file.flush()
@@ -41,14 +41,14 @@ class Steady:
 
     def _hang_up(self) -> None:
         self._gone = True
-        os.kill(os.getpid(), signal.SIGHUP)  # the kernel tells those alone whose controlling terminal it is
+        os.kill(os.getpid(), signal.SIGHUP)  # the kernel sends it only to processes of this controlling terminal
 
 
 class SteadyDriver(LinuxDriver):
-    """Textual's own driver, whose writing thread does not end with the terminal.
+    """Textual's driver with a writing thread that survives the terminal's end.
 
-    It would, by EIO. Its queue is bounded (textual.drivers._writer_thread), and whoever puts one more text into the
-    full one waits for ever: a closed terminal left the whole lab behind.
+    Textual's thread ends by EIO. Its queue is bounded (textual.drivers._writer_thread), and a writer to the full queue
+    then waits for ever: after its terminal was closed, the program and its lab never ended.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A packet as a form: a line a field, and what was typed into it."""
+"""A packet as a form with a line for each field."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Changes = list[tuple[str, str]]
 
 
 class EditForm(ModalScreen[None]):
-    """Hands what was changed to *take*, as an edit rule has it: ``[("icmp.seq", "7")]``."""
+    """Passes the changes to *take*, in the form of an edit rule: ``[("icmp.seq", "7")]``."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", "Leave it")]
 
@@ -29,7 +29,7 @@ class EditForm(ModalScreen[None]):
         self._take = take
 
     def compose(self) -> ComposeResult:
-        """Yield a line a field."""
+        """Yield a line for each field."""
         width = max((len(field.name) for field in self._fields), default=0)
         with Vertical(classes="dialog form") as box:
             box.border_title = self._title
@@ -42,13 +42,13 @@ class EditForm(ModalScreen[None]):
             yield Label("Lengths and checksums follow, unless they are typed in here.", classes="hint")
 
     def on_mount(self) -> None:
-        """Begin at the field that was chosen."""
+        """Focus the chosen field."""
         chosen = next((field for field in self._fields if field.name == self._first), None)
         if chosen:
             self.query_one(f"#{_id(chosen)}").focus()
 
     def on_input_submitted(self) -> None:
-        """Hand over what differs."""
+        """Pass the changed fields to *take*."""
         changes = []
         for field in self._fields:
             typed = self.query_one(f"#{_id(field)}", Input).value

@@ -1,4 +1,4 @@
-"""The keys, as many lines of them as the screen's width takes; each can be clicked."""
+"""The keys, in as many lines as the screen's width needs; each can be clicked."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from textual.widgets import Static
 
 
 class Keys(Static):
-    """A footer that does not cut its end off."""
+    """A footer that wraps instead of being cut off."""
 
     def __init__(self, bindings: Iterable[Binding]) -> None:
         shown = [

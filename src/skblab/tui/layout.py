@@ -1,4 +1,4 @@
-"""Where each field of a packet is in its bytes, and how a person reads and writes it."""
+"""The fields of a packet: where each lies in the bytes, and its text to read and to type."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: ``first`` and ``end`` are offsets of its bytes; ``text`` is empty where it cannot be typed in."""
+    """One field: ``first`` and ``end`` are offsets of its bytes; ``text`` is None if it cannot be typed."""
 
     name: str  # as in an edit rule: ip.ttl
     shown: str
@@ -64,12 +64,12 @@ def _fields(prefix: str, layer: "Layers", data: bytes, start: int) -> Iterator[F
 def _readable(value: object, shown: str) -> str:
     if isinstance(value, bytes):
         return to_escapes(value)
-    named = isinstance(value, int) and shown[:1].isalpha() and not _flags(value)  # of an enumeration
+    named = isinstance(value, int) and shown[:1].isalpha() and not _flags(value)  # an enumeration's name
     return f"{shown} ({value})" if named else shown
 
 
 def _typed(value: object) -> str | None:
-    """Return a value as a person would type it, or None where there is no way."""
+    """Return a value as a user would type it, or None if it cannot be typed."""
     if isinstance(value, bytes):
         return to_escapes(value)
     if _flags(value) or isinstance(value, str):

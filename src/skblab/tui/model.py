@@ -1,4 +1,4 @@
-"""Which packets a person has in hand, in which order, which of them are marked: no widget, no terminal."""
+"""The held packets on the screen, their order and marks, without widgets or a terminal."""
 
 import contextlib
 from collections.abc import Sequence
@@ -18,26 +18,26 @@ GONE = frozenset({State.RELEASED, State.DROPPED, State.LOST})
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One held packet, under the number by which people speak of it."""
+    """One held packet and its number on the screen."""
 
     number: int
     held: HeldPacket
     marked: bool = False
-    leaves_at_ns: int = 0  # where it is to be released after a time: CLOCK_MONOTONIC
+    leaves_at_ns: int = 0  # when it will be released after a time (CLOCK_MONOTONIC); 0: it will not
 
     @property
     def edited(self) -> bool:
-        """Whether it is not as it came."""
+        """Whether it was edited."""
         return self.held.packet.data != self.held.original.data
 
 
 class HeldPackets:
-    """The packets that some rules set aside, oldest first. Close it to disarm the rules; what is held is released.
+    """The packets held by some rules, oldest first. close() disarms the rules and releases what is held.
 
-    Packets come on the agent's reading thread and wait there until ``refresh`` takes them in.
+    Packets come on the agent's reading thread and are queued until ``refresh`` takes them.
 
-    :raises UsageError: a rule's verdict is none for a screen
-    :raises RuleError, UnknownFunction, UnsupportedVerdict: a rule cannot be put in force
+    :raises UsageError: a rule's verdict does not suit a screen
+    :raises RuleError, UnknownFunction, UnsupportedVerdict: a rule cannot be armed
     """
 
     def __init__(self, lab: Lab, rules: Sequence[Rule]) -> None:
@@ -50,7 +50,7 @@ class HeldPackets:
         self._count = 0
         self._running: list[Hold | Running] = []
         self.rows: dict[int, Row] = {}
-        assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while packets wait
+        assert Packet(bytes(20), ETH_P_IP).layers is not None  # imports scapy (0.4 s) before packets wait
         self._arm(rules)
 
     @property
@@ -60,17 +60,17 @@ class HeldPackets:
 
     @property
     def rules(self) -> list[Rule]:
-        """The rules, as they are now."""
+        """The rules with their current filters."""
         return [one.armed.rule for one in self._running]
 
     @property
     def lost(self) -> int:
-        """How many events the agent could not tell, for nobody read them in time."""
+        """How many events were lost because the ring was full."""
         return self._lab.agent.channel.lost
 
     def _arm(self, rules: Sequence[Rule]) -> None:
         try:
-            for rule in rules:  # of several at one function the first that matches wins
+            for rule in rules:  # in order: of several at one function the first that matches wins
                 self._running.append(
                     self._lab.hold(rule.function, rule.filter, occurrence=rule.occurrence)
                     if rule.verdict == "hold"
@@ -81,23 +81,23 @@ class HeldPackets:
             raise
 
     def refilter(self, expression: str) -> None:
-        """Hold only what a pcap filter takes from now on; what is held stays held.
+        """Hold only packets that match a pcap filter from now on; held packets stay held.
 
-        :raises RuleError: libpcap does not understand it; nothing was changed
+        :raises RuleError: libpcap cannot compile it; nothing was changed
         """
         for one in self._running:
             if isinstance(one, Hold):
                 one.refilter(expression)
 
     def close(self) -> None:
-        """Disarm the rules; what is held is released."""
+        """Disarm the rules and release what is held."""
         self.refresh()
         while self._running:
             with contextlib.suppress(GuestLost):
                 self._running.pop().close()
 
     def refresh(self) -> list[Row]:
-        """Take in what has come, forget what has gone, and return the latter."""
+        """Take new packets, remove those that are gone, and return the latter."""
         came = [held for one in self._running if isinstance(one, Hold) for held in one.take_all()]
         for held in sorted(came, key=lambda held: held.held_at_ns):
             self._count += 1
@@ -108,9 +108,9 @@ class HeldPackets:
         return gone
 
     def in_hand(self) -> list[Row]:
-        """Return the rows about which there is something to decide or to wait for, oldest first."""
+        """Return the rows of held packets and of packets that will be released after a time, oldest first."""
         return [row for row in self.rows.values() if row.held.state is State.HELD or row.leaves_at_ns]
 
     def marked(self) -> list[Row]:
-        """Return the marked ones of them."""
+        """Return the marked rows of in_hand()."""
         return [row for row in self.in_hand() if row.marked]

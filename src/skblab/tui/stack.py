@@ -1,4 +1,4 @@
-"""Who called: the kernel's frames when the chosen packet was taken, each with its source."""
+"""The backtrace of the chosen packet: the kernel's call frames when it was held, each with its source."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +24,7 @@ class Stack(Tree[Frame]):
         self._image = image
 
     def show(self, frames: Iterable[Frame] | None) -> None:
-        """Show a backtrace; None: there is none yet."""
+        """Show a backtrace; None: it is not known yet."""
         self.clear()
         shown = list(frames or ())
         self.border_title = f"called by: {len(shown) - 1} frames" if shown else "stack"

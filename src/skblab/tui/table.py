@@ -15,7 +15,7 @@ COLUMNS = (("", "number"), ("held", "age"), ("in", "function"), ("packet", "pack
 
 
 class HeldTable(DataTable[Text]):
-    """One line a packet; the cursor stays with its packet while others come and go."""
+    """One line per packet; the cursor stays on its packet while others come and go."""
 
     def __init__(self) -> None:
         super().__init__(id="held", cursor_type="row", zebra_stripes=False)
@@ -50,7 +50,7 @@ class HeldTable(DataTable[Text]):
             self.move_cursor(row=place, animate=False)
 
     def _tick(self) -> None:
-        """Let the ages of what can be seen go on, and show what was edited or marked."""
+        """Update the ages of visible rows, and rows that were edited or marked."""
         first = int(self.scroll_y)
         for place, row in enumerate(self._rows):
             if self._drawn[place] != _state(row):
@@ -62,7 +62,7 @@ class HeldTable(DataTable[Text]):
 
 
 def _state(row: Row) -> tuple[object, ...]:
-    """Return what a row's cells are made of, its age aside."""
+    """Return what a row's cells depend on, except its age."""
     return row.marked, row.held.packet, row.leaves_at_ns
 
 
@@ -84,9 +84,9 @@ def _age(row: Row) -> Text:
 
 
 def summary(row: Row) -> str:
-    """Return the packet in one line, what it is before who talks to whom: a narrow screen cuts the end off.
+    """Return the packet in one line, with the addresses at the end, because a narrow screen cuts the end off.
 
-    A TCP header's window and options stand in the detail.
+    A TCP header's window and options are only in the detail.
     """
     said = row.held.packet.summary()
     ends, colon, what = said.partition(": ")

@@ -1,1 +1,1 @@
-"""What gdb itself loads; the standard library and gdb alone."""
+"""The modules that gdb loads; they import only gdb and the standard library."""

@@ -1,4 +1,4 @@
-"""The packet commands of gdb's prompt that only look: ``skb`` and ``skb-path``."""
+"""The gdb commands that only print: ``skb`` and ``skb-path``."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Command = TypeVar("Command", bound=gdb.Command)
 
 
 def one_clear_error(invoke: Callable[[Command, str, bool], None]) -> Callable[[Command, str, bool], None]:
-    """Let a command's user read one line where gdb refuses something, and no traceback."""
+    """Turn gdb's errors in a command into one line without a traceback."""
 
     @functools.wraps(invoke)
     def guarded(self: Command, argument: str, from_tty: bool) -> None:  # noqa: FBT001 - gdb's own
@@ -32,12 +32,12 @@ def say(*lines: str) -> None:
 
 
 class Skb(gdb.Command):
-    """Print a packet: one line as tcpdump has it, its struct sk_buff, its first bytes.
+    """Print a packet: a line as from tcpdump, its struct sk_buff, its first bytes.
 
     skb [EXPR]
 
-    EXPR is a C expression of type struct sk_buff *, or an address; without it, skb in the selected frame.
-    The headers are where they are seen from skb->data; the bytes begin at the network header.
+    EXPR is a C expression of type struct sk_buff *, or an address; default: skb in the selected frame.
+    Header offsets are relative to skb->data; the bytes begin at the network header.
 
     (gdb) skb
     (gdb) skb $rdi
@@ -54,12 +54,12 @@ class Skb(gdb.Command):
 
 
 class SkbPath(gdb.Command):
-    """Print the way of the packet to here: the backtrace's functions of the network, newest first.
+    """Print the network functions of the backtrace, newest first, each with its packet.
 
     skb-path
 
-    Each with the address of the packet that it has in hand, where the compiler has kept it. Functions outside net/ and
-    the network drivers are left out and counted. The numbers are the frames' own: frame N goes there.
+    The packet's address is printed unless it is optimized out. Functions outside net/ and the network drivers are only
+    counted. The numbers are frame numbers: frame N goes there.
     """
 
     def __init__(self) -> None:
@@ -90,6 +90,6 @@ class SkbPath(gdb.Command):
 
 
 def register() -> None:
-    """Bring the commands to gdb."""
+    """Register the commands with gdb."""
     Skb()
     SkbPath()

@@ -1,4 +1,4 @@
-"""Bytes as tcpdump prints them."""
+"""Hex dumps in tcpdump's format."""
 
 
 def hex_lines(data: bytes) -> list[str]:

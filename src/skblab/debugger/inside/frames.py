@@ -1,14 +1,14 @@
-"""Frames and packets, from gdb's values to the wire's records."""
+"""Convert gdb's frames and packets to the records of wire.py."""
 
 import gdb
 
 from skblab.debugger.inside.skbs import device_name, linear_of, protocol_of
 from skblab.debugger.inside.wire import AGENT_STOP, Argument, GdbFrame, RawPacket
 
-SOURCE_PREFIX = "/skblab/"  # what the build puts in place of the source tree's own path
+SOURCE_PREFIX = "/skblab/"  # the build replaces the source tree's path by it
 UNKNOWN = "??"
 AGENT_TRAMPOLINE = "agent_trampoline"
-# Where a kernel thread's and a guest process's stack begins; what lies below was never called
+# First functions of a kernel thread's and of a guest process's stack; older frames are stale
 # (arch/um/kernel/process.c copy_thread()).
 BOTTOM = frozenset({"new_thread_handler", "fork_handler"})
 MAX_FRAMES = 200
@@ -33,7 +33,7 @@ def read_frames() -> tuple[GdbFrame, ...]:
 
 
 def _probed(newest: gdb.Frame) -> gdb.Frame | None:
-    """Return the frame of the function that the agent stopped in, selected; where it was not the agent, the newest."""
+    """Select and return the frame of the function at which the agent stopped; without the agent, the newest frame."""
     if newest.name() != AGENT_STOP:
         return newest
     frame: gdb.Frame | None = newest
@@ -89,7 +89,7 @@ def _read_arguments(frame: gdb.Frame) -> tuple[Argument, ...]:
 def read_packet(expression: str) -> RawPacket:
     """Read the packet that a C expression of type ``struct sk_buff *`` names in the stopped frame.
 
-    :raises gdb.error: no such packet, or memory that cannot be read
+    :raises gdb.error: no such packet, or its memory cannot be read
     """
     value = gdb.parse_and_eval(expression)
     if value.is_optimized_out:

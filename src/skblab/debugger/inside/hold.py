@@ -1,4 +1,4 @@
-"""``skb-hold``, ``skb-held`` and ``skb-release``: set a packet aside while the kernel goes on, and let it go later."""
+"""``skb-hold``, ``skb-held`` and ``skb-release``: hold a packet while the kernel runs on, and release it later."""
 
 import socket
 import struct
@@ -12,36 +12,36 @@ from skblab.debugger.inside.commands import one_clear_error, say
 from skblab.debugger.inside.instead import call_instead, stack_pointer, taking_over
 from skblab.debugger.inside.wire import OpenPrompt, Release, encode
 
-ENTRY_BYTES = 5  # a call's, in the place of the NOPs
+ENTRY_BYTES = 5  # size of the NOPs at a function's entry, and of the call that replaces them
 
 
 class Held:
-    """What is held: the packet's number, what it is, where, and since when."""
+    """The held packets: number -> function, summary, time."""
 
     def __init__(self) -> None:
         self.packets: dict[int, tuple[str, str, float]] = {}
 
     def lines(self) -> list[str]:
-        """Return a line a packet."""
+        """Return a line for each packet."""
         now_s = time.monotonic()
         return [f"{number:4}  {now_s - since_s:8.1f} s  {function}()  {line}"
                 for number, (function, line, since_s) in self.packets.items()]  # fmt: skip
 
 
 class SkbHold(gdb.Command):
-    """Set the packet aside at the entry of the function that was about to take it over.
+    """Hold the packet at the entry of the function that would take it over.
 
     skb-hold
 
-    The agent keeps it, and the function returns to its caller as if it had taken it; you stand in the caller then.
-    continue lets the kernel run on without it. skb-release lets it go on, from that function's entry. Leaving gdb
+    The agent keeps it, and the function returns to its caller as if it had taken the packet; you are then stopped in
+    the caller. continue resumes the kernel without the packet. skb-release calls the function with it. Leaving gdb
     releases everything. It works where skb-drop does.
     """
 
     def __init__(self, order: OpenPrompt, held: Held) -> None:
         super().__init__("skb-hold", gdb.COMMAND_RUNNING)
         self.order, self.held = order, held
-        self.places = {place.address: place for place in order.path if place.told is not None}
+        self.places = {place.address: place for place in order.path if place.dropped is not None}
 
     @one_clear_error
     def invoke(self, argument: str, from_tty: bool) -> None:  # noqa: ARG002, FBT001 - gdb's own
@@ -55,7 +55,7 @@ class SkbHold(gdb.Command):
         line, inferior = skbs.line(skb), gdb.selected_inferior()
         wanted = (place.address, 0, place.held, place.argument, place.devices, place.sockets, place.nets)
         inferior.write_memory(self.order.by_hand, BY_HAND_LAYOUT.pack(*wanted))
-        # As if its NOPs were a call of the agent's trampoline, which they are where a rule is armed.
+        # Call the agent's trampoline as the function's entry does where a probe is armed.
         stack = stack_pointer() - 8
         inferior.write_memory(stack, struct.pack("=Q", place.address + ENTRY_BYTES))
         back = call_instead({"rsp": stack, "rip": self.order.trampoline})
@@ -72,7 +72,7 @@ class SkbHold(gdb.Command):
 
 
 class SkbHeld(gdb.Command):
-    """List the packets that skb-hold has set aside: number, for how long, where, and what they are.
+    """List the packets held by skb-hold: number, time held, function, summary.
 
     skb-held
     """
@@ -82,16 +82,16 @@ class SkbHeld(gdb.Command):
         self.held = held
 
     def invoke(self, argument: str, from_tty: bool) -> None:  # noqa: ARG002, FBT001 - gdb's own
-        """List them."""
+        """Print the list."""
         say(*(self.held.lines() or ["no packet is held"]))
 
 
 class SkbRelease(gdb.Command):
-    """Let packets go that skb-hold has set aside: each goes on from where it was taken, as soon as the kernel runs.
+    """Release packets held by skb-hold: each enters its function as soon as the kernel runs.
 
     skb-release [NUMBER]...
 
-    Without a number, all of them, in the order in which they were taken.
+    Without a number, release all of them, in the order in which they were held.
     """
 
     def __init__(self, held: Held, channel: socket.socket) -> None:
@@ -99,7 +99,7 @@ class SkbRelease(gdb.Command):
         self.held, self.channel = held, channel
 
     def complete(self, text: str, word: str) -> list[str]:  # noqa: ARG002 - gdb's own
-        """Return the numbers that begin so."""
+        """Return the numbers that begin with *word*."""
         return [str(number) for number in self.held.packets if str(number).startswith(word)]
 
     @one_clear_error
@@ -120,7 +120,7 @@ class SkbRelease(gdb.Command):
 
 
 def register(order: OpenPrompt, channel: socket.socket) -> None:
-    """Bring the commands to gdb; *channel* is how skblab is told."""
+    """Register the commands with gdb; *channel* is the socket to skblab."""
     held = Held()
     SkbHold(order, held)
     SkbHeld(held)

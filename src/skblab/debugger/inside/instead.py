@@ -1,4 +1,4 @@
-"""Have something else called in the place of the function at whose entry the kernel stands."""
+"""Call another function instead of the one at whose entry the kernel is stopped."""
 
 from collections.abc import Mapping
 
@@ -9,12 +9,12 @@ from skblab.debugger.inside.wire import Place
 
 
 def stack_pointer() -> int:
-    """Return where the stack's end is."""
+    """Return the stack pointer."""
     return int(gdb.parse_and_eval("(unsigned long)$rsp"))
 
 
 class Return(gdb.Breakpoint):
-    """A stop where a function's caller goes on, in the very frame that called it."""
+    """A stop at a function's return address, in the frame that called it."""
 
     def __init__(self, address: int, stack: int) -> None:
         super().__init__(f"*{address:#x}", internal=True)
@@ -22,14 +22,14 @@ class Return(gdb.Breakpoint):
         self.stack = stack
 
     def stop(self) -> bool:
-        """Whether it is that frame."""
+        """Whether the stack pointer is that frame's."""
         return stack_pointer() == self.stack
 
 
 def taking_over(command: str, places: Mapping[int, Place]) -> tuple[Place, gdb.Value]:
-    """Return the function at whose first instruction the kernel stands, and the packet that it takes over.
+    """Return the function at whose first instruction the kernel is stopped, and the packet that it takes over.
 
-    :raises gdb.GdbError: it is not there, or is not known to take over its packet
+    :raises gdb.GdbError: not at a first instruction, or the function is not known to take over its packet
     """
     frame = gdb.newest_frame()
     place = places.get(frame.pc())
@@ -44,9 +44,9 @@ def taking_over(command: str, places: Mapping[int, Place]) -> tuple[Place, gdb.V
 
 
 def call_instead(registers: Mapping[str, int]) -> bool:
-    """Set registers, go on, and stop where the function's caller goes on; whether it came there.
+    """Set registers, continue, and stop at the return address; return whether it was reached.
 
-    The user's own stops are out of force on the way.
+    The user's own breakpoints are disabled until then.
     """
     stack, caller = stack_pointer(), int(gdb.parse_and_eval("*(unsigned long *)$rsp"))
     theirs = [one for one in gdb.breakpoints() if one.enabled]

@@ -1,4 +1,4 @@
-"""gdb's own prompt on the guest kernel: attach, bring the packet commands, and leave the rest to the user."""
+"""gdb's own prompt on the guest's kernel: attach, register the packet commands, then the user has it."""
 
 import socket
 import sys
@@ -11,7 +11,7 @@ ABSENT = "skblab: the kernel's own commands (lx-...) are absent: {}\n"
 
 
 def main(descriptor: int) -> None:
-    """Do what the message on an inherited socket says; what an interactive gdb is started with."""
+    """Carry out the message on an inherited socket; an interactive gdb starts with this."""
     channel = socket.socket(fileno=descriptor)
     with channel.makefile("rb") as stream:
         order = wire.decode(stream.readline())
@@ -33,9 +33,9 @@ def main(descriptor: int) -> None:
 
 
 def _load_scripts(scripts: str) -> None:
-    """Bring the kernel's own commands; a kernel may be too new or too old for this gdb, and that is no reason to stop.
+    """Load the kernel's own commands; print a message if they do not work with this gdb.
 
-    They ask for nothing but leave compiled files behind, unless told not to.
+    Without dont_write_bytecode they would leave compiled files behind.
     """
     if not scripts:
         return

@@ -1,7 +1,7 @@
-"""The server inside gdb: one request after another, on gdb's own thread, over a private socket.
+"""The server inside gdb: it handles one request after another on gdb's thread, over a private socket.
 
-gdb's standard streams carry nothing of ours. While the kernel runs, this thread is inside ``continue``; the other side
-stops it with SIGCONT to the kernel. Nothing here calls gdb.execute() from a stop handler (sourceware 29831).
+gdb's standard streams are not used. While the kernel runs, this thread is inside ``continue``; the other side stops it
+by SIGCONT to the kernel. Nothing here calls gdb.execute() from a stop handler (sourceware 29831).
 """
 
 import socket
@@ -17,7 +17,7 @@ WAYS = frozenset({"continue", "step", "next", "stepi", "finish"})
 
 
 class Stop(gdb.Breakpoint):
-    """A stop at a function's first instruction, where the arguments are still in their registers."""
+    """A stop at a function's first instruction, when the arguments are still in their registers."""
 
     def __init__(self, order: wire.SetStop) -> None:
         super().__init__(f"*{order.address:#x}", internal=True)
@@ -28,7 +28,7 @@ class Stop(gdb.Breakpoint):
 
 
 class Server:
-    """What gdb does for skblab."""
+    """Requests from skblab, carried out in gdb."""
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
@@ -41,7 +41,7 @@ class Server:
         gdb.events.exited.connect(self._on_exit)
 
     def serve(self) -> None:
-        """Answer until the other side hangs up or asks to detach."""
+        """Answer requests until the other side hangs up or asks to detach."""
         for line in self.channel.makefile("rb"):
             request = wire.decode(line)
             try:
@@ -119,7 +119,7 @@ class Server:
 
 
 def main(descriptor: int) -> None:
-    """Serve on an inherited socket; what gdb is started with."""
+    """Serve on an inherited socket; gdb starts with this."""
     follow.set_up(*SET_UP)
     server = Server(socket.socket(fileno=descriptor))
     server.serve()

@@ -1,4 +1,4 @@
-"""``struct sk_buff`` in gdb: find the one that is meant, and read it."""
+"""``struct sk_buff`` in gdb: find and read packets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ PROTOCOLS = {ETH_P_IP: "IPv4", ETH_P_ARP: "ARP", ETH_P_IPV6: "IPv6"}
 SHOWN_BYTES = 96
 PAGE_SHIFT = 12
 DST_NOREF = 1  # include/linux/skbuff.h SKB_DST_NOREF
-NOT_SET = 0xFFFF  # a header's offset: skb_transport_header_was_set()
+NOT_SET = 0xFFFF  # offset of a header that is not set: skb_transport_header_was_set()
 IP_SUMMED = ("NONE", "UNNECESSARY", "COMPLETE", "PARTIAL")
-REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")  # of the arguments, at a function's entry
+REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")  # argument registers at a function's entry
 
 
 def find(expression: str) -> gdb.Value:
-    """Return the ``struct sk_buff *`` that a C expression means in the selected frame; nothing means ``skb``.
+    """Return the ``struct sk_buff *`` of a C expression in the selected frame; "" means ``skb``.
 
-    A number or a ``void *`` is taken for an address.
+    A number or a ``void *`` is taken as an address.
 
-    :raises gdb.GdbError: there is none, in one line
+    :raises gdb.GdbError: no such packet: why, in one line
     """
     expression = expression.strip() or "skb"
     try:
@@ -49,7 +49,7 @@ def find(expression: str) -> gdb.Value:
 
 
 def packet_of(frame: gdb.Frame) -> int:
-    """Return the address of the packet that a frame has in hand, or 0: the first argument or variable of that type."""
+    """Return the address of a frame's packet, or 0: its first argument or variable of type ``struct sk_buff *``."""
     try:
         block: gdb.Block | None = frame.block()
     except RuntimeError:
@@ -73,14 +73,14 @@ def packet_of(frame: gdb.Frame) -> int:
 
 
 def _fits_together(skb: gdb.Value) -> bool:
-    """Whether this can be a packet: a walk along a list ends at its head, which is none (list_for_each_entry())."""
+    """Whether this can be a packet: the last entry of a list walk is the list's head (list_for_each_entry())."""
     headroom, linear = int(skb["data"]) - int(skb["head"]), int(skb["len"]) - int(skb["data_len"])
     return headroom >= 0 and linear >= 0 and 0 < headroom + linear <= int(skb["end"])
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """A packet's first bytes, from its network header, and how long it is from there; and what could not be read."""
+    """A packet's first bytes and its length from its network header, and what could not be read."""
 
     data: bytes
     length: int
@@ -88,7 +88,7 @@ class Bytes:
 
 
 def read_bytes(skb: gdb.Value, wanted: int = SHOWN_BYTES) -> Bytes:
-    """Read a packet from its network header, or, where there is none yet, from ``skb->data``; fragments included."""
+    """Read a packet from its network header, or from ``skb->data`` if that is not set; include fragments."""
     inferior = gdb.selected_inferior()
     start, linear_end = linear_of(skb)
     length = linear_end - start + int(skb["data_len"])
@@ -116,10 +116,10 @@ def linear_of(skb: gdb.Value) -> tuple[int, int]:
 
 
 def _fragment(fragment: gdb.Value) -> tuple[int, int]:
-    """Return where a fragment's bytes are and how many they are.
+    """Return the address and the size of a fragment.
 
-    It is a struct bio_vec to 6.9 and a skb_frag_t of its own after (include/linux/skbuff.h); a page of flat memory is
-    at uml_physmem and its number (arch/um/include/shared/mem.h to_virt()).
+    It is a struct bio_vec up to 6.9 and a struct skb_frag after that (include/linux/skbuff.h). A page lies at
+    uml_physmem plus its page frame number times the page size (arch/um/include/shared/mem.h to_virt()).
     """
     old = fragment.type.strip_typedefs().tag == "bio_vec"
     page, size, offset = (
@@ -142,10 +142,10 @@ def protocol_of(skb: gdb.Value) -> int:
 
 
 def device_name(skb: gdb.Value) -> str:
-    """Return the name of a packet's device, or nothing.
+    """Return the name of a packet's device, or "".
 
-    On a queue the place of ``skb->dev`` may be another member's (include/linux/skbuff.h struct sk_buff), so it is one
-    only where a network namespace has it.
+    On a queue, another member of the union may occupy ``skb->dev`` (include/linux/skbuff.h struct sk_buff), so the
+    pointer counts only if a network namespace lists the device.
     """
     if not (wanted := int(skb["dev"])):
         return ""
@@ -157,7 +157,7 @@ def device_name(skb: gdb.Value) -> str:
 
 
 def _entries(head: str, kind: str, member: str) -> Iterator[gdb.Value]:
-    """Yield pointers to what is in a list of the kernel's (list_for_each_entry())."""
+    """Yield pointers to the entries of a kernel list (list_for_each_entry())."""
     offset = next(field for field in gdb.lookup_type(kind).fields() if field.name == member).bitpos // 8
     first = gdb.parse_and_eval(head)
     at = first["next"]
@@ -167,9 +167,9 @@ def _entries(head: str, kind: str, member: str) -> Iterator[gdb.Value]:
 
 
 def describe(skb: gdb.Value) -> list[str]:
-    """Return what there is to say of a packet, a line each.
+    """Return a description of a packet, as lines.
 
-    :raises gdb.MemoryError: it cannot be read
+    :raises gdb.MemoryError: its memory cannot be read
     """
     head, data = int(skb["head"]), int(skb["data"])
     protocol = protocol_of(skb)

@@ -1,4 +1,4 @@
-"""``skb-watch``: go on until one packet gets to its next function, changes, or is freed."""
+"""``skb-watch``: continue until one packet reaches its next function, changes, or is freed."""
 
 import gdb
 
@@ -12,7 +12,7 @@ ALL_BYTES = 1 << 16
 
 
 class Waypoint(gdb.Breakpoint):
-    """A stop at a function's entry for one packet alone: its address is compared in the argument's register."""
+    """A stop at a function's entry for one packet: it compares the argument's register with the packet's address."""
 
     def __init__(self, place: Place, skb: int) -> None:
         super().__init__(f"*{place.address:#x}", internal=True)
@@ -21,12 +21,12 @@ class Waypoint(gdb.Breakpoint):
         self.skb = skb
 
     def stop(self) -> bool:
-        """Whether it is this packet."""
+        """Whether the argument is this packet."""
         return _argument(self.place) == self.skb
 
 
 class Change(gdb.Breakpoint):
-    """A stop where some bytes of a packet are written: the processor watches, and there are four places for that."""
+    """A stop when some bytes of a packet are written, by one of the processor's four watchpoints."""
 
     def __init__(self, kind: str, address: int) -> None:
         super().__init__(f"*({kind} *){address:#x}", type=gdb.BP_WATCHPOINT, wp_class=gdb.WP_WRITE, internal=True)
@@ -34,15 +34,15 @@ class Change(gdb.Breakpoint):
 
 
 class SkbWatch(gdb.Command):
-    """Go on until a packet gets to its next function, changes, or is freed; say which, and what has changed in it.
+    """Continue until a packet reaches its next function, changes, or is freed; say which, and what has changed in it.
 
     skb-watch [EXPR]
 
-    EXPR is as for skb. Its next function is one of those that take over their packets, from ip_rcv() to
-    __dev_queue_xmit(), or one that frees it. A change is one of len, data_len or mark, or of 16 bytes of its network
-    header: IPv4's from the TTL to the destination, the first ones of others. Where the processor's watchpoints cannot
-    be had, changes are told when the packet gets somewhere. Other packets pass. Your own breakpoints stop it as well.
-    A copy or a clone is another packet, with an address of its own: the reply to a ping is not the request.
+    EXPR is as for skb. The next function is one that takes over its packet, from ip_rcv() to __dev_queue_xmit(), or one
+    that frees it. A change is a write to len, data_len or mark, or to 16 bytes of the network header: in IPv4 from the
+    TTL to the destination, in others the first 16. Without hardware watchpoints, changes are printed when the packet
+    reaches a function. Other packets pass. Your own breakpoints stop the kernel, too. A copy or a clone is another
+    packet with an address of its own: the reply to a ping is not the request.
     """
 
     def __init__(self, order: OpenPrompt) -> None:
@@ -55,7 +55,7 @@ class SkbWatch(gdb.Command):
         skb = skbs.find(argument)
         address, before = int(skb), _look(skb)
         say(f"watching skb {address:#x}: {skbs.line(skb)}")
-        # Where we stand is not where it gets to: a signal that waits there would find us there once more.
+        # The current function does not count as reached: a pending signal would stop here a second time.
         here = gdb.newest_frame().pc()
         places = {place.address: place for place in (*self.path, *self.ends) if place.address != here}
         stops = [*(Waypoint(place, address) for place in places.values()), *_changes(skb)]
@@ -85,11 +85,11 @@ class SkbWatch(gdb.Command):
 
 
 def _changes(skb: gdb.Value) -> list[gdb.Breakpoint]:
-    """Return stops where the packet is changed."""
+    """Return the watchpoints on the packet."""
     ipv4 = skbs.protocol_of(skb) == ETH_P_IP
     network = int(skb["head"]) + int(skb["network_header"]) + (8 if ipv4 else 0)
     return [
-        Change("unsigned long", int(skb["len"].address)),  # and data_len behind it
+        Change("unsigned long", int(skb["len"].address)),  # and data_len after it
         Change("unsigned int", int(skb["mark"].address)),
         Change("unsigned long", network),
         Change("unsigned long", network + 8),
@@ -97,7 +97,7 @@ def _changes(skb: gdb.Value) -> list[gdb.Breakpoint]:
 
 
 def _go_on(stops: list[gdb.Breakpoint]) -> None:
-    """Let the kernel go on; without watchpoints, where the processor has none to give."""
+    """Continue the kernel; without watchpoints if the processor has no free one."""
     try:
         gdb.execute("continue", to_string=True)
     except gdb.error as error:
@@ -106,17 +106,17 @@ def _go_on(stops: list[gdb.Breakpoint]) -> None:
         for stop in stops:
             if isinstance(stop, Change):
                 stop.enabled = False
-        say("no hardware watchpoints here: changes are told when the packet gets somewhere")
+        say("no hardware watchpoints here: changes are printed when the packet reaches a function")
         gdb.execute("continue", to_string=True)
 
 
 def _argument(place: Place) -> int:
-    """Return the packet with which the function is entered at whose first instruction the kernel stands."""
+    """Return the packet argument of the function at whose first instruction the kernel is stopped."""
     return int(gdb.parse_and_eval(f"(unsigned long)${skbs.REGISTERS[place.argument]}"))
 
 
 def _caller() -> str:
-    """Return the name of the function that has the newest one called, past the headers' inline ones between them."""
+    """Return the name of the newest frame's caller, past inline functions of headers."""
     frame = gdb.newest_frame().older()
     while frame is not None and frame.type() == gdb.INLINE_FRAME:
         frame = frame.older()
@@ -124,7 +124,7 @@ def _caller() -> str:
 
 
 def _look(skb: gdb.Value) -> dict[str, object]:
-    """Return what of a packet is watched."""
+    """Return the watched parts of a packet."""
     found: dict[str, object] = {}
     for name in WATCHED:
         value = skb
@@ -136,7 +136,7 @@ def _look(skb: gdb.Value) -> dict[str, object]:
 
 
 def _compare(before: dict[str, object], after: dict[str, object]) -> list[tuple[str, object, object]]:
-    """Return what has changed: name, before, after; of its bytes, the first that differ."""
+    """Return the changes as (name, before, after); of the bytes, the range that differs."""
     changes = [(name, before[name], after[name]) for name in before if name != "bytes" and before[name] != after[name]]
     old, new = before["bytes"], after["bytes"]
     assert isinstance(old, bytes)

@@ -1,7 +1,7 @@
 """The messages between skblab and its gdb: frozen records, one JSON object a line.
 
-Both sides load this file, gdb's in whatever Python that gdb has; the standard library alone. Times are CLOCK_MONOTONIC
-nanoseconds, which both sides share.
+Both sides load this file, gdb with its own Python, so it imports only the standard library. Times are CLOCK_MONOTONIC
+in ns, which both sides share.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-AGENT_STOP = "agent_stop"  # kernel/agent/hit.c: where gdb stops for the verdict "stop"
+AGENT_STOP = "agent_stop"  # kernel/agent/hit.c: gdb's breakpoint for the verdict "stop"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Message:
         Message.kinds[cls.__name__] = cls
 
 
-# What skblab asks.
+# Requests of skblab.
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Attach(Message):
 
 @dataclass(frozen=True)
 class Place:
-    """A function that is entered with a packet: its address, and which argument the packet is.
+    """A function that takes a packet: its address, and which argument the packet is.
 
-    ``told`` is what its caller is to be told where the packet is dropped at its entry; None where it may not be.
-    ``held`` likewise, where it is held; ``devices``, ``sockets``, ``nets``: bit n, argument n is one.
+    ``dropped`` is its return value when the packet is dropped at its entry; None if that is not allowed. ``held`` is
+    its return value when the packet is held. ``devices``, ``sockets``, ``nets``: bit n is set if argument n is one.
     """
 
     function: str
     address: int
     argument: int
-    told: int | None
+    dropped: int | None
     held: int = 0
     devices: int = 0
     sockets: int = 0
@@ -52,13 +52,13 @@ class Place:
 
 @dataclass(frozen=True)
 class OpenPrompt(Message):
-    """Attach to the process and give the prompt to the user; answered by Done, after which gdb says Release alone.
+    """Attach to the process and give the prompt to the user; answered by Done, after which gdb sends only Release.
 
-    ``path`` is where packets come by, ``ends`` the functions that free them. ``drop`` is the one by which a packet
-    is dropped, with ``reason_argument`` and ``reason`` for its drop reason. ``scripts`` is a file of the kernel's
-    own commands for gdb, or empty. ``from_boot``: the process is stopped, and about to execute the kernel.
-    ``trampoline`` and ``by_hand`` are where the agent holds a packet (kernel/agent/agent_abi.h struct
-    agent_by_hand); where it cannot, ``no_hold`` says why.
+    ``path``: functions that packets pass. ``ends``: functions that free packets. ``drop``: the function that drops one,
+    with the position and value of its drop reason, ``reason_argument`` and ``reason``. ``scripts``: a file of the
+    kernel's own gdb commands, or "". ``from_boot``: the process is stopped and will execute the kernel. ``trampoline``
+    and ``by_hand``: addresses for holding a packet by the agent (kernel/agent/agent_abi.h struct agent_by_hand);
+    ``no_hold``: why it cannot.
     """
 
     pid: int
@@ -76,9 +76,9 @@ class OpenPrompt(Message):
 
 @dataclass(frozen=True)
 class SetStop(Message):
-    """Stop at a function's first instruction, where ``condition``, a C expression of its arguments, holds.
+    """Stop at a function's first instruction if ``condition``, a C expression of its arguments, is true.
 
-    ``skb`` is the C expression of the packet there, or empty. Answered by StopSet.
+    ``skb`` is the C expression of the packet there, or "". Answered by StopSet.
     """
 
     function: str
@@ -89,7 +89,7 @@ class SetStop(Message):
 
 @dataclass(frozen=True)
 class AddSymbols(Message):
-    """Load the symbols of a module whose code begins at the address ``text``; answered by Done."""
+    """Load the symbols of a module whose code is at the address ``text``; answered by Done."""
 
     path: str
     text: int
@@ -97,14 +97,14 @@ class AddSymbols(Message):
 
 @dataclass(frozen=True)
 class ClearStop(Message):
-    """Forget a stop; answered by Done."""
+    """Remove a stop; answered by Done."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Go(Message):
-    """Let the kernel go: ``how`` is continue, step, next, stepi, finish. Answered by Resumed, later Stopped or Gone."""
+    """Resume the kernel: ``how`` is continue, step, next, stepi, finish. Answered by Resumed, then Stopped or Gone."""
 
     how: str
 
@@ -118,34 +118,34 @@ class Evaluate(Message):
 
 @dataclass(frozen=True)
 class Detach(Message):
-    """Let go of the kernel, which runs on; answered by Done, and gdb ends."""
+    """Detach from the kernel, which runs on; answered by Done, then gdb ends."""
 
 
 @dataclass(frozen=True)
 class Release(Message):
-    """Said by gdb while its user has the prompt: the agent is to let a packet go, or all (0), once the kernel runs."""
+    """Sent by gdb while its user has the prompt: the agent releases a packet, or all (0), once the kernel runs."""
 
     packet: int
 
 
-# What gdb answers.
+# Answers of gdb.
 
 
 @dataclass(frozen=True)
 class Done(Message):
-    """It was done."""
+    """The request was carried out."""
 
 
 @dataclass(frozen=True)
 class Failed(Message):
-    """It was not: gdb's own words."""
+    """The request failed: gdb's own words."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class StopSet(Message):
-    """A stop stands; ``number`` names it."""
+    """A stop is set; ``number`` names it."""
 
     number: int
 
@@ -159,7 +159,7 @@ class Value(Message):
 
 @dataclass(frozen=True)
 class Resumed(Message):
-    """The kernel goes on, from this moment."""
+    """The kernel was resumed at this time."""
 
     at_ns: int
 
@@ -173,7 +173,7 @@ class Gone(Message):
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a frame, as gdb prints it; optimised away ones say so."""
+    """One argument of a frame, as gdb prints it; its value may be "<optimized out>"."""
 
     name: str
     type: str
@@ -182,7 +182,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class GdbFrame:
-    """One frame of a backtrace. ``file`` is relative to the kernel's source; empty where there is no debug info."""
+    """One frame of gdb's backtrace. ``file`` is relative to the kernel's source; "" without debug info."""
 
     function: str
     file: str
@@ -194,7 +194,7 @@ class GdbFrame:
 
 @dataclass(frozen=True)
 class RawPacket:
-    """A packet as it was read from its ``struct sk_buff *``: kernel field names, kernel values.
+    """A packet as read from its ``struct sk_buff *``: kernel field names, kernel values.
 
     ``linear`` is hex, from the network header to the end of the linear part. ``skb`` and ``head`` are guest addresses.
     ``protocol`` is in host order.
@@ -213,7 +213,7 @@ class RawPacket:
 
 @dataclass(frozen=True)
 class Stopped(Message):
-    """The kernel stands still. ``reason`` is stop, signal, step, attach; ``number`` the stop's, or 0."""
+    """The kernel is stopped. ``reason`` is stop, signal, step or attach; ``number`` the stop's, or 0."""
 
     reason: str
     number: int
@@ -232,7 +232,7 @@ def encode(message: Message) -> bytes:
 def decode(line: bytes) -> Message:
     """Return the message of one line.
 
-    :raises ValueError: not one of ours
+    :raises ValueError: it is not a message
     """
     fields: dict[str, Any] = json.loads(line)
     kind = Message.kinds.get(fields.pop("kind", ""))
