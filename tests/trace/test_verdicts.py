@@ -34,7 +34,7 @@ def with_verdicts(trace: Trace) -> list[Step]:
 
 
 def places(trace: Trace) -> set[tuple[int, int]]:
-    return {(said["packet"], said["call"]) for said in trace.told}
+    return {(said["packet"], said["call"]) for said in trace.verdicts}
 
 
 def ping(lab: Lab, *options: str) -> None:
@@ -70,7 +70,7 @@ def test_where_the_function_is_not_traced_it_belongs_to_the_step_around_or_the_l
     assert hold.startswith("hold at ip_local_deliver(): released after ")
     assert drop == "drop at icmp_rcv()"
     assert places(trace) == {(step.packet, step.call)}
-    assert len(trace.told) == 3
+    assert len(trace.verdicts) == 3
 
 
 def test_a_packet_ends_at_the_step_of_the_verdict(every_lab: Lab) -> None:
@@ -134,7 +134,7 @@ def test_call_numbers_wrap(every_lab: Lab, tmp_path: Path) -> None:
             writer.steps(memoryview(b"".join(renumbered(payload, wrapped))))
         else:
             said = json.loads(bytes(payload))
-            writer.tell(kind, said | {"call": wrapped(said["call"])} if "call" in said else said)
+            writer.write(kind, said | {"call": wrapped(said["call"])} if "call" in said else said)
     writer.close()
     assert [step.verdict for step in with_verdicts(load(tmp_path / "wrapped"))] == ["drop", "drop"]
 
