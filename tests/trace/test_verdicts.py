@@ -10,6 +10,7 @@ import pytest
 from skblab.agent import abi
 from skblab.image.image import Image
 from skblab.lab import Lab
+from skblab.rule import Rule
 from skblab.trace.file import STEP, TraceWriter, read_chunks
 from skblab.trace.model import Step, Trace
 from skblab.trace.reader import load
@@ -101,8 +102,8 @@ def test_other_bytes_are_the_same_packet(writing: Lab, returns: bool) -> None:
     hits: list[abi.Hit] = []
     with (
         writing.trace(["ip_rcv"], filter="icmp", returns=returns) as tracer,
-        writing.rule("ip_rcv = trace if icmp", lambda hit, *_: hits.append(hit)),
-        writing.rule("icmp_rcv = trace", lambda hit, *_: hits.append(hit)),
+        writing.agent.arm(Rule.parse("ip_rcv = trace if icmp"), lambda hit, _: hits.append(hit)),
+        writing.agent.arm(Rule.parse("icmp_rcv = trace"), lambda hit, _: hits.append(hit)),
     ):
         ping(writing)
     trace = tracer.trace()
