@@ -135,7 +135,7 @@ def test_only_chosen_functions(every_lab: Lab) -> None:
     with every_lab.trace(["icmp_*", "net/ipv4/ip_input.c"], filter="icmp") as tracer:
         pinged(every_lab)
     trace = complete(tracer.trace())
-    files = {step.function.file for step in trace.steps if not step.let_go and not step.freed}
+    files = {step.function.file for step in trace.steps if not step.has_reason and not step.freed}
     assert files <= {"net/ipv4/icmp.c", "net/ipv4/ip_input.c", "net/core/skbuff.c"}
     assert "icmp_rcv" in {step.function.name for step in trace.steps}
 

@@ -149,9 +149,9 @@ def test_a_full_disk_is_told_at_once_and_what_was_written_is_whole(
 def test_chunks(tmp_path: Path) -> None:
     path = tmp_path / "chunks.skblab"
     writer = TraceWriter(path)
-    writer.tell(META, {"a": 1})
+    writer.write(META, {"a": 1})
     writer.steps(memoryview(b"12345678"))
-    writer.tell(END, {})
+    writer.write(END, {})
     writer.close()
     assert [(kind, bytes(payload)) for kind, payload in read_chunks(path)] == [
         (META, json.dumps({"a": 1}, separators=(",", ":")).encode()),

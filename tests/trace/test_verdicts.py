@@ -10,6 +10,7 @@ import pytest
 from skblab.agent import abi
 from skblab.image.image import Image
 from skblab.lab import Lab
+from skblab.rule import Rule
 from skblab.trace.file import STEP, TraceWriter, read_chunks
 from skblab.trace.model import Step, Trace
 from skblab.trace.reader import load
@@ -34,7 +35,7 @@ def with_verdicts(trace: Trace) -> list[Step]:
 
 
 def places(trace: Trace) -> set[tuple[int, int]]:
-    return {(said["packet"], said["call"]) for said in trace.told}
+    return {(said["packet"], said["call"]) for said in trace.verdicts}
 
 
 def ping(lab: Lab, *options: str) -> None:
@@ -70,7 +71,7 @@ def test_where_the_function_is_not_traced_it_belongs_to_the_step_around_or_the_l
     assert hold.startswith("hold at ip_local_deliver(): released after ")
     assert drop == "drop at icmp_rcv()"
     assert places(trace) == {(step.packet, step.call)}
-    assert len(trace.told) == 3
+    assert len(trace.verdicts) == 3
 
 
 def test_a_packet_ends_at_the_step_of_the_verdict(every_lab: Lab) -> None:
@@ -101,8 +102,8 @@ def test_other_bytes_are_the_same_packet(writing: Lab, returns: bool) -> None:
     hits: list[abi.Hit] = []
     with (
         writing.trace(["ip_rcv"], filter="icmp", returns=returns) as tracer,
-        writing.rule("ip_rcv = trace if icmp", lambda hit, *_: hits.append(hit)),
-        writing.rule("icmp_rcv = trace", lambda hit, *_: hits.append(hit)),
+        writing.agent.arm(Rule.parse("ip_rcv = trace if icmp"), lambda hit, _: hits.append(hit)),
+        writing.agent.arm(Rule.parse("icmp_rcv = trace"), lambda hit, _: hits.append(hit)),
     ):
         ping(writing)
     trace = tracer.trace()
@@ -134,7 +135,7 @@ def test_call_numbers_wrap(every_lab: Lab, tmp_path: Path) -> None:
             writer.steps(memoryview(b"".join(renumbered(payload, wrapped))))
         else:
             said = json.loads(bytes(payload))
-            writer.tell(kind, said | {"call": wrapped(said["call"])} if "call" in said else said)
+            writer.write(kind, said | {"call": wrapped(said["call"])} if "call" in said else said)
     writer.close()
     assert [step.verdict for step in with_verdicts(load(tmp_path / "wrapped"))] == ["drop", "drop"]
 

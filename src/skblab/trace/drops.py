@@ -1,4 +1,4 @@
-"""Where in the kernel's source a packet was dropped, and from where that was called."""
+"""Drop sites: where in the kernel's source a packet was dropped, with the backtrace."""
 
 from collections.abc import Iterable
 from functools import cached_property

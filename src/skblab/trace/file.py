@@ -1,11 +1,11 @@
-r"""The trace file: append-only, so that what a killed writer leaves is whole up to its last whole record.
+r"""The trace file. It is append-only: after a writer was killed, everything up to the last whole record can be read.
 
 A file is ``skblab\\0\\1`` and then chunks: four letters, the payload's size in bytes (both 4 bytes, little-endian),
 the payload, and zeros up to a multiple of 8 bytes. ``META`` is a JSON object, the first chunk: the kernel, the
-functions by their points' numbers, the clock. ``STEP``, one behind the other, are records as the agent wrote them
-(kernel/agent/agent_abi.h: struct agent_step, agent_return, agent_kin). ``TOLD`` is a JSON object: what a rule did to
-a packet. ``END `` is a JSON object, the last chunk: what was lost, and the command's exit status. Others are to be
-skipped.
+functions by their numbers, the clock. The payloads of ``STEP`` are records as the agent wrote them, one after another
+(kernel/agent/agent_abi.h: struct agent_step, agent_return, agent_kin). ``RULE`` is a JSON object: a rule's verdict on a
+packet. ``END `` is a JSON object, the last chunk: the counts of what was lost, and the command's exit status. A reader
+skips others.
 """
 
 import errno
@@ -26,9 +26,9 @@ from skblab.files import cannot_write, to_write
 log = logging.getLogger(__name__)
 
 MAGIC = b"skblab\0\1"
-VERSION = 2  # of what the chunks have in them
+VERSION = 2  # of the chunks' contents
 CHUNK = struct.Struct("<4sI")
-META, STEP, TOLD, END = b"META", b"STEP", b"TOLD", b"END "
+META, STEP, RULE, END = b"META", b"STEP", b"RULE", b"END "
 ALIGNMENT = 8
 READ_BYTES = 1 << 20
 
@@ -37,30 +37,30 @@ class TraceWriter:
     """Write a trace file; from any thread."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Begin the file; without a path one that has no name, and is gone when nobody has it open.
+        """Begin the file. Without a path it has no name, and is gone once it is closed.
 
         :raises CannotWrite: it cannot be written, or somebody else writes it
         """
         self._lock = threading.Lock()
         self._fd = _named(path) if path else _unnamed()
         self.path = path or Path(f"/proc/self/fd/{self._fd}")
-        self._told = path or Path(tempfile.gettempdir(), "(the trace)")
+        self._shown_path = path or Path(tempfile.gettempdir(), "(the trace)")
         self._ended = False
         self.failed: CannotWrite | None = None
         self.grown = threading.Event()
         self._append(MAGIC)
 
     def steps(self, records: memoryview) -> None:
-        """Append records of the ring of steps; that the disk is full is logged at once, and ``failed`` has it."""
+        """Append records of the ring of steps. A failed write, as on a full disk, is logged and kept in ``failed``."""
         self._chunk(STEP, records)
 
-    def tell(self, kind: bytes, fields: dict[str, Any]) -> None:
-        """Append a JSON object. A command's words may be of any bytes (os.fsdecode()); what is no text becomes "?"."""
+    def write(self, kind: bytes, fields: dict[str, Any]) -> None:
+        """Append a JSON object. Bytes of a command that are no text (os.fsdecode()) become "?"."""
         text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
         self._chunk(kind, text.encode(errors="replace"))
 
     def end(self) -> None:
-        """Write no more."""
+        """Ignore everything that is written from now on."""
         with self._lock:
             self._ended = True
 
@@ -78,7 +78,7 @@ class TraceWriter:
                 try:
                     _write(self._fd, pieces)
                 except OSError as error:
-                    self.failed = cannot_write(self._told, error)
+                    self.failed = cannot_write(self._shown_path, error)
                     log.warning("%s\n  what was written before is whole; no more of the trace is kept", self.failed)
         self.grown.set()
 
@@ -97,7 +97,7 @@ def _named(path: Path) -> int:
 
 
 def _write(descriptor: int, pieces: Sequence[bytes | memoryview]) -> None:
-    """Write all of some pieces; where that fails, no view of them is left for the error's traceback to hold."""
+    """Write all pieces. Every view is released, for a view in an error's traceback would keep the ring mapped."""
     left = [memoryview(piece) for piece in pieces if len(piece)]
     try:
         while left:
@@ -118,13 +118,13 @@ class Tail:
     """The chunks of a trace file that is being written."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, whose writer has begun it."""
+        """Open a file that its writer has begun."""
         self._file = path.open("rb", buffering=0)
         self._file.seek(len(MAGIC))
         self._content = memoryview(b"")
 
     def next(self) -> tuple[bytes, memoryview] | None:
-        """Return the next whole chunk, or None while there is none."""
+        """Return the next whole chunk, or None where there is none yet."""
         while True:
             if len(self._content) >= CHUNK.size:
                 kind, size = CHUNK.unpack_from(self._content)
@@ -144,7 +144,7 @@ class Tail:
 
 
 def read_chunks(path: Path) -> Iterator[tuple[bytes, memoryview]]:
-    """Read a trace file: each chunk's kind and payload; the last one may be cut off.
+    """Yield the kind and payload of each chunk of a trace file; the last payload may be cut off.
 
     :raises TraceError: there is no such file, or it is no trace
     """

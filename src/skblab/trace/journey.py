@@ -1,4 +1,4 @@
-"""Journeys: a packet, what came of it, and the calls of both, nested as they happened.
+"""Journeys: a packet, the packets that came of it, and the calls of all of them, nested.
 
 A journey begins with a packet that nothing in the trace has brought forth. To it belong the packets that it caused (a
 reply, an error, a segment), those that were made of it (copies, segments), and what they caused.
@@ -16,7 +16,7 @@ from skblab.trace.model import Kin, Step, Trace
 
 @dataclass
 class Followed:
-    """One packet: its steps in the order in which they were, how it came to be, and what it became a part of."""
+    """A followed packet: its steps in order, the packet that it comes from, and the one that it was merged into."""
 
     number: int
     steps: list[Step] = field(default_factory=list)
@@ -25,12 +25,12 @@ class Followed:
 
     @cached_property
     def best(self) -> Step | None:
-        """The first step at which its network header is known; None for what is no packet of a network."""
+        """The first step at which its network header is known, or None."""
         return next((step for step in self.steps if is_readable(step)), None)
 
     @property
     def summary(self) -> str:
-        """The packet in one line, in tcpdump's manner."""
+        """The packet in one line, as tcpdump writes it."""
         if self.best is None:
             longest = max((step.length for step in self.steps), default=None)
             return "a packet that was not seen" if longest is None else f"{longest} bytes that are no IP packet"
@@ -44,7 +44,7 @@ class Followed:
 
 @dataclass
 class Call:
-    """One step with what happened in it. *by_rule*: in a call in which a rule, or a person, dropped the packet."""
+    """A step and the calls in it. *by_rule*: a rule, or a person, dropped the packet in the call around."""
 
     step: Step
     by_rule: bool = False
@@ -53,7 +53,7 @@ class Call:
     came: list[Kin] = field(default_factory=list)
 
     def walk(self, depth: int = 0) -> "Iterator[tuple[int, Call]]":
-        """Return this call and all in it, as they began, each with its depth."""
+        """Yield this call and all calls in it in the order of their entry, each with its depth."""
         yield depth, self
         for one in self.inner:
             yield from one.walk(depth + 1)
@@ -61,39 +61,39 @@ class Call:
 
 @dataclass
 class Journey:
-    """One packet's way, with those of the packets that came of it."""
+    """A packet, the packets that came of it, and their outermost calls."""
 
     packets: dict[int, Followed]
     calls: list[Call]
 
     @property
     def first(self) -> Followed:
-        """The packet with which it began."""
+        """The packet that began it."""
         return next(iter(self.packets.values()))
 
     @property
     def begin_ns(self) -> int:
-        """When its first step was, on the host's monotonic clock."""
+        """The time of its first step, on the host's CLOCK_MONOTONIC."""
         return self.calls[0].step.at_ns
 
     @property
     def end_ns(self) -> int:
-        """When its last step was over, as far as that is known."""
+        """The latest return of its outermost calls; of those without a return, the entry."""
         return max(call.step.end_ns for call in self.calls)
 
     @property
     def is_of_network(self) -> bool:
-        """Whether a network packet is in it; others are messages to netlink, and buffers that stayed empty."""
+        """Whether it has a network packet. Netlink messages and empty buffers are skbs, too."""
         return any(packet.best for packet in self.packets.values())
 
     def walk(self) -> Iterator[tuple[int, Call]]:
-        """Return all calls as they began, each with its depth."""
+        """Yield all calls in the order of their entry, each with its depth."""
         for call in self.calls:
             yield from call.walk()
 
 
 def packet_at(step: Step) -> Packet:
-    """Return the packet's first bytes as they are at a step."""
+    """Return the packet as it is at a step, its first bytes."""
     return Packet(step.data, step.protocol)
 
 
@@ -103,14 +103,14 @@ def is_readable(step: Step) -> bool:
 
 
 def journeys(trace: Trace) -> list[Journey]:
-    """Return a trace's journeys, in the order in which they began."""
+    """Return the journeys of a trace, in the order of their first steps."""
     packets: dict[int, Followed] = {}
     for kin in trace.kin:
         packet = packets.setdefault(kin.packet, Followed(kin.packet))
         if kin.role is Role.MERGED:
             packet.joined = kin
         else:
-            packet.origin = kin  # a copy is first somebody's because of the packet, and then its copy
+            packet.origin = kin  # a copy has two records: its allocation in the packet's call (BORN), then COPIED
     for step in trace.steps:
         if step.packet:
             packets.setdefault(step.packet, Followed(step.packet)).steps.append(step)
@@ -135,7 +135,7 @@ def _root(packets: dict[int, Followed], number: int) -> int:
 
 
 def _nest(trace: Trace, packets: dict[int, Followed]) -> list[tuple[Call, int]]:
-    """Put each call into the one that it happened in; return the outermost, each with its packet's number."""
+    """Put each call into the call around it; return the outermost ones, each with its packet's number."""
     by_number: dict[int, tuple[Call, int]] = {}
     outermost: list[tuple[Call, int]] = []
     last: dict[int, Step] = {}
@@ -163,7 +163,7 @@ def _comes_of(packets: dict[int, Followed], number: int, other: int) -> bool:
 
 
 def _changes(before: Step | None, step: Step) -> list[str]:
-    """Return what is different from the packet's last step, in words: length, mark, device, header fields."""
+    """Return what differs from the packet's last step, in words: length, mark, header fields."""
     if before is None:
         return []
     said = []

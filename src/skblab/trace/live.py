@@ -1,4 +1,4 @@
-"""Journeys of a trace that is being written: each is told as soon as it is over."""
+"""Journeys of a trace that is being written, each as soon as its packets have ended."""
 
 import time
 from pathlib import Path
@@ -8,14 +8,14 @@ from skblab.trace.journey import Journey, journeys
 from skblab.trace.model import Trace
 from skblab.trace.reader import Loader
 
-SETTLED_NS = 200_000_000  # calls return after a packet's end, and what a rule did to it is told by another thread
-STEPS_MOST = 20_000  # of journeys that are not over; each time all are looked at
+SETTLED_NS = 200_000_000  # calls return after the packet's end, and a verdict's chunk stands behind its steps
+STEPS_MOST = 20_000  # of open journeys: each look reads all of them
 
 
 class Live:
-    """The journeys of a trace file as they end; what has been told is forgotten.
+    """The journeys of a trace file, in the order in which they end; the caller forgets those that it has shown.
 
-    ``pending``: some are over, and not settled yet. ``behind``: too many are not over; nothing more will be told.
+    ``pending``: some are over but not settled. ``behind``: too many are open, so no more will be returned.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,11 +27,11 @@ class Live:
 
     @property
     def trace(self) -> Trace | None:
-        """What is not forgotten yet."""
+        """The part of the trace that is not forgotten; None before its first chunk."""
         return self._loader.trace
 
     def over(self) -> list[Journey]:
-        """Read what has come; return the journeys that are over."""
+        """Read the new chunks; return the journeys that are over."""
         while not self._is_full() and (chunk := self._tail.next()):
             self._loader.take(*chunk)
         self.pending = False
@@ -43,11 +43,11 @@ class Live:
         self.behind = self._is_full() and not found
         return settled
 
-    def forget(self, told: list[Journey]) -> None:
+    def forget(self, shown: list[Journey]) -> None:
         """Forget journeys."""
-        if self.trace and told:
-            steps = {id(call.step) for one in told for _, call in one.walk()}
-            packets = {number for one in told for number in one.packets}
+        if self.trace and shown:
+            steps = {id(call.step) for one in shown for _, call in one.walk()}
+            packets = {number for one in shown for number in one.packets}
             self.trace.steps[:] = [step for step in self.trace.steps if id(step) not in steps]
             self.trace.kin[:] = [kin for kin in self.trace.kin if kin.packet not in packets]
 
@@ -60,5 +60,5 @@ class Live:
 
 
 def _is_over(journey: Journey) -> bool:
-    """Whether each packet has ended; where that is, is always followed."""
+    """Whether each packet has ended; the function that frees packets is always traced."""
     return all(packet.freed or packet.joined or not packet.steps for packet in journey.packets.values())

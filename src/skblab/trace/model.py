@@ -1,4 +1,4 @@
-"""What is in a trace file, as Python knows it: steps, returns, kinships, and what they are about."""
+"""A trace as Python objects: functions, steps, kin."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,8 +10,8 @@ from skblab.trace.drops import Places
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
-    """A function that packets pass: the trace's own copy of what the image knows of it."""
+class TracedFunction:
+    """A traced function, as the image described it when the trace was made."""
 
     name: str
     file: str
@@ -23,16 +23,16 @@ class Passed:
 
 @dataclass(slots=True)
 class Step:
-    """One packet at one function. Times are nanoseconds of the host's CLOCK_MONOTONIC.
+    """A packet enters a function. Times are nanoseconds of the host's CLOCK_MONOTONIC.
 
-    ``data``: the packet's first bytes from its network header, as they are here; ``changed``: other than at its last
-    step. ``outer``: the call in which this one happens, 0: none that is known. Where the return was not told,
-    ``took_ns`` and ``value`` are None. ``let_go``: by a function that tells a reason; ``stack`` then says who called,
-    for reasons that are none only at the first packet that is let go there. ``verdict``: what a rule did to the packet
-    here; ``by_rule``: it dropped the packet.
+    ``data``: the packet's first bytes from its network header; ``changed``: they differ from those of its last step.
+    ``call``: this call's number; ``outer``: that of the call around it, 0 where none is known. ``took_ns`` and
+    ``value`` (the return value) are None where the return was not traced. ``has_reason``: an argument is a drop reason;
+    ``stack`` then says who called, the first time only at a call site where the packet may have been consumed.
+    ``verdict``: what a rule did to the packet here; ``by_rule``: a rule, or a person, dropped it.
     """
 
-    function: Passed
+    function: TracedFunction
     at_ns: int
     packet: int
     call: int
@@ -51,7 +51,7 @@ class Step:
     freed: bool
     resumed: bool
     shared: bool
-    let_go: bool
+    has_reason: bool
     fields: bytes = b""
     stack: tuple[tuple[int, int], ...] = ()
     took_ns: int | None = None
@@ -61,15 +61,15 @@ class Step:
 
     @property
     def end_ns(self) -> int:
-        """When the call was over, as far as that is known."""
+        """When the call returned; without a return, when it was entered."""
         return self.at_ns + (self.took_ns or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Kin:
-    """A packet comes from another, or becomes a part of it, by a function."""
+    """A function makes a packet because of another or as its copy, or merges it into another."""
 
-    function: Passed
+    function: TracedFunction
     at_ns: int
     packet: int
     other: int
@@ -80,12 +80,12 @@ class Kin:
 
 @dataclass
 class Trace:
-    """A whole trace. ``whole``: its writer has ended it."""
+    """A trace. ``verdicts`` are what rules did to packets (docs/reference/trace-files.md)."""
 
     about: dict[str, Any]
     steps: list[Step] = field(default_factory=list)
     kin: list[Kin] = field(default_factory=list)
-    told: list[dict[str, Any]] = field(default_factory=list)
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
     end: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -93,14 +93,14 @@ class Trace:
         return Places(self.about["image"], self.about["release"])
 
     def is_consumed(self, step: Step) -> bool:
-        """Whether a packet freed here without a reason was not dropped, but is no longer needed."""
-        return self._places.is_consumed(step.caller, (one.caller for one in self.steps if one.let_go))
+        """Whether consume_skb() freed the packet here: it was not dropped."""
+        return self._places.is_consumed(step.caller, (one.caller for one in self.steps if one.has_reason))
 
     def backtrace(self, step: Step) -> tuple[Frame, ...]:
-        """Return the kernel's frames at a step that has a stack, from its function outwards."""
+        """Return the backtrace of a step that has a stack, from its function outwards."""
         return self._places.backtrace(step.function.name, step.stack)
 
     @property
     def whole(self) -> bool:
-        """Whether the writer came to its end."""
+        """Whether its writer has ended it."""
         return bool(self.end)

@@ -9,8 +9,8 @@ from typing import Any
 from skblab.agent import abi
 from skblab.errors import TraceError
 from skblab.trace import shape
-from skblab.trace.file import END, META, STEP, TOLD, VERSION, read_chunks
-from skblab.trace.model import Kin, Passed, Step, Trace
+from skblab.trace.file import END, META, RULE, STEP, VERSION, read_chunks
+from skblab.trace.model import Kin, Step, Trace, TracedFunction
 from skblab.trace.shape import fits, fits_if_there
 
 LAST_NS = (1 << 62) - 1
@@ -18,11 +18,11 @@ CALLS = 1 << 32  # agent_step.call is a __u32
 
 
 class Reader:
-    """Take records of steps apart, one after another: what comes later completes what came before."""
+    """Parse the records of steps, one after another. A return completes its step."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._functions = {int(number): Passed(*fields) for number, fields in trace.about["functions"].items()}
+        self._functions = {int(number): TracedFunction(*fields) for number, fields in trace.about["functions"].items()}
         self._shift_ns: int = trace.about["clock"]["host_ns"] - trace.about["clock"]["guest_ns"]
         self._field_bytes = sum(size_bytes for _, _, size_bytes, _, _ in trace.about["fields"])
         self._rest = b""
@@ -31,9 +31,9 @@ class Reader:
         self._devices = {0: ""}
 
     def take(self, piece: memoryview) -> None:
-        """Take records apart; of the last one there may be a part, whose rest the next piece has.
+        """Parse records. The last one may be cut off: the next piece has the rest.
 
-        :raises TraceError: one is none that the agent writes
+        :raises TraceError: a record is damaged
         """
         records = memoryview(self._rest + bytes(piece)) if self._rest else piece
         try:
@@ -44,7 +44,7 @@ class Reader:
 
     @property
     def in_a_record(self) -> bool:
-        """Whether the rest of a record has not come yet."""
+        """Whether the rest of a record is missing."""
         return bool(self._rest)
 
     def _take(self, records: memoryview) -> int:
@@ -73,7 +73,7 @@ class Reader:
             raise ValueError(at_ns)
         return at_ns
 
-    def _step(self, record: memoryview, function: Passed) -> None:
+    def _step(self, record: memoryview, function: TracedFunction) -> None:
         (_, _, _, at_ns, packet, call, outer, length, skb, caller, data_offset, protocol, device, captured,
          flags) = abi.STEP.unpack_from(record)  # fmt: skip
         place = abi.STEP.size
@@ -106,23 +106,23 @@ class Reader:
             step.took_ns = abi.took_ns(took)
             step.value = value
 
-    def _kin(self, record: memoryview, function: Passed) -> None:
+    def _kin(self, record: memoryview, function: TracedFunction) -> None:
         _, _, _, at_ns, skb, packet, other, call, role = abi.KIN.unpack_from(record)
         self._trace.kin.append(Kin(function, self._host_ns(at_ns), packet, other, call, abi.Role(role), skb))
 
 
 class Loader:
-    """Make a trace of a file's chunks, one after another."""
+    """Build a trace from the chunks of a file, one after another."""
 
     def __init__(self) -> None:
         self.trace: Trace | None = None
         self._reader: Reader | None = None
 
     def take(self, kind: bytes, payload: memoryview) -> bool:
-        """Take the next chunk; return False if it was cut off, or what should be before it is missing."""
+        """Take the next chunk; return False where it was cut off, or where META is missing before it."""
         if kind == STEP and self._reader:
             self._reader.take(payload)
-        elif kind in {META, TOLD, END}:
+        elif kind in {META, RULE, END}:
             try:
                 fields = json.loads(bytes(payload))
             except ValueError:
@@ -134,8 +134,8 @@ class Loader:
                 return False
             elif not (fits(fields, shape.END) if kind == END else _is_verdict(fields)):
                 raise TraceError("a chunk of the trace is damaged", found=json.dumps(fields)[:200])
-            elif kind == TOLD:
-                self.trace.told.append(fields)
+            elif kind == RULE:
+                self.trace.verdicts.append(fields)
                 _note_verdict(self.trace.steps, fields)
             elif self._reader and self._reader.in_a_record:
                 raise TraceError("the trace is damaged: its last record is longer than the file")
@@ -145,7 +145,7 @@ class Loader:
 
 
 def _checked_about(fields: object) -> dict[str, Any]:
-    """Return what the trace is about.
+    """Return the fields of the META chunk.
 
     :raises TraceError: it is damaged, or of a format that this version does not know
     """
@@ -193,7 +193,7 @@ def _step_of(steps: list[Step], packet: int, call: int) -> Step | None:
 def load(path: Path) -> Trace:
     """Read a trace file.
 
-    :raises TraceError: it is none
+    :raises TraceError: the file cannot be read, is no trace, or is damaged
     """
     loader = Loader()
     for kind, payload in read_chunks(path):

@@ -1,4 +1,4 @@
-"""What the JSON of a trace file has to look like: whoever reads on takes it for granted.
+"""The shapes of the JSON objects in a trace file. They are checked once, so that no reader has to check again.
 
 A shape is a type, a range of numbers, a tuple (a list of so many), a list of one shape (of any number of those), or a
 dictionary: of the names that have to be there, or of ``ANY`` name.
@@ -54,7 +54,7 @@ def _has(value: dict[str, object], name: str, shape: object) -> bool:
 
 
 def fits_if_there(value: dict[str, object], shapes: dict[str, object]) -> bool:
-    """Whether those members of a dictionary that are there, and not null, have their shapes."""
+    """Whether the members that are there, and not null, have their shapes."""
     return all(fits(value[name], shape) for name, shape in shapes.items() if value.get(name) is not None)
 
 

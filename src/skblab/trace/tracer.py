@@ -1,4 +1,4 @@
-"""Follow packets through a running lab's kernel, and write down where they go."""
+"""Trace packets through the kernel of a running lab, into a file."""
 
 import threading
 import time
@@ -16,22 +16,21 @@ from skblab.filter import compile_filter
 from skblab.image.fields import Field, resolve_fields
 from skblab.image.image import Image
 from skblab.image.reasons import reasons
-from skblab.trace.file import END, META, TOLD, VERSION, TraceWriter
+from skblab.trace.file import END, META, RULE, VERSION, TraceWriter
 from skblab.trace.model import Trace
 from skblab.trace.reader import load
 
 
 class Tracer:
-    """Packets are followed while this is entered; ``trace()`` is what they did.
+    """Trace packets in a ``with``; afterwards ``trace()`` returns the trace.
 
     :param patterns: of functions' names (``tcp_*``) or files (``net/ipv4/*.c``); none: all that take a packet
-    :param calls: likewise, of functions that need not take a packet: what is called in a packet's course
-    :param filter: pcap-filter(7): a packet that it takes at any function is followed from there on
-    :param fields: ``skb->dev->name``: more of the packet's members at each step
-    :param returns: tell of each call how long it took, and what it returned; without, nothing is known of which call
-        happens in which, nor of the packets that a packet causes
-    :param to: the trace file; none: one that is gone after ``trace()``
-    :param about: more to be written down, of who asked for it
+    :param calls: patterns of functions that need not take a packet; each call is traced that a followed packet causes
+    :param filter: pcap-filter(7): a packet that matches at any function is followed from there on
+    :param fields: members of the packet at each step, ``skb->dev->name``
+    :param returns: trace returns, too: duration, return value, which call is in which, which packet causes which
+    :param to: the trace file; none: one without a name, which ``trace()`` takes away
+    :param about: more members of the META chunk
     """
 
     def __init__(
@@ -47,11 +46,11 @@ class Tracer:
         to: Path | None = None,
         about: dict[str, Any] | None = None,
     ) -> None:
-        """Find everything.
+        """Find the functions and fields.
 
         :raises UnknownFunction: a pattern names no function
         :raises RuleError: libpcap does not understand the filter
-        :raises TraceError: a field is none, or there are too many
+        :raises TraceError: a field does not exist, or there are too many functions or fields
         """
         self._agent = agent
         self._image = image
@@ -87,7 +86,7 @@ class Tracer:
         self._forget = weakref.finalize(self, self._writer.close)
         channel = self._agent.channel
         self._before = (channel.steps_lost, channel.forgotten, channel.unhooked)
-        self._writer.tell(META, self._describe())
+        self._writer.write(META, self._describe())
         self._ended = False
         try:
             points = [one.point for one in self.passages]
@@ -102,16 +101,16 @@ class Tracer:
 
     @property
     def path(self) -> Path:
-        """The trace file; one that has no name has one here as long as there is this."""
+        """The trace file; an unnamed one has a path in ``/proc`` until ``trace()`` has read it."""
         return self._writer.path
 
     @property
     def grown(self) -> threading.Event:
-        """Set when the trace file has become longer."""
+        """The event that is set when the trace file grows."""
         return self._writer.grown
 
     def _witness(self, hit: abi.Hit, function: str, verdict: str, at_ns: int) -> None:
-        """Write down what a rule did to a packet, or what became of one that it held."""
+        """Write a rule's verdict on a packet, or the end of its hold."""
         fields: dict[str, Any] = {
             "time_ns": at_ns,
             "function": function,
@@ -122,10 +121,10 @@ class Tracer:
         }
         if held_ns := at_ns - self._agent.channel.host_ns(hit.at_ns):
             fields["held_ns"] = held_ns
-        self._writer.tell(TOLD, fields | {"occurrence": hit.occurrence})
+        self._writer.write(RULE, fields | {"occurrence": hit.occurrence})
 
     def end(self, **fields: object) -> None:
-        """Follow no more; write down what was lost, and *fields*. Safe to call twice.
+        """Stop following packets; write the counts of what was lost, and *fields*. Safe to call twice.
 
         :raises CannotWrite: the file is not whole; ``trace()`` has what was written
         """
@@ -133,13 +132,13 @@ class Tracer:
             return
         self._ended = True
         self._agent.unfollow()
-        self._writer.tell(END, {**self.losses(), **fields})
+        self._writer.write(END, {**self.losses(), **fields})
         self._writer.end()
         if self._writer.failed:
             raise self._writer.failed
 
     def losses(self) -> dict[str, int]:
-        """Return what could not be told since the trace began: records, packets, returns."""
+        """Return the counts of lost records, forgotten packets and unhooked calls since the trace began."""
         channel = self._agent.channel
         now = (channel.steps_lost, channel.forgotten, channel.unhooked)
         return dict(zip(("lost", "forgotten", "unhooked"), (a - b for a, b in zip(now, self._before, strict=True)),
@@ -155,9 +154,9 @@ class Tracer:
                 raise
 
     def trace(self) -> Trace:
-        """Return what the packets did; of a trace that was not to be kept, the file is gone then.
+        """Return the trace. A file without a name is gone afterwards.
 
-        :raises CannotWrite: it is the first to find that the file is not whole
+        :raises CannotWrite: the file is not whole, and ``end()`` was not called before
         :raises TraceError: the file is gone
         """
         self.end()

@@ -1,4 +1,4 @@
-"""What a step comes to, in words that a tree, a table and a page share."""
+"""Return values, drop reasons, fields and kin as text, the same in every view."""
 
 import re
 
@@ -17,7 +17,7 @@ KINSHIPS = {Role.BORN: "causes", Role.COPIED: "copied to", Role.MERGED: "joins"}
 
 
 def value_in_words(step: Step) -> str:
-    """Return what a call has returned, as its type has it; "" where that is nothing, or was not told."""
+    """Return a call's return value as its type prints it; "" for void, and where the return was not traced."""
     kind = step.function.return_type.removeprefix("const ")
     if step.value is None or kind == "void":
         return ""
@@ -36,24 +36,24 @@ def value_in_words(step: Step) -> str:
 
 
 def reason_in_words(trace: Trace, step: Step) -> str:
-    """Return why a packet was dropped at a step: the reason's name in this kernel; "" where it was not."""
-    if not step.let_go:
+    """Return the drop reason at a step, as this kernel names it; "" where the packet was not dropped."""
+    if not step.has_reason:
         return ""
     name = str(trace.about["reasons"].get(str(step.reason), step.reason))
     return "" if name in NO_DROPS or (name == NOT_SPECIFIED and trace.is_consumed(step)) else name
 
 
 def drop_in_words(trace: Trace, call: Call) -> str:
-    """Return why a packet was dropped in a call, as people read it; "" where it was not.
+    """Return the drop reason in a call; "by a rule" where a rule dropped the packet, "" where nothing did.
 
-    A kernel gives NOT_SPECIFIED where its source gives no reason: that is a drop all the same.
+    NOT_SPECIFIED is a drop, too: the kernel's source names no reason there.
     """
     reason = reason_in_words(trace, call.step)
     return BY_RULE if reason == NOT_SPECIFIED and call.by_rule else reason
 
 
 def fields_of(trace: Trace, step: Step) -> dict[str, int | str]:
-    """Return the values of the fields that were asked for."""
+    """Return the values of the trace's fields at a step."""
     values: dict[str, int | str] = {}
     place = 0
     for expression, kind, size_bytes, bits, shift in trace.about["fields"]:
@@ -65,7 +65,7 @@ def fields_of(trace: Trace, step: Step) -> dict[str, int | str]:
 
 
 def kin_in_words(kin: Kin) -> str:
-    """Return what a packet has to do with another one."""
+    """Return how a packet is related to another one."""
     if kin.role is Role.MERGED:
         return f"packet {kin.packet} joins packet {kin.other}"
     return f"{KINSHIPS[kin.role]} packet {kin.packet}"

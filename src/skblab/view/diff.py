@@ -1,4 +1,4 @@
-"""Two journeys side by side: which functions one packet passed and another one did not."""
+"""Two journeys side by side: the functions that one packet entered and the other one did not."""
 
 import difflib
 import re
@@ -16,7 +16,7 @@ NUMBERS = re.compile(r", (id|seq|ack|win|urg) [0-9:]+|, options \[.*?\]")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One function, at its depth; *mark* is " " where both have it, "-" where the first alone, "+" the second."""
+    """A call at its depth. *mark*: " " in both journeys, "-" in the first only, "+" in the second only."""
 
     mark: str
     depth: int
@@ -26,7 +26,7 @@ class Line:
 
 
 def compare(first: tuple[Trace, Journey], second: tuple[Trace, Journey]) -> list[Line]:
-    """Return both ways as one, in the order of the first."""
+    """Return both journeys as one list of lines, as diff does."""
     ours, theirs = list(first[1].walk()), list(second[1].walk())
     matcher = difflib.SequenceMatcher(a=_keys(first[0], ours), b=_keys(second[0], theirs), autojunk=False)
     lines: list[Line] = []
@@ -40,17 +40,17 @@ def compare(first: tuple[Trace, Journey], second: tuple[Trace, Journey]) -> list
 
 
 def differ(lines: list[Line]) -> bool:
-    """Whether the ways differ."""
+    """Whether the journeys differ."""
     return any(line.mark != " " for line in lines)
 
 
 def alike(journeys: list[Journey], like: Journey) -> Journey | None:
-    """Return the first journey whose packet is of the same kind: its summary but for the numbers that count packets."""
+    """Return the first journey whose packet is of the same kind, or None."""
     return next((one for one in journeys if kind(one) == kind(like)), None)
 
 
 def kind(journey: Journey) -> str:
-    """Return a packet in words that are the same for all of its kind: without ports, nor what counts its bytes."""
+    """Return a packet's summary without ports, and without the numbers that count packets and bytes."""
     said = journey.first.summary
     if WITH_PORTS.search(said):
         said = PORTS_AND_LENGTH.sub("", said)
@@ -68,7 +68,7 @@ def _line(trace: Trace, mark: str, one: tuple[int, Call], other: tuple[int, Call
 
 
 def hunks(lines: list[Line], context: int = 3) -> Iterator[list[Line]]:
-    """Yield the runs of lines around differences, as diff -u does."""
+    """Yield the lines around each difference, as ``diff -u`` does."""
     wanted = {
         near for at, line in enumerate(lines) if line.mark != " " for near in range(at - context, at + context + 1)
     }

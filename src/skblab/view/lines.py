@@ -17,8 +17,8 @@ def objects(trace: Trace) -> Iterator[dict[str, Any]]:
     said: list[Step | Kin] = sorted([*trace.steps, *trace.kin], key=lambda one: one.at_ns)
     for one in said:
         yield _step(trace, one) if isinstance(one, Step) else _kin(one)
-    for told in trace.told:
-        yield {"type": "verdict", **told}
+    for verdict in trace.verdicts:
+        yield {"type": "verdict", **verdict}
     yield {"type": "end", "whole": trace.whole, **trace.end}
 
 

@@ -1,7 +1,7 @@
-"""A trace as one page that needs nothing else: no server, no network, no other file.
+"""A trace as one page that is complete in itself: no server, no network, no other file.
 
-The data are columns, a number a step, which a browser takes apart in a blink; what few steps have (changes, bytes,
-reasons) is by the step's place. What a packet says comes to the page as text only.
+The data are columns with a number for each step, which a browser parses fast. What few steps have (changes, bytes,
+reasons) is stored by the step's index. The script sets what comes from packets as text, never as HTML.
 """
 
 import base64
@@ -22,7 +22,7 @@ PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def write_page(trace: Trace, path: Path) -> None:
-    """Write a new page of a trace's journeys.
+    """Write the journeys of a trace to a new page.
 
     :raises CannotWrite: there is such a file, or it cannot be written
     """
@@ -45,7 +45,7 @@ def _hash(text: str) -> str:
 
 
 def _data(trace: Trace) -> dict[str, Any]:
-    """Return everything that the page shows."""
+    """Return what the page's script reads."""
     columns = _Columns(trace)
     shown = [one for one in journeys(trace) if one.is_of_network]
     for journey in shown:
@@ -76,7 +76,7 @@ def _wall_ms(trace: Trace, at_ns: int) -> float:
 
 
 class _Columns:
-    """What the page gets: of the steps, a column for each thing that all of them have."""
+    """The page's data: a column for each number that every step has."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
@@ -163,7 +163,7 @@ class _Columns:
 
 
 def _held_ns(journey: Journey) -> int:
-    """Return how long packets of a journey were held, all together: from where one was taken to where it went on."""
+    """Return the sum of the times for which packets of a journey were held, in ns."""
     last: dict[int, int] = {}
     held_ns = 0
     for _, call in journey.walk():

@@ -13,7 +13,7 @@ from pathlib import Path
 from skblab import files
 from skblab.errors import TraceError
 from skblab.trace.journey import is_readable
-from skblab.trace.model import Kin, Passed, Step, Trace
+from skblab.trace.model import Kin, Step, Trace, TracedFunction
 from skblab.trace.words import fields_of, kin_in_words, reason_in_words, value_in_words
 
 LINKTYPE_ETHERNET = 1
@@ -27,7 +27,7 @@ MOST, MOST_OPTION = 0xFFFFFFFF, 0xFFFF  # of 32 and of 16 bits
 
 
 def write_pcapng(trace: Trace, path: Path) -> int:
-    """Write the steps of network packets to a new file; return how many.
+    """Write the steps of network packets to a new file; return their number.
 
     :raises TraceError: no step has a network packet
     :raises CannotWrite: there is such a file, or it cannot be written
@@ -68,7 +68,7 @@ def _blocks(trace: Trace, steps: list[Step]) -> Iterator[bytes]:
 
 
 def comment(trace: Trace, step: Step, kin: list[Kin]) -> str:
-    """Return what the kernel knows of a packet at a step, in one line."""
+    """Return the kernel's facts about a packet at a step, in one line."""
     said = [f"packet {step.packet}", f"skb {step.skb:#x}", f"len {step.length}"]
     if step.device:
         said.append(f"dev {step.device}")
@@ -87,7 +87,7 @@ def comment(trace: Trace, step: Step, kin: list[Kin]) -> str:
     return ", ".join([*said, *(kin_in_words(one) for one in kin)])
 
 
-def _interface(function: Passed) -> bytes:
+def _interface(function: TracedFunction) -> bytes:
     return _block(
         INTERFACE,
         struct.pack("<HHI", LINKTYPE_ETHERNET, 0, SNAP_BYTES),
@@ -100,7 +100,7 @@ def _interface(function: Passed) -> bytes:
 
 
 def _block(kind: int, body: bytes, options: list[tuple[int, str | bytes]]) -> bytes:
-    """Return a block: its size stands before and behind it."""
+    """Return a block, with its size before and behind it."""
     packed = b""
     for code, value in options:
         content = value.encode()[:MOST_OPTION].decode(errors="ignore").encode() if isinstance(value, str) else value

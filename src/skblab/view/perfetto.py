@@ -20,7 +20,7 @@ REALTIME, MONOTONIC, BOOTTIME = 1, 3, 6  # protos/perfetto/common/builtin_clock.
 
 
 def write_perfetto(trace: Trace, path: Path) -> int:
-    """Write a new trace file; return how many slices it has.
+    """Write a trace to a new file for Perfetto; return the number of slices.
 
     :raises TraceError: the package ``perfetto`` is not installed
     :raises CannotWrite: there is such a file, or it cannot be written
@@ -63,7 +63,7 @@ class _Writer:
         return packet
 
     def _clock(self) -> None:
-        """Tie the host's monotonic clock to the day's time."""
+        """Tie the host's monotonic clock to wall-clock time."""
         clock = self._trace.about["clock"]
         snapshot = self._packet().clock_snapshot
         for number, name in ((MONOTONIC, "monotonic_ns"), (REALTIME, "realtime_ns"), (BOOTTIME, "monotonic_ns")):
@@ -85,7 +85,7 @@ class _Writer:
             self._call(call, journey.first.number)
 
     def _call(self, call: Call, around: int) -> None:
-        """Write a call and all in it; one without a packet is on the track of the call that it happens in."""
+        """Write a call and all calls in it. A call without a packet is on the track of the call around it."""
         step = call.step
         number = step.packet or around
         if step.took_ns is None:

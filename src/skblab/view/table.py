@@ -1,4 +1,4 @@
-"""Steps as a table, in pwru's manner."""
+"""Steps as a table, as pwru prints them."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def header() -> str:
 
 
 def rows(trace: Trace, steps: list[Step], begin_ns: int) -> Iterator[str]:
-    """Return the steps' lines, with times from *begin_ns* on."""
+    """Yield a line for each step; times count from *begin_ns*."""
     for step in steps:
         packet = packet_at(step)
         ends = f"{packet.source} > {packet.destination}" if packet.is_readable else ""

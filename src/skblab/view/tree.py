@@ -1,4 +1,4 @@
-"""A journey as a tree that reads like a story: when, how long, which packet, which function, and what happened."""
+"""A journey as a tree of calls: time, duration, packet, device, function, and what happened there."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ DEVICE_WIDTH = 8
 
 
 def lines(trace: Trace, journey: Journey) -> Iterator[Text]:
-    """Return a journey's lines."""
+    """Yield the lines of a journey."""
     several = len(journey.packets) > 1
     for packet in journey.packets.values():
         if packet.steps:
@@ -46,7 +46,7 @@ def lines(trace: Trace, journey: Journey) -> Iterator[Text]:
 
 
 def notes(trace: Trace, call: Call) -> Iterator[tuple[str, str]]:
-    """Return what is to be said of a call behind its name, each with its style."""
+    """Yield the notes behind a call's name, each with its style."""
     step = call.step
     if step.verdict:
         yield step.verdict, "bold yellow"
@@ -56,7 +56,7 @@ def notes(trace: Trace, call: Call) -> Iterator[tuple[str, str]]:
         yield change, "magenta"
     for name, value in fields_of(trace, step).items():
         yield f"{name}={value}", "blue"
-    if step.let_go and trace.is_consumed(step):
+    if step.has_reason and trace.is_consumed(step):
         yield "consumed", "dim"
     if reason := drop_in_words(trace, call):
         yield f"drop: {reason}", "bold red"
