@@ -90,15 +90,6 @@ struct agent_record {
 	__u16 rule;
 };
 
-enum agent_verdict {
-	AGENT_ACCEPT = 0,
-	AGENT_TRACE = 1,
-	AGENT_HOLD = 2,
-	AGENT_DROP = 3,
-	AGENT_DUPLICATE = 4,
-	AGENT_STOP = 5,
-};
-
 /* Commands. Each is answered by an AGENT_DONE with its cookie. */
 enum agent_command_kind {
 	AGENT_ARM = 1, /* struct agent_arm, then its filter; in place of a rule of that number there: what it holds stays */
@@ -177,11 +168,11 @@ struct agent_arm {
 	__u64 delay_ns, jitter_ns; /* of a hold; delay 0: until it is told */
 	__u64 lease_ns; /* of a hold without a delay: it goes on by itself after that; 0: never */
 	__u64 text_start, text_end; /* of the kernel: hits tell the stack; 0: they do not */
+	__s64 argument; /* the verdict's own: of AGENT_DUPLICATE, how many copies */
 	__u32 chance; /* of 2^32; 0: always */
 	__u32 seed;
-	__u32 verdict;
+	__u32 verdict; /* enum agent_verdict, in verdict.c */
 	__u32 reason; /* enum skb_drop_reason */
-	__u32 copies;
 	__u32 captured_bytes; /* at most, in each event */
 	__s32 held_returns, dropped_returns; /* what the caller is told */
 	__u8 skb_argument;
@@ -189,6 +180,7 @@ struct agent_arm {
 	__u8 socket_arguments; /* struct sock * */
 	__u8 net_arguments; /* struct net * */
 	__u32 filter_length; /* instructions; 0: every packet */
+	__u32 padding;
 };
 
 struct agent_by_hand {
