@@ -130,10 +130,16 @@ bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb);
 
 /* hit.c: what the trampoline calls */
 int agent_hit(struct agent_regs *regs);
-extern struct agent_by_hand agent_by_hand;
-void agent_stop(const struct sk_buff *skb);
 void agent_trampoline(void);
 void agent_return(void);
+
+/* verdict.c: what is done with a packet that matches */
+extern struct agent_by_hand agent_by_hand;
+void agent_stop(const struct sk_buff *skb);
+bool agent_hold_by_hand(struct agent_regs *regs, struct sk_buff *skb, struct agent_place place);
+bool agent_verdict_fits(const struct agent_arm *arm);
+u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct sk_buff *skb, struct agent_place place);
+int agent_verdict_finish(u32 verdict, const struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb);
 
 /* held.c: packets that are set aside */
 int agent_held_open(void);

@@ -2,11 +2,11 @@
 /*
  * The contract between the agent in the guest and skblab on the host (src/skblab/agent/abi.py mirrors it).
  *
- * Both map the same memory: this header, a ring of commands that the host writes, and two rings that the agent writes: of
- * events, and of steps, which are many and are not decided upon. Heads and tails count bytes and only grow; a record lies at (count % size, a power of two), is a multiple of
- * 8 bytes and never wraps: where it does not fit before the end of the ring, a record of kind 0 fills the rest. A byte on
- * the socket wakes the other side; its end (end of file) means that the host is gone, and the agent lets everything go.
- * So does a byte of AGENT_FAREWELL, said for a controller that is gone; another may come after it.
+ * Both map the same memory: this header, a ring of commands that the host writes, and two rings that the agent writes, of
+ * events and of a trace's steps. Heads and tails count bytes and only grow. A record lies at count % size (a power of two),
+ * is a multiple of 8 bytes long and never wraps: where it does not fit before the ring's end, a record of kind 0 fills the
+ * rest. A byte on the socket wakes the other side. End of file means that the host is gone: the agent releases and disarms
+ * everything. So does a byte of AGENT_FAREWELL, sent for a controller that is gone; the next controller may come then.
  *
  * Times are nanoseconds. Events carry the guest's monotonic clock; clock_guest_ns and clock_host_ns were read together.
  */
@@ -18,14 +18,14 @@
 
 #define AGENT_MAGIC 0x736b626c61623034ull /* "skblab04" */
 #define AGENT_RULES 8192
-#define AGENT_BY_HAND (AGENT_RULES - 1) /* the rule of what a debugger holds; no other is of that number */
+#define AGENT_BY_HAND (AGENT_RULES - 1) /* the rule number of packets that a debugger holds; no rule has it */
 #define AGENT_POINTS 32768
 #define AGENT_FAREWELL 1
 #define AGENT_MOST_COPIES 1000
 #define AGENT_ALL 0 /* agent_end.packet: every packet that the rule held */
-/* A word of the stack that can be a return address, and how far it lies from the probed function's own, in bytes. */
+/* A word on the stack that can be a return address, and its offset from the probed function's return address. */
 #define AGENT_STACK_WORD(address, bytes) ((__u64)(bytes) << 48 | (address))
-#define AGENT_NO_PACKET 0xff /* skb_argument: the function has none; it can be traced */
+#define AGENT_NO_PACKET 0xff /* skb_argument: the function has no packet, and can be traced only */
 #define AGENT_SEEN_BYTES 128 /* of a packet are compared from step to step */
 #define AGENT_LONG_NS 1024
 #define AGENT_NOTE_BYTES 64
@@ -34,7 +34,7 @@
 
 struct agent_counts { /* of one rule */
 	__u64 arrived; /* packets its filter took, whatever the occurrence */
-	__u64 passed; /* of those: went on untouched, not being the wanted occurrence, or for want of memory */
+	__u64 passed; /* of those: went on untouched: accepted, another occurrence, or not held after all */
 	__u64 traced;
 	__u64 held;
 	__u64 released;
@@ -43,15 +43,15 @@ struct agent_counts { /* of one rule */
 	__u64 stopped;
 	__u64 no_memory; /* packets not held, or copies not made */
 	__u64 going; /* not held: their route, socket, device or namespace was going away */
-	__u64 untold; /* not held: the host had not read its events, and nobody would have decided */
-	__u64 too_many; /* not copied: they are copies, and theirs would be too many */
+	__u64 untold; /* not held: the ring of events was full, so the host would not have known of it */
+	__u64 too_many; /* not copied: copies of copies would be more than AGENT_MOST_COPIES */
 	__u64 expired; /* of the released: by their lease */
 	__u64 given_up; /* of the dropped: their device or namespace went away */
 	__u64 padding[2];
 };
 
 struct agent_shared {
-	__u64 magic; /* written by the agent, last: it is ready */
+	__u64 magic; /* the agent writes it last, when it is ready */
 	__u64 memory_bytes;
 	__u64 commands_offset, commands_bytes;
 	__u64 events_offset, events_bytes;
@@ -59,28 +59,28 @@ struct agent_shared {
 	__u64 stop_address; /* of agent_stop(): where a debugger stops for the verdict "stop" */
 	__u64 measured_address; /* of agent_measured(): a function that does nothing, to be probed */
 	__u64 steps_offset, steps_bytes;
-	__u64 trampoline_address; /* of agent_trampoline(): a debugger calls it in a function's place */
-	__u64 by_hand_address; /* of a struct agent_by_hand, for a debugger to fill in before */
+	__u64 trampoline_address; /* of agent_trampoline(): a debugger calls it instead of a function */
+	__u64 by_hand_address; /* of a struct agent_by_hand, which the debugger fills in before that call */
 	__u64 commands_head __attribute__((aligned(64))); /* host */
 	__u64 commands_tail __attribute__((aligned(64))); /* agent */
 	__u64 events_head __attribute__((aligned(64))); /* agent */
 	__u64 lost; /* events that found the ring full */
-	__u64 held; /* packets set aside now */
+	__u64 held; /* packets held now */
 	__u64 probes; /* functions patched now */
-	__u64 farewells; /* of hosts: all that they had asked for is undone */
+	__u64 farewells; /* of controllers whose rules and traces have ended */
 	__u64 events_tail __attribute__((aligned(64))); /* host */
 	__u64 host_waits; /* host: ring when there is an event */
 	__u64 steps_head __attribute__((aligned(64))); /* agent */
 	__u64 steps_lost; /* steps, returns and kinships that found the ring full */
-	__u64 forgotten; /* packets that were followed no more, for there were too many */
-	__u64 unhooked; /* calls whose return was not waited for: too deep, or on too many stacks */
+	__u64 forgotten; /* packets that a trace gave up because it followed too many */
+	__u64 unhooked; /* calls whose return is not reported: too deep, or on too many stacks */
 	__u64 steps_tail __attribute__((aligned(64))); /* host */
-	__u64 steps_wanted; /* host: of these bytes it wants to be told at once */
-	__u64 steps_soon_ms; /* host: and of fewer after that time */
-	__u64 longest_off_ns; /* agent: for so long interrupts were off at most, while it worked through held packets */
+	__u64 steps_wanted; /* host: ring as soon as there are so many bytes of steps */
+	__u64 steps_soon_ms; /* host: or for fewer, after that time */
+	__u64 longest_off_ns; /* agent: the longest time with interrupts off during the release of held packets */
 	__u64 link_cut; /* as of the last AGENT_LOSSES, of all links: frames longer than their receive buffer */
-	__u64 link_no_memory; /* frames for which there was none */
-	__u64 link_refused; /* sent, and not taken by the host's end or dropped on the way there */
+	__u64 link_no_memory; /* frames for which there was no memory */
+	__u64 link_refused; /* frames sent that the host's end refused, or that were dropped before it */
 	struct agent_counts counts[AGENT_RULES] __attribute__((aligned(64)));
 };
 
@@ -90,48 +90,39 @@ struct agent_record {
 	__u16 rule;
 };
 
-enum agent_verdict {
-	AGENT_ACCEPT = 0,
-	AGENT_TRACE = 1,
-	AGENT_HOLD = 2,
-	AGENT_DROP = 3,
-	AGENT_DUPLICATE = 4,
-	AGENT_STOP = 5,
-};
-
 /* Commands. Each is answered by an AGENT_DONE with its cookie. */
 enum agent_command_kind {
-	AGENT_ARM = 1, /* struct agent_arm, then its filter; in place of a rule of that number there: what it holds stays */
+	AGENT_ARM = 1, /* struct agent_arm, then its filter. Replaces the rule of that number; what that one holds stays held */
 	AGENT_DISARM = 2, /* record.rule; what it holds is released */
 	AGENT_RELEASE = 3, /* struct agent_decide */
 	AGENT_DISCARD = 4,
 	AGENT_COPY = 5, /* number: how many */
 	AGENT_WRITE = 6, /* struct agent_write, then the packet's new bytes */
 	AGENT_MEASURE = 7, /* struct agent_decide, then an Ethernet frame; number: calls. The answer: ns for all of them */
-	AGENT_FOLLOW = 8, /* struct agent_follow, then its filter: what is followed, and told at each step */
-	AGENT_POINT = 9, /* struct agent_point: a function to be passed; record.rule: the point's number */
-	AGENT_UNFOLLOW = 10, /* no points any more */
+	AGENT_FOLLOW = 8, /* struct agent_follow, then its filter: begins a trace */
+	AGENT_POINT = 9, /* struct agent_point: a function for the trace to probe; record.rule: the point's number */
+	AGENT_UNFOLLOW = 10, /* ends the trace, and removes all points */
 	AGENT_LOSSES = 11, /* struct agent_decide; count what the links have lost: agent_shared.link_cut, ... */
 };
 
-/* What a function means for those that are followed, beside being a step. */
+/* What a function does to a packet of a trace. */
 enum agent_role {
 	AGENT_PASSED = 0,
-	AGENT_BORN = 1, /* it returns a packet that has been nobody before */
+	AGENT_BORN = 1, /* it returns a new packet */
 	AGENT_COPIED = 2, /* it returns copies, or parts, of its packet: a list by skb->next */
 	AGENT_MOVED = 3, /* its packet has another skb->head when it returns */
 	AGENT_MERGED = 4, /* argument: the packet that it joins, if the function returns 0 */
-	AGENT_COALESCED = 5, /* likewise, if it does not */
+	AGENT_COALESCED = 5, /* argument: the packet that it joins, if the function does not return 0 */
 	AGENT_DROPS = 6, /* argument: the reason, enum skb_drop_reason */
-	AGENT_ENDS = 7, /* the packet's bytes are freed, if nobody else has them */
-	AGENT_BOUNDARY = 8, /* what is called by it is not because of whom it interrupts */
+	AGENT_ENDS = 7, /* the packet's bytes are freed unless another sk_buff shares them */
+	AGENT_BOUNDARY = 8, /* a softirq: its calls are not caused by the function that it interrupts */
 };
 
-/* How a function is given its packet. */
+/* How a function gets its packet. */
 enum agent_given {
 	AGENT_ITSELF = 0,
 	AGENT_BY_POINTER = 1, /* struct sk_buff ** */
-	AGENT_IN_LIST = 2, /* struct list_head *, of one or more; each of them passes */
+	AGENT_IN_LIST = 2, /* struct list_head *, of one or more packets; each makes a step */
 };
 
 /* A number behind pointers, from the struct sk_buff on: skb->dev->ifindex is { offset of dev, offset of ifindex }. */
@@ -151,14 +142,14 @@ struct agent_follow {
 	struct agent_field field[AGENT_FIELDS];
 };
 
-struct agent_part { /* of a function, in following packets */
+struct agent_part { /* of a function in a trace */
 	__u8 skb_argument;
 	__u8 argument; /* see enum agent_role */
 	__u8 role;
-	__u8 step; /* tell of each passage */
-	__u8 returns; /* and of each return */
-	__u8 no_drop; /* for functions that drop: the reason that is none (SKB_CONSUMED) */
-	__u8 no_reason; /* likewise: the one that may be none (NOT_SPECIFIED) */
+	__u8 step; /* report each call with a packet */
+	__u8 returns; /* and each return */
+	__u8 no_drop; /* AGENT_DROPS: the reason that is no drop (SKB_CONSUMED) */
+	__u8 no_reason; /* AGENT_DROPS: the reason that may be no drop (NOT_SPECIFIED) */
 	__u8 given; /* enum agent_given */
 };
 
@@ -174,26 +165,27 @@ struct agent_arm {
 	__u64 cookie;
 	__u64 address; /* of the function's first NOP */
 	__u64 first, last, every; /* occurrences, from 1; last 0: no end; every 0 or 1: each */
-	__u64 delay_ns, jitter_ns; /* of a hold; delay 0: until it is told */
+	__u64 delay_ns, jitter_ns; /* of a hold; delay 0: until the host decides */
 	__u64 lease_ns; /* of a hold without a delay: it goes on by itself after that; 0: never */
-	__u64 text_start, text_end; /* of the kernel: hits tell the stack; 0: they do not */
+	__u64 text_start, text_end; /* the kernel's text, to find return addresses; 0: hits carry no stack */
+	__s64 argument; /* the verdict's own: of AGENT_DUPLICATE, how many copies */
 	__u32 chance; /* of 2^32; 0: always */
 	__u32 seed;
-	__u32 verdict;
+	__u32 verdict; /* enum agent_verdict, in verdict.c */
 	__u32 reason; /* enum skb_drop_reason */
-	__u32 copies;
 	__u32 captured_bytes; /* at most, in each event */
-	__s32 held_returns, dropped_returns; /* what the caller is told */
+	__s32 held_returns, dropped_returns; /* return values */
 	__u8 skb_argument;
 	__u8 device_arguments; /* bit n: argument n is a struct net_device * */
 	__u8 socket_arguments; /* struct sock * */
 	__u8 net_arguments; /* struct net * */
 	__u32 filter_length; /* instructions; 0: every packet */
+	__u32 padding;
 };
 
 struct agent_by_hand {
-	__u64 address; /* of the function's first instruction; 0: nothing is to be held */
-	__u64 packet; /* agent_hit.packet; 0: it could not be held, and goes on */
+	__u64 address; /* of the function's first instruction; 0: hold nothing */
+	__u64 packet; /* agent_hit.packet; 0: it could not be held and went on */
 	__s32 held_returns;
 	__u8 skb_argument;
 	__u8 device_arguments;
@@ -211,8 +203,8 @@ struct agent_decide {
 };
 
 enum agent_write_flags {
-	AGENT_WITHIN_MTU = 1, /* nobody fragments the packet any more, so its device's MTU holds */
-	AGENT_DISTRUST = 2, /* a receiver has to check the checksums, whatever the kernel knew of them */
+	AGENT_WITHIN_MTU = 1, /* no later function fragments the packet: it must fit the device's MTU */
+	AGENT_DISTRUST = 2, /* the receiver must verify the checksums: CHECKSUM_NONE */
 };
 
 struct agent_write {
@@ -233,13 +225,13 @@ enum agent_event_kind {
 	AGENT_HIT = 1,
 	AGENT_DONE = 2, /* struct agent_done */
 	AGENT_RELEASED = 3, /* struct agent_end */
-	AGENT_DROPPED = 4, /* likewise: one that was held */
+	AGENT_DROPPED = 4, /* struct agent_end */
 };
 
 struct agent_hit {
 	struct agent_record record;
 	__u64 at_ns;
-	__u64 packet; /* names it while it is held; 0: it is not */
+	__u64 packet; /* its number while it is held; 0: it is not held */
 	__u64 occurrence;
 	__u64 skb, head;
 	__u64 address;
@@ -256,8 +248,8 @@ struct agent_hit {
 	__u16 protocol; /* host order */
 	__u16 captured_bytes;
 	/*
-	 * CHECKSUM_PARTIAL: from where on a checksum has still to be computed, from the network header, and where its field
-	 * lies from there, which holds the pseudo header's sum. offset 0: there is none.
+	 * CHECKSUM_PARTIAL: where the bytes to be summed begin, from the network header, and the checksum field's offset from
+	 * there. The field holds the pseudo header's sum. checksum_offset 0: not CHECKSUM_PARTIAL.
 	 */
 	__u16 checksum_start, checksum_offset;
 	__u32 padding;
@@ -267,12 +259,12 @@ struct agent_done {
 	struct agent_record record;
 	__u64 cookie;
 	__s64 result; /* 0 (AGENT_MEASURE: ns), or minus an errno */
-	char note[AGENT_NOTE_BYTES]; /* of AGENT_WRITE: what was found, for people; else empty */
+	char note[AGENT_NOTE_BYTES]; /* of a refused AGENT_WRITE: why, for people */
 };
 
-enum agent_cause { /* why a held packet goes */
+enum agent_cause { /* why a packet is held no more */
 	AGENT_DECIDED = 0, /* by the host, its rule's end, or its delay */
-	AGENT_LEASE = 1, /* nobody decided in time */
+	AGENT_LEASE = 1, /* the host did not decide in time */
 	AGENT_DEVICE_GOES = 2, /* a device that it needs is deleted, or moves to another namespace */
 	AGENT_NAMESPACE_GOES = 3,
 };
@@ -294,24 +286,24 @@ enum agent_step_kind { /* in the ring of steps; record.rule: the point */
 	AGENT_STEP = 1,
 	AGENT_RETURN = 2, /* struct agent_return */
 	AGENT_KIN = 3, /* struct agent_kin */
-	AGENT_DEVICE = 4, /* struct agent_device: what steps at that index are at from now on */
+	AGENT_DEVICE = 4, /* struct agent_device: the name of that device index from now on */
 };
 
 enum agent_step_flags {
-	AGENT_FREED = 1, /* nobody has the packet's bytes after this */
-	AGENT_CHANGED = 2, /* the bytes are told, for they are new */
+	AGENT_FREED = 1, /* the packet's bytes are freed here */
+	AGENT_CHANGED = 2, /* the packet's bytes follow: they differ from the step before */
 	AGENT_RESUMED = 4, /* it was held, and goes on here */
 	AGENT_SHARED_HEAD = 8, /* there are clones of it */
 	AGENT_MORE = 16,
-	AGENT_LET_GO = 32, /* by a function that drops, and tells a reason */
+	AGENT_LET_GO = 32, /* freed with a drop reason */
 };
 
 struct agent_step {
 	struct agent_record record;
 	__u64 at_ns;
-	__u32 packet; /* the packet's number, from 1; 0: a function that takes none */
+	__u32 packet; /* the packet's number, from 1; 0: the function takes no packet */
 	__u32 call; /* this call's number, from 1 */
-	__u32 outer; /* the call in which it happens, or 0 */
+	__u32 outer; /* the call that encloses it, or 0 */
 	__u32 length; /* skb->len */
 	__u64 skb;
 	__u64 caller; /* the return address */
@@ -322,7 +314,7 @@ struct agent_step {
 	__u8 flags;
 };
 
-struct agent_more { /* is 0 where there is none */
+struct agent_more { /* each 0 where the packet has none */
 	__u32 mark;
 	__u32 hash;
 	__u32 reason;
@@ -343,14 +335,14 @@ struct agent_device {
 	char name[16];
 };
 
-struct agent_kin { /* a packet that comes from another, or becomes a part of it, by the function of the point */
+struct agent_kin { /* a packet that is made from another or becomes a part of it, in the point's function */
 	struct agent_record record;
 	__u64 at_ns;
 	__u64 skb;
 	__u32 packet;
 	__u32 other;
-	__u32 call; /* in which that was */
-	__u32 role; /* BORN: because of the other. COPIED, MERGED */
+	__u32 call; /* that did it */
+	__u32 role; /* AGENT_BORN: other is the packet that caused it; AGENT_COPIED, AGENT_MERGED */
 };
 
 #endif

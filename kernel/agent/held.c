@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Packets that are set aside: the function's arguments, and what they need (keep.c). A packet is in one of two places: among
- * the held, until a decision or its timer, and then in the queue, which a tasklet empties, for a function of the network
- * stack expects to be called with bottom halves off.
+ * Held packets, each with its function's arguments and the references that they need (keep.c). A packet is in the hash table
+ * until a decision or its timer, and then in the queue. A tasklet runs the queue: a function of the network stack expects to
+ * be called with bottom halves off.
  */
 #include <linux/hashtable.h>
 #include <linux/hrtimer.h>
@@ -17,14 +17,14 @@
 #include "clock.h"
 #include "keep.h"
 
-#define MOST_WAITED_FOR_NS 100000
+#define MOST_SPIN_NS 100000
 #define AT_ONCE 64 /* packets, with interrupts off, or in one run of the tasklet */
-#define FLUSHED 256 /* packets that go on before the host hears that their rule is gone; more would keep it waiting */
-#define LOOK_EVERY 16 /* holds, between two looks at how much memory there is */
+#define FLUSHED 256 /* packets that go on before DISARM is answered; more would keep the host waiting */
+#define LOOK_EVERY 16 /* holds from one look at the free memory to the next */
 
 struct agent_held {
 	struct hlist_node node; /* while it is held */
-	struct list_head list; /* of its rule, in the order of arrival; then of the queue */
+	struct list_head list; /* in its rule's list, in the order of arrival; then in the queue */
 	struct hrtimer timer;
 	ktime_t due;
 	unsigned long address;
@@ -35,10 +35,10 @@ struct agent_held {
 	u32 reason;
 	u16 rule;
 	u8 skb_argument;
-	u8 cause; /* enum agent_cause: why it goes */
+	u8 cause; /* enum agent_cause: why it is held no more */
 	bool leased; /* its timer is the lease */
 	bool drop;
-	bool told; /* its end event is written */
+	bool ended; /* its end event is written */
 };
 
 static DEFINE_HASHTABLE(held_packets, 12);
@@ -51,7 +51,7 @@ static bool memory_is_short;
 static void run_queue_for_a_while(struct tasklet_struct *tasklet);
 static DECLARE_TASKLET(queue_tasklet, run_queue_for_a_while);
 
-/* Interrupts have been off since then: keep the longest time, for the host to see. */
+/* Interrupts have been off since begin_ns: record the longest time for the host. */
 static void note_off_since(u64 begin_ns)
 {
 	const u64 took_ns = agent_now_ns() - begin_ns;
@@ -83,20 +83,20 @@ static void count_end(const struct agent_held *held)
 		counts->given_up++;
 }
 
-/* Told and counted before it goes: what comes of it, an answer or the next hit, is told after that. */
-static void say_goodbye(struct agent_held *held)
+/* Before the packet goes on: its end event must precede the events that it causes, such as a hit of the reply. */
+static void report_end(struct agent_held *held)
 {
 	count_end(held);
 	agent_tell_end(held->drop ? AGENT_DROPPED : AGENT_RELEASED, held->rule, held->packet, held->cause);
 	agent_ends_owed--;
-	held->told = true;
+	held->ended = true;
 }
 
-/* Move a packet from the held to the queue; why it goes is known. Interrupts are off. */
+/* Move a packet from the hash table to the queue; its cause is set. Interrupts are off. */
 static void enqueue(struct agent_held *held)
 {
-	if (!held->told)
-		say_goodbye(held);
+	if (!held->ended)
+		report_end(held);
 	hash_del(&held->node);
 	list_move_tail(&held->list, &queue);
 	agent_shared->held--;
@@ -105,17 +105,17 @@ static void enqueue(struct agent_held *held)
 }
 
 /*
- * The host wakes a guest that sleeps some 80 us after its timer's time. So timers are set that much earlier, as learned
- * from those before, and a processor that has nothing to do waits here for the rest; another comes back when it is time.
+ * The host wakes a sleeping guest some 80 us late. So timers are set earlier, by what the timers before were late; an idle
+ * processor spins here until the time has come, a busy one restarts the timer.
  */
-static enum hrtimer_restart its_time_has_come(struct hrtimer *timer)
+static enum hrtimer_restart timer_expires(struct hrtimer *timer)
 {
 	struct agent_held *held = container_of(timer, struct agent_held, timer);
 	s64 late_ns = ktime_to_ns(ktime_sub(ktime_get(), hrtimer_get_expires(timer)));
 	unsigned long flags;
 
 	if (is_idle_task(current)) {
-		wakes_late_ns += (clamp_t(s64, late_ns, 0, MOST_WAITED_FOR_NS) - wakes_late_ns) / 8;
+		wakes_late_ns += (clamp_t(s64, late_ns, 0, MOST_SPIN_NS) - wakes_late_ns) / 8;
 		while (ktime_before(ktime_get(), held->due))
 			cpu_relax();
 	} else if (ktime_before(ktime_get(), held->due)) {
@@ -136,10 +136,10 @@ static enum hrtimer_restart its_time_has_come(struct hrtimer *timer)
 static void set_up_timer(struct agent_held *held)
 {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 13, 0)
-	hrtimer_setup(&held->timer, its_time_has_come, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_HARD);
+	hrtimer_setup(&held->timer, timer_expires, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_HARD);
 #else
 	hrtimer_init(&held->timer, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_HARD);
-	held->timer.function = its_time_has_come;
+	held->timer.function = timer_expires;
 #endif
 }
 
@@ -150,7 +150,7 @@ static void start_timer(struct agent_held *held, ktime_t from, u64 after_ns)
 		      HRTIMER_MODE_ABS_HARD);
 }
 
-/* Held packets may take what memory there is, but for a quarter of all: a guest without any dies. */
+/* Held packets leave a quarter of the memory alone: a guest that runs out of memory panics. */
 static bool is_memory_short(void)
 {
 	static unsigned int since;
@@ -160,13 +160,13 @@ static bool is_memory_short(void)
 	return memory_is_short;
 }
 
-/* Set a packet aside and tell the host; 0 where that cannot be, which is counted. Interrupts are off. */
+/* Hold a packet and report the hit; return its number, or 0, counted, where it cannot be held. Interrupts are off. */
 u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb, struct agent_place place)
 {
 	const struct agent_arm *arm = &rule->arm;
 	struct agent_counts *counts = agent_counts(rule->number);
 	u64 delay_ns = arm->delay_ns;
-	const ktime_t arrived = ktime_get(); /* telling the host may take its time: that is not the packet's */
+	const ktime_t arrived = ktime_get(); /* the delay begins here, not after the report */
 	struct agent_held *held = is_memory_short() ? NULL : kmalloc(sizeof(*held), GFP_ATOMIC | __GFP_NOWARN);
 
 	if (!held) {
@@ -181,7 +181,7 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	held->skb_argument = arm->skb_argument;
 	held->cause = AGENT_DECIDED;
 	held->leased = !delay_ns && arm->lease_ns;
-	held->drop = held->told = false;
+	held->drop = held->ended = false;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		held->arguments[i] = agent_argument(regs, i);
 	if (!agent_keep(&held->kept, arm, held->arguments, skb)) {
@@ -189,7 +189,7 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 		kfree(held);
 		return 0;
 	}
-	if (!agent_tell_hit(rule, regs, skb, held->packet, place) && !delay_ns) { /* nobody would ever release it */
+	if (!agent_tell_hit(rule, regs, skb, held->packet, place) && !delay_ns) { /* no one would release it */
 		counts->untold++;
 		agent_unkeep(&held->kept);
 		kfree(held);
@@ -207,7 +207,7 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	return last_packet = held->packet;
 }
 
-/* Let a packet of the queue go on, or free it; false where there is none. Bottom halves are off. */
+/* Resume or free the first packet of the queue; false where the queue is empty. Bottom halves are off. */
 static bool run_queue_once(void)
 {
 	struct agent_held *held;
@@ -235,7 +235,7 @@ static bool run_queue_once(void)
 	return true;
 }
 
-/* Others want the processor too: what is left comes with the next run. */
+/* In steps: other softirqs need the processor, too. */
 static void run_queue_for_a_while(struct tasklet_struct *tasklet)
 {
 	for (unsigned int left = AT_ONCE; left; left--)
@@ -244,7 +244,7 @@ static void run_queue_for_a_while(struct tasklet_struct *tasklet)
 	tasklet_schedule(&queue_tasklet);
 }
 
-/* Let what is in the queue go now, so many of it, and not when the tasklet comes to it; process context. */
+/* Run up to *most* packets of the queue now instead of in the tasklet. Process context. */
 static void run_queue_now(unsigned int most)
 {
 	local_bh_disable();
@@ -268,12 +268,12 @@ static struct agent_held *held_packet(u64 packet)
 	return NULL;
 }
 
-/* Copy a held packet, and let the copy go. Interrupts are off. */
+/* Copy a held packet and queue the copy. Interrupts are off. */
 static int copy_held(const struct agent_held *held)
 {
 	struct agent_held *copy;
 
-	if (held->kept.by_packet) /* its socket is freed with the packet; a copy is not charged to it */
+	if (held->kept.by_packet) /* its socket is freed with the packet, and a copy does not keep it alive */
 		return -ENOTCONN;
 	copy = is_memory_short() ? NULL : kmemdup(held, sizeof(*held), GFP_ATOMIC | __GFP_NOWARN);
 	if (!copy)
@@ -320,7 +320,7 @@ static int decide_once(const struct agent_decide *decide, struct agent_held *hel
 	return 0;
 }
 
-/* Carry out what the host decided for one packet; a copy at a time, for interrupts wait meanwhile. */
+/* Carry out a decision about one packet. Copies are made one at a time: interrupts are off for each. */
 int agent_decide(const struct agent_decide *decide)
 {
 	const bool copies = decide->record.kind == AGENT_COPY;
@@ -341,8 +341,8 @@ int agent_decide(const struct agent_decide *decide)
 }
 
 /*
- * Release what a rule holds, oldest first. The host is told in one record: a word about each of 10,000 would keep it busy
- * for longer than the packets' release takes.
+ * Release the packets that a rule holds, oldest first. One event ends them all: reading 10,000 events would take the host
+ * longer than the release.
  */
 void agent_release_rule(u16 rule)
 {
@@ -360,7 +360,7 @@ void agent_release_rule(u16 rule)
 			held = list_first_entry(ours, struct agent_held, list);
 			count_end(held);
 			agent_ends_owed--;
-			held->told = any = true;
+			held->ended = any = true;
 			enqueue(held);
 		}
 		more = !list_empty(ours);
@@ -369,10 +369,10 @@ void agent_release_rule(u16 rule)
 		note_off_since(begin_ns);
 		local_irq_restore(flags);
 	}
-	run_queue_now(FLUSHED); /* of a few, each is on its way when the host hears that the rule is gone */
+	run_queue_now(FLUSHED); /* a few packets have all gone on when the host gets its answer */
 }
 
-/* Drop what cannot go on any more, for a device or a namespace that it needs is going; returns how many. May sleep. */
+/* Drop the packets that need a device or a namespace that is going; returns how many. Process context. */
 static unsigned int give_up(const void *object, enum agent_cause cause)
 {
 	struct hlist_node *next;
@@ -391,11 +391,11 @@ static unsigned int give_up(const void *object, enum agent_cause cause)
 			}
 		local_irq_restore(flags);
 	}
-	agent_held_flush(); /* and what was in the queue already: nobody needs the object after this */
+	agent_held_flush(); /* the queue, too: afterwards no packet needs the object */
 	return count;
 }
 
-/* A device is going, or moves to another namespace: net/core/dev.c waits for its references. */
+/* A device is going, or moves to another namespace: net/core/dev.c waits for its last reference. */
 static int device_changes(struct notifier_block *block, unsigned long event, void *info)
 {
 	const struct net_device *device = netdev_notifier_info_to_dev(info);
@@ -409,7 +409,7 @@ static int device_changes(struct notifier_block *block, unsigned long event, voi
 	return NOTIFY_DONE;
 }
 
-/* Before anything of the namespace is taken apart: conntrack waits for its entries, devices for their references. */
+/* pre_exit: before the kernel waits for the namespace's conntrack entries and for references to its devices. */
 static void __net_exit namespace_goes(struct net *net)
 {
 	unsigned int count = give_up(net, AGENT_NAMESPACE_GOES);
@@ -436,7 +436,7 @@ int agent_held_open(void)
 	return error;
 }
 
-/* Nothing is held, and nothing comes any more. */
+/* Called when no packet is held and no rule is armed. */
 void agent_held_close(void)
 {
 	unregister_netdevice_notifier(&devices);

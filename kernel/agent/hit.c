@@ -10,60 +10,6 @@
  */
 static bool busy;
 
-/* gdb stops here for the verdict "stop". The frames above: the trampoline, then the probed function at its entry. */
-noinline void agent_stop(const struct sk_buff *skb)
-{
-	asm volatile("" : : "r"(skb) : "memory");
-}
-
-/* Rules can copy copies. A thousand times a thousand would keep the guest busy for ever. */
-static u32 copies_of_copies = 1;
-
-static bool would_be_too_many(const struct agent_arm *arm)
-{
-	return arm->verdict == AGENT_DUPLICATE && copies_of_copies * arm->copies > AGENT_MOST_COPIES;
-}
-
-/* The function runs for each copy before it runs for the packet itself. */
-static void duplicate(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb)
-{
-	const unsigned long address = regs->ip - AGENT_ENTRY_BYTES;
-	const unsigned int argument = rule->arm.skb_argument;
-	unsigned long arguments[AGENT_ARGUMENTS];
-	const u16 number = rule->number; /* the rule may be disarmed while a copy runs */
-	const u32 outer = copies_of_copies;
-
-	copies_of_copies *= rule->arm.copies;
-	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
-		arguments[i] = agent_argument(regs, i);
-	for (u32 left = rule->arm.copies; left; left--) {
-		struct sk_buff *copy = skb_copy(skb, GFP_ATOMIC | __GFP_NOWARN);
-
-		if (!copy) {
-			agent_counts(number)->no_memory += left;
-			break;
-		}
-		agent_counts(number)->duplicated++;
-		arguments[argument] = (unsigned long)copy;
-		agent_call(address, arguments);
-	}
-	copies_of_copies = outer;
-}
-
-/* Verdicts that run code of the network stack. Interrupts are as they were, and the agent is not busy. */
-static void carry_out(u32 verdict, u32 reason, const struct agent_rule *rule, const struct agent_regs *regs,
-		      struct sk_buff *skb)
-{
-	if (verdict == AGENT_DROP) {
-		kfree_skb_reason(skb, reason);
-	} else if (verdict == AGENT_DUPLICATE) {
-		duplicate(rule, regs, skb);
-	} else {
-		agent_ring(); /* the host's doorbell, now: a debugger stops this kernel for a while */
-		agent_stop(skb);
-	}
-}
-
 /* Where a packet is at a function that is no step of its: in the call around, if that is the packet's, or at its last step. */
 static struct agent_place place_of(const struct agent_regs *regs, const struct sk_buff *skb)
 {
@@ -80,30 +26,11 @@ static struct agent_place place_of(const struct agent_regs *regs, const struct s
 	return place;
 }
 
-/* A debugger has called the trampoline at a function's entry: hold that packet. */
-struct agent_by_hand agent_by_hand;
-
 static noinline bool hold_by_hand(struct agent_regs *regs)
 {
-	struct agent_probe probe = { .address = agent_by_hand.address };
-	struct agent_rule rule = {
-		.probe = &probe,
-		.number = AGENT_BY_HAND,
-		.arm = {
-			.verdict = AGENT_HOLD,
-			.captured_bytes = U16_MAX,
-			.skb_argument = agent_by_hand.skb_argument,
-			.device_arguments = agent_by_hand.device_arguments,
-			.socket_arguments = agent_by_hand.socket_arguments,
-			.net_arguments = agent_by_hand.net_arguments,
-		},
-	};
 	struct sk_buff *skb = (struct sk_buff *)agent_argument(regs, agent_by_hand.skb_argument);
 
-	agent_by_hand.address = 0;
-	agent_by_hand.packet = agent_hold(&rule, regs, skb, place_of(regs, skb));
-	regs->rax = (long)agent_by_hand.held_returns;
-	return agent_by_hand.packet;
+	return agent_hold_by_hand(regs, skb, place_of(regs, skb));
 }
 
 /* The rules of a probe. *place* is the traced packet's, if there is one. Returns as agent_hit(), and ends what it has begun. */
@@ -111,9 +38,8 @@ static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *re
 				unsigned long flags)
 {
 	struct agent_rule *rule;
-	struct agent_counts *counts;
 	struct sk_buff *skb;
-	u32 verdict, reason;
+	u32 verdict;
 
 	rule = agent_match(probe, regs, &skb);
 	if (!rule) {
@@ -123,41 +49,10 @@ static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *re
 	}
 	if (skb && (!place.packet || rule->arm.skb_argument != probe->passage.part.skb_argument))
 		place = place_of(regs, skb); /* the trace has no step here, or one of another argument */
-	counts = agent_counts(rule->number);
-	verdict = rule->arm.verdict;
-	reason = rule->arm.reason;
-	if (verdict == AGENT_HOLD) {
-		/* Without memory, a route that lasts, or room in the ring of events, the packet goes on. */
-		if (agent_hold(rule, regs, skb, place)) {
-			counts->held++;
-			regs->rax = (long)rule->arm.held_returns;
-			busy = false;
-			local_irq_restore(flags);
-			return 1;
-		}
-		verdict = AGENT_ACCEPT;
-	} else if (would_be_too_many(&rule->arm)) {
-		counts->too_many++;
-		verdict = AGENT_ACCEPT;
-	}
-	if (verdict == AGENT_ACCEPT)
-		counts->passed++;
-	else
-		agent_tell_hit(rule, regs, skb, 0, place);
-	if (verdict == AGENT_TRACE)
-		counts->traced++;
-	if (verdict == AGENT_STOP)
-		counts->stopped++;
-	if (verdict == AGENT_DROP) {
-		counts->dropped++;
-		regs->rax = (long)rule->arm.dropped_returns;
-	}
+	verdict = agent_verdict_begin(rule, regs, skb, place);
 	busy = false;
 	local_irq_restore(flags);
-	if (verdict <= AGENT_TRACE)
-		return 0;
-	carry_out(verdict, reason, rule, regs, skb);
-	return verdict == AGENT_DROP;
+	return agent_verdict_finish(verdict, rule, regs, skb);
 }
 
 /* The trampoline calls this. 0: go on in the function. 1: return to its caller, with regs->rax as the value. */

@@ -156,10 +156,7 @@ int agent_arm(const struct agent_arm *arm)
 	old = rules[arm->record.rule];
 	if (old && old->probe->address != arm->address)
 		return -EINVAL;
-	if (arm->skb_argument >= AGENT_ARGUMENTS &&
-	    (arm->skb_argument != AGENT_NO_PACKET || arm->verdict > AGENT_TRACE))
-		return -EINVAL;
-	if (arm->copies > AGENT_MOST_COPIES || max3(arm->delay_ns, arm->jitter_ns, arm->lease_ns) > MOST_NS)
+	if (!agent_verdict_fits(arm) || max3(arm->delay_ns, arm->jitter_ns, arm->lease_ns) > MOST_NS)
 		return -EINVAL;
 	if (arm->filter_length > BPF_MAXINSNS ||
 	    sizeof(*arm) + arm->filter_length * sizeof(struct sock_filter) > arm->record.bytes)

@@ -4,10 +4,12 @@ import re
 import struct
 from pathlib import Path
 
+import pytest
+
 from skblab.agent import abi
 from skblab.host import process
 from skblab.image.recipe import kernel_dir
-from skblab.verdict import MOST_COPIES, ROWS
+from skblab.verdict import MOST_COPIES, ROWS, VERDICTS
 
 HEADER = kernel_dir() / "agent" / "agent_abi.h"
 STRUCTS = {
@@ -67,6 +69,19 @@ def in_python(layout: struct.Struct) -> list[Place]:
     return places
 
 
+def run(directory: Path, lines: list[str]) -> str:
+    """Compile the body of a main() that has the header, run it, and return what it prints."""
+    source, program = directory / "layout.c", directory / "layout"
+    source.write_text(
+        '#include <stddef.h>\n#include <stdio.h>\n#include <string.h>\n#include "agent_abi.h"\nint main(void)\n{\n'
+        + "\n".join(lines)
+        + "\nreturn 0;\n}\n"
+    )
+    done = process.run(["gcc", "-std=gnu11", f"-I{HEADER.parent}", "-o", program, source], timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    return process.run([program], timeout_s=10).stdout
+
+
 def test_every_member_lies_where_python_packs_it(tmp_path: Path) -> None:
     structs = members()
     assert structs.keys() == STRUCTS.keys() | INSIDE | {"agent_shared"}
@@ -87,15 +102,7 @@ def test_every_member_lies_where_python_packs_it(tmp_path: Path) -> None:
     shared = [expression.partition("[")[0] for expression in numbers(structs | {"agent_counts": []}, "agent_shared")]
     lines += [f'printf("shared {one} %zu\\n", offsetof(struct agent_shared, {one}));' for one in [*shared, "counts"]]
     lines.append('printf("agent_shared size %zu\\n", sizeof(struct agent_shared));')
-    source, program = tmp_path / "layout.c", tmp_path / "layout"
-    source.write_text(
-        '#include <stddef.h>\n#include <stdio.h>\n#include "agent_abi.h"\nint main(void)\n{\n'
-        + "\n".join(lines)
-        + "\nreturn 0;\n}\n"
-    )
-    done = process.run(["gcc", "-std=gnu11", f"-I{HEADER.parent}", "-o", program, source], timeout_s=60)
-    assert done.returncode == 0, done.stderr
-    said = [line.split() for line in process.run([program], timeout_s=10).stdout.splitlines()]
+    said = [line.split() for line in run(tmp_path, lines).splitlines()]
     sizes = {name: int(size) for name, word, size, *_ in said if word == "size"}
     for name, layout in STRUCTS.items():
         in_c = [
@@ -106,6 +113,93 @@ def test_every_member_lies_where_python_packs_it(tmp_path: Path) -> None:
         assert layout.size + BEHIND.get(name, 0) == sizes[name], name
     assert {name: int(at) for which, name, at, *_ in said if which == "shared"} == abi.OFFSETS
     assert sizes["agent_shared"] == abi.SHARED_BYTES
+
+
+ARM = abi.Arm(**{name: 100 + at for at, name in enumerate(abi.Arm.__slots__) if name != "filter"}, filter=bytes(72))
+POINT = abi.Point(  # as the agent reads it: numbers
+    **{name: 100 + at for at, name in enumerate(abi.Point.__slots__)}  # type: ignore[arg-type]
+)
+FOLLOW = abi.Follow(bytes(48), (abi.Field((101, 102, 103), 104),), 105, 106)
+COMMANDS: dict[str, tuple[bytes, dict[str, int]]] = {
+    "agent_arm": (
+        ARM.encode(7, 8),
+        {name: getattr(ARM, name) for name in abi.Arm.__slots__ if name != "filter"}
+        | {"kind": abi.Command.ARM, "rule": 7, "cookie": 8, "filter_length": 9},
+    ),
+    "agent_point": (
+        POINT.encode(8),
+        {name: getattr(POINT, name) for name in abi.Point.__slots__ if name != "number"}
+        | {"kind": abi.Command.POINT, "rule": POINT.number, "cookie": 8},
+    ),
+    "agent_follow": (
+        FOLLOW.encode(8),
+        {"kind": abi.Command.FOLLOW, "rule": 0, "cookie": 8, "text_start": 105, "text_end": 106, "fields": 1}
+        | {"filter_length": 6},
+    ),
+    "agent_field": (
+        FOLLOW.fields[0].encode(),
+        {"offsets[0]": 101, "offsets[1]": 102, "offsets[2]": 103, "offsets[3]": 0, "offsets[4]": 0, "offsets[5]": 0}
+        | {"hops": 3, "bytes": 104},
+    ),
+    "agent_decide": (
+        abi.encode_decide(abi.Command.COPY, 8, rule=1, packet=2, after_ns=3, number=4, data=bytes(5)),
+        {"kind": abi.Command.COPY, "rule": 1, "cookie": 8, "packet": 2, "after_ns": 3, "number": 4, "data_bytes": 5},
+    ),
+    "agent_write": (
+        abi.encode_write(8, packet=2, data=bytes(5), data_offset=3, checksum=(6, 7), flags=9),
+        {"kind": abi.Command.WRITE, "rule": 0, "cookie": 8, "packet": 2, "data_offset": 3, "data_bytes": 5}
+        | {"checksum_start": 6, "checksum_offset": 7, "flags": 9},
+    ),
+}
+
+
+def one_by_one(which: str) -> list[str]:
+    """Return an expression for each number in a struct, those of arrays too."""
+    expressions = []
+    for expression in numbers(members(), which):
+        name, _, length = expression.removesuffix("]").partition("[")
+        expressions += [f"{name}[{at}]" for at in range(abi.FIELD_HOPS)] if length == "AGENT_FIELD_HOPS" else [name]
+    return expressions
+
+
+@pytest.mark.parametrize("which", COMMANDS)
+def test_a_command_says_the_same_under_the_same_name(tmp_path: Path, which: str) -> None:
+    command, expected = COMMANDS[which]
+    bytes_in_c = ", ".join(map(str, command))
+    lines = [f"static const unsigned char bytes[] = {{ {bytes_in_c} }};", f"struct {which} it;"]
+    lines.append("memcpy(&it, bytes, sizeof(it) < sizeof(bytes) ? sizeof(it) : sizeof(bytes));")
+    lines += [f'printf("{one} %lld\\n", (long long)it.{one});' for one in one_by_one(which)]
+    said = {name: int(value) for name, value in (line.split() for line in run(tmp_path, lines).splitlines())}
+    assert said.pop("record.bytes", len(command)) == len(command)
+    assert {name.removeprefix("record.").removeprefix("part."): value for name, value in said.items()} == expected
+
+
+@pytest.mark.parametrize(("which", "kind"), [("agent_hit", "HIT"), ("agent_done", "DONE"), ("agent_end", "DROPPED")])
+def test_an_event_says_the_same_under_the_same_name(tmp_path: Path, which: str, kind: str) -> None:
+    names = [name for name in numbers(members(), which) if not name.startswith(("record.", "note"))]
+    values = {name: 40 + at for at, name in enumerate(names)} | ({"cause": 2} if which == "agent_end" else {})
+    captured, note = values.get("captured_bytes", 0), b"said"
+    lines = [f"struct {which} it = {{ .record = {{ sizeof(it) + {captured}, AGENT_{kind}, 7 }} }};"]
+    lines += [f"it.{name} = {value};" for name, value in values.items()]
+    lines += [f'memcpy(it.note, "{note.decode()}", {len(note)});'] if which == "agent_done" else []
+    lines.append('for (size_t at = 0; at < sizeof(it); at++) printf("%02x", ((unsigned char *)&it)[at]);')
+    event = abi.decode(bytes.fromhex(run(tmp_path, lines)) + bytes(captured))
+    if isinstance(event, abi.Done):
+        assert event.note == "said"
+    else:
+        assert event.rule == 7
+    if isinstance(event, abi.Hit):
+        assert len(event.data) == values.pop("captured_bytes")
+        assert not event.stack_words
+    assert {name: getattr(event, name) for name in values} == values
+
+
+def test_the_counts_say_the_same_under_the_same_name(tmp_path: Path) -> None:
+    names = numbers(members(), "agent_counts")
+    lines = ["struct agent_counts it = {};", *(f"it.{name} = {at};" for at, name in enumerate(names, 40))]
+    lines.append('for (size_t at = 0; at < sizeof(it); at++) printf("%02x", ((unsigned char *)&it)[at]);')
+    counts = abi.Counts(*abi.Counts.LAYOUT.unpack(bytes.fromhex(run(tmp_path, lines))))
+    assert {name: getattr(counts, name) for name in names} == {name: at for at, name in enumerate(names, 40)}
 
 
 def test_numbers() -> None:
@@ -123,9 +217,11 @@ def test_numbers() -> None:
     ):
         for member in kind:
             assert in_c.pop(member.name) == member.value, member
-    numbers = {row.number for row in ROWS}
-    assert {in_c.pop(name) for name in ("ACCEPT", "TRACE", "HOLD", "DROP", "DUPLICATE", "STOP")} == numbers
     assert in_c == {}
+    verdicts = dict(re.findall(r"\bAGENT_(\w+) = (\d+)", HEADER.with_name("verdict.c").read_text()))
+    assert {int(number) for number in verdicts.values()} == {row.number for row in ROWS}
+    for name, number in verdicts.items():
+        assert VERDICTS[name.lower()].number == int(number)
     assert f"#define AGENT_RULES {abi.RULES}\n" in header
     assert "#define AGENT_BY_HAND (AGENT_RULES - 1)" in header
     assert abi.BY_HAND == abi.RULES - 1

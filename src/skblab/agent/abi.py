@@ -162,10 +162,10 @@ class Arm:
     lease_ns: int = 0
     text_start: int = 0
     text_end: int = 0
+    argument: int = 0
     chance: int = 0
     seed: int = 0
     reason: int = 0
-    argument: int = 0
     captured_bytes: int = 0
     held_returns: int = 0
     dropped_returns: int = 0
@@ -174,15 +174,15 @@ class Arm:
     socket_arguments: int = 0
     net_arguments: int = 0
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH10Q6I2i4BI")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH10Qq5I2i4BI4x")
 
     def encode(self, rule: int, cookie: int) -> bytes:
         """Return the command's bytes."""
         head = self.LAYOUT.pack(
             self.LAYOUT.size + len(self.filter), Command.ARM, rule, cookie, self.address,
             self.first, self.last, self.every, self.delay_ns, self.jitter_ns, self.lease_ns,
-            self.text_start, self.text_end,
-            self.chance, self.seed, self.verdict, self.reason, self.argument, self.captured_bytes,
+            self.text_start, self.text_end, self.argument,
+            self.chance, self.seed, self.verdict, self.reason, self.captured_bytes,
             self.held_returns, self.dropped_returns,
             self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments, len(self.filter) // 8,
         )  # fmt: skip

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-AGENT_STOP = "agent_stop"  # kernel/agent/hit.c: gdb's breakpoint for the verdict "stop"
+AGENT_STOP = "agent_stop"  # kernel/agent/verdict.c: gdb's breakpoint for the verdict "stop"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* What each verdict does to a packet. CONTRIBUTING.md says how to add one. */
+#include "agent.h"
+
+enum agent_verdict { /* src/skblab/verdict.py has the words, with the same numbers */
+	AGENT_ACCEPT = 0,
+	AGENT_TRACE = 1,
+	AGENT_HOLD = 2, /* delay and edit, too */
+	AGENT_DROP = 3,
+	AGENT_DUPLICATE = 4,
+	AGENT_STOP = 5,
+};
+
+/* gdb stops here for the verdict "stop". The frames above: the trampoline, then the probed function at its entry. */
+noinline void agent_stop(const struct sk_buff *skb)
+{
+	asm volatile("" : : "r"(skb) : "memory");
+}
+
+/* Rules can copy copies. A thousand times a thousand would keep the guest busy for ever. */
+static u32 copies_of_copies = 1;
+
+static bool would_be_too_many(const struct agent_arm *arm)
+{
+	return copies_of_copies * arm->argument > AGENT_MOST_COPIES;
+}
+
+/* The function runs for each copy before it runs for the packet itself. */
+static void duplicate(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb)
+{
+	const unsigned long address = regs->ip - AGENT_ENTRY_BYTES;
+	const unsigned int argument = rule->arm.skb_argument;
+	unsigned long arguments[AGENT_ARGUMENTS];
+	const u16 number = rule->number; /* the rule may be disarmed while a copy runs */
+	const u32 outer = copies_of_copies;
+
+	copies_of_copies *= rule->arm.argument;
+	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
+		arguments[i] = agent_argument(regs, i);
+	for (u32 left = rule->arm.argument; left; left--) {
+		struct sk_buff *copy = skb_copy(skb, GFP_ATOMIC | __GFP_NOWARN);
+
+		if (!copy) {
+			agent_counts(number)->no_memory += left;
+			break;
+		}
+		agent_counts(number)->duplicated++;
+		arguments[argument] = (unsigned long)copy;
+		agent_call(address, arguments);
+	}
+	copies_of_copies = outer;
+}
+
+/* A debugger has called the trampoline at a function's entry: hold that packet. */
+struct agent_by_hand agent_by_hand;
+
+bool agent_hold_by_hand(struct agent_regs *regs, struct sk_buff *skb, struct agent_place place)
+{
+	struct agent_probe probe = { .address = agent_by_hand.address };
+	struct agent_rule rule = {
+		.probe = &probe,
+		.number = AGENT_BY_HAND,
+		.arm = {
+			.verdict = AGENT_HOLD,
+			.captured_bytes = U16_MAX,
+			.skb_argument = agent_by_hand.skb_argument,
+			.device_arguments = agent_by_hand.device_arguments,
+			.socket_arguments = agent_by_hand.socket_arguments,
+			.net_arguments = agent_by_hand.net_arguments,
+		},
+	};
+
+	agent_by_hand.address = 0;
+	agent_by_hand.packet = agent_hold(&rule, regs, skb, place);
+	regs->rax = (long)agent_by_hand.held_returns;
+	return agent_by_hand.packet;
+}
+
+/* Can a rule be armed with this verdict and its argument? Without a packet a function can only be traced. */
+bool agent_verdict_fits(const struct agent_arm *arm)
+{
+	if (arm->skb_argument == AGENT_NO_PACKET)
+		return arm->verdict <= AGENT_TRACE;
+	if (arm->verdict == AGENT_DUPLICATE && (u64)arm->argument > AGENT_MOST_COPIES)
+		return false;
+	return arm->skb_argument < AGENT_ARGUMENTS;
+}
+
+/*
+ * First, with interrupts off: report and count. Returns the verdict to finish, which is AGENT_ACCEPT where the rule's cannot
+ * be carried out.
+ */
+u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct sk_buff *skb, struct agent_place place)
+{
+	struct agent_counts *counts = agent_counts(rule->number);
+	u32 verdict = rule->arm.verdict;
+
+	if (verdict == AGENT_HOLD) {
+		/* Without memory, a route that lasts, or room in the ring of events, the packet goes on. */
+		if (agent_hold(rule, regs, skb, place)) {
+			counts->held++;
+			regs->rax = (long)rule->arm.held_returns;
+			return verdict;
+		}
+		verdict = AGENT_ACCEPT;
+	} else if (verdict == AGENT_DUPLICATE && would_be_too_many(&rule->arm)) {
+		counts->too_many++;
+		verdict = AGENT_ACCEPT;
+	}
+	if (verdict == AGENT_ACCEPT) {
+		counts->passed++;
+		return verdict;
+	}
+	agent_tell_hit(rule, regs, skb, 0, place);
+	switch (verdict) {
+	case AGENT_TRACE:
+		counts->traced++;
+		break;
+	case AGENT_DROP:
+		counts->dropped++;
+		regs->rax = (long)rule->arm.dropped_returns;
+		break;
+	case AGENT_STOP:
+		counts->stopped++;
+		break;
+	}
+	return verdict;
+}
+
+/*
+ * Then, with interrupts as they were: what runs code of the network stack, whose functions may be probed. Returns as
+ * agent_hit().
+ */
+int agent_verdict_finish(u32 verdict, const struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb)
+{
+	switch (verdict) {
+	case AGENT_HOLD:
+		return 1;
+	case AGENT_DROP:
+		kfree_skb_reason(skb, rule->arm.reason);
+		return 1;
+	case AGENT_DUPLICATE:
+		duplicate(rule, regs, skb);
+		return 0;
+	case AGENT_STOP:
+		agent_ring(); /* the host's doorbell, now: a debugger stops this kernel for a while */
+		agent_stop(skb);
+		return 0;
+	default:
+		return 0;
+	}
+}
