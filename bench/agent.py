@@ -1,4 +1,4 @@
-"""What the agent costs, beside gdb doing the same."""
+"""Measure what the agent costs, beside gdb doing the same."""
 
 import contextlib
 import json
@@ -30,8 +30,8 @@ AVERAGE = re.compile(r"= [\d.]+/([\d.]+)/")
 PING = bytes.fromhex("45000054000040004001b55ac0a80afec0a80a01") + echo_request(IDENTITY, 1, bytes(56))
 CALLS = 20_000
 CALL_ROUNDS = 9
-CATCH_UP_S = 0.3  # for the reader: the ring is not to be full
-NEVER = "ip[8] == 255 and icmp[0:2] == 0x1234"  # a filter that has to look, and takes nothing
+CATCH_UP_S = 0.3  # for the reader, so that the ring is not full
+NEVER = "ip[8] == 255 and icmp[0:2] == 0x1234"  # a filter that reads the packet and matches none
 
 
 def flood_us(lab: Lab, count: int = FLOOD) -> float:
@@ -49,19 +49,19 @@ def may_be_probed(lab: Lab, name: str) -> bool:
 
 
 def busy_ns(lab: Lab) -> int:
-    """Return the processor time that the guest kernel has had, in ns (Documentation/scheduler/sched-stats.rst)."""
+    """Return the processor time of the guest's kernel, in ns (Documentation/scheduler/sched-stats.rst)."""
     return int(Path(f"/proc/{lab.guest.pid}/schedstat").read_text().split()[0])
 
 
 def flood_busy_ns(lab: Lab) -> float:
-    """Return the guest kernel's processor time for one ping of a flood, in ns."""
+    """Return the processor time of the guest's kernel for one ping of a flood, in ns."""
     before = busy_ns(lab)
     flood_us(lab)
     return (busy_ns(lab) - before) / FLOOD
 
 
 def compare(lab: Lab, rules: list[str]) -> tuple[float, float]:
-    """Return the guest's time for a ping without and with rules, in ns."""
+    """Return the guest's processor time for a ping without and with rules, in ns."""
     without, with_rules = [], []
     for _ in range(ROUNDS):
         without.append(flood_busy_ns(lab))
@@ -74,20 +74,20 @@ def compare(lab: Lab, rules: list[str]) -> tuple[float, float]:
 
 
 def calls_ns(lab: Lab, verdict: str = "") -> list[float]:
-    """Return what a call in the guest takes with no network around it, with a rule or without, in ns."""
+    """Return the times of calls in the guest outside of the network stack, with or without a rule, in ns."""
     rule = Rule.parse(f"agent_measured = {verdict}") if verdict else None
     times = []
     for _ in range(CALL_ROUNDS):
         with lab.agent.arm_measured(rule) if rule else contextlib.nullcontext():
             times.append(lab.agent.measure_ns(bytes(12) + b"\x08\0" + PING, CALLS))
-        time.sleep(CATCH_UP_S)  # noqa: TID251 - nothing tells when the reader has caught up
+        time.sleep(CATCH_UP_S)  # noqa: TID251 - the reader does not report when it has caught up
     return times
 
 
 def probe_cost(lab: Lab) -> Iterator[Number]:
     """Measure what a rule adds to a call."""
     bare = statistics.median(calls_ns(lab))
-    calls_ns(lab, "trace")  # the ring's memory is touched for the first time
+    calls_ns(lab, "trace")  # touches the ring's memory for the first time
     for what, verdict, target in (
         ("a call that a rule counts (accept)", "accept", 0),
         ("a call with a filter that does not match", f"trace if {NEVER}", 150),
@@ -98,10 +98,10 @@ def probe_cost(lab: Lab) -> Iterator[Number]:
 
 
 def hold_cost(lab: Lab) -> Iterator[Number]:
-    """Measure what a hold adds to a ping's way, by the guest's processor time: decided on in the agent, at once."""
+    """Measure the guest's processor time for a hold that the agent releases at once."""
     yield single("RTT of ping -f, nothing armed", flood_us(lab), "us")
     plain, held = compare(lab, ["icmp_rcv = delay 1ns"])
-    yield single("a hold, its timer, its release, and telling of both", (held - plain) / 1e3, "us")
+    yield single("a hold, its timer, its release, and both events", (held - plain) / 1e3, "us")
 
 
 def beside_gdb(lab: Lab) -> Iterator[Number]:
@@ -121,18 +121,18 @@ def beside_gdb(lab: Lab) -> Iterator[Number]:
 
 
 def let_go(held: Hold) -> None:
-    """Release the packet that is coming."""
+    """Release the next packet."""
     held.take(1)[0].release()
 
 
 def go_on(gdb: Debugger) -> None:
-    """Resume from the stop that is coming."""
+    """Resume from the next stop."""
     gdb.wait_stop(10)
     gdb.resume()
 
 
 def asked(lab: Lab, count: int, decide: Callable[[], None]) -> list[float]:
-    """Return how long it takes to be answered where each echo request is decided on, in us."""
+    """Return the times to the reply of echo requests of which each needs a decision, in us."""
     times = []
     with lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as client:
         for sequence in range(count):
@@ -145,7 +145,7 @@ def asked(lab: Lab, count: int, decide: Callable[[], None]) -> list[float]:
 
 
 def throughput(image: Image) -> Iterator[Number]:
-    """Measure iperf3 with nothing armed, one filter that does not match, a hundred, and all there can be."""
+    """Measure iperf3 with nothing armed, with one filter that does not match, a hundred, and the most possible."""
     with Lab(image=image, root="host", commands=["iperf3 -s"], memory_mib=256) as lab:
         functions = [name for name in lab.image.functions.names() if may_be_probed(lab, name)]
         functions.sort(key=lambda name: (name != "tcp_v4_rcv", "tcp" not in name))
@@ -191,7 +191,7 @@ def held_at_once(image: Image) -> Iterator[Number]:
 
 
 def rule_taken_away(image: Image) -> Iterator[Number]:
-    """Measure the end of a rule that holds many."""
+    """Measure removing a rule that holds many packets."""
     with (
         Lab(image=image, memory_mib=512) as lab,
         lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as client,

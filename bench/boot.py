@@ -1,4 +1,4 @@
-"""Boots, labs, commands and gdb."""
+"""Measure boots, labs, commands and gdb."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ IDENTITY = 0x5B1A
 
 
 class FirstReply:
-    """A client that asks again and again until it is answered once."""
+    """A client that sends echo requests until the first reply."""
 
     def __init__(self, namespaces: Namespaces) -> None:
         self._socket = namespaces.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
@@ -57,7 +57,7 @@ class FirstReply:
                 return
 
     def wait_s(self) -> float:
-        """Return when the reply came."""
+        """Return the time of the reply."""
         self._thread.join()
         self._socket.close()
         if not self.at_s:
@@ -99,7 +99,7 @@ def lab_and_back(image: Image) -> list[float]:
 
 
 def many_labs(image: Image) -> list[float]:
-    """Return how long many labs of one process take until all are ready, in s."""
+    """Return the times until many labs of one process are ready, in s."""
     labs = [Lab(f"bench-{os.getpid()}-{number}", image=image) for number in range(MANY)]
     started = time.perf_counter()
     with ExitStack() as stack, ThreadPoolExecutor(STARTED_AT_ONCE) as pool:
@@ -118,7 +118,7 @@ def command(*words: str) -> list[float]:
 
 
 def debugger(image: Image) -> Iterator[Number]:
-    """Measure gdb: to attach, to stop, to let go."""
+    """Measure gdb: attach, stop, detach."""
     attach: list[float] = []
     detach: list[float] = []
     stop: list[float] = []

@@ -1,4 +1,4 @@
-"""How much later than asked a delayed packet comes: the agent's, netem's and NFQUEUE's, on the same kind of link."""
+"""Measure how late a delayed packet is: by the agent, by netem and by NFQUEUE, on the same kind of link."""
 
 import contextlib
 import statistics
@@ -23,20 +23,20 @@ NFQUEUE = f"{Path(sys.executable).resolve()} {Path(__file__).with_name('nfqueue.
 
 
 def round_trips_us(lab: Lab) -> list[float]:
-    """Return ping's RTTs, in us; below 10 ms it prints them to 10 us, and it shares no lock with our reader."""
+    """Return ping's RTTs, in us; ping prints them to 10 us below 10 ms, and does not wait for this process's reader."""
     done = lab.run(["ping", "-n", "-c", str(PACKETS), "-i", "0.02", GUEST], timeout_s=60)
     return [reply.rtt_ms * 1e3 for reply in parse_ping(done.stdout)]
 
 
 def late(what: str, delayed: list[float], plain: list[float], target: float = 0.0) -> Number:
-    """Return the median and the 99th percentile of what is more than was asked for, in us."""
+    """Return the median and the 99th percentile of the excess over the wanted delay, in us."""
     base = statistics.median(plain) + WANTED_MS * 1e3
     more = sorted(one - base for one in delayed)
     return Number(what, round(statistics.median(more), 1), round(more[len(more) * 99 // 100], 1), "us", target)
 
 
 def measure(image: Image) -> Iterator[Number]:
-    """Measure the three."""
+    """Measure all three."""
     with Lab(image=image) as lab:
         plain = round_trips_us(lab)
         with contextlib.closing(lab.rule(f"icmp_rcv = delay {WANTED_MS}ms")):

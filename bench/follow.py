@@ -1,4 +1,4 @@
-"""What it costs to follow packets: a flood of pings with every function armed that takes one, beside one with none."""
+"""Measure what following packets costs: a ping flood with every function armed that takes a packet, and with none."""
 
 import os
 import statistics
@@ -41,7 +41,7 @@ def step_cost(lab: Lab) -> Iterator[Number]:
 
 
 def measure(image: Image) -> Iterator[Number]:
-    """Flood by turns: nothing armed, followed, followed without returns."""
+    """Flood in turn: with nothing armed, followed, followed without returns."""
     plain_s: list[float] = []
     followed_s: list[float] = []
     flat_s: list[float] = []

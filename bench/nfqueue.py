@@ -1,4 +1,4 @@
-"""Delay every packet that the queue gets, and let it go: what a user of NFQUEUE writes. Runs in the guest.
+"""Delay every packet of the queue: the program that a user of NFQUEUE would write. Runs in the guest.
 
 Usage: nfqueue.py SECONDS. Listens on a TCP port when it is ready.
 Messages: include/uapi/linux/netfilter/nfnetlink_queue.h.
@@ -16,18 +16,18 @@ PACKET, VERDICT, CONFIG = 0, 1, 2
 CONFIG_COMMAND, CONFIG_PARAMETERS, BIND, COPY_PACKET = 1, 2, 1, 2
 PACKET_HEADER, VERDICT_HEADER, ACCEPT = 1, 2, 1
 QUEUE = 0
-SPIN_S = 0.0005  # of a wait, at its end: select() alone is a timer's slack late
+SPIN_S = 0.0005  # busy wait at the end: select() alone is late by the timer slack
 
 
 def message(kind: int, attribute: int, data: bytes) -> bytes:
-    """Return one netlink message of the queue's, with one attribute."""
+    """Return one netlink message for the queue, with one attribute."""
     body = struct.pack("=BBH", socket.AF_UNSPEC, 0, socket.htons(QUEUE))
     body += struct.pack("=HH", 4 + len(data), attribute) + data.ljust(-(-len(data) // 4) * 4, b"\0")
     return struct.pack("=IHHII", 16 + len(body), SUBSYSTEM_QUEUE << 8 | kind, 1, 0, 0) + body
 
 
 def packet_numbers(data: bytes) -> list[bytes]:
-    """Return the numbers (big endian) of the packets that some messages bring."""
+    """Return the numbers (big endian) of the packets in some messages."""
     numbers = []
     while len(data) >= 20:
         length, kind = struct.unpack_from("=IH", data)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a number with its target, and the table that they print."""
+"""The benchmarks' common parts: a number with its target, and the printed table."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from skblab.image.image import Image
 
 @dataclass(frozen=True)
 class Number:
-    """One measured number: the median of some runs, the worst, and the target it is held to (0: none)."""
+    """One measured number: median and worst of some runs, and its target (0: none)."""
 
     what: str
     median: float
@@ -29,13 +29,13 @@ def summary(what: str, values: list[float], unit: str, target: float = 0.0) -> N
 
 
 def single(what: str, value: float, unit: str, target: float = 0.0) -> Number:
-    """Return a number that was measured once, or is made of others."""
+    """Return a number that was measured once, or computed from others."""
     return Number(what, round(value, 2), round(value, 2), unit, target)
 
 
 @contextmanager
 def stopwatch(times: list[float]) -> Iterator[None]:
-    """Add how long the block took, in ms."""
+    """Append the block's duration, in ms."""
     started = time.perf_counter()
     yield
     times.append((time.perf_counter() - started) * 1e3)

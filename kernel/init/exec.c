@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Commands that the host asks for: a server, a child of init's, that forks a keeper for each. The keeper starts the
- * command in the guest's root, passes signals on to it, and tells how it ended; where the host hangs up, the command gets
- * SIGHUP. The command reads and writes the host's own pipes (kernel/agent/hostfile.c): nothing is copied here, but for a
- * terminal (terminal.c).
+ * Run commands for the host. A server, a child of init, forks a keeper for each command. The keeper starts the command
+ * in the guest's root, passes signals on to it, and reports how it ended; if the host hangs up, the command gets
+ * SIGHUP. The command reads and writes the host's own pipes (kernel/agent/hostfile.c): only a terminal's bytes are
+ * copied (terminal.c).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,10 +32,10 @@ static void tell(int connection, enum exec_kind kind, int value, enum exec_step 
 	struct exec_message message = { .kind = kind, .value = value, .step = step };
 
 	if (write(connection, &message, sizeof(message)) < 0)
-		return; /* nobody is there to be told */
+		return; /* the host has hung up */
 }
 
-/* Split what follows a request's head into its words; false where they are not all there. */
+/* Split a request's text into its words; return false if some are missing. */
 static bool split(const struct exec_message *request, size_t bytes, char **words)
 {
 	char *next = (char *)request->text, *end = (char *)request + bytes;
@@ -56,7 +56,7 @@ static int enter_root(int root)
 	return fchdir(root) < 0 || chroot(".") < 0 ? -1 : 0;
 }
 
-/* Become the command; on *failed*, which ends with execve(2), what kept us from it. */
+/* Execute the command; on failure, write why to *failed*, which execve(2) closes. */
 static void become(const struct exec_message *request, char **words, const int *standard, int failed, const char *home)
 {
 	char **argv = calloc(request->argc + 1, sizeof(*argv)), **envp = calloc(request->envc + 1, sizeof(*envp));
@@ -97,7 +97,7 @@ static void no_action(int number)
 	(void)number;
 }
 
-/* Obey the host, and carry the terminal's bytes, until the command has ended; return its status. */
+/* Carry out the host's orders, and copy the terminal's bytes, until the command has ended; return its status. */
 static int keep(int connection, pid_t command, bool stays, struct terminal *terminal)
 {
 	struct pollfd watched[1 + TERMINAL_POLLS] = { { .fd = connection, .events = POLLIN } };
@@ -109,7 +109,7 @@ static int keep(int connection, pid_t command, bool stays, struct terminal *term
 		int count = 1 + (terminal ? terminal_wants(terminal, watched + 1) : 0);
 
 		if (ppoll(watched, count, NULL, &none) < 0)
-			continue; /* SIGCHLD, which is let in here alone */
+			continue; /* SIGCHLD, which is unblocked only here */
 		if (terminal)
 			terminal_moves(terminal, watched + 1);
 		if (watched[0].revents) {
@@ -148,7 +148,7 @@ static void serve_command(int connection, int root, const char *home)
 	pid_t command;
 
 	if (got <= 0)
-		return; /* it has hung up before it asked */
+		return; /* the host has hung up without a request */
 	words = got < (int)sizeof(*request) ? NULL : calloc(1 + request->argc + request->envc, sizeof(*words));
 	if (!words || !split(request, got, words) || received.count != (request->terminal ? 2u : 3u)) {
 		tell(connection, EXEC_FAILED, EINVAL, EXEC_STEP_REQUEST);
@@ -183,7 +183,7 @@ static void serve_command(int connection, int root, const char *home)
 	}
 	if (command == 0)
 		become(request, words, standard, failed[1], home);
-	/* What the command has, it has alone: its end is the end of its pipes. */
+	/* Only the command keeps its pipes: they end with it. */
 	close(failed[1]);
 	for (int i = 0; i < (request->terminal ? 1 : 3); i++)
 		close(standard[i]);
@@ -196,12 +196,12 @@ static void serve_command(int connection, int root, const char *home)
 	tell(connection, EXEC_ENDED, keep(connection, command, request->stays, request->terminal ? &terminal : NULL), 0);
 }
 
-/* Start the server, where the kernel has files of the host's for it. The commands' / is *root*. */
+/* Start the server, if the kernel can pass it files of the host. *root* is the commands' "/". */
 void serve_commands(const struct root *root)
 {
 	int control = open("/proc/" HOSTFILE_PROC, O_RDONLY | O_CLOEXEC);
 	int requests = ioctl(control, HOSTFILE_REQUESTS);
-	int at = open(root->at ? root->at : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* the same, wherever it is moved to */
+	int at = open(root->at ? root->at : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* stays valid when it is moved */
 	pid_t server = requests < 0 || at < 0 ? -1 : fork();
 
 	if (server < 0)
@@ -212,7 +212,7 @@ void serve_commands(const struct root *root)
 		close(at);
 		return;
 	}
-	signal(SIGCHLD, SIG_IGN); /* nobody waits for the keepers */
+	signal(SIGCHLD, SIG_IGN); /* keepers are reaped by the kernel */
 	for (;;) {
 		char byte;
 		struct hostfile_message request = { .data = (uintptr_t)&byte, .bytes = 1 };

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The guest's first process: static, no shell.
+ * The guest's first process: static, without a shell.
  *
  * It gives lo and the link their addresses, says "ready" through /proc/mconsole (arch/um/drivers/mconsole_kern.c: a
- * write there becomes a USER_NOTIFY datagram on the host), mounts what a guest is expected to have, and then becomes
- * the init of the guest's disk; or, where there is none, reaps children for ever. Readiness comes first,
- * behind the user's own modules: everything that can wait, waits until after it.
+ * write there becomes a USER_NOTIFY datagram on the host), mounts the usual file systems, and then executes the init of
+ * the guest's disk, or without a disk reaps children for ever. Only the user's modules are loaded before "ready";
+ * everything else comes after it.
  *
- * Its orders are parameters of the kernel's command line, which the kernel hands to init as its environment
+ * Its orders are parameters of the kernel's command line, which the kernel passes to init as its environment
  * (init/main.c unknown_bootoption(): name=value without a dot in the name):
  *   skblab_link0=vec0,192.168.10.1/24,fd00:10::1/64  skblab_link1=...  skblab_memory=5  skblab_socket=6  skblab_requests=7
- *   skblab_root=2f (a directory of the host's, in hex)  skblab_disk=1 (the root is on /dev/ubda)
+ *   skblab_root=2f (a directory of the host, in hex)  skblab_disk=1 (the root is on /dev/ubda)
  *   skblab_consoles=6 (tty1 to tty6 have a shell each)
  */
 #include <errno.h>
@@ -26,7 +26,7 @@
 
 #include "init.h"
 
-/* The agent maps the host's memory and hears its doorbell by descriptors that this kernel's process inherited. */
+/* The agent maps the host's memory and receives its doorbell by descriptors that this kernel's process inherited. */
 static void load_agent(void)
 {
 	const char *memory = getenv("skblab_memory"), *doorbell = getenv("skblab_socket");
@@ -40,7 +40,7 @@ static void load_agent(void)
 	snprintf(parameters, sizeof(parameters), "memory_fd=%s socket_fd=%s requests_fd=%s", memory, doorbell,
 		 requests);
 	if (fd < 0 || syscall(SYS_finit_module, fd, parameters, 0) < 0) {
-		/* The host would wait for it: a lab is nothing without, and its end is heard at once. */
+		/* A lab needs the agent: power off, so that the host fails at once instead of waiting. */
 		complain("cannot load the agent");
 		reboot(RB_POWER_OFF);
 	}
@@ -51,7 +51,7 @@ int main(void)
 {
 	struct root root;
 
-	/* Ctrl-Alt-Del is SIGINT for us, which a first process ignores, and not a reboot (kernel/reboot.c ctrl_alt_del()). */
+	/* Ctrl-Alt-Del sends us SIGINT, which we ignore, instead of rebooting (kernel/reboot.c ctrl_alt_del()). */
 	reboot(RB_DISABLE_CAD);
 	mkdir("/proc", 0555);
 	if (mount("proc", "/proc", "proc", 0, NULL) < 0)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The rooms of the guest's first process. Its orders are in its environment: see init.c. */
+/* The parts of the guest's first process. Its orders are in its environment: see init.c. */
 #ifndef SKBLAB_INIT_H
 #define SKBLAB_INIT_H
 
@@ -7,29 +7,29 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* tell.c: words on the console, words into files */
+/* tell.c: messages on the console, text into files */
 void complain(const char *what);
 int put(const char *path, const char *text);
 
-/* link.c: addresses, so that the guest can be reached */
+/* link.c: the links' addresses */
 void set_up_links(void);
 
-/* modules.c: the user's own */
+/* modules.c: the user's modules */
 void load_modules(void);
 
-/* root.c: the files that the guest's programs see, and the programs */
+/* root.c: the root file system of the guest's programs */
 struct root {
-	const char *at; /* where it is mounted; NULL: there is none */
-	const char *init; /* its own first process, to be handed over to; NULL: we stay */
+	const char *at; /* where it is mounted; NULL: no root */
+	const char *init; /* its own init, to be executed; NULL: we stay */
 };
 struct root mount_root(void);
 void hand_over(const struct root *root);
 void keep_consoles(void);
 
-/* exec.c: commands that the host asks for */
+/* exec.c: commands for the host */
 void serve_commands(const struct root *root);
 
-/* terminal.c: a terminal for one of them */
+/* terminal.c: a terminal for a command */
 struct carried {
 	size_t from, to;
 	char bytes[4096];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The guest's end of the link: addresses, and a word to everybody on it. */
+/* The guest's end of the links: addresses, and their announcement. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@
 
 #define MOST_LINKS 8 /* src/skblab/host/links.py MOST */
 
-/* Split "ADDRESS/PREFIX" in place; returns the prefix length, or -1. */
+/* Split "ADDRESS/PREFIX" in place; return the prefix length, or -1. */
 static int split_prefix(char *text)
 {
 	char *slash = strchr(text, '/');
@@ -83,10 +83,10 @@ static int set_ip6(int fd, const char *device, char *text)
 }
 
 /*
- * Tell everybody on the link whose the address is: a gratuitous ARP request (RFC 5227 section 3), as ndisc_notify does
- * it for IPv6. A host that asked before has its question read while the device is being opened, when no answer can be
- * sent yet (net/core/dev.c __dev_open(): dev_activate() comes later), and would ask again only after a second. The
- * kernel's own arp_notify speaks before the route stands, and then the first packet is lost.
+ * Announce the address by a gratuitous ARP request (RFC 5227 section 3), as ndisc_notify does for IPv6. An earlier ARP
+ * request is received while the device is being opened, when no reply can be sent yet (net/core/dev.c __dev_open():
+ * before dev_activate()), and is repeated only after a second. The kernel's own arp_notify announces before the route
+ * is added, so that the first packet is lost.
  */
 static int announce(int fd, const char *device, const char *ip4)
 {
@@ -128,7 +128,7 @@ static void set_option(const char *family, const char *device, const char *name,
 	put(path, value);
 }
 
-/* "vec0,192.168.10.1/24,fd00:10::1/64": a device, and its addresses. */
+/* "vec0,192.168.10.1/24,fd00:10::1/64": a device and its addresses. */
 static void set_up_one(int fd4, int fd6, char *words)
 {
 	char *next, *device = strtok_r(words, ",", &next), *address, *ip4 = NULL, *ip6 = NULL;
@@ -138,9 +138,9 @@ static void set_up_one(int fd4, int fd6, char *words)
 	while ((address = strtok_r(NULL, ",", &next)))
 		*(strchr(address, ':') ? &ip6 : &ip4) = address;
 	/*
-	 * Nobody else has it: an address needs no duplicate detection and can be used at once.
-	 * The larger of "all" and the device's own counts (Documentation/networking/ip-sysctl.rst accept_dad).
-	 * And the link is to be quiet: no asking for routers, no repeated reports of multicast groups.
+	 * No other host has the address: without duplicate detection it is usable at once. The larger of "all" and the
+	 * device's own value counts (Documentation/networking/ip-sysctl.rst accept_dad). The link stays quiet: no
+	 * router solicitations, no repeated multicast reports.
 	 */
 	set_option("ipv6", device, "accept_dad", "0");
 	set_option("ipv6", device, "router_solicitations", "0");

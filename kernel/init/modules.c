@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The user's own modules: /modules/00, /modules/01, ... in the order in which they are to be loaded; /modules/00.orders has
- * a module's name and, behind a blank, its parameters. The host is told where the code of each lies, to find functions there.
+ * Load the user's modules: /modules/00, /modules/01, ... in this order; /modules/00.orders has a module's name and,
+ * after a blank, its parameters. The host gets the addresses of each module's code sections, to find functions there.
  */
 #define _GNU_SOURCE /* asprintf() */
 #include <dirent.h>
@@ -18,7 +18,7 @@
 
 #include "init.h"
 
-#define MOST_TOLD 512 /* bytes in one message: arch/um/include/shared/mconsole.h MCONSOLE_MAX_DATA */
+#define MOST_BYTES 512 /* of a message: arch/um/include/shared/mconsole.h MCONSOLE_MAX_DATA */
 
 static ssize_t take(const char *path, char *text, size_t bytes)
 {
@@ -31,11 +31,11 @@ static ssize_t take(const char *path, char *text, size_t bytes)
 	return got;
 }
 
-/* "module NAME .text=0x... .text.unlikely=0x...": of each section with code that stays, where it lies. */
+/* "module NAME .text=0x... .text.unlikely=0x...": the address of each code section that is kept. */
 static void tell_sections(const char *name)
 {
-	char *directory, *path, address[32], told[MOST_TOLD];
-	int length = snprintf(told, sizeof(told), "module %.64s", name);
+	char *directory, *path, address[32], message[MOST_BYTES];
+	int length = snprintf(message, sizeof(message), "module %.64s", name);
 	struct dirent *section;
 	DIR *sections;
 
@@ -50,14 +50,14 @@ static void tell_sections(const char *name)
 		take(path, address, sizeof(address));
 		free(path);
 		address[strcspn(address, "\n")] = '\0';
-		if (length + strlen(section->d_name) + strlen(address) + 3 > sizeof(told))
+		if (length + strlen(section->d_name) + strlen(address) + 3 > sizeof(message))
 			break;
-		length += sprintf(told + length, " %s=%s", section->d_name, address);
+		length += sprintf(message + length, " %s=%s", section->d_name, address);
 	}
 	if (sections)
 		closedir(sections);
 	free(directory);
-	if (put("/proc/mconsole", told) < 0)
+	if (put("/proc/mconsole", message) < 0)
 		complain("cannot tell the host where a module lies");
 }
 
@@ -82,7 +82,7 @@ void load_modules(void)
 		snprintf(path, sizeof(path), "/modules/%02d", number);
 		fd = open(path, O_RDONLY | O_CLOEXEC);
 		if (fd < 0 || syscall(SYS_finit_module, fd, parameters, 0) < 0) {
-			/* Who asked for a module wants no guest without it. */
+			/* A guest without a wanted module is useless: power off, so that the boot fails. */
 			snprintf(what, sizeof(what), "cannot load the module %.100s", orders);
 			complain(what);
 			reboot(RB_POWER_OFF);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The files that the guest's programs see, and the programs that it starts. */
+/* The root file system of the guest's programs, and the shells on its consoles. */
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +14,7 @@
 
 #include "init.h"
 
-#define ROOT "/guest" /* where the guest's programs have their / */
+#define ROOT "/guest" /* the "/" of the guest's programs */
 
 static void mount_at(const char *name, const char *kind)
 {
@@ -26,7 +26,7 @@ static void mount_at(const char *name, const char *kind)
 		complain(path);
 }
 
-/* Turn "6c73" into "ls", in place: a kernel's command line has no other way to carry spaces and quotes. */
+/* Turn "6c73" into "ls" in place: a kernel's command line cannot carry spaces and quotes otherwise. */
 static char *from_hex(char *text)
 {
 	unsigned int byte;
@@ -38,7 +38,7 @@ static char *from_hex(char *text)
 	return text;
 }
 
-/* Become a shell among the host's own programs. */
+/* Execute a shell in the guest's root. */
 static void run_shell(void)
 {
 	if (chroot(ROOT) < 0 || chdir("/tmp") < 0)
@@ -49,7 +49,7 @@ static void run_shell(void)
 	_exit(127);
 }
 
-/* A shell on a terminal, another one when it ends; the host has the terminal's other side. */
+/* Run a shell on a terminal, again and again; the host has the terminal's other side. */
 static void keep_console(int number)
 {
 	char path[32];
@@ -81,7 +81,7 @@ void keep_consoles(void)
 			keep_console(number);
 }
 
-/* A directory of the host's, with everything that is written kept in memory; read-only where that is refused. */
+/* Mount a directory of the host under an overlay that keeps writes in memory; read-only if the overlay fails. */
 static bool mount_directory(const char *directory)
 {
 	bool overlaid;
@@ -104,26 +104,26 @@ static bool mount_directory(const char *directory)
 	mount_at("sys", "sysfs");
 	mount_at("dev", "devtmpfs");
 	mount_at("dev/pts", "devpts");
-	if (!overlaid || access(ROOT "/tmp", F_OK) < 0) /* else it is as the host's, and written to as all the rest */
+	if (!overlaid || access(ROOT "/tmp", F_OK) < 0) /* else it is the host's /tmp under the overlay */
 		mount_at("tmp", "tmpfs");
 	mount_at("run", "tmpfs");
 	return true;
 }
 
-/* Tell the host, which waits for it, what became of the disk; with errno's words, where they say more. */
+/* Report to the waiting host what became of the disk, with strerror(error) unless it is 0. */
 static void tell_disk(const char *what, int error)
 {
-	static int mconsole = -1; /* kept: behind the move, the disk may have no /proc */
-	char told[256];
+	static int mconsole = -1; /* kept open: after the move, the disk may have no /proc */
+	char message[256];
 
 	if (mconsole < 0)
 		mconsole = open("/proc/mconsole", O_WRONLY | O_CLOEXEC);
-	snprintf(told, sizeof(told), "disk %s%s%s", what, error ? ": " : "", error ? strerror(error) : "");
-	if (write(mconsole, told, strlen(told)) < 0)
+	snprintf(message, sizeof(message), "disk %s%s%s", what, error ? ": " : "", error ? strerror(error) : "");
+	if (write(mconsole, message, strlen(message)) < 0)
 		complain("cannot tell the host of the disk");
 }
 
-/* The machine that a program is for, by its ELF header: x86-64, or none where it is a script. */
+/* Whether this machine runs a program: by its ELF header it is for x86-64, or it is a script. */
 static bool runs_here(const char *program)
 {
 	Elf64_Ehdr header = { 0 };
@@ -134,7 +134,7 @@ static bool runs_here(const char *program)
 	return read_it && (memcmp(header.e_ident, ELFMAG, SELFMAG) || header.e_machine == EM_X86_64);
 }
 
-/* A disk's own tree; or its first partition's. */
+/* Mount the disk, or its first partition. */
 static bool mount_disk(void)
 {
 	static const char *const devices[] = { "/dev/ubda", "/dev/ubda1" };
@@ -166,7 +166,7 @@ struct root mount_root(void)
 	return root;
 }
 
-/* Become the disk's own init: its tree takes the place of ours, whose files are freed with it (as switch_root(8)). */
+/* Execute the disk's init: its tree replaces ours as "/", as in switch_root(8). */
 void hand_over(const struct root *root)
 {
 	struct stat there;

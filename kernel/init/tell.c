@@ -6,7 +6,7 @@
 
 #include "init.h"
 
-/* One line on the console; the host shows its tail where a boot goes wrong. No stdio: it costs page faults. */
+/* Print a line on the console; the host shows the console's end if a boot fails. stdio would cost page faults. */
 void complain(const char *what)
 {
 	const char *parts[] = { "skblab init: ", what, ": ", strerror(errno), "\n" };

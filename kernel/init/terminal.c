@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* A pseudo-terminal between a command and the host: its bytes are carried by the command's keeper. */
+/* A pseudo-terminal for a command: its keeper copies the bytes between it and the host's pipes. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -16,7 +16,7 @@ static void do_not_wait(int fd)
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 }
 
-/* Open a new pair in the root that we have entered; a root whose own init has not done so yet gets its /dev/pts. */
+/* Open a new pair in the entered root; mount /dev/pts if the root's own init has not done it yet. */
 int terminal_open(struct terminal *terminal, int input, int output, unsigned int rows, unsigned int columns)
 {
 	int master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC), unlocked = 0;
@@ -50,13 +50,13 @@ static void carry_out(struct carried *carried, int to)
 
 	if (put < 0 && errno == EAGAIN)
 		return;
-	/* Nobody takes it any more: what is left of it is gone. */
+	/* The reader is gone: discard the rest. */
 	carried->from = put < 0 ? carried->to : carried->from + put;
 	if (carried->from == carried->to)
 		carried->from = carried->to = 0;
 }
 
-/* What poll(2) is to look for; returns how many. Nothing is read before what was read is written. */
+/* Fill in what poll(2) waits for; return how many. Bytes are read only after the last ones were written. */
 int terminal_wants(const struct terminal *terminal, struct pollfd *polls)
 {
 	bool typed = terminal->typed.to, shown = terminal->shown.to;
@@ -79,7 +79,7 @@ void terminal_moves(struct terminal *terminal, const struct pollfd *polls)
 		if (got > 0)
 			terminal->typed.to = got;
 		else if (got == 0)
-			terminal->input = -1; /* no more will be typed */
+			terminal->input = -1; /* end of the input */
 	}
 	if (polls[1].fd >= 0 && polls[1].revents) {
 		if (!terminal->shown.to) {
@@ -87,7 +87,7 @@ void terminal_moves(struct terminal *terminal, const struct pollfd *polls)
 			if (got > 0)
 				terminal->shown.to = got;
 			else if (got == 0 || errno != EAGAIN)
-				terminal->hung_up = true; /* the command has closed its terminal, and lives on */
+				terminal->hung_up = true; /* the command has closed its terminal, but still runs */
 		}
 		if (terminal->typed.to)
 			carry_out(&terminal->typed, terminal->master);
@@ -96,7 +96,7 @@ void terminal_moves(struct terminal *terminal, const struct pollfd *polls)
 		carry_out(&terminal->shown, terminal->output);
 }
 
-/* The command has ended: what it has said last is still to be shown. */
+/* The command has ended: copy its last output. */
 void terminal_drain(struct terminal *terminal)
 {
 	ssize_t got;

@@ -24,7 +24,7 @@ WRONG_PLACE = 2  # exit status: the caller has to name another file
 
 
 def typed(text: str | Path) -> Path:
-    """Return the path that a person has typed; ``~`` is a home directory, where there is one."""
+    """Return the path that a user has typed, with ``~`` expanded."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser() raises without a home directory
 
 

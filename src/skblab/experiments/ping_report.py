@@ -21,7 +21,7 @@ def print_report(result: Result, console: Console | None = None) -> None:
             said = "no reply" if stop.rtt_ms is None else f"time={stop.rtt_ms:g} ms"
             table.add_row(f"{stop.held_s * 1e3:.0f} ms", said, stop.packet["summary"] if stop.packet else "")
         console.print(table)
-        console.print("the way of the first one there, newest first:")
+        console.print("backtrace of the first one, newest first:")
         for number, frame in enumerate(result.stops[0].backtrace):
             place = f"{frame['file']}:{frame['line']}" if frame["file"] else ""
             console.print(f"  #{number:<2} {frame['function']}()  [dim]{place}[/dim]", soft_wrap=True)

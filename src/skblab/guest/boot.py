@@ -275,7 +275,7 @@ class Guest(Programs):
 
     def _evidence(self) -> str:
         event = self.panic()
-        return self.console.evidence() + (f"\nthe way there:\n{event}" if event else "")
+        return self.console.evidence() + (f"\ncall trace:\n{event}" if event else "")
 
     @property
     def notifications(self) -> socket.socket:

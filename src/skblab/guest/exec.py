@@ -111,7 +111,7 @@ class Command:
         if said is None:
             raise Timeout(
                 f"the guest has not started {self.args[0]} within {START_TIMEOUT_S:g} s",
-                hint="a kernel that stands still under gdb starts nothing: let it go on",
+                hint="a kernel that gdb has stopped starts nothing: continue it",
             )
         kind, value, step = said
         if kind is Kind.FAILED:

@@ -42,10 +42,10 @@ class Losses:
 
 
 class LossCount:
-    """Counts what a lab's links lose from a moment on, which ``leave_out()`` sets.
+    """Count the losses of a lab's links, without those passed to ``leave_out()``.
 
-    :param host_side: returns how many frames the host's side has dropped, ever: for the guest, and from it
-    :param guest_side: returns how many the guest's side has lost, ever: cut, without memory, refused by the host
+    :param host_side: returns how many frames the host's side has dropped since boot: for the guest, and from it
+    :param guest_side: returns how many the guest's side has lost since boot: cut, without memory, refused by the host
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class LossCount:
         self._ever = self._left_out = Losses()
 
     def leave_out(self, losses: Losses) -> None:
-        """Count these frames no more: they were lost before, or were to be lost."""
+        """Exclude these frames from the count: they were lost before, or on purpose."""
         self._left_out += losses
 
     def count(self) -> None:
-        """Ask both sides; where a lab is going, what they said last stands."""
+        """Ask both sides; while a lab ends, keep their last answers."""
         with suppress(SkblabError, OSError):
             for_guest, from_guest = self._host_side()
             cut, no_memory, refused = self._guest_side()
@@ -68,5 +68,5 @@ class LossCount:
 
     @property
     def losses(self) -> Losses:
-        """What was lost, as it was counted last."""
+        """The losses at the last count()."""
         return self._ever - self._left_out

@@ -229,7 +229,7 @@ class Mconsole:
         tracer = int(fields.get("TracerPid", "0"))
         if fields["State"].startswith(("t", "T")):
             by = f"gdb (pid {tracer})" if tracer else "a signal"
-            found, hint = f"its process stands still, stopped by {by}", "let it go on: continue in gdb, or end gdb"
+            found, hint = f"its process is stopped by {by}", "continue in gdb, or end gdb"
         else:
             found = "its process runs; a kernel that mconsole has stopped, or that has its interrupts off, is as silent"
             hint = "skblab mconsole NAME go, if it was stopped so; skblab log NAME"

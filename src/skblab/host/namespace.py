@@ -325,7 +325,7 @@ def _explain(reply: dict[str, Any]) -> SkblabError:
             hint="where another version of skblab has started the lab: skblab down NAME; skblab up NAME",
         ),
         lab_init.NO_COMMANDS: Timeout(
-            "the guest takes no more commands", hint="a kernel that stands still under gdb starts nothing: let it go on"
+            "the guest takes no more commands", hint="a kernel that gdb has stopped starts nothing: continue it"
         ),
         "no link": UsageError(detail, hint="a lab with a link of its own: skblab up LAB"),
         "tap": MissingPrerequisite(

@@ -175,7 +175,7 @@ def connect(name: str) -> socket.socket:
         names = ", ".join(owner.name for owner in running() if owner.kept)
         raise NoSuchLab(
             f"no lab named {name!r} to join",
-            found=f"there are: {names}" if names else "there is none",
+            found=f"there are: {names}" if names else "no lab is up",
             hint=f"skblab up {name}",
         ) from None
     return control
@@ -249,7 +249,7 @@ def _change(descriptor: int, change: Callable[[Owner], Owner]) -> None:
 
 
 def forget(name: str, descriptor: int) -> None:
-    """Remove the name's files while *descriptor* still holds its lock, and let go."""
+    """Remove the name's files while *descriptor* still holds its lock, then close it."""
     with _alone() as directory:
         _remove(directory, name)
         os.close(descriptor)

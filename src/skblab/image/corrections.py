@@ -151,7 +151,7 @@ BUFFER_FOR_MTU = """\
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What is to be replaced in a file, wherever it is, and by what."""
+    """A text in a file, and its replacement."""
 
     file: Path
     old: str
