@@ -17,7 +17,7 @@ from skblab.guest.terminal import Terminal
 from skblab.image.module import ensure_agent
 from skblab.life import LabLife
 from skblab.rule import Occurrence, Rule
-from skblab.trace.tracer import Tracer
+from skblab.trace.tracer import Tracer, TraceSpec
 
 
 class Lab(LabLife):
@@ -93,10 +93,8 @@ class Lab(LabLife):
         :raises UnknownFunction: a pattern names no function
         :raises TraceError: a field is none, or the file cannot be written
         """
-        return Tracer(
-            self._ready_agent(), self.image, patterns, calls=calls, filter=filter, fields=fields, returns=returns,
-            to=to, about=about,
-        )  # fmt: skip
+        spec = TraceSpec(patterns, calls, filter, fields, returns, to, about or {})
+        return Tracer(self._ready_agent(), self.image, spec)
 
     def on_complaint(self, told: Callable[[Complaint], object]) -> ComplaintWatch:
         """Call *told*, from a thread of its own, with each of ``new_complaints``; close what is returned.

@@ -6,6 +6,7 @@ Standard library only, because gdb loads it, too. One thing is added to tcpdump'
 
 import socket
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -71,6 +72,18 @@ def summary(data: bytes, protocol: int, length: int | None = None) -> str:
     return " ".join("".join(line.said).split())
 
 
+@dataclass(frozen=True, slots=True)
+class _Carried:
+    """What an IP packet carries: from where in the data, and how many bytes; *said*: its addresses are printed."""
+
+    at: int
+    protocol: int
+    ends: tuple[str, str]
+    length: int
+    whole: bool
+    said: bool = False
+
+
 class _Line:
     """The line so far; *at* names the header being read."""
 
@@ -111,7 +124,7 @@ class _Line:
             self.say(f"{ends[0]} > {ends[1]}: ip-proto-{protocol}")
         else:
             whole = not fragment & MORE_FRAGMENTS
-            self.carried(at + header, protocol, ends, total - header, ICMP, with_ports=True, whole=whole)
+            self.carried(_Carried(at + header, protocol, ends, total - header, whole=whole), ICMP)
         if fragment & (OFFSET | MORE_FRAGMENTS):
             self.say(f", fragment at {where}" + (f", length {total - header}" if where else ""))
 
@@ -136,7 +149,7 @@ class _Line:
                 if self.u16(place + 2) & ~7:
                     return
             following, place, left = self.data[place], place + size, left - size
-        self.carried(place, following, ends, left, ICMPV6, with_ports=not behind, whole=whole, said=behind)
+        self.carried(_Carried(place, following, ends, left, whole=whole, said=behind), ICMPV6)
 
     def extension(self, kind: int, at: int, left: int) -> str:
         """Return the text for an IPv6 extension header."""
@@ -147,22 +160,20 @@ class _Line:
             return f"RT6 (len={length}, type={way}, segleft={segments}) "
         return f"{EXTENSIONS[kind]} "
 
-    def carried(
-        self, at: int, protocol: int, ends: tuple[str, str], length: int, icmp: int, *, with_ports: bool, whole: bool,
-        said: bool = False,
-    ) -> None:  # fmt: skip
-        """Say what an IP packet carries. *with_ports*: with ports; *said*: addresses are printed already."""
+    def carried(self, one: "_Carried", icmp: int) -> None:
+        """Say what an IP packet carries; *icmp* is the number of its family's ICMP."""
+        at, protocol, ends, length = one.at, one.protocol, one.ends, one.length
         if protocol in WITH_PORTS:
             self.at = "tcp" if protocol == TCP else "udp"
             ports = self.u16(at), self.u16(at + 2)
-            way = [f"{end}.{port}" if with_ports else str(port) for end, port in zip(ends, ports, strict=True)]
+            way = [f"{end}.{port}" if not one.said else str(port) for end, port in zip(ends, ports, strict=True)]
             self.say(f"{way[0]} > {way[1]}: ")
             if protocol == TCP:
                 self.tcp(at, length)
             else:
-                self.udp(at, length, whole=whole)
+                self.udp(at, length, whole=one.whole)
             return
-        if not said:
+        if not one.said:
             self.say(f"{ends[0]} > {ends[1]}: ")
         inner: dict[int, Callable[[int, int], None]] = {
             icmp: self.icmp if icmp == ICMP else self.icmp6, IPIP: self.ip4, IPV6: self.ip6, IGMP: self.igmp,

@@ -261,7 +261,9 @@ def disk_refused(disk: str, said: str, printed: str) -> SkblabError:
     :param printed: the console's whole text
     """
     if locked := DISK_LOCKED.search(printed):  # locked after our check of the disk and before the kernel's
-        return DiskInUse(f"{locked[1]} was locked by another process in the meantime", hint=f"skblab disk info {locked[1]}")
+        return DiskInUse(
+            f"{locked[1]} was locked by another process in the meantime", hint=f"skblab disk info {locked[1]}"
+        )
     why, _, error = said.partition(": ")
     what = DISK_REFUSED.get(why, "the guest could not enter {}").format(disk)
     return DiskError(what, found=error, hint="skblab disk build FILE makes one that boots")

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import IO, TYPE_CHECKING, Self
 
@@ -217,37 +218,56 @@ class Command:
         self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program to start in the guest; the fields are the parameters of ``Guest.popen()``."""
+
+    argv: Sequence[Argument]
+    cwd: str = ""
+    env: Mapping[str, str] | None = None
+    terminal: tuple[int, int] | None = None
+    stays: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """The command line."""
+        return [str(word) for word in self.argv]
+
+    def request(self) -> bytes:
+        """Return the message that asks the guest's init to start it.
+
+        :raises UsageError: it has no words, too many, or one with a NUL byte
+        """
+        words = self.words
+        if not words:
+            raise UsageError("no command")
+        pairs = [f"{name}={value}" for name, value in (self.env or {}).items()]
+        if any("\0" in word for word in (self.cwd, *words, *pairs)):
+            raise UsageError("a word of a command has no NUL byte")
+        text = b"".join(os.fsencode(word) + b"\0" for word in (self.cwd, *words, *pairs))
+        request = _message(Kind.START, size=self.terminal, rest=(self.stays, len(words), len(pairs))) + text
+        if len(request) > MESSAGE_BYTES:
+            raise UsageError(
+                f"a command's words come to {len(text)} bytes", hint=f"{MESSAGE_BYTES} at most; use a file"
+            )
+        return request
+
+
 def start(
     open_connection: Callable[[], socket.socket],
     lost: Callable[[], SkblabError],
-    argv: Sequence[Argument],
-    *,
-    stdin: Stream = subprocess.DEVNULL,
-    stdout: Stream = None,
-    stderr: Stream = None,
-    cwd: str = "",
-    env: Mapping[str, str] | None = None,
-    terminal: tuple[int, int] | None = None,
-    stays: bool = False,
+    program: Program,
+    stdio: tuple[Stream, Stream, Stream],
 ) -> Command:
-    """Start a command in the guest; see ``Guest.popen()``."""
-    words = [str(word) for word in argv]
-    if not words:
-        raise UsageError("no command")
-    pairs = [f"{name}={value}" for name, value in (env or {}).items()]
-    if any("\0" in word for word in (cwd, *words, *pairs)):
-        raise UsageError("a word of a command has no NUL byte")
-    text = b"".join(os.fsencode(word) + b"\0" for word in (cwd, *words, *pairs))
-    request = _message(Kind.START, size=terminal, rest=(stays, len(words), len(pairs))) + text
-    if len(request) > MESSAGE_BYTES:
-        raise UsageError(f"a command's words come to {len(text)} bytes", hint=f"{MESSAGE_BYTES} at most; use a file")
+    """Start a program in the guest, with its standard input, output and error; see ``Guest.popen()``."""
+    request = program.request()
     streams = Streams()
-    command = Command(words, open_connection(), lost)
+    command = Command(program.words, open_connection(), lost)
     try:
-        command.stdin = streams.add(stdin, 0)
-        command.stdout = streams.add(stdout, 1)
-        if terminal is None:
-            command.stderr = streams.add(stderr, 2)
+        command.stdin = streams.add(stdio[0], 0)
+        command.stdout = streams.add(stdio[1], 1)
+        if program.terminal is None:
+            command.stderr = streams.add(stdio[2], 2)
         with contextlib.suppress(ConnectionError):  # command.started() reports the error
             socket.send_fds(command._connection, [request], streams.given)  # noqa: SLF001
         streams.sent()

@@ -11,7 +11,7 @@ from typing import Literal, overload
 
 from skblab.errors import GuestCommandFailed, GuestLost, SkblabError, UsageError
 from skblab.files import ROOM, cannot_write
-from skblab.guest.exec import Command, start
+from skblab.guest.exec import Command, Program, start
 from skblab.guest.unpack import unpack
 from skblab.host.namespace import Namespaces
 from skblab.host.process import Argument, Stream
@@ -55,10 +55,8 @@ class Programs:
         :raises GuestCommandFailed: it cannot be started
         :raises GuestLost: the guest kernel is gone
         """
-        return start(
-            self._connection, self._hung_up, argv,
-            stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=env, terminal=terminal, stays=stays,
-        )  # fmt: skip
+        program = Program(argv, cwd, env, terminal, stays)
+        return start(self._connection, self._hung_up, program, (stdin, stdout, stderr))
 
     @overload
     def run(

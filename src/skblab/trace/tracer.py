@@ -3,7 +3,8 @@
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,8 +22,9 @@ from skblab.trace.model import Trace
 from skblab.trace.reader import load
 
 
-class Tracer:
-    """Trace packets in a ``with``; afterwards ``trace()`` returns the trace.
+@dataclass(frozen=True, slots=True)
+class TraceSpec:
+    """What to trace.
 
     :param patterns: of functions' names (``tcp_*``) or files (``net/ipv4/*.c``); none: all that take a packet
     :param calls: patterns of functions that need not take a packet; each call is traced that a followed packet causes
@@ -33,19 +35,19 @@ class Tracer:
     :param about: more members of the META chunk
     """
 
-    def __init__(
-        self,
-        agent: Agent,
-        image: Image,
-        patterns: Sequence[str] = (),
-        *,
-        calls: Sequence[str] = (),
-        filter: str = "",  # noqa: A002
-        fields: Sequence[str] = (),
-        returns: bool = True,
-        to: Path | None = None,
-        about: dict[str, Any] | None = None,
-    ) -> None:
+    patterns: Sequence[str] = ()
+    calls: Sequence[str] = ()
+    filter: str = ""
+    fields: Sequence[str] = ()
+    returns: bool = True
+    to: Path | None = None
+    about: Mapping[str, object] = field(default_factory=dict)
+
+
+class Tracer:
+    """Trace packets in a ``with``; afterwards ``trace()`` returns the trace."""
+
+    def __init__(self, agent: Agent, image: Image, spec: TraceSpec) -> None:
         """Find the functions and fields.
 
         :raises UnknownFunction: a pattern names no function
@@ -54,20 +56,19 @@ class Tracer:
         """
         self._agent = agent
         self._image = image
-        self.passages = passages(image, choose(image, patterns, calls), returns=returns)
+        self.passages = passages(image, choose(image, spec.patterns, spec.calls), returns=spec.returns)
         if len(self.passages) > abi.POINTS:
             raise TraceError(f"{len(self.passages)} functions are too many", found=f"{abi.POINTS} at most")
-        self.fields = resolve_fields(image, fields)
+        self.fields = resolve_fields(image, spec.fields)
         self._check_fields(self.fields)
         text_start, text_end = image.functions.text
         self._follow = abi.Follow(
-            compile_filter(filter),
+            compile_filter(spec.filter),
             tuple(abi.Field(one.offsets, one.size_bytes) for one in self.fields),
             text_start,
             text_end,
         )
-        self._about = {"filter": filter, **(about or {})}
-        self._to = to
+        self._spec = spec
         self.refused: list[str] = []
 
     @staticmethod
@@ -82,7 +83,7 @@ class Tracer:
                 raise TraceError(f"{one.expression} lies behind too many pointers")
 
     def __enter__(self) -> Self:
-        self._writer = TraceWriter(self._to)
+        self._writer = TraceWriter(self._spec.to)
         self._forget = weakref.finalize(self, self._writer.close)
         channel = self._agent.channel
         self._before = (channel.steps_lost, channel.forgotten, channel.unhooked)
@@ -160,7 +161,7 @@ class Tracer:
         :raises TraceError: the file is gone
         """
         self.end()
-        if self._to is None and not self._forget.alive:
+        if self._spec.to is None and not self._forget.alive:
             raise TraceError("a trace that is not kept can be had once", hint="to=FILE keeps it")
         try:
             return load(self.path)
@@ -189,5 +190,6 @@ class Tracer:
             },
             "fields": [(one.expression, one.kind, one.size_bytes, one.bits, one.shift) for one in self.fields],
             "reasons": {number: name for name, number in reasons(self._image.source).items()},
-            **self._about,
+            "filter": self._spec.filter,
+            **self._spec.about,
         }
