@@ -19,7 +19,7 @@ u32 agent_following_bytes;
 const struct net_device *agent_devices_named[AGENT_NAMED];
 static struct bpf_prog *filter;
 static DEFINE_HASHTABLE(heads, 12);
-static struct agent_followed *packets;
+struct agent_followed *agent_packets;
 static HLIST_HEAD(spare); /* of those, the forgotten ones; the first of them is still in the cache */
 static struct agent_followed nobody; /* no skb->head is 0 */
 struct agent_followed *agent_recent_packet = &nobody;
@@ -48,7 +48,7 @@ static struct agent_followed *take_place(void)
 	struct agent_followed *packet;
 
 	if (hlist_empty(&spare)) {
-		packet = &packets[next_place++ % MOST];
+		packet = &agent_packets[next_place++ % MOST];
 		if (!packet->head)
 			return packet;
 		forget(packet);
@@ -131,9 +131,9 @@ int agent_follow(const struct agent_follow *follow)
 	for (u32 i = 0; i < follow->fields; i++)
 		if (!follow->field[i].hops || follow->field[i].hops > AGENT_FIELD_HOPS || follow->field[i].bytes > 64)
 			return -EINVAL;
-	if (!packets)
-		packets = kvcalloc(MOST, sizeof(*packets), GFP_KERNEL);
-	if (!packets || agent_calls_begin())
+	if (!agent_packets)
+		agent_packets = kvcalloc(MOST, sizeof(*agent_packets), GFP_KERNEL);
+	if (!agent_packets || agent_calls_begin())
 		return -ENOMEM;
 	if (program.len)
 		error = bpf_prog_create(&new, &program);
@@ -158,14 +158,14 @@ int agent_follow(const struct agent_follow *follow)
 /* Follow no more; no function is traced now. Process context. */
 void agent_follow_end(void)
 {
-	struct agent_followed *old = packets;
+	struct agent_followed *old = agent_packets;
 
 	if (filter)
 		bpf_prog_destroy(filter);
 	filter = NULL;
 	hash_init(heads);
 	INIT_HLIST_HEAD(&spare);
-	packets = NULL;
+	agent_packets = NULL;
 	agent_recent_packet = &nobody;
 	next_place = 0;
 	kvfree(old);

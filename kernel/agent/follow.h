@@ -19,6 +19,7 @@ extern struct agent_follow agent_following;
 extern u32 agent_following_bytes; /* of all fields */
 #define AGENT_NAMED 64
 extern const struct net_device *agent_devices_named[AGENT_NAMED]; /* n: the last of those with index % AGENT_NAMED == n */
+extern struct agent_followed *agent_packets; /* NULL: there is no trace */
 extern struct agent_followed *agent_recent_packet; /* of the last step */
 
 struct agent_followed *agent_followed(const struct sk_buff *skb);

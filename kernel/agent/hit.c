@@ -47,7 +47,7 @@ static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *re
 		local_irq_restore(flags);
 		return 0;
 	}
-	if (skb && (!place.packet || rule->arm.skb_argument != probe->passage.part.skb_argument))
+	if (unlikely(agent_packets) && skb && (!place.packet || rule->arm.skb_argument != probe->passage.part.skb_argument))
 		place = place_of(regs, skb); /* the trace has no step here, or one of another argument */
 	verdict = agent_verdict_begin(rule, regs, skb, place);
 	busy = false;
