@@ -59,6 +59,7 @@ class Verdict:
     :param word: its name in a rule
     :param grammar: its arguments, as help and docs show them
     :param help: what happens to the packet
+    :param example: the word with the arguments that it needs
     :param number: enum agent_verdict in kernel/agent/verdict.c: what the agent does
     :param owns: sound only at a function that owns its packet (skblab.agent.functions)
     :param needs: who has to act on each packet: nobody but the agent, the host, or gdb
@@ -72,6 +73,7 @@ class Verdict:
     word: str
     grammar: str = ""
     help: str
+    example: str
     number: int
     owns: bool = False
     needs: Literal["agent", "host", "gdb"] = "agent"
@@ -173,12 +175,18 @@ def _quoted(value: str) -> str:
 
 
 ROWS = (
-    Verdict(word="accept", help="it goes on; later rules at this function do not see it", number=0),
-    Verdict(word="trace", help="it goes on, and is reported", number=1),
+    Verdict(
+        word="accept",
+        help="it goes on; later rules at this function do not see it",
+        example="accept",
+        number=0,
+    ),
+    Verdict(word="trace", help="it goes on, and is reported", example="trace", number=1),
     Verdict(
         word="hold",
         grammar="[N] [release fifo|reverse|random]",
         help="it is held until it is released, or until N packets are held",
+        example="hold",
         number=2,
         owns=True,
         needs="host",
@@ -191,6 +199,7 @@ ROWS = (
         word="delay",
         grammar="TIME [+-JITTER]",
         help="it is held for that time: 300ms, 1.5s, 20us",
+        example="delay 300ms",
         number=2,
         owns=True,
         read=_read_delay,
@@ -201,6 +210,7 @@ ROWS = (
         word="drop",
         grammar="[REASON]",
         help="it is freed with a drop reason of the kernel's: NO_SOCKET, or its number",
+        example="drop",
         number=3,
         owns=True,
         read=_read_drop,
@@ -210,6 +220,7 @@ ROWS = (
         word="duplicate",
         grammar="[N]",
         help="the function runs for N copies (default: 1) before it runs for the packet",
+        example="duplicate",
         number=4,
         owns=True,
         read=_read_duplicate,
@@ -220,6 +231,7 @@ ROWS = (
         word="edit",
         grammar="FIELD=VALUE[,...] [fix=False]",
         help="it goes on with other bytes: ip.ttl=3,icmp.seq=7",
+        example="edit ip.ttl=3",
         number=2,  # the host changes it while it is held, and releases it
         owns=True,
         needs="host",
@@ -227,7 +239,7 @@ ROWS = (
         read=_read_edit,
         write=_write_edit,
     ),
-    Verdict(word="stop", help="the whole kernel stops under gdb", number=5, needs="gdb"),
+    Verdict(word="stop", help="the whole kernel stops under gdb", example="stop", number=5, needs="gdb"),
 )
 VERDICTS = {row.word: row for row in ROWS}
 

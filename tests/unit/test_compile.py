@@ -44,7 +44,6 @@ FUNCTIONS = (
 )
 EVERY = [row.word for row in ROWS]
 ANYWHERE = ["accept", "trace", "stop"]
-EXAMPLES = {"delay": "delay 2ms", "edit": "edit ip.ttl=3"}
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def compiled(image: Image, text: str, lease_s: float = 0.0) -> abi.Arm:
 
 @pytest.mark.parametrize("row", ROWS, ids=EVERY)
 def test_every_verdict_is_compiled_by_its_row(small: Image, row: Verdict) -> None:
-    arm = compiled(small, f"icmp_rcv = {EXAMPLES.get(row.word, row.word)}")
+    arm = compiled(small, f"icmp_rcv = {row.example}")
     assert (arm.address, arm.verdict, arm.skb_argument) == (0x1000, row.number, 0)
     assert arm.captured_bytes == (WHOLE_PACKET if row.whole else SHOWN_BYTES)
     assert (arm.text_start, arm.text_end) == ((0x1000, 0x1D40) if row.stack else (0, 0))
@@ -141,9 +140,9 @@ def test_one_answer_for_rules_traces_and_probes(
     points = [passage.point for passage in passages(small, choose(small)) if passage.function == one]
     assert [(point.skb_argument, point.given) for point in points] == ([(argument, given)] if followed else [])
     assert sound_verdicts(one) == verdicts
-    for word in EVERY:  # what `skblab probes` lists is what a rule may be
-        text = f"{name} = {EXAMPLES.get(word, word)}"
-        if word in verdicts:
+    for row in ROWS:  # what `skblab probes` lists is what a rule may be
+        text = f"{name} = {row.example}"
+        if row.word in verdicts:
             assert compiled(small, text).skb_argument == argument
         else:
             with pytest.raises(UnsupportedVerdict):
