@@ -1,4 +1,4 @@
-"""gdb on the guest kernel: what it sees, what it can do, and that the guest is well afterwards."""
+"""gdb on the guest's kernel: what it sees, what it can do, and that the guest works afterwards."""
 
 import socket
 import subprocess
@@ -187,7 +187,7 @@ while True: one.sendto(*one.recvfrom(100))
 
 
 def test_a_packet_on_a_sockets_queue_has_no_device(image: Image) -> None:
-    """There its place is another member's (net/ipv4/udp.c udp_set_dev_scratch())."""
+    """There dev_scratch occupies skb->dev (net/ipv4/udp.c udp_set_dev_scratch())."""
     with (
         Lab(image=image, root="host", memory_mib=128) as lab,
         lab.guest.popen(["python3", "-c", UDP_SERVER], stdout=subprocess.PIPE) as server,

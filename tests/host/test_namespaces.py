@@ -1,4 +1,4 @@
-"""A lab's namespaces: what clients find there, how they end, and what a machine can forbid."""
+"""A lab's namespaces: what clients find there, how they end, and what a machine may forbid."""
 
 import errno
 import os
