@@ -13,7 +13,7 @@ from skblab.lab import Lab
 from skblab.packet import Packet
 
 
-def ping(lab: Lab, *options: str) -> process.Running:
+def ping(lab: Lab, *options: str) -> process.Process:
     return lab.popen(
         ["ping", "-n", "-W", "10", *(options or ("-c", "1")), "guest"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -24,7 +24,7 @@ def assert_well(lab: Lab) -> None:
     assert len(parse_ping(done.stdout)) == 3, done.stdout
 
 
-def finish(client: process.Running) -> str:
+def finish(client: process.Process) -> str:
     return process.finish(client, timeout_s=30).stdout
 
 

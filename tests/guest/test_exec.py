@@ -78,7 +78,7 @@ def test_ten_megabytes_of_every_byte(every_root: Lab) -> None:
     assert counted.stdout == process.finish(start_md5(data)).stdout
 
 
-def start_md5(data: bytes) -> process.Running:
+def start_md5(data: bytes) -> process.Process:
     given, writes = os.pipe()
     running = process.start(["md5sum"], stdin=given, stdout=subprocess.PIPE)
     os.close(given)

@@ -24,7 +24,7 @@ def namespaces() -> Iterator[Namespaces]:
         yield namespaces
 
 
-def inside(namespaces: Namespaces, *argv: str) -> process.Running:
+def inside(namespaces: Namespaces, *argv: str) -> process.Process:
     return process.start(
         namespaces.command(argv),
         stdout=subprocess.PIPE,
