@@ -50,7 +50,7 @@ bench: ## the numbers of docs/reference/numbers.md
 	$(SKBLAB) image build >/dev/null
 	.venv/bin/python bench/run.py
 
-pictures: setup ## take docs/pictures/ anew, from the running program
+pictures: setup ## take the screenshots in docs/pictures/ again
 	SKBLAB_PICTURES=1 .venv/bin/pytest tests/tui/test_picture.py tests/view/test_way_page.py tests/view/test_page.py
 
 clean: ## remove what setup made here; images stay (skblab image rm)

@@ -132,7 +132,7 @@ def go_on(gdb: Debugger) -> None:
 
 
 def asked(lab: Lab, count: int, decide: Callable[[], None]) -> list[float]:
-    """Return the times to the reply of echo requests of which each needs a decision, in us."""
+    """Return the times from echo request to reply, each with a decision in between, in us."""
     times = []
     with lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as client:
         for sequence in range(count):

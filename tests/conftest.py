@@ -1,8 +1,8 @@
-"""What all tests share: images of every series, labs, the rule that CI skips nothing unexpectedly, and the one that no
-guest's kernel complains (skblab.guest.complaint) unless its test says ``@pytest.mark.complains(KIND, ...)``.
+"""What all tests share: images of every series, labs, and two rules: CI skips nothing unexpectedly, and no guest's
+kernel complains (skblab.guest.complaint) unless its test says ``@pytest.mark.complains(KIND, ...)``.
 
-``pytest -n auto`` runs them side by side, for most of them wait. Those that look at a wall clock come last, and each of
-them alone.
+``pytest -n auto`` runs them side by side, because most of them wait. Those that measure wall-clock time run last, each
+alone.
 """
 
 import fcntl
@@ -80,7 +80,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # or the wait counted against the test's time
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Let a test that looks at a wall clock run alone, and others beside one another."""
+    """Let a test that measures wall-clock time run alone, and others side by side."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
     with Path(item.config.workerinput["quiet"]).open("a") as lock:
@@ -102,7 +102,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(trylast=True)  # pytest's own order is by fixtures
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let those tests run a second time that look at a wall clock, and no others; they come last."""
+    """Let only tests that measure wall-clock time run a second time; they come last."""
     for item in items:
         if item.get_closest_marker("wall_clock"):
             item.add_marker(pytest.mark.flaky(reruns=1))
@@ -110,7 +110,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _when(item: pytest.Item) -> int:
-    """Return a test's turn: first what takes minutes of all the others' time, and last what must not be disturbed."""
+    """Return a test's turn: first the tests that take minutes, last those that must not be disturbed."""
     if item.get_closest_marker("wall_clock"):
         return 2
     return int("built" not in getattr(item, "fixturenames", ()))
@@ -118,9 +118,9 @@ def _when(item: pytest.Item) -> int:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    """Fail a test in which a kernel complained; behind every fixture, for a lab may end in one.
+    """Fail a test in which a kernel complained; after every fixture, because a lab may end in one.
 
-    Run again it may pass, for such a fault is often a race: the whole run fails nevertheless.
+    A second run may pass, because such a fault is often a race: the whole run fails anyway.
     """
     yield
     expected = {kind for mark in item.iter_markers("complains") for kind in mark.args}
@@ -191,7 +191,7 @@ def shared_lab(image: Image) -> Iterator[Lab]:
 
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
-    """So many descriptors that the next one is above what select(2) knows."""
+    """So many open descriptors that the next one is too high for select(2)."""
     gc.collect()  # what others have left open takes a low number, and would give it back in between
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * ABOVE_SELECT), hard))
@@ -204,7 +204,7 @@ def many_descriptors() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def debian_disk() -> Path:
-    """A Debian, built once for what it is built of."""
+    """A Debian, built once for each version of its sources."""
     made_of = debian.hook().read_text() + Path(debian.__file__).read_text()
     path = cache_dir() / "disks" / f"debian-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.ext4"
     if not path.exists():

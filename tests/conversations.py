@@ -1,9 +1,9 @@
-"""Run in a guest: for each line of input, a conversation of that name within the guest, and a line when it is over.
+"""Run in a guest: for each line of input, hold a conversation of that name in the guest, and print a line at its end.
 
 The other end is a network namespace of its own, behind veth and a bridge.
 """
 
-# ruff: noqa: T201, TID251 - a program in a guest, which has nothing of skblab
+# ruff: noqa: T201, TID251 - a program in a guest, without skblab
 
 import contextlib
 import errno
@@ -52,7 +52,7 @@ tc -n far qdisc add dev v1 root netem delay 2ms 1ms loss 2%
 
 
 def server() -> None:
-    """Answer what comes, in the other namespace; say so once it can."""
+    """Answer in the other namespace; print a line when ready."""
     udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     udp.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
     for option in (socket.IPV6_RECVPKTINFO, socket.IPV6_RECVTCLASS, socket.IPV6_RECVHOPLIMIT):
@@ -97,7 +97,7 @@ def datagrams(family: socket.AddressFamily, address: str, size: int = 100, count
 
 
 def until_answered(ask: Callable[[], object], one: socket.socket) -> bytes:
-    """Ask until there is an answer: the other end loses some."""
+    """Ask until an answer comes: the other end loses some."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         ask()

@@ -1,9 +1,9 @@
-"""Everything that the tests have started, and nothing else of this machine, whoever of it dies.
+"""Find every process that the tests have started, and no other of this machine.
 
-The tests run in a child of the process that was started. That one is the parent of every orphan (prctl(2),
-PR_SET_CHILD_SUBREAPER): what outlives its parent, in a session of its own or not, is still among its descendants.
+The tests run in a child of the first process, which is the parent of every orphan (prctl(2), PR_SET_CHILD_SUBREAPER):
+a process that outlives its parent, in a session of its own or not, is still its descendant.
 
-As a program it is the interpreter of a process of pytest-xdist's: each has orphans and names of labs of its own.
+As a program it is the interpreter of pytest-xdist's processes: each has its own orphans and names of labs.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 
 
 def adopt() -> None:
-    """Go on in a child; here, collect orphans until it ends, and end as it does.
+    """Continue in a child; here, reap orphans until it ends, and end with its status.
 
-    Labs have their names in a directory of this run's own, for others may have labs on this machine.
+    Labs have their names in a directory of this run, because others may have labs on this machine.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     names = tempfile.mkdtemp(prefix="skblab-tests-")

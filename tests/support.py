@@ -23,7 +23,7 @@ from skblab.lab import Lab
 SKBLAB = (sys.executable, "-m", "skblab.cli")
 
 
-# What the command line says of complaints, in words and as an event.
+# The command line's output about complaints, as text and as an event.
 SENTENCE = "the guest's kernel complained"
 TITLE = re.compile(r"^  \[ *\d+\.\d{6}\] (.*)", re.MULTILINE)
 EVENT = re.compile(r'"event": "complaint".*?"title": "(.*?)"')
@@ -31,7 +31,7 @@ EVENT = re.compile(r'"event": "complaint".*?"title": "(.*?)"')
 
 @dataclass(frozen=True)
 class Heard:
-    """A complaint of a guest's kernel, by whatever way it was heard."""
+    """A complaint of a guest's kernel, from any source."""
 
     lab: str
     kind: str
@@ -39,8 +39,8 @@ class Heard:
 
 
 class HeardComplaints:
-    """What the kernels of all labs have complained of since it was last asked: of this process's labs, and of what the
-    command line says of its own.
+    """The complaints of all labs' kernels since the last call: of this process's labs, and in the output of the command
+    line.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class HeardComplaints:
         finish = process.finish
 
         def finish_and_listen(
-            running: process.Running, *, timeout_s: float | None = None
+            running: process.Process, *, timeout_s: float | None = None
         ) -> subprocess.CompletedProcess[str]:
             done = finish(running, timeout_s=timeout_s)
             self.read(done.stdout + done.stderr)
@@ -66,7 +66,7 @@ class HeardComplaints:
         process.finish = finish_and_listen
 
     def read(self, text: str) -> None:
-        """Look for complaints in what a command has said."""
+        """Look for complaints in a command's output."""
         said = TITLE.findall(text.partition(SENTENCE)[2]) + EVENT.findall(text)
         self._heard += [Heard("of a command", kind, one) for one in said if (kind := kind_of(one))]
 
@@ -80,7 +80,7 @@ class HeardComplaints:
         self._heard += [Heard(lab.name, one.kind, "\n".join([*one.first_lines, *one.trace])) for one in new]
 
     def take(self) -> list[Heard]:
-        """Return what has come since the last time."""
+        """Return the complaints since the last call."""
         for lab in list(self._taken):
             self._look(lab)
         heard, self._heard = self._heard, []
@@ -91,13 +91,13 @@ complaints = HeardComplaints()
 
 
 def skblab(*words: str, timeout_s: float = 90, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end, which is never a fault of its own."""
+    """Run the command line to its end, which is never a fault of skblab."""
     done = process.run([*SKBLAB, *words], env=os.environ | environment, timeout_s=timeout_s)
     assert "a fault of skblab itself" not in done.stderr, done.stderr
     return done
 
 
-def start_skblab(*words: str, **environment: str) -> process.Running:
+def start_skblab(*words: str, **environment: str) -> process.Process:
     """Start the command line; its output is the caller's to read."""
     return process.start(
         [*SKBLAB, *words],
@@ -162,9 +162,9 @@ def _held_names() -> list[str]:
 
 
 def eventually_nothing(before: Remains, *, within_s: float = 5.0) -> list[str]:
-    """Return what has come since *before* and does not go within some time.
+    """Return what has appeared since *before* and does not disappear within some time.
 
-    The kernel takes a PID namespace apart after its first process is gone; there is no event for a stranger's end.
+    The kernel frees a PID namespace after its first process has ended; another process's end is no event here.
     """
     deadline = time.monotonic() + within_s
     while True:
@@ -217,7 +217,7 @@ def environment_of_a_terminal() -> dict[str, str]:
 
 
 class Person:
-    """Somebody at a terminal of 100 columns and 50 lines."""
+    """A person at a terminal of 100 columns and 50 lines."""
 
     def __init__(self, *words: str, program: Sequence[str] = SKBLAB) -> None:
         self.terminal, theirs = os.openpty()

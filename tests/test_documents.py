@@ -3,11 +3,12 @@
 ===========  =============================================================================================
 ``sh``       its commands end with 0
 ``python``   it ends with 0, and prints something
-``console``  what stands behind ``$ `` is run, and prints what stands below: numbers may differ, words may
-             not; ``...`` is any lines. Blocks of a ``(gdb)`` session are one session, whose lines are found in order
+``console``  runs what follows ``$ ``, and compares the output with the lines below: numbers may differ, words
+                          not; ``...`` is any lines. Blocks of a ``(gdb)`` session are one session, whose lines are
+                          found in order
 ===========  =============================================================================================
 
-Before a block that is not run stands why: ``<!-- not run: WHY -->``. There is no other kind.
+The line before a block that is not run says why: ``<!-- not run: WHY -->``. There is no other kind.
 """
 
 import os
@@ -56,21 +57,21 @@ def blocks(page: Path) -> list[Block]:
 
 
 def loose(text: str) -> str:
-    """Return text without what differs each time: numbers, paths of programs, and how many blanks there are."""
+    """Return text without what differs each time: numbers, paths of programs, numbers of blanks."""
     text = DUMP.sub("dump", PROGRAM.sub("skblab", text))
     lines = (re.sub(r"#( #)+", "#", " ".join(NUMBER.sub("#", line).split())) for line in text.splitlines())
     return "".join(f"{line}\n" for line in lines if line)
 
 
 def looks_like(shown: str, printed: str) -> bool:
-    """Whether a transcript shows what was printed."""
+    """Whether a transcript matches the output."""
     lines = [line for line in shown.splitlines() if line.strip()]
     wanted = "".join(r"(?:.*\n)*?" if ANY_LINES.fullmatch(line) else re.escape(loose(line)) for line in lines)
     return re.fullmatch(wanted, loose(printed)) is not None
 
 
 def transcript(text: str) -> list[tuple[str, str]]:
-    """Return the commands of a transcript, each with what stands below it."""
+    """Return the commands of a transcript, each with the lines below it."""
     parts = re.split(r"^\$ (.*)\n", text, flags=re.MULTILINE)
     if parts[0].strip():
         raise AssertionError(f"it begins without a command: {parts[0]}")
@@ -91,7 +92,7 @@ class Shell:
         }
 
     def run(self, script: str, *, stdin: str = "") -> tuple[int, str]:
-        """Run a script of bash; return its status, and what it printed on both streams."""
+        """Run a script of bash; return its status and its output on both streams."""
         argv = ["bash", "-c", f"exec 2>&1 <<'END_OF_INPUT'\n{stdin}END_OF_INPUT\n{script}"]
         done = process.finish(
             process.start(argv, cwd=self.directory, env=self.environment, stdout=-1, stderr=-1), timeout_s=TIMEOUT_S
@@ -115,7 +116,7 @@ def check_transcript(shell: Shell, text: str) -> None:
 
 
 def check_gdb(shell: Shell, session: Sequence[Block]) -> None:
-    """Run a session's commands as one script, and find its lines, in order, in what gdb said."""
+    """Run a session's commands as one script, and find its lines, in order, in gdb's output."""
     lines = [line for block in session for line in block.text.splitlines()]
     command = lines.pop(0).removeprefix("$ ")
     typed = [line.removeprefix(PROMPT) for line in lines if line.startswith(PROMPT)]
@@ -132,7 +133,7 @@ def check_gdb(shell: Shell, session: Sequence[Block]) -> None:
 
 
 def sessions(found: Sequence[Block]) -> Iterator[list[Block]]:
-    """Yield blocks one by one; those of a gdb session together, whatever stands between them."""
+    """Yield blocks one by one; those of a gdb session together, with any text between them."""
     session: list[Block] = []
     for block in found:
         if block.kind == "console" and block.text.startswith(PROMPT):
@@ -163,7 +164,7 @@ CHECKS = {"sh": check_script, "python": check_program, "console": check_transcri
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.complains("warning", "refcount", "panic")  # the pages show how that is heard
+@pytest.mark.complains("warning", "refcount", "panic")  # the pages show complaints
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
     shell = Shell(tmp_path)

@@ -1,4 +1,4 @@
-"""What ``make setup`` says where it cannot install: no apt, no Python that is new enough."""
+"""The messages of ``make setup`` without apt, and without a Python that is new enough."""
 
 import shutil
 import sys

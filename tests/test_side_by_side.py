@@ -1,4 +1,4 @@
-"""Tests run side by side; those that look at a wall clock come after the others, alone, and are counted."""
+"""Tests run side by side; those that measure wall-clock time run after the others, alone, and are counted."""
 
 import itertools
 import os

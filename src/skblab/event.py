@@ -1,4 +1,4 @@
-"""What a run tells of: frozen records for people and programs, none of them a record of the agent's."""
+"""What a run reports: frozen records for people and programs, none of them a record of the agent's."""
 
 from dataclasses import dataclass
 

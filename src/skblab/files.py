@@ -1,4 +1,4 @@
-"""Directories of our own, and files that appear in one piece: whatever this machine refuses is said in a sentence."""
+"""skblab's directories, and files that are written by rename: every refusal of this machine is one clear error."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ def typed(text: str | Path) -> Path:
 
 
 def directory(path: Path, mode: int, *, what: str, hint: str) -> Path:
-    """Return a directory that can be read, made with *mode* where it is missing.
+    """Return a readable directory; make it with *mode* if it is missing.
 
     :raises MissingPrerequisite: it cannot be made or read; *what* it is, and the *hint*
     """

@@ -101,7 +101,7 @@ class LabLife(HostPrograms):
         stack.close()
 
     def end(self) -> None:
-        """End a lab that was joined, whoever else uses it; return when it is gone."""
+        """End a joined lab, even while others use it; return when it is gone."""
         assert isinstance(self.namespaces, JoinedNamespaces)
         self.namespaces.end()
 

@@ -156,7 +156,7 @@ class Session:
                 self._lab.agent.channel.lost,
             )
 
-    def _wait(self, client: process.Running | None, timeout_s: float | None) -> int:
+    def _wait(self, client: process.Process | None, timeout_s: float | None) -> int:
         """Wait for a client's end; return its status. Without one, a Ctrl-C ends it, with status 0.
 
         A client may give up and end before gdb has said where the kernel stands: all stops are told of.
@@ -211,7 +211,7 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _ready(
-    watched: Sequence[Watched], woken: int, client: process.Running | None, deadline_s: float | None
+    watched: Sequence[Watched], woken: int, client: process.Process | None, deadline_s: float | None
 ) -> list[Watched]:
     """Wait for one of those that are watched, and pass a Ctrl-C on to the client.
 
@@ -227,7 +227,7 @@ def _ready(
 
 
 def _waited(
-    watched: Sequence[Watched], woken: int, client: process.Running | None, deadline_s: float | None
+    watched: Sequence[Watched], woken: int, client: process.Process | None, deadline_s: float | None
 ) -> list[Watched]:
     began_s = time.monotonic()
     while True:

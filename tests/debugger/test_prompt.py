@@ -1,4 +1,4 @@
-"""gdb's own prompt: what a person, or a script on standard input, gets of it, and how it leaves the guest."""
+"""gdb's own prompt, for a person and for a script on standard input, and the guest afterwards."""
 
 import os
 import re
@@ -40,7 +40,7 @@ def fed(argv: tuple[str, ...], commands: tuple[str, ...], **environment: str) ->
 
 
 def gdb(*commands: str, count: int = 1, options: tuple[str, ...] = (), **environment: str) -> str:
-    """Return what ``skblab gdb`` says to some commands while a ping is under way."""
+    """Return the output of ``skblab gdb`` for some commands during a ping."""
     client = ("ping", "-n", "-W", "60", "-i", "0.2", "-c", str(count), "guest")
     done = fed((*SKBLAB, "gdb", *options, "--", *client), (*commands, "detach", "quit"), **environment)
     assert done.returncode == 0, done.stdout
@@ -155,7 +155,7 @@ def test_dropping_is_refused_where_the_packet_is_somebody_elses() -> None:
 
 
 def answers(said: str) -> list[str]:
-    """Return what gdb said after each MARK that it was told to echo."""
+    """Return gdb's output after each MARK that it echoed."""
     return said.split(MARK)[1:]
 
 
@@ -245,7 +245,7 @@ def person() -> Iterator[Person]:
 
 
 def prompted(person: Person, words: str) -> None:
-    """Read some words and the prompt after them: what is typed before it, gdb may lose."""
+    """Read some words and the prompt after them: gdb may lose what is typed before its prompt."""
     read = person.reads(words)
     if "(gdb) " not in read.rpartition(words)[2]:
         person.reads("(gdb) ")

@@ -1,4 +1,4 @@
-"""gdb on the guest kernel: what it sees, what it can do, and that the guest is well afterwards."""
+"""gdb on the guest's kernel: what it sees, what it can do, and that the guest works afterwards."""
 
 import socket
 import subprocess
@@ -13,7 +13,7 @@ from skblab.lab import Lab
 from skblab.packet import Packet
 
 
-def ping(lab: Lab, *options: str) -> process.Running:
+def ping(lab: Lab, *options: str) -> process.Process:
     return lab.popen(
         ["ping", "-n", "-W", "10", *(options or ("-c", "1")), "guest"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -24,7 +24,7 @@ def assert_well(lab: Lab) -> None:
     assert len(parse_ping(done.stdout)) == 3, done.stdout
 
 
-def finish(client: process.Running) -> str:
+def finish(client: process.Process) -> str:
     return process.finish(client, timeout_s=30).stdout
 
 
@@ -187,7 +187,7 @@ while True: one.sendto(*one.recvfrom(100))
 
 
 def test_a_packet_on_a_sockets_queue_has_no_device(image: Image) -> None:
-    """There its place is another member's (net/ipv4/udp.c udp_set_dev_scratch())."""
+    """There dev_scratch occupies skb->dev (net/ipv4/udp.c udp_set_dev_scratch())."""
     with (
         Lab(image=image, root="host", memory_mib=128) as lab,
         lab.guest.popen(["python3", "-c", UDP_SERVER], stdout=subprocess.PIPE) as server,

@@ -16,16 +16,16 @@ from skblab.lab import Lab
 from support import SKBLAB, skblab
 
 
-def ping(lab: Lab, count: int = 1) -> process.Running:
+def ping(lab: Lab, count: int = 1) -> process.Process:
     argv = ["ping", "-n", "-c", str(count), "-i", "0.1", "-W", "10", "192.168.10.1"]
     return lab.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def replies(client: process.Running) -> int:
+def replies(client: process.Process) -> int:
     return len(parse_ping(process.finish(client, timeout_s=30).stdout))
 
 
-def stopped_at_icmp_rcv(lab: Lab, debugger: Debugger) -> process.Running:
+def stopped_at_icmp_rcv(lab: Lab, debugger: Debugger) -> process.Process:
     debugger.set_stop("icmp_rcv")
     debugger.resume()
     client = ping(lab)
@@ -34,7 +34,7 @@ def stopped_at_icmp_rcv(lab: Lab, debugger: Debugger) -> process.Running:
 
 
 def kill_gdb(debugger: Debugger) -> None:
-    """Kill gdb itself; the process that stands for it in our namespaces ends with it."""
+    """Kill gdb itself; its stand-in on the host ends with it."""
     children = Path(f"/proc/{debugger.process.pid}/task/{debugger.process.pid}/children")
     os.kill(int(children.read_text()), signal.SIGKILL)
 
@@ -107,7 +107,7 @@ def test_a_second_gdb_is_told_of_the_first(lab: Lab) -> None:
     assert replies(ping(lab)) == 1
 
 
-# A seccomp filter (seccomp(2)) that lets everything pass but ptrace(2), number 101, which is "Operation not permitted".
+# A seccomp filter (seccomp(2)) that refuses only ptrace(2), number 101, with "Operation not permitted".
 FORBID_PTRACE = """
 import ctypes, os, struct, sys
 code = b"".join(struct.pack("HBBI", *line) for line in [

@@ -1,4 +1,4 @@
-"""The experiment by itself: what the client measures is what the kernel was held."""
+"""The experiment without a person: the client measures the time for which the kernel was stopped."""
 
 import itertools
 import json

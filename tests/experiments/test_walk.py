@@ -1,4 +1,4 @@
-"""The experiment by hand, on a real terminal: what a person reads, and what the keys do."""
+"""The guided experiment on a real terminal: its text, and its keys."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Trace files that are damaged in every way: a command says so in one sentence, or shows what there is."""
+"""Damaged trace files: a command prints one error, or shows what can be read."""
 
 import contextlib
 import io
@@ -47,7 +47,7 @@ def whole(shared_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def damaged_bytes(data: st.DataObject, content: bytes) -> bytes:
-    """Overwrite, take out or put in some bytes, at some places; or cut the rest off."""
+    """Overwrite, remove or insert some bytes, at some places; or cut the rest off."""
     changed = bytearray(content)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(len(changed) - 1, 0)))
@@ -65,7 +65,7 @@ def damaged_bytes(data: st.DataObject, content: bytes) -> bytes:
 
 
 def damaged_values(data: st.DataObject, path: Path) -> bytes:
-    """Put another value in the place of some of a JSON object's, or take it out; or damage the records."""
+    """Replace or remove some values of a JSON object, or damage the records."""
     chunks = list(read_chunks(path))
     chosen = data.draw(st.integers(0, len(chunks) - 1))
     written = MAGIC

@@ -1,4 +1,4 @@
-"""Bad rules, filters, packets and command lines: each ends in one sentence, and in no traceback and no hang.
+"""Bad rules, filters, packets and command lines: each is one error, without a traceback or a hang.
 
 ``make torture`` tries ten times as many.
 """
@@ -76,7 +76,7 @@ RULES = st.one_of(
     st.lists(WORDS, max_size=8).map(" ".join),
     st.builds("icmp_rcv = {} {}".format, st.sampled_from(sorted(VERDICTS)), st.lists(WORDS, max_size=6).map(" ".join)),
 )
-# No word that libpcap could take for a host's name, and ask the machine's resolver for.
+# No word that libpcap could take for a host's name and resolve.
 FILTERS = st.lists(
     st.one_of(
         st.sampled_from(

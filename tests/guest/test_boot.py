@@ -1,4 +1,4 @@
-"""A guest that boots, one that does not, and what is said of it."""
+"""A guest that boots, one that does not, and the error."""
 
 import os
 import select
@@ -23,7 +23,7 @@ from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.summary import ETH_P_ARP
 
-ETH_P_ALL = 3  # a socket of one protocol would not see what is sent (packet(7))
+ETH_P_ALL = 3  # a socket of one protocol does not receive outgoing packets (packet(7))
 
 
 @pytest.mark.parametrize("link", ["tap", "veth"])
@@ -128,7 +128,7 @@ def test_a_client_that_was_there_before_the_guest_is_answered_at_once(image: Ima
         client = process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[namespaces.pidfd])
         with namespaces.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as wire:
             wire.settimeout(10)
-            while wire.recvfrom(2048)[1][1] != ETH_P_ARP:  # it asks who has the guest's address, and nobody has
+            while wire.recvfrom(2048)[1][1] != ETH_P_ARP:  # it asks for the guest's address, without an answer
                 pass
         with closing(Guest.boot(Boot(image.kernel, initramfs.ensure(image.path)), namespaces, console)):
             (reply,) = parse_ping(process.finish(client, timeout_s=20).stdout)

@@ -1,4 +1,4 @@
-"""A real module makes real kernels complain in every way; each is heard, and a program's own words are not."""
+"""A real module makes real kernels complain in every way; each is recognised, and a program's output is not."""
 
 import os
 import queue
@@ -26,7 +26,7 @@ PARAMETER = "/sys/module/complains/parameters/make"
 
 
 def make(lab: Lab, what: str) -> Complaint:
-    """Let the kernel complain of one thing; return what was heard, of the function that did it."""
+    """Make the kernel complain once; return the complaint, which names the function that did it."""
     before = len(lab.complaints)
     lab.guest.run(["sh", "-c", f"echo {what} >{PARAMETER}"], timeout_s=30)
     complaint = lab.complaints[before]

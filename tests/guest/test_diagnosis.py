@@ -31,7 +31,7 @@ def why(
     image: Image, *extra: str, memory_mib: int = 64, kernel: Path | None = None, first_files: Path | None = None,
     before: tuple[str, ...] = (), limit: str = "", timeout_s: float = 10,
 ) -> SkblabError:  # fmt: skip
-    """Boot a kernel that does not come up; return what is said of it.
+    """Boot a kernel that does not come up; return the error.
 
     :param before: a program to run inside the lab first
     :param limit: an option of prlimit(1) for the lab's processes

@@ -1,4 +1,4 @@
-"""Disks: a Debian boots from one; what is wrong with one is said before the kernel panics over it."""
+"""Disks: a Debian boots from one; a bad one is an error before the kernel could panic."""
 
 import fcntl
 import json
@@ -104,7 +104,7 @@ def test_uml_and_we_read_the_same_header_and_changes(image: Image, image_file: P
     made = disk.create(ours, image_file)
     with Lab(image=image, disks=[str(image_file.with_name("other.cow")) + f",{image_file}"]) as lab:
         boots(lab)
-        # Outside the jail of a lab's kernel, for it makes a file.
+        # Outside a lab, whose kernel is confined, because it makes a file.
         argv = [str(image.kernel), "mem=64M", f"ubd0={theirs},{image_file}", "root=/dev/ubda", "init=/none", "con=null",
                 "ssl=null", "con0=null,fd:1", f"uml_dir={image_file.parent}"]  # fmt: skip
         assert "Requested init /none failed" in lab.run(argv, timeout_s=30).stdout

@@ -1,4 +1,4 @@
-"""Commands in the guest: what goes in and comes out, how they end, and who is told when something dies."""
+"""Commands in the guest: their input and output, their end, and what happens when something dies."""
 
 import contextlib
 import os
@@ -28,14 +28,14 @@ with Lab.join(sys.argv[1]) as lab:
     print(command.stdout.readline().decode(), end="", flush=True)
     sys.stdin.read()
 """
-# The shell would say that sleep was hung up on, to nobody, and die of that (SIGPIPE).
+# The shell would print that sleep was hung up on, without a reader, and die of SIGPIPE.
 HANGS_UP = """exec 2>/dev/null
 trap 'echo hung up >/tmp/told; exit' HUP
 sleep 1000 &
 until test "$(cat /proc/$!/comm)" = sleep; do :; done
 echo runs
 wait"""
-"""Says that it was hung up. It `runs` when its sleep is one: what is still a copy of the shell forgets a signal."""
+"""Prints that it was hung up. It `runs` when sleep was executed: a forked copy of the shell loses a signal."""
 
 
 KILLED_WHILE_IT_FORKS = """
@@ -78,7 +78,7 @@ def test_ten_megabytes_of_every_byte(every_root: Lab) -> None:
     assert counted.stdout == process.finish(start_md5(data)).stdout
 
 
-def start_md5(data: bytes) -> process.Running:
+def start_md5(data: bytes) -> process.Process:
     given, writes = os.pipe()
     running = process.start(["md5sum"], stdin=given, stdout=subprocess.PIPE)
     os.close(given)
@@ -164,7 +164,7 @@ def test_output_goes_where_it_is_sent(host_root: Lab, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "before\none\ntwo\n"
     ours, theirs = socket.socketpair()
     with ours, theirs, host_root.guest.popen(["echo", "three"], stdout=theirs.fileno()) as command:
-        assert command.wait(10) == 0  # all that it says is carried by then
+        assert command.wait(10) == 0  # all of its output is copied by then
         assert ours.recv(100) == b"three\n"
         assert os.get_blocking(theirs.fileno())
 

@@ -1,4 +1,4 @@
-"""``skblab exec --guest`` and ``skblab cp``, as people and scripts use them; what is left when somebody goes away."""
+"""``skblab exec --guest`` and ``skblab cp``, as people and scripts use them; what is left when a process dies."""
 
 import os
 import signal
@@ -20,12 +20,12 @@ sleep 1000 &
 until test "$(cat /proc/$!/comm)" = sleep; do :; done
 echo runs
 wait"""
-"""Says that it was hung up. It `runs` when its sleep is one: what is still a copy of the shell forgets a signal."""
+"""Prints that it was hung up. It `runs` when sleep was executed: a forked copy of the shell loses a signal."""
 
 
 @pytest.fixture(scope="module")
 def name(image: Image) -> Iterator[str]:
-    """The name of a lab that is up, with this machine's programs; nothing of it is left in the end."""
+    """The name of a lab that is up, with this machine's programs; nothing of it stays behind."""
     before = remains()
     with Lab(f"guest-{os.getpid()}", image=image, root="host", memory_mib=128) as lab:
         lab.keep()

@@ -1,4 +1,4 @@
-"""A guest that has nothing to do sleeps, and each packet wakes it: see "Sleeping over a packet" in corrections.py."""
+"""An idle guest sleeps, and each packet wakes it: see "Lost wake-ups" in corrections.py."""
 
 import socket
 import time
@@ -12,7 +12,7 @@ SLEPT_OVER_S = 0.3  # until the guest's next timer; a busy machine takes a tenth
 
 
 def test_no_packet_is_slept_over(every_lab: Lab) -> None:
-    """One after the other, each as soon as the last one is answered: when the guest is about to go to sleep."""
+    """Each ping is sent as soon as the last one is answered: when the guest is about to sleep."""
     slowest_s = 0.0
     with every_lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as client:
         client.settimeout(5)

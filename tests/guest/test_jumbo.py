@@ -1,4 +1,4 @@
-"""Frames of up to 9,000 bytes, by every link and under every rule; and what is lost on a link is counted and told."""
+"""Frames of up to 9,000 bytes, on every link and under every rule; losses of a link are counted and printed."""
 
 import json
 import os
@@ -24,7 +24,7 @@ HOST = {"192.168.10.1": "192.168.10.254", "fd00:10::1": "fd00:10::254",
 
 
 def ping(lab: Lab, address: str, size: int, *words: str, guest: bool = False, count: int = 2) -> str:
-    """Send pings that must not be fragmented, with bytes that ping compares; return what it says."""
+    """Send pings that must not be fragmented, with bytes that ping compares; return ping's output."""
     argv = ["ping", "-n", "-c", str(count), "-i", "0.1", "-W", "2", "-M", "do", "-s", str(size), *words, address]
     return (lab.guest if guest else lab).run(argv, timeout_s=30).stdout
 
@@ -132,7 +132,7 @@ def test_a_frame_that_the_host_refuses_is_counted(lab: Lab, request: pytest.Fixt
 
 
 def test_a_frame_that_finds_the_queue_full_is_counted(lab: Lab) -> None:
-    """A kernel that stands still takes none: of all that were sent, each has come or is counted."""
+    """A stopped kernel receives none: every frame sent has arrived or is counted."""
     assert "2 received" in ping(lab, "192.168.10.1", 56)  # who has that address is known then
     before, came = lab.link_losses, datagrams_without_port(lab)
     os.kill(lab.guest.pid, signal.SIGSTOP)

@@ -1,6 +1,6 @@
-"""A link is taken down, up, renamed, moved and changed in whatever order hypothesis thinks of, under traffic.
+"""A link is taken down, up, renamed, moved and changed in any order that hypothesis generates, under traffic.
 
-Configured again it answers, whatever was before; and what the driver opens again is the link, and no other file.
+Configured again it answers; and the file that the driver opens again is the link, and no other.
 """
 
 import subprocess
@@ -59,7 +59,7 @@ class Orders(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.links = [Link(number) for number in range(len(KINDS))]
-        self.clients: list[process.Running] = []
+        self.clients: list[process.Process] = []
 
     def say(self, link: Link, *words: str) -> bool:
         return self.lab.guest.run([*link.ip, *words], timeout_s=20).returncode == 0
@@ -70,7 +70,7 @@ class Orders(RuleBasedStateMachine):
 
     @initialize()
     def traffic(self) -> None:
-        """Somebody pings all the while, with packets of each size."""
+        """Pings run all the time, with packets of each size."""
         self.clients = [
             self.lab.popen(
                 ["ping", "-q", "-n", "-i", "0.01", "-s", str(size), f"192.168.{net}.1"],

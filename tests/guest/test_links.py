@@ -1,4 +1,4 @@
-"""Several links, several guests on one switch, a guest as a router; what kernel and tools offer in between."""
+"""Several links, several guests on one switch, a guest as a router, with the kernel's and the tools' features."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_several_guests_on_one_switch(names: tuple[str, str], every_image: Image
 
 
 def test_a_router_between_two_hosts(names: tuple[str, str], every_image: Image) -> None:
-    """With what a router's owner uses: a packet filter and a slow line; and rules of ours in its way."""
+    """A router with a packet filter and a slow line, and with rules."""
     lan, wan = names
     with Lab.join(lan) as near, Lab.join(wan) as far, \
          Lab(image=every_image, link=[f"on={lan}", f"on={wan}"], root="host") as router:  # fmt: skip

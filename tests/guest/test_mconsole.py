@@ -104,7 +104,7 @@ def test_what_ends_the_kernel_returns_when_it_is_gone(every_image: Image, end: s
 
 
 def test_a_guest_whose_words_nobody_reads_runs_on(image: Image) -> None:
-    """Its init tells of every child that ends; UML waits until it is told (mconsole_notify(): a blocking socket)."""
+    """Its init reports every child that ends; UML waits for a reader (mconsole_notify(): a blocking socket)."""
     server = "import os, socket; s = socket.create_server(('', 80)); client, _ = s.accept(); "
     server += "[os.system('(true &)') for _ in range(40)]; client.send(b'done')"
     with Lab(image=image, root="host", commands=[f'exec python3 -c "{server}"']) as lab, lab.socket() as client:

@@ -1,4 +1,4 @@
-"""The user's own modules: built, loaded, found by their functions, gone again; and what is wrong with others."""
+"""The user's own modules: built, loaded, probed, unloaded; and the errors for bad ones."""
 
 import os
 import re

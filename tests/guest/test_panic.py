@@ -1,4 +1,4 @@
-"""A kernel that panics is heard at once, with its way there by file and line."""
+"""A panic is reported at once, with its call trace by file and line."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def break_function(lab: Lab, name: str) -> None:
 
 
 def let_be_idle(lab: Lab) -> None:
-    """Return when the kernel has nothing left to do: one that is interrupted at work prints no way (show_stack())."""
+    """Return when the kernel is idle: one that panics in an interrupt of running code prints no call trace."""
     lab.agent.wait_ready()
     assert lab.run(["ping", "-c", "3", "-i", "0.1", "-W", "5", "guest"], timeout_s=20).returncode == 0
 
@@ -156,7 +156,7 @@ Kernel panic - not syncing: why
 
 
 def test_a_kernel_that_gdb_holds_in_its_panic(lab: Lab) -> None:
-    """gdb stops it at SIGABRT: there is no end to wait for, and the event comes nevertheless."""
+    """gdb stops it at SIGABRT: it does not end, but the event comes."""
     heard: queue.Queue[GuestPanicked] = queue.Queue()
     lab.on_panic(heard.put)
     with lab.debugger() as debugger:

@@ -1,4 +1,4 @@
-"""A directory as the root of a guest's programs: what they write is seen by them alone."""
+"""A directory as the root of a guest's programs: only they see their writes."""
 
 import os
 import tempfile

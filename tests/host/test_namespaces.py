@@ -1,4 +1,4 @@
-"""A lab's namespaces: what clients find there, how they end, and what a machine can forbid."""
+"""A lab's namespaces: what clients find there, how they end, and what a machine may forbid."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def namespaces() -> Iterator[Namespaces]:
         yield namespaces
 
 
-def inside(namespaces: Namespaces, *argv: str) -> process.Running:
+def inside(namespaces: Namespaces, *argv: str) -> process.Process:
     return process.start(
         namespaces.command(argv),
         stdout=subprocess.PIPE,

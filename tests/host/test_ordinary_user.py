@@ -1,4 +1,4 @@
-"""Everything works for an ordinary user: no root, no sudo, nothing set up for it."""
+"""Everything works for an ordinary user, without root, sudo or set-up."""
 
 import json
 import os
@@ -23,9 +23,9 @@ CLOSED_TUN = "mount -t tmpfs none /dev/net && mknod -m 600 /dev/net/tun c 10 200
 
 
 def passable(*needed: Path) -> Iterator[str]:
-    """Return shell lines that let everybody reach some paths, in a mount namespace of our own.
+    """Return shell lines that let every user reach some paths, in a mount namespace of our own.
 
-    Root's home, say, is closed to others: an empty directory is put in its place, and what is needed in that.
+    A directory that is closed to others, such as root's home, is covered by an empty one with what is needed.
     """
     closed = {
         next((one for one in reversed(path.parents) if not one.stat().st_mode & 0o001), None): None for path in needed
@@ -42,7 +42,7 @@ def passable(*needed: Path) -> Iterator[str]:
 def as_ordinary_user(
     image: Image, tun: str, *words: str, limit: str = "", cache: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user who is nobody special; the machine is unchanged."""
+    """Run the command line as an unprivileged user; the machine is unchanged."""
     limited = ["prlimit", limit] if limit else []
     argv = [*limited, *SKBLAB, *words] if cache else [*limited, *SKBLAB, *words, "--image", str(image.path)]
     if os.geteuid():

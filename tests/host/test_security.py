@@ -1,4 +1,4 @@
-"""What a guest can and cannot reach of this machine: each sentence of docs/explanation/security.md."""
+"""What a guest can and cannot reach of this machine: every sentence of docs/explanation/security.md."""
 
 import os
 import re
@@ -134,7 +134,7 @@ def test_it_reaches_the_labs_processes_by_signals_alone(every_image: Image, modu
     with Lab(image=every_image, modules=[f"{module},stranger={os.getpid()}"]) as lab:
         results, _ = came_of(lab)
         assert results["signal to a stranger"] == -ESRCH
-        assert results["signal to process 1"] == 0  # which the host's kernel keeps from it (pid_namespaces(7))
+        assert results["signal to process 1"] == 0  # the host's kernel protects process 1 from it (pid_namespaces(7))
         assert results["trace process 1"] == -EPERM
         assert lab.run(["true"]).returncode == 0
 

@@ -98,7 +98,7 @@ def test_a_killed_build_takes_all_that_it_started_along(cache: Path) -> None:
 
 
 def until(it_is_so: Callable[[], object], *, within_s: float) -> bool:
-    """Wait for something of which there is no event, for it is about strangers' processes."""
+    """Wait for something that has no event, because other processes do it."""
     deadline = time.monotonic() + within_s
     while not it_is_so():
         if time.monotonic() > deadline:
@@ -146,7 +146,7 @@ def test_the_image_that_was_asked_for_last_is_the_one_that_labs_take(cache: Path
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A developer's own tree, with options of theirs, built in a cache of its own."""
+    """A developer's tree with own options, built in a cache of its own."""
 
     tree: Path
     asked: tuple[str, ...]
@@ -155,10 +155,10 @@ class Built:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[Built]:
-    """Build it, as it was unpacked.
+    """Build it as it was unpacked.
 
-    The tree stays for the next run, and what was compiled of it, as a developer's does: from nothing it takes minutes.
-    Whoever has it has it alone.
+    The tree and its objects stay for the next run, as a developer's do: from scratch the build takes minutes. One test
+    uses it at a time.
     """
     source = find_source(DEFAULT_SERIES)
     place = cache_dir() / "tests" / f"tree-{source.identity()[:12]}"

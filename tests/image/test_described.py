@@ -1,4 +1,4 @@
-"""What is known of functions from the last build is taken for those whose objects have not changed, and no others."""
+"""Functions' descriptions of the last build are used again only if their objects have not changed."""
 
 import json
 import os
@@ -24,7 +24,7 @@ MOVED = [("one", 0x110, 40), ("twice", 0x150, 20), ("two", 0x190, 40), ("twice",
 
 @pytest.fixture
 def obj(tmp_path: Path) -> Path:
-    """Two objects, older than what is known of them."""
+    """Two objects, older than their descriptions."""
     directory = tmp_path / "obj"
     directory.mkdir()
     for name in SOURCES:

@@ -41,7 +41,7 @@ def copy(cache: Path, image: Image) -> Path:
 
 
 def rewrite(path: Path, content: bytes) -> None:
-    """Put other content in a file's place, and not into the file that other images share."""
+    """Replace a file, without changing the file that other images share."""
     path.unlink()
     path.write_bytes(content)
 

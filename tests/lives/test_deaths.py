@@ -1,4 +1,4 @@
-"""Whoever dies whenever, nothing of a lab stays behind, and the next one starts."""
+"""Any process of a lab may die at any time: nothing of the lab stays behind, and the next one starts."""
 
 import contextlib
 import os
@@ -60,7 +60,7 @@ def family(pid: int) -> dict[int, str]:
     return found
 
 
-def live(running: process.Running, chance: random.Random) -> dict[int, str]:
+def live(running: process.Process, chance: random.Random) -> dict[int, str]:
     """Let a lab live for a random time, from before it has a kernel to after it has clients; return its processes."""
     if chance.random() < EARLY:
         select.select([], [], [], chance.uniform(0.05, EARLY_S))
@@ -71,7 +71,7 @@ def live(running: process.Running, chance: random.Random) -> dict[int, str]:
     return family(running.pid)
 
 
-def wait_for_kernel(running: process.Running) -> None:
+def wait_for_kernel(running: process.Process) -> None:
     """Wait until a lab's kernel runs; there is no event for what another process starts."""
     deadline_s = time.monotonic() + UP_S
     while "vmlinux" not in family(running.pid).values():
@@ -87,7 +87,7 @@ def a_victim(lab: dict[int, str], chance: random.Random) -> int:
 
 
 def stopped_first(pid: int) -> None:
-    """Stop a process, and kill it as it stands."""
+    """Stop a process, and kill it while it is stopped."""
     signal_if_there(pid, signal.SIGSTOP)
     select.select([], [], [], 0.05)
     kill(pid)
@@ -100,8 +100,8 @@ def signal_if_there(pid: int, number: int) -> None:
         return
 
 
-def last_words(running: process.Running, about: object) -> str:
-    """Return what a command says until its end, which comes by itself."""
+def last_words(running: process.Process, about: object) -> str:
+    """Return a command's output until it ends by itself."""
     try:
         return process.finish(running, timeout_s=LAST_WORDS_S).stdout
     except subprocess.TimeoutExpired as error:
@@ -156,7 +156,7 @@ def test_one_process_of_a_lab_is_killed_at_a_random_moment() -> None:
 @pytest.mark.timeout(0)
 @pytest.mark.complains("panic")  # of a guest whose first process is killed, or stopped under it
 def test_a_process_that_uses_a_kept_lab_is_killed_at_a_random_moment() -> None:
-    """The lab and its other users live on where the victim is one of them; with process 1, all of it goes."""
+    """The lab and its other users survive the death of a user; with process 1, everything ends."""
     seed = int(os.environ.get("SKBLAB_KILLS_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
     chance = random.Random(seed)
     before = remains()

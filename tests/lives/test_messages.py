@@ -1,4 +1,4 @@
-"""Process 1 of a lab outlives whatever it is sent."""
+"""Process 1 of a lab survives every message."""
 
 import json
 import os

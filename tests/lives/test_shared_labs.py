@@ -1,4 +1,4 @@
-"""Labs that outlive the command that started them: several terminals, one agent, and what is left of whom."""
+"""Labs that outlive the command that started them: several terminals, one agent, and what each leaves behind."""
 
 import json
 import os
@@ -31,7 +31,7 @@ with Lab.join(sys.argv[1]) as lab, lab.hold("icmp_rcv") as held, lab.rule("ip_ou
 
 @pytest.fixture
 def name(image: Image) -> Iterator[str]:
-    """The name of a lab that is up; nothing of it is left in the end."""
+    """The name of a lab that is up; nothing of it stays behind."""
     before = remains()
     with Lab(f"shared-{os.getpid()}", image=image) as lab:
         lab.keep()

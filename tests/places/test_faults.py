@@ -1,4 +1,4 @@
-"""What nobody foresaw is a fault of skblab: one line says so, and the report of it is kept."""
+"""An unexpected exception is a fault of skblab: one line says so, and its report is kept."""
 
 import errno
 import os

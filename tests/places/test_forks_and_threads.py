@@ -1,4 +1,4 @@
-"""A lab is of the process that entered it, whatever its forks and threads do."""
+"""A lab belongs to the process that entered it, whatever its forks and threads do."""
 
 import os
 import subprocess
@@ -68,7 +68,7 @@ def test_what_a_lab_never_has() -> None:
 
 
 def test_a_killed_commands_client_goes_with_it(image: Image) -> None:
-    """The lab stays, for it is kept; the client stays with nobody."""
+    """The kept lab stays; the client ends with its owner."""
     with Lab(f"killed-{os.getpid()}", image=image) as lab:
         lab.keep()
     running = process.start(
@@ -79,7 +79,7 @@ def test_a_killed_commands_client_goes_with_it(image: Image) -> None:
         assert running.stdout
         assert running.stdout.readline()
         running.kill()
-        assert running.stdout.read() == b""  # whoever had the pipe is gone
+        assert running.stdout.read() == b""  # the reader of the pipe has ended
     finally:
         process.end(running)
         with Lab.join(lab.name) as joined:

@@ -1,4 +1,4 @@
-"""Hostile places: whatever stream, directory, limit or permission is missing, a command ends in one sentence.
+"""Hostile places: if a stream, directory, limit or permission is missing, a command ends with one clear error.
 
 Each row is a few lines of shell in a user and mount namespace of their own, as its root and in an empty directory,
 which is HOME; ``run`` in it is XDG_RUNTIME_DIR. The last line's status is the row's.

@@ -19,14 +19,14 @@ WITHIN_S = 10.0
 
 
 class Person:
-    """Somebody who looks at the screen and presses keys."""
+    """A person who looks at the screen and presses keys."""
 
     def __init__(self, app: HoldApp, pilot: Pilot[int]) -> None:
         self.app = app
         self.pilot = pilot
 
     async def until(self, true: Callable[[], bool], what: str) -> None:
-        """Wait for something to be seen."""
+        """Wait until something is shown."""
         deadline = time.monotonic() + WITHIN_S
         while not true():
             assert time.monotonic() < deadline, f"not within {WITHIN_S:g} s: {what}\n{self.said()}"
@@ -37,7 +37,7 @@ class Person:
         await self.pilot.pause()
 
     async def types(self, text: str, into: str = "Input") -> None:
-        """Put a text into a line, in place of what is in it, and press Enter."""
+        """Replace a line's text, and press Enter."""
         await self.until(lambda: bool(self.app.screen.query(into)), "the dialog")
         line = self.app.screen.query_one(into, Input)
         line.focus()
@@ -65,7 +65,7 @@ class Person:
         return self.app.screen_stack[0].query_one(HeldTable)
 
     def cell(self, row: int, column: int) -> str:
-        """Return what stands in the table, or nothing where it has no such row at the moment."""
+        """Return a row of the table, or nothing if it has no such row now."""
         return str(self.table.get_row_at(row)[column]) if row < self.table.row_count else ""
 
     @property
@@ -87,7 +87,7 @@ def ping(count: int, *options: str, interval_s: float = 0.1) -> list[str]:
 async def screen(
     lab: Lab, command: Sequence[str], *rules: str, size: tuple[int, int] = (80, 24)
 ) -> AsyncIterator[Person]:
-    """Show the screen to somebody."""
+    """Run the screen."""
     with contextlib.closing(HeldPackets(lab, [Rule.parse_hold(rule) for rule in rules or (ECHO,)])) as held:
         app = HoldApp(lab, held, command)
         async with app.run_test(size=size) as pilot:

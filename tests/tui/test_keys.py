@@ -1,4 +1,4 @@
-"""Each key, against a real kernel: what becomes of the packet, and what ping says to it."""
+"""Each key, against a real kernel: what becomes of the packet, and ping's output."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""The client ends, the guest dies, packets pour in: the screen says so, and goes on answering to keys."""
+"""The client ends, the guest dies, packets pour in: the screen says so, and still responds to keys."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""``skblab ping`` in tmux, as a person sees it: held, released, edited, dropped, and what ping says to that."""
+"""``skblab ping`` in tmux, as a person sees it: held, released, edited, dropped, and ping's output."""
 
 from collections.abc import Iterator
 

@@ -120,7 +120,7 @@ def test_it_ends_cleanly_and_gives_the_terminal_back(start: Callable[..., Termin
 
 @pytest.mark.parametrize("shown", ["\x1b", "ARP, Request"])
 def test_it_ends_however_often_it_is_told_to(start: Callable[..., Terminal], shown: str) -> None:
-    """A signal that comes while it ends must not leave the thread behind that reads keys, for which it would wait."""
+    """A signal during its end must not leave the thread behind that reads keys: the program would wait for it."""
     terminal = start("hold", "-r", "arp_rcv", "--", "ping", "-n", "-c", "1", "guest")
     read_until(terminal.ours, lambda text: shown in text)
     terminal.hang_up()

@@ -12,7 +12,7 @@ class Tmux:
     """A terminal in tmux; when its program has ended, it shows ``status`` and the exit status."""
 
     def __init__(self, directory: str, columns: int, lines: int, *words: str) -> None:
-        # pytest sets COLUMNS and LINES here and there, and a program would believe them more than its terminal.
+        # pytest may set COLUMNS and LINES, and programs prefer them to the terminal's size.
         self._argv = ["env", "-u", "COLUMNS", "-u", "LINES", "tmux", "-S", f"{directory}/tmux", "-f", "/dev/null"]
         keep = "sh -c '\"$@\"; echo status $?; exec sleep 1000' --"
         self._do("new-session", "-d", "-x", str(columns), "-y", str(lines), " ".join([keep, *words]))
@@ -29,7 +29,7 @@ class Tmux:
         self._do("send-keys", *keys)
 
     def clicks(self, column: int, line: int) -> None:
-        """Press and release the mouse's first button, from 1, as a terminal tells it (xterm's SGR mode, 1006)."""
+        """Press and release the mouse's first button, from 1, as a terminal sends it (xterm's SGR mode, 1006)."""
         for last in "Mm":
             report = f"\x1b[<0;{column};{line}{last}".encode()
             self._do("send-keys", "-H", *(f"{byte:02x}" for byte in report))
@@ -46,7 +46,7 @@ class Tmux:
         return next((line.index(words) + 1, at) for at, line in lines if words in line)
 
     def shows(self, pattern: str) -> re.Match[str]:
-        """Wait until the screen matches: tmux tells nobody what it draws, and is asked until then."""
+        """Wait until the screen matches, by asking tmux again and again: it has no event for that."""
         deadline = time.monotonic() + WITHIN_S
         while True:
             screen = self.screen()

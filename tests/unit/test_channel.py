@@ -1,4 +1,4 @@
-"""The memory shared with the agent is written so that the other side never sees a number nobody meant."""
+"""The memory shared with the agent is written so that the other side never reads a half-written number."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What is typed and cannot be meant: the error names the command's own usage, and what was meant."""
+"""Mistyped command lines: the error has the command's own usage, and suggests what was meant."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is a complaint in a kernel's log, in the words of every series, and what is none."""
+"""What is a complaint in a kernel's log, for every series, and what is not."""
 
 import pytest
 

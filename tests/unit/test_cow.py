@@ -1,4 +1,4 @@
-"""UML's COW format: what is written is read again, by us and by uml_moo; old versions; what is none."""
+"""UML's COW format: files are read again, by skblab and by uml_moo; old versions; other files."""
 
 import os
 import shutil

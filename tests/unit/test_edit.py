@@ -1,4 +1,4 @@
-"""An edit changes the bytes that were named, lengths and checksums that were right, and nothing else."""
+"""An edit changes the named fields' bytes, lengths and checksums that were right, and nothing else."""
 
 import contextlib
 import random
@@ -178,7 +178,7 @@ def test_a_checksum_of_udp_never_becomes_none(load: bytes, port: int) -> None:
     ("change", "layer"), [(("ip.tos", "4"), IP), (("udp.dport", "99"), UDP), (("ip.src", C4), UDP)], ids=str
 )
 def test_a_first_fragment_keeps_what_belongs_to_the_whole(change: tuple[str, str], layer: type[Layers]) -> None:
-    """The datagram that is put together again is right, though no fragment says whether it is."""
+    """The reassembled datagram is right, though no fragment alone shows that."""
     whole = bytes(IP(src=A4, dst=B4, id=7) / UDP(sport=1, dport=2) / (bytes(range(250)) * 12))[20:]
     head = {"src": A4, "dst": B4, "id": 7, "proto": 17}
     parts = [of(IP(**head, flags="MF") / Raw(whole[:1480])), of(IP(**head, frag=185) / Raw(whole[1480:]))]
@@ -229,7 +229,7 @@ def test_a_quoted_packet_has_names_too_and_its_checksum_follows() -> None:
 
 
 def test_options_that_scapy_writes_otherwise_stay_byte_for_byte() -> None:
-    """A Route Information option with a prefix of 8 bytes (RFC 4191 2.3) is one of 16 when scapy has written it."""
+    """Scapy writes a Route Information option with a prefix of 8 bytes (RFC 4191 2.3) with 16."""
     option = bytes([24, 2, 48, 0]) + struct.pack("!I", 600) + bytes.fromhex("fd00000000010000")
     head = IPv6(src=A6, dst=B6) / ICMPv6ND_RA(chlim=64)
     packet = of(IPv6(bytes(head / Raw(option))))
@@ -248,7 +248,7 @@ def test_a_header_that_scapy_cannot_write_keeps_its_length() -> None:
 
 
 def test_what_stands_behind_a_quoted_packet_stays_there() -> None:
-    """An ICMP error with an extension (RFC 4884), of which scapy makes a field of the ICMP header."""
+    """An ICMP error with an extension (RFC 4884), which scapy makes a field of the ICMP header."""
     quoted = bytes(IP(src=B4, dst=A4) / UDP(sport=9, dport=8) / bytes(100))
     error, extension = b"\x03\x03\0\0\0\x20\0\0", b"\x20\0\x5f\xff\0\x08\x01\x01\0\0\0\0"
     packet = Packet(bytes(IP(src=A4, dst=B4, proto=1) / Raw(error + quoted + extension)), ETH_P_IP)

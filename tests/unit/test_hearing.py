@@ -1,4 +1,4 @@
-"""A watch of a console tells of each complaint once, whatever it calls does."""
+"""A watch of a console reports each complaint once, whatever its callback does."""
 
 import os
 import queue

@@ -1,4 +1,4 @@
-"""What is said of a guest's links, and what comes of it."""
+"""The grammar of a guest's links."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A packet in words, from bytes that scapy made and from bytes that nobody made."""
+"""A packet as one line, from bytes made by scapy and from random bytes."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""One lab a name."""
+"""One lab per name."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_a_link_in_its_place_is_not_followed(runtime_dir: Path, tmp_path: Path) 
 
 
 def test_many_take_and_give_back_one_name_and_each_has_it_alone() -> None:
-    """Whoever looks at the names meanwhile is in nobody's way."""
+    """Reading the names at the same time disturbs nothing."""
     holders: list[int] = []
     most = 0
 

@@ -1,4 +1,4 @@
-"""A packet in one line: as tcpdump itself writes it, for thousands of packets, and from bytes that nobody made."""
+"""A packet in one line, as tcpdump prints it: for thousands of packets, and for random bytes."""
 
 import re
 import struct
@@ -171,18 +171,18 @@ def tcpdump(captures: Sequence[tuple[bytes, int, int]]) -> list[str]:
 
 
 def alike(line: str) -> str:
-    """Return tcpdump's line without what it says of the file, and with one blank where it has several."""
+    """Return tcpdump's line without its text about the file, and with single blanks."""
     line = re.sub(r"^(IP6?|) *(truncated-ip6? - \d+ bytes missing!)? *", "", line)
     return " ".join(line.split())
 
 
 def without_fragment(line: str) -> str:
-    """Return our line without what tcpdump does not say."""
+    """Return skblab's line without what tcpdump does not print."""
     return re.sub(r", fragment at \d+(, length \d+)?", "", line)
 
 
 def compare(captures: Sequence[tuple[bytes, int, int]]) -> None:
-    """Compare our lines with tcpdump's. Where a header is cut short, both may stop at different fields of it."""
+    """Compare skblab's lines with tcpdump's. In a header that is cut short, they may stop at different fields."""
     for (data, protocol, length), line in zip(captures, tcpdump(captures), strict=True):
         ours, theirs = without_fragment(summary(data, protocol, length)), alike(line)
         if len(data) < length and ours != theirs:

@@ -1,4 +1,4 @@
-"""Small texts: what ping prints, what a guest prints, what a compiler prints, what an error says."""
+"""Small texts: output of ping, of a guest, of a compiler, and errors."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""A guest's archive is unpacked where it was asked for, whatever is in it."""
+"""A guest's archive is unpacked only into its target, whatever it contains."""
 
 import contextlib
 import io

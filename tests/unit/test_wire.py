@@ -1,4 +1,4 @@
-"""The messages between skblab and its gdb survive the wire, and nothing else passes for one."""
+"""The messages between skblab and its gdb survive the wire, and nothing else is accepted as one."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a guest says that is none of its words is ignored, or told in a sentence."""
+"""Malformed messages of a guest are ignored, or are one clear error."""
 
 import contextlib
 import socket

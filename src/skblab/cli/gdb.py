@@ -13,7 +13,7 @@ from skblab.cli.options import add_guest_options, add_lab_options, complete, lab
 
 if TYPE_CHECKING:
     from skblab.guest.boot import Guest
-    from skblab.host.process import Running
+    from skblab.host.process import Process
 
 NAME = "gdb"
 GRACE_S = 1.0
@@ -63,7 +63,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.set_defaults(run=run)
 
 
-def _stop_behind(client: "Running", guest: "Guest", left: threading.Event) -> None:
+def _stop_behind(client: "Process", guest: "Guest", left: threading.Event) -> None:
     """Stop the kernel where a script's client has ended and the script waits on: no packet of it will stop that."""
     client.wait()
     while not left.wait(BEHIND_S) and guest.alive:

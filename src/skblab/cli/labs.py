@@ -18,7 +18,7 @@ from skblab.errors import NoSuchLab, UsageError
 from skblab.guest.session import raw_keyboard
 from skblab.guest.terminal import NAME_OF_LEAVE
 from skblab.host import registry
-from skblab.host.process import Running, exit_status, interrupt
+from skblab.host.process import Process, exit_status, interrupt
 from skblab.host.waiting import wait
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _run_in(name: str, command: list[str]) -> int:
         return _status(lab.popen(command, stdin=None))
 
 
-def _status(client: Running) -> int:
+def _status(client: Process) -> int:
     """Wait for a client; Ctrl-C is for it, and it says what it makes of that."""
     while True:
         try:

@@ -119,7 +119,7 @@ def _holds(ready_agent: Callable[[], Agent]) -> tuple[Holds | None, str]:
 
 
 def _wait(
-    running: process.Running,
+    running: process.Process,
     guest: Guest,
     wanted: Wanted,
     channel: socket.socket,

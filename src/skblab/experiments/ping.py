@@ -38,7 +38,7 @@ class Arrest:
     stopped: wire.Stopped
     packet: Packet | None
     age_ms: float | None
-    client: process.Running
+    client: process.Process
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +174,14 @@ class PingExperiment:
         waited = [reply.rtt_ms for reply in replies if reply.rtt_ms >= interval_s * 500]
         return Staircase(interval_s, round(held_s, 6), tuple(waited), prober.refused, self.lab.namespaces.link)
 
-    def _ping(self, count: int, interval_s: float) -> process.Running:
+    def _ping(self, count: int, interval_s: float) -> process.Process:
         guest = self.lab.namespaces.addresses.guest[0].split("/")[0]
         # ping waits by SO_RCVTIMEO, and the host's kernel adds a tick to that (kernel/time/timer.c schedule_timeout()).
         pause_s = max(interval_s - time.clock_getres(CLOCK_MONOTONIC_COARSE), interval_s / 2)
         argv = ["ping", "-n", "-c", str(count), "-i", f"{pause_s:.3f}", "-W", str(FOREVER_S), guest]
         return self.lab.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, new_session=True)
 
-    def _finish(self, client: process.Running, within_s: float) -> list[PingReply]:
+    def _finish(self, client: process.Process, within_s: float) -> list[PingReply]:
         """Wait for a ping's end, for *within_s* and LINGER_S for its last reply; return its replies."""
         try:
             said = client.communicate(timeout=within_s + LINGER_S)[0].decode(errors="replace")

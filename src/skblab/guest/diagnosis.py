@@ -120,7 +120,7 @@ CAUSES = (
         "dmesg | tail; a smaller --memory", kind=MissingPrerequisite, ended="signal SIGKILL",
     ),
     _cause(
-        r"\A(?!.*Linux version)", "the kernel died before its first word: its file is damaged",
+        r"\A(?!.*Linux version)", "the kernel died before its first message: its file is damaged",
         "skblab image check; skblab image rm IMAGE && skblab image build", ended="signal SIG(?:SEGV|ILL|BUS)",
     ),
     _cause(  # arch/um/os-Linux/skas/process.c start_userspace(), start_up.c start_ptraced_child()
@@ -158,8 +158,8 @@ CAUSES = (
         r"(?P<said>(?:\w+: (?:Unknown symbol|version magic|disagrees about|unknown parameter)[^\n]*)?)[^\n]*\n?"
         r"(?:\[[^\n]*\n)*skblab init: cannot load the module (?P<module>\S+): (?P<why>[^\n]*)",
         "the module {module} cannot be loaded: {why}",
-        "what the kernel says of it stands above: a symbol may be another module's, to be given before with --module,\n"
-        "or not be exported; skblab module build DIRECTORY makes one for this very kernel",
+        "the kernel's own message is above: a symbol may be another module's, which --module has to load before,\n"
+        "or not be exported; skblab module build DIRECTORY makes one for this kernel",
     ),
     _cause(  # init/initramfs.c unpack_to_rootfs()
         r"Initramfs unpacking failed: (?P<why>[^\n]*)",
@@ -219,7 +219,7 @@ CAUSES = (
     _cause(  # kernel/exit.c do_exit()
         r"Attempted to kill init! exitcode=0x(?P<exit>[0-9a-f]{8})",
         "the guest's first process has ended: {exit}",
-        "a first process must not; what it said itself stands above, if it said something",
+        "a first process must not end; its own output is above",
     ),
     _cause(r"", "the kernel printed its help, or its version, and ended", "without --help or --version among its "
            "arguments", ended="exit status 0$"),

@@ -89,7 +89,7 @@ class Disk:
         if header:
             self._check_backing(header)
         elif self.backing:
-            raise DiskError(f"{self.file} is there and is no COW file", hint=f"--disk {self.file}, or another name")
+            raise DiskError(f"{self.file} exists and is not a COW file", hint=f"--disk {self.file}, or another name")
 
     def _check_backing(self, header: cow.Header) -> None:
         backing = Path(header.backing_file)
@@ -189,7 +189,7 @@ def merge(path: Path, target: Path) -> int:
     """
     header = inspect(path)
     if not header:
-        raise DiskError(f"{path} is no COW file", hint=f"cp {path} {target}")
+        raise DiskError(f"{path} is not a COW file", hint=f"cp {path} {target}")
     if target.exists():
         raise DiskError(f"{target} is there already", hint="another name, or remove it first")
     Disk(path.absolute()).ready()

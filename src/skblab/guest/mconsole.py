@@ -134,7 +134,7 @@ class Mconsole:
         raise MconsoleRefused(
             f"the guest shows no stack of task {pid}",
             found=shown.strip(),
-            hint="ask again: it shows none while an interrupt comes at a bad moment",
+            hint="ask again: it shows none in an interrupt of kernel code",
         )
 
     def config(self, device: str, value: str | None = None) -> str:
@@ -231,7 +231,7 @@ class Mconsole:
             by = f"gdb (pid {tracer})" if tracer else "a signal"
             found, hint = f"its process is stopped by {by}", "continue in gdb, or end gdb"
         else:
-            found = "its process runs; a kernel that mconsole has stopped, or that has its interrupts off, is as silent"
+            found = "its process runs; a kernel that mconsole has stopped, or that has interrupts off, does not answer"
             hint = "skblab mconsole NAME go, if it was stopped so; skblab log NAME"
         return Timeout(f"the guest's kernel did not answer {text!r} within {waited_s:.1f} s", found=found, hint=hint)
 

@@ -14,7 +14,7 @@ from skblab.image.image import Image
 from skblab.image.index import Function
 
 MOST = 100
-TOLD = re.compile(r"module (\S+)((?: \.text\S*=0x[0-9a-f]+)*)")  # kernel/init/modules.c tell_sections()
+SECTIONS = re.compile(r"module (\S+)((?: \.text\S*=0x[0-9a-f]+)*)")  # kernel/init/modules.c tell_sections()
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def append(archive: Path, modules: tuple[Module, ...], target: Path) -> None:
 
 def parse_sections(text: str) -> tuple[str, dict[str, int]] | None:
     """Return a module's name and its code sections' addresses from init's message; None for other messages."""
-    found = TOLD.fullmatch(text)
+    found = SECTIONS.fullmatch(text)
     if found is None:
         return None
     return found[1], {name: int(at, 16) for name, at in (one.split("=") for one in found[2].split())}

@@ -24,7 +24,7 @@ FAULT = re.compile(r"^.*RIP: 0033:(?:\[<[0-9a-f]+>\] )?([\w.]+)\+0x([0-9a-f]+)/"
 BUILT_IN = re.compile(r"^/skblab/(?:obj/)?")  # replaces the build's directory in debug info (image/recipe.py)
 OWN_BUSINESS = {"panic", "vpanic"}  # frames above it belong to the panic itself
 # arch/um/kernel/sysrq.c show_stack(): in an interrupt of running code, not in an interrupt of the idle task.
-NO_TRACE = "the kernel printed no call trace: it ran on its signal stack; a gdb attached before shows it"
+NO_TRACE = "the kernel printed no call trace: it was on its signal stack; a gdb attached before shows it"
 PRINTING_S = 1.0  # the kernel notifies first (drivers/mconsole_kern.c add_notifier()), prints the trace, and ends
 
 

@@ -66,7 +66,7 @@ class Namespaces:
         self._control: socket.socket | None = None
         self._lock = -1
         self.kept = False  # the lab outlives this process
-        self._outer: process.Running | None = None
+        self._outer: process.Process | None = None
         self.pidfd = -1
         self.pid = 0
 

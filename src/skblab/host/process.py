@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Argument = str | Path
 Stream = int | IO[bytes] | None
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-Running = subprocess.Popen[bytes]  # noqa: TID251 - only here
+Process = subprocess.Popen[bytes]  # noqa: TID251 - only here
 SOURCE = Path(__file__).parents[2]
 _kept_open: list[int] = []
 
@@ -47,7 +47,7 @@ def start(
     pass_fds: Sequence[int] = (),
     new_session: bool = False,
     guarded: bool = False,
-) -> Running:
+) -> Process:
     """Start *argv* and return at once.
 
     :param guarded: it and its children end with this process, however that ends; it gets a new session
@@ -58,7 +58,7 @@ def start(
     if guarded and shutil.which(words[0], path=(env or os.environ).get("PATH")) is None:
         raise _not_installed(words[0])
     try:
-        return Running(
+        return Process(
             [*of_ours("enter", f"m.guard({os.getpid()}, sys.argv[1:])"), *words] if guarded else words,
             cwd=cwd,
             env=env,
@@ -116,7 +116,7 @@ def have_room(descriptors: int) -> None:
         )
 
 
-def finish(running: Running, *, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
+def finish(running: Process, *, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
     """Wait for a program; return its status and its output as text. If the wait is interrupted, kill it.
 
     :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*
@@ -165,7 +165,7 @@ def undisturbed() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
-def interrupt(running: Running) -> None:
+def interrupt(running: Process) -> None:
     """Pass a Ctrl-C on to a program, unless it is in the terminal's foreground group, which has received it."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC)
@@ -179,7 +179,7 @@ def interrupt(running: Running) -> None:
         os.close(terminal)
 
 
-def unfinished(running: Running) -> bool:
+def unfinished(running: Process) -> bool:
     """Whether a program still runs, or a pipe of its output is still open."""
     pipes = (running.stdin, running.stdout, running.stderr)
     return running.poll() is None or any(pipe is not None and not pipe.closed for pipe in pipes)
@@ -190,7 +190,7 @@ def exit_status(status: int) -> int:
     return status if status >= 0 else 128 - status
 
 
-def let_live(running: Running) -> None:
+def let_live(running: Process) -> None:
     """Let a program outlive this process, which will not wait for it."""
     running.returncode = 0  # or subprocess prints a ResourceWarning
 
@@ -214,7 +214,7 @@ def that_run(program: Path) -> list[int]:
     return found
 
 
-def end(running: Running) -> None:
+def end(running: Process) -> None:
     """Kill a program that may still run, with its group if it leads one; wait for it, close its pipes."""
     if running.poll() is None:
         if os.getpgid(running.pid) == running.pid:

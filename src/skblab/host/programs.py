@@ -13,7 +13,7 @@ class HostPrograms:
     """What a lab and its host side have in common: programs there end with the lab."""
 
     def __init__(self) -> None:
-        self._clients: list[process.Running] = []
+        self._clients: list[process.Process] = []
         self._switch: JoinedNamespaces | None = None  # of another lab, on whose switch this guest is
 
     @property
@@ -39,7 +39,7 @@ class HostPrograms:
         new_session: bool = False,
         pass_fds: Sequence[int] = (),
         env: dict[str, str] | None = None,
-    ) -> process.Running:
+    ) -> process.Process:
         """Start a program on the host side, where the names ``guest`` and ``host`` resolve; it ends with the lab.
 
         Of a guest on another lab's switch, that is the other lab's host side, where each guest has its lab's name.

@@ -1,4 +1,4 @@
-"""Run by gdb in batch mode over a kernel: describe functions for the index. gdb and the standard library alone."""
+"""Run by gdb in batch mode on a kernel: describe functions for the index. Imports gdb and the standard library only."""
 
 import json
 import os
@@ -10,7 +10,7 @@ SOURCE_PREFIX = "/skblab/"
 
 
 def describe(address: int) -> tuple[object, ...] | None:
-    """Return file, line, return type and parameters of the function at an address, or None: there is no debug info."""
+    """Return file, line, return type and parameters of the function at an address; None without debug info."""
     block = gdb.block_for_pc(address)
     while block is not None and not _is_function_at(block, address):
         block = block.superblock
@@ -30,13 +30,13 @@ def describe(address: int) -> tuple[object, ...] | None:
 
 
 def _is_function_at(block: gdb.Block, address: int) -> bool:
-    """Whether a block is a function's outermost one, and begins here; an inlined copy lies in another function's."""
+    """Whether a block is a function's outermost one and begins here; an inlined copy is inside another function's."""
     outer = block.superblock
     return block.function is not None and block.start == address and (outer is None or outer.function is None)
 
 
 def address_of(expression: str) -> int | None:
-    """Return an object's address, or None where this kernel has no such object."""
+    """Return an object's address, or None if this kernel has no such object."""
     try:
         return int(gdb.parse_and_eval(f"&{expression}"))
     except gdb.error:
@@ -44,7 +44,7 @@ def address_of(expression: str) -> int | None:
 
 
 def main() -> None:
-    """Read {functions: [address], objects: [expression]}; write what each function is, and the objects' addresses."""
+    """Read {functions: [address], objects: [expression]}; write the functions' descriptions and objects' addresses."""
     with open(os.environ["SKBLAB_INDEX_REQUEST"]) as file:  # noqa: PTH123
         request = json.load(file)
     rows = [describe(address) for address in request["functions"]]
@@ -55,6 +55,6 @@ def main() -> None:
 
 try:
     main()
-except BaseException as error:  # noqa: BLE001 - gdb's batch mode would go on and end with status 0
+except BaseException as error:  # noqa: BLE001 - gdb's batch mode would continue and exit with status 0
     sys.stderr.write(f"{type(error).__name__}: {error}\n")
     gdb.execute("quit 1")

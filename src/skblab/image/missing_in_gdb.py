@@ -1,4 +1,4 @@
-"""Run by gdb in batch mode over a kernel: print, as JSON, where a function was inlined.
+"""Run by gdb in batch mode on a kernel: print, as JSON, where a function was inlined.
 
 It needs gdb and the standard library alone.
 """
@@ -13,7 +13,7 @@ SOURCE_PREFIX = "/skblab/"
 
 
 def places(name: str) -> list[tuple[str, str, int]]:
-    """Return each function that has an inlined copy of *name*, and the file and line where that function is."""
+    """Return each function that has an inlined copy of *name*, with that function's file and line."""
     try:
         _, locations = gdb.decode_line(name)
     except gdb.error:

@@ -1,4 +1,4 @@
-"""Every command says what the kernels of its labs complained of, and ``--strict`` makes it the status."""
+"""Every command prints the complaints of its labs' kernels, and ``--strict`` makes them the status."""
 
 import json
 import os
@@ -22,7 +22,7 @@ MAKE = "echo warn >/sys/module/complains/parameters/make"
 
 @pytest.fixture(scope="module")
 def module(complains: Callable[[Image], str], image: Image) -> str:
-    """The module, as it makes the kernel complain when it is loaded: the guest's kernel has then a WARNING at boot."""
+    """The module and a parameter that make the guest's kernel print a WARNING when it is loaded, at boot."""
     return f"{complains(image)},make=warn"
 
 
