@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -87,6 +88,17 @@ def test_a_client_gets_the_signals_that_are_sent_to_it(namespaces: Namespaces, n
     client.send_signal(number)
     done = process.finish(client, timeout_s=20)
     assert (done.returncode, done.stdout) == (3, f"got {number.name}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_comes_before_the_client_runs(namespaces: Namespaces, number: signal.Signals) -> None:
+    """Its stand-in is a Python that starts for some 20 ms, and would print a traceback."""
+    for step in range(8):
+        client = inside(namespaces, "sleep", "1000")
+        select.select([], [], [], step / 200)
+        client.send_signal(number)
+        done = process.finish(client, timeout_s=10)
+        assert (done.returncode, done.stdout) == (-number, "")
 
 
 def test_a_client_dies_with_the_one_who_stands_for_it(namespaces: Namespaces) -> None:

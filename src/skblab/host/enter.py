@@ -86,7 +86,7 @@ def _refuse(why: str, status: int = CANNOT_START) -> NoReturn:
 
 def _start(argv: list[str], prepare: Callable[[], None]) -> int:
     """Start a program; block the forwarded signals in this process from now on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, WANTED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WANTED)  # process.start() has blocked FORWARDED already
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, the child's end sends no signal
     try:
         child = os.fork()
@@ -95,9 +95,11 @@ def _start(argv: list[str], prepare: Callable[[], None]) -> int:
     if child:
         return child
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; programs expect the default
         signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would print a traceback
+    signal.pthread_sigmask(signal.SIG_SETMASK, before - {*FORWARDED})
     try:
         prepare()
     except OSError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from skblab.errors import MissingPrerequisite
-from skblab.host.enter import CANNOT_START
+from skblab.host.enter import CANNOT_START, FORWARDED
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,28 @@ def of_ours(module: str, call: str) -> list[str]:
     """Return the command that calls a function of a sibling module in a new Python without site-packages."""
     imports = f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from skblab.host import {module} as m"
     return [sys.executable, "-I", "-S", "-c", f"{imports}; {call}"]
+
+
+def stand_in(call: str) -> list[str]:
+    """Return the command of a stand-in; ``start()`` knows it by its beginning."""
+    return of_ours("enter", call)
+
+
+@contextlib.contextmanager
+def _signals_blocked(words: list[str]) -> Iterator[None]:
+    """Block the signals that a stand-in passes on, while it is started: it inherits that.
+
+    A signal that comes before the stand-in is ready waits until then; Python would print a traceback.
+    """
+    *python, code = stand_in("")
+    if words[: len(python)] != python or not "".join(words[len(python) :][:1]).startswith(code):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start(
@@ -57,17 +79,19 @@ def start(
     log.debug("$ %s", shlex.join(words))
     if guarded and shutil.which(words[0], path=(env or os.environ).get("PATH")) is None:
         raise _not_installed(words[0])
+    command = [*stand_in(f"m.guard({os.getpid()}, sys.argv[1:])"), *words] if guarded else words
     try:
-        return Process(
-            [*of_ours("enter", f"m.guard({os.getpid()}, sys.argv[1:])"), *words] if guarded else words,
-            cwd=cwd,
-            env=env,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=[*pass_fds, *_kept_open],
-            start_new_session=new_session or guarded,
-        )
+        with _signals_blocked(command):
+            return Process(
+                command,
+                cwd=cwd,
+                env=env,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=[*pass_fds, *_kept_open],
+                start_new_session=new_session or guarded,
+            )
     except BlockingIOError as error:  # fork(2)
         raise no_more_processes(f"{words[0]}: {error.strerror}") from None
     except FileNotFoundError as error:
