@@ -10,7 +10,7 @@
  */
 static bool busy;
 
-/* Where a packet is at a function that is no step of its: in the call around, if that is the packet's, or at its last step. */
+/* Where a followed packet is at an untraced function: in the call around, if that is a step of the packet; else at its last step. */
 static struct agent_place place_of(const struct agent_regs *regs, const struct sk_buff *skb)
 {
 	const struct agent_followed *packet = agent_followed(skb);
@@ -33,7 +33,7 @@ static noinline bool hold_by_hand(struct agent_regs *regs)
 	return agent_hold_by_hand(regs, skb, place_of(regs, skb));
 }
 
-/* The rules of a probe. *place* is the traced packet's, if there is one. Returns as agent_hit(), and ends what it has begun. */
+/* Apply the rules of a probe. place: that of the packet whose step this is, or zeros. Ends what agent_hit() has begun. */
 static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *regs, struct agent_place place,
 				unsigned long flags)
 {

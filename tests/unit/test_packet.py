@@ -11,7 +11,7 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrHopByHop
 from agent.malformed import Frames
 from skblab.edit import edited
 from skblab.packet import Packet, echo_request
-from skblab.summary import ETH_P_IP, ETH_P_IPV6
+from skblab.summary import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6
 
 SENT = struct.pack("=qq", 1_700_000_000, 250_000) + bytes(40)
 
@@ -30,7 +30,7 @@ def test_an_echo_request_behind_ip_options_is_found() -> None:
     assert packet.echo == ("echo request", 9, 1)
 
 
-def test_an_icmpv6_echo_request_likewise() -> None:
+def test_an_icmpv6_echo_request_is_found() -> None:
     packet = Packet(bytes(IPv6(src="fd00:10::254", dst="fd00:10::1") / ICMPv6EchoRequest(id=7, seq=3)), ETH_P_IPV6)
     assert packet.summary() == "fd00:10::254 > fd00:10::1: ICMP6, echo request, id 7, seq 3, length 8"
     assert packet.ping_sent_s is None
@@ -81,3 +81,29 @@ def test_the_transport_header_follows() -> None:
     packet = Packet(bytes(layers), ETH_P_IPV6)
     after = edited(packet, lambda _: IPv6() / UDP(sport=1, dport=2) / b"abc", data_offset=48)
     assert (packet.header_bytes, after.packet.header_bytes, after.data_offset) == (48, 40, 40)
+
+
+@given(data=st.binary(max_size=60))
+def test_the_headers_fields_are_those_that_scapy_finds(data: bytes) -> None:
+    ipv4, ipv6 = Packet(b"\x45" + data, ETH_P_IP), Packet(b"\x60" + data, ETH_P_IPV6)
+    if len(ipv4.data) < 20:
+        assert (ipv4.is_readable, ipv4.source, ipv4.destination, ipv4.header_fields) == (False, "", "", {})
+    else:
+        header = IP(ipv4.data[:20])
+        assert ipv4.is_readable
+        assert (ipv4.source, ipv4.destination) == (header.src, header.dst)
+        assert ipv4.header_fields == {"ttl": header.ttl, "id": header.id, "length": header.len}
+    if len(ipv6.data) < 40:
+        assert (ipv6.source, ipv6.destination, ipv6.header_fields) == ("", "", {})
+    else:
+        header = IPv6(ipv6.data[:40])
+        assert (ipv6.source, ipv6.destination) == (header.src, header.dst)
+        assert ipv6.header_fields == {"hop limit": header.hlim, "length": header.plen}
+
+
+def test_a_header_of_another_version_is_not_read() -> None:
+    assert not Packet(b"\x65" + bytes(39), ETH_P_IP).is_readable
+    assert not Packet(b"\x45" + bytes(39), ETH_P_IPV6).is_readable
+    assert not Packet(bytes(40), 0x88CC).is_readable
+    assert Packet(b"\0\1" + bytes(26), ETH_P_ARP).is_readable
+    assert not Packet(b"\0\6" + bytes(26), ETH_P_ARP).is_readable
