@@ -56,6 +56,7 @@ struct agent_rule {
 	struct agent_arm arm;
 	struct bpf_prog *filter;
 	u16 number;
+	bool acts; /* agent_verdict_acts() */
 	u64 occurrence;
 	u32 random;
 };
@@ -138,6 +139,7 @@ extern struct agent_by_hand agent_by_hand;
 void agent_stop(const struct sk_buff *skb);
 bool agent_hold_by_hand(struct agent_regs *regs, struct sk_buff *skb, struct agent_place place);
 bool agent_verdict_fits(const struct agent_arm *arm);
+bool agent_verdict_acts(const struct agent_arm *arm);
 u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct sk_buff *skb, struct agent_place place);
 int agent_verdict_finish(u32 verdict, const struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb);
 

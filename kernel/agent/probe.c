@@ -166,6 +166,7 @@ int agent_arm(const struct agent_arm *arm)
 		return -ENOMEM;
 	rule->arm = *arm;
 	rule->number = arm->record.rule;
+	rule->acts = agent_verdict_acts(arm);
 	rule->random = arm->seed ?: 1;
 	if (program.len)
 		error = bpf_prog_create(&rule->filter, &program);

@@ -61,10 +61,14 @@ static bool is_wanted_occurrence(struct agent_rule *rule)
 	return !arm->chance || next_random(rule) < arm->chance;
 }
 
-/* The first rule of a probe that matches, or NULL. *skb is the packet, or NULL where the function has none. */
+/*
+ * The first rule of a probe that matches, or NULL where there is none or it accepts. *skb is the packet, or NULL where the
+ * function has none.
+ */
 struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb)
 {
 	struct agent_rule *rule;
+	bool wanted;
 
 	list_for_each_entry(rule, &probe->rules, list) {
 		*skb = NULL;
@@ -74,9 +78,12 @@ struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_reg
 				continue;
 		}
 		agent_counts(rule->number)->arrived++;
-		if (is_wanted_occurrence(rule))
+		wanted = is_wanted_occurrence(rule);
+		if (wanted && rule->acts)
 			return rule;
 		agent_counts(rule->number)->passed++;
+		if (wanted)
+			break; /* later rules do not see what one accepts */
 	}
 	return NULL;
 }

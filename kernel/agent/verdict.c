@@ -86,6 +86,12 @@ bool agent_verdict_fits(const struct agent_arm *arm)
 	return arm->skb_argument < AGENT_ARGUMENTS;
 }
 
+/* Asked when a rule is armed, so that a packet that is accepted costs no call of a verdict. */
+bool agent_verdict_acts(const struct agent_arm *arm)
+{
+	return arm->verdict != AGENT_ACCEPT;
+}
+
 /*
  * First, with interrupts off: report and count. Returns the verdict to finish, which is AGENT_ACCEPT where the rule's cannot
  * be carried out.

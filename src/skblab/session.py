@@ -24,6 +24,7 @@ from skblab.host.waiting import wait
 from skblab.lab import Lab
 from skblab.packet import Packet
 from skblab.rule import Rule
+from skblab.verdict import VERDICTS
 
 if TYPE_CHECKING:
     from skblab.agent.running import Running
@@ -105,7 +106,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             for rule in self._rules:
                 self._running.append(stack.enter_context(self._lab.rule(rule, self._watcher.hit)))
-            if any(rule.verdict == "stop" for rule in self._rules):
+            if any(VERDICTS[rule.verdict].needs == "gdb" for rule in self._rules):
                 self._debugger = stack.enter_context(self._lab.debugger())
                 self._lab.stop_on_rules(self._debugger)
                 self._debugger.resume()

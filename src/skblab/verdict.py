@@ -62,7 +62,7 @@ class Verdict:
     :param example: the word with the arguments that it needs
     :param number: enum agent_verdict in kernel/agent/verdict.c: what the agent does
     :param owns: sound only at a function that owns its packet (skblab.agent.functions)
-    :param needs: who has to act on each packet: nobody but the agent, the host, or gdb
+    :param needs: who decides on each packet: the agent alone, the host within a lease, or gdb
     :param whole: a hit carries the whole packet, not only its first bytes
     :param stack: a hit carries the return addresses on the stack
     :param read: reads the arguments from a rule's line

@@ -4,6 +4,7 @@ import contextlib
 import re
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -340,6 +341,13 @@ def test_an_edit_that_failed_is_the_exit_status(command: tuple[str, ...], said: 
     done = skblab(*command, "-r", "icmp_rcv = edit icmp.gw=1.2.3.4", "--", "ping", "-c1", "-W2", "guest")
     assert done.returncode == 1
     assert all(words in done.stderr for words in said), done.stderr
+
+
+def test_an_edit_that_is_refused_leaves_no_thread(shared_lab: Lab) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(UnsupportedVerdict):
+        shared_lab.rule("icmp_echo = edit ip.ttl=3")
+    assert set(threading.enumerate()) - before == set()
 
 
 def test_a_misspelt_field_is_said_before_anything_starts() -> None:

@@ -92,6 +92,7 @@ def test_occurrences_filters_and_leases(small: Image) -> None:
     arm = compiled(small, "ip_rcv = hold @2-5 if icmp", lease_s=1.5)
     assert (arm.first, arm.last, arm.every, arm.chance, arm.lease_ns) == (2, 5, 0, 0, 1_500_000_000)
     assert arm.filter == compile_filter("icmp")
+    assert compiled(small, "ip_rcv = delay 1s", lease_s=1.5).lease_ns == 0  # it ends by itself
     assert compiled(small, "ip_rcv = drop @every 3").every == 3
     chances = {"100%": 0, "50%": CHANCES // 2, "0.0000001%": 4}
     for percent, chance in chances.items():

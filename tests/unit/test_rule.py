@@ -136,6 +136,12 @@ def test_a_number_that_the_agent_cannot_take(fields: dict[str, int]) -> None:
         Rule("icmp_rcv", "trace", **fields)  # type: ignore[arg-type]
 
 
+def test_a_verdict_that_there_is_not() -> None:
+    with pytest.raises(RuleError, match="no such verdict: dorp") as caught:
+        Rule("icmp_rcv", "dorp")
+    assert "drop, duplicate" in caught.value.hint
+
+
 @pytest.mark.parametrize("fields", [{"first": -1}, {"every": 1 << 31}, {"percent": float("nan")}, {"seed": 1 << 40}])
 def test_an_occurrence_that_the_agent_cannot_take(fields: dict[str, float]) -> None:
     with pytest.raises(RuleError):

@@ -36,7 +36,7 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float) -
         every=occurrence.every,
         delay_ns=numbers.delay_ns,
         jitter_ns=numbers.jitter_ns,
-        lease_ns=round(lease_s * 1e9),
+        lease_ns=round(lease_s * 1e9) if verdict.needs == "host" else 0,
         text_start=text_start,
         text_end=text_end,
         argument=numbers.argument,

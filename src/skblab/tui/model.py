@@ -12,6 +12,7 @@ from skblab.lab import Lab
 from skblab.packet import Packet
 from skblab.rule import Rule
 from skblab.summary import ETH_P_IP
+from skblab.verdict import VERDICTS
 
 GONE = frozenset({State.RELEASED, State.DROPPED, State.LOST})
 
@@ -42,7 +43,7 @@ class HeldPackets:
 
     def __init__(self, lab: Lab, rules: Sequence[Rule]) -> None:
         for rule in rules:
-            if rule.verdict == "stop" or rule.hold_count:
+            if VERDICTS[rule.verdict].needs == "gdb" or rule.hold_count:
                 raise UsageError(
                     "a screen holds packets one by one", found=str(rule), hint=f"skblab run -r '{rule}' -- ..."
                 )
