@@ -14,7 +14,7 @@ from rich.text import Text
 
 from skblab.cli.keyboard import read_line
 from skblab.debugger.inside.wire import GdbFrame, Stopped
-from skblab.experiments.ping import Arrest, PingExperiment
+from skblab.experiments.ping import PingExperiment, StoppedPing
 from skblab.experiments.ping_report import staircase_text
 from skblab.host.waiting import wait
 from skblab.image.image import Image
@@ -47,11 +47,11 @@ def walk(lab: Lab, function: str, interval_s: float) -> None:
             console, f"\nA breakpoint is on [bold]{function}()[/bold]. Enter sends a ping, and you say when it goes on."
         )
         while True:
-            arrest = experiment.arrest()
+            ping = experiment.stop_ping()
             console.rule(f"stopped in {function}()")
-            console.print(_scene(console, lab.image, arrest))
-            _hold(console, experiment, arrest)
-            stop = experiment.outcome(arrest, experiment.release(arrest))
+            console.print(_scene(console, lab.image, ping))
+            _hold(console, experiment, ping)
+            stop = experiment.outcome(ping, experiment.resume(ping))
             said = "no reply" if stop.rtt_ms is None else f"time={stop.rtt_ms:g} ms"
             console.print(f"you held it [bold]{stop.held_s * 1e3:.0f} ms[/bold]; ping says [bold]{said}[/bold]")
             if not _again(console):
@@ -66,16 +66,16 @@ def walk(lab: Lab, function: str, interval_s: float) -> None:
     )
 
 
-def _scene(console: Console, image: Image, arrest: Arrest) -> RenderableType:
+def _scene(console: Console, image: Image, ping: StoppedPing) -> RenderableType:
     """Return what a person wants to see of a stop: the packet, the way here, the source."""
-    frame = arrest.stopped.frames[0]
+    frame = ping.stopped.frames[0]
     parts: list[RenderableType] = []
-    if arrest.packet:
-        age = "" if arrest.age_ms is None else f"; sent {arrest.age_ms:.1f} ms before"
-        parts.append(Text(arrest.packet.summary() + age, style="bold"))
+    if ping.packet:
+        age = "" if ping.age_ms is None else f"; sent {ping.age_ms:.1f} ms before"
+        parts.append(Text(ping.packet.summary() + age, style="bold"))
     else:
-        parts.append(Text(arrest.stopped.packet_problem, style="dim"))
-    parts.append(Padding(_backtrace(console, arrest.stopped), (0, 2)))
+        parts.append(Text(ping.stopped.packet_problem, style="dim"))
+    parts.append(Padding(_backtrace(console, ping.stopped), (0, 2)))
     lines = image.source_lines(frame.file, frame.line, around=SHOWN_SOURCE)
     if lines:
         code = "\n".join(text for _, text in lines)
@@ -107,9 +107,9 @@ def _frame_line(frame: GdbFrame) -> Text:
     return Text.assemble((f"{frame.function}()", "cyan"), (where, "dim"))
 
 
-def _hold(console: Console, experiment: PingExperiment, arrest: Arrest) -> None:
+def _hold(console: Console, experiment: PingExperiment, ping: StoppedPing) -> None:
     """Show for how long the packet has been held, until Enter."""
-    started_ns = arrest.stopped.at_ns
+    started_ns = ping.stopped.at_ns
     with Live(console=console, transient=True, auto_refresh=False) as live:
         while True:
             held_s = (time.monotonic_ns() - started_ns) / 1e9
@@ -119,7 +119,7 @@ def _hold(console: Console, experiment: PingExperiment, arrest: Arrest) -> None:
                 sys.stdin.readline()
                 return
             if ready:
-                experiment.keep(arrest, held_s)  # says who is gone
+                experiment.stay_stopped(ping, held_s)  # says who is gone
 
 
 def _pause(console: Console, text: str) -> None:

@@ -32,7 +32,7 @@ IP_RECVERR = 11  # ip(7): errors of the device, ENOBUFS among them, are reported
 
 
 @dataclass(frozen=True, slots=True)
-class Arrest:
+class StoppedPing:
     """A ping stopped inside the kernel: where, and its packet."""
 
     stopped: wire.Stopped
@@ -96,7 +96,7 @@ class PingExperiment:
         self._stop_number = debugger.set_stop(self.function)
         debugger.resume()
 
-    def arrest(self, *, count: int = 1, interval_s: float = 1.0) -> Arrest:
+    def stop_ping(self, *, count: int = 1, interval_s: float = 1.0) -> StoppedPing:
         """Start a ping and wait until its first packet is stopped in the function.
 
         :raises Timeout: the packet does not enter the function
@@ -121,36 +121,36 @@ class PingExperiment:
                 sent_s = packet.ping_sent_s if packet else None
                 behind_s = (time.monotonic_ns() - stopped.at_ns) / 1e9
                 age_ms = (time.time() - behind_s - sent_s) * 1e3 if sent_s else None
-                return Arrest(stopped, packet, age_ms, client)
+                return StoppedPing(stopped, packet, age_ms, client)
             self.debugger.resume()
 
-    def keep(self, arrest: Arrest, hold_s: float) -> None:
+    def stay_stopped(self, ping: StoppedPing, hold_s: float) -> None:
         """Wait until the kernel has been stopped for *hold_s*; return early if the guest or gdb ends."""
-        left_s = hold_s - (time.monotonic_ns() - arrest.stopped.at_ns) / 1e9
+        left_s = hold_s - (time.monotonic_ns() - ping.stopped.at_ns) / 1e9
         watched: list[Debugger | int] = [self.debugger, self.lab.guest.pidfd]
         ready = wait(watched, max(left_s, 0))
         if ready:
             self.lab.check()
             self.debugger.evaluate("1")  # gdb sent something unrequested: it has ended, and this raises the error
 
-    def release(self, arrest: Arrest, *, last: bool = False) -> float:
-        """Resume the kernel; return for how long it was stopped, in s. The *last* release removes the stop."""
+    def resume(self, ping: StoppedPing, *, last: bool = False) -> float:
+        """Resume the kernel; return for how long it was stopped, in s. The *last* time, remove the stop."""
         if last:
             self.debugger.clear_stop(self._stop_number)
-        return (self.debugger.resume() - arrest.stopped.at_ns) / 1e9
+        return (self.debugger.resume() - ping.stopped.at_ns) / 1e9
 
-    def outcome(self, arrest: Arrest, held_s: float) -> Stop:
+    def outcome(self, ping: StoppedPing, held_s: float) -> Stop:
         """Wait for the ping's end and combine both sides' measurements."""
-        replies = self._finish(arrest.client, 0)
-        echo = arrest.packet.echo if arrest.packet else None
+        replies = self._finish(ping.client, 0)
+        echo = ping.packet.echo if ping.packet else None
         first = replies[0] if replies else None
         return Stop(
             icmp_seq=echo[2] if echo else 1,
             held_s=round(held_s, 6),
             rtt_ms=first.rtt_ms if first else None,
-            packet=describe(arrest),
+            packet=describe(ping),
             backtrace=tuple(
-                {"function": frame.function, "file": frame.file, "line": frame.line} for frame in arrest.stopped.frames
+                {"function": frame.function, "file": frame.file, "line": frame.line} for frame in ping.stopped.frames
             ),
         )
 
@@ -163,13 +163,13 @@ class PingExperiment:
         if self.lab.namespaces.link == "tap":
             self.lab.namespaces.shorten_queue(QUEUE_PACKETS)
         before = self.lab.link_losses
-        arrest = self.arrest(count=int(hold_s / interval_s), interval_s=interval_s)
+        ping = self.stop_ping(count=int(hold_s / interval_s), interval_s=interval_s)
         prober = Prober(self.lab, interval_s / 2)
-        self.keep(arrest, (QUEUE_PACKETS + 1.5) * interval_s)  # ping alone fills the queue
+        self.stay_stopped(ping, (QUEUE_PACKETS + 1.5) * interval_s)  # ping alone fills the queue
         with prober:
-            self.keep(arrest, hold_s)
-        held_s = self.release(arrest, last=True)
-        replies = self._finish(arrest.client, interval_s)
+            self.stay_stopped(ping, hold_s)
+        held_s = self.resume(ping, last=True)
+        replies = self._finish(ping.client, interval_s)
         self.lab.excuse(Losses(for_guest=(self.lab.link_losses - before).for_guest))
         waited = [reply.rtt_ms for reply in replies if reply.rtt_ms >= interval_s * 500]
         return Staircase(interval_s, round(held_s, 6), tuple(waited), prober.refused, self.lab.namespaces.link)
@@ -232,9 +232,9 @@ class Prober:
                 self.refused += 1
 
 
-def describe(arrest: Arrest) -> dict[str, Any] | None:
+def describe(ping: StoppedPing) -> dict[str, Any] | None:
     """Return the stopped packet as fields, for JSON."""
-    packet, raw = arrest.packet, arrest.stopped.packet
+    packet, raw = ping.packet, ping.stopped.packet
     if packet is None or raw is None:
         return None
     kind, identity, sequence = packet.echo or ("", None, None)
@@ -245,7 +245,7 @@ def describe(arrest: Arrest) -> dict[str, Any] | None:
         "type": kind,
         "id": identity,
         "seq": sequence,
-        "age_ms": None if arrest.age_ms is None else round(arrest.age_ms, 3),
+        "age_ms": None if ping.age_ms is None else round(ping.age_ms, 3),
         "len": raw.len,
         "dev": raw.dev,
         "skb": f"{raw.skb:#x}",

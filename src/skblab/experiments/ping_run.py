@@ -43,10 +43,10 @@ def run(lab: Lab, plan: Plan, progress: Callable[[str], None] = lambda _: None) 
             experiment.attach(debugger)
             for hold_s in plan.holds_s:
                 progress(f"waiting for a ping in {plan.function}()")
-                arrest = experiment.arrest()
+                ping = experiment.stop_ping()
                 progress(f"the kernel stands still in {plan.function}(), for {hold_s:g} s")
-                experiment.keep(arrest, hold_s)
-                stops.append(experiment.outcome(arrest, experiment.release(arrest)))
+                experiment.stay_stopped(ping, hold_s)
+                stops.append(experiment.outcome(ping, experiment.resume(ping)))
             if plan.staircase_s:
                 progress(f"pings pile up for {plan.staircase_s:g} s")
                 staircase = experiment.staircase(plan.staircase_s, plan.interval_s)
