@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The guest's monotonic clock for events, at half its price and finer. The clock is the host's clock_gettime(2), 20 ns a
- * call, in steps of 256 ns (arch/um/kernel/time.c timer_read()); what it says is carried on by the time stamp counter for
- * about a millisecond, and then asked for anew: after a pause, after a stop under gdb, on a processor whose counter is
- * behind. Where it says what the counter does, as far as its steps can tell, the counter's word is kept.
+ * call, in steps of 256 ns (arch/um/kernel/time.c timer_read()). The time stamp counter extends it for about a millisecond;
+ * then the clock is read again: after a pause, after a stop under gdb, on a processor whose counter is behind. While the two
+ * agree to within a step of the clock, the counter's finer value is used.
  */
 #include <linux/delay.h>
 #include <linux/ktime.h>
@@ -34,7 +34,7 @@ static void calibrate(u64 ns, u64 ticks)
 	}
 }
 
-/* Measure the counter now, for what is told from here on. A process sleeps here. */
+/* Measure the counter for the events from now on. Process context: this sleeps. */
 void agent_clock_set(void)
 {
 	unsigned long flags;

@@ -10,7 +10,7 @@
 #define HOSTFILE_FDS 3
 
 struct hostfile_message { /* one datagram, and the descriptors beside it */
-	__u64 data; /* where it is to be put */
+	__u64 data; /* where the datagram goes */
 	__u32 bytes; /* room there */
 	__u32 count; /* of fds, on return */
 	__s32 fds[HOSTFILE_FDS]; /* in the guest's numbers; each is closed on execve(2) */

@@ -263,7 +263,7 @@ static void leave_passages(const struct module *module)
 		leave_probe(probe);
 }
 
-/* End a trace; false where there was none. */
+/* End the trace; false if no trace was running. */
 bool agent_unfollow(void)
 {
 	bool any = passages;
@@ -284,7 +284,7 @@ void agent_disarm_module(struct module *module)
 	leave_passages(module);
 }
 
-/* End all rules and the trace; false where there was none. */
+/* End all rules and the trace; false if there was nothing to end. */
 bool agent_disarm_all(void)
 {
 	bool any = agent_unfollow();

@@ -101,7 +101,7 @@ bool agent_steps_make_room(u32 bytes)
 	return true;
 }
 
-/* The host is told when there are as many as it waits for, or soon: to be woken for each would cost more than the step. */
+/* Wake the host when there are as many steps as it waits for, or soon: a wake-up costs more than a step. */
 void agent_steps_tell(u64 head)
 {
 	if (head - READ_ONCE(agent_shared->steps_tail) >= READ_ONCE(agent_shared->steps_wanted))
@@ -130,7 +130,7 @@ struct agent_record *agent_command(void)
 	return NULL;
 }
 
-/* Whoever gave them is gone. */
+/* The controller that sent them is gone. */
 void agent_commands_forget(void)
 {
 	smp_store_release(&agent_shared->commands_tail, smp_load_acquire(&agent_shared->commands_head));

@@ -62,7 +62,7 @@ static bool is_wanted_occurrence(struct agent_rule *rule)
 }
 
 /*
- * The first rule of a probe that matches, or NULL where there is none or it accepts. *skb is the packet, or NULL where the
+ * The first rule of a probe that matches, or NULL if no rule matches or the first that does accepts. *skb is the packet, or NULL where the
  * function has none.
  */
 struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb)

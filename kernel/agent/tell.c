@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* What the host is told. */
+/* The events that the host gets. */
 #include "clock.h"
 #include "packet.h"
 

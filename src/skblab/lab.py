@@ -61,9 +61,9 @@ class Lab(LabLife):
         return Running(self._ready_agent(), rule if isinstance(rule, Rule) else Rule.parse(rule), report)
 
     def hold(self, function: str, filter: str = "", *, occurrence: Occurrence | None = None) -> Hold:  # noqa: A002
-        """Set packets aside where they enter a function, while the kernel runs on. Use in a ``with``.
+        """Hold packets that enter a function, while the kernel runs on. Use in a ``with``.
 
-        :param filter: which ones, in pcap-filter(7)'s language
+        :param filter: which packets: pcap-filter(7)
         """
         return Hold(self._ready_agent(), Rule(function, "hold", occurrence or Occurrence(), filter))
 
@@ -82,35 +82,31 @@ class Lab(LabLife):
         to: Path | None = None,
         about: dict[str, object] | None = None,
     ) -> Tracer:
-        """Follow packets through the kernel's functions. Use in a ``with``; then ``trace()`` is what they did.
+        """Trace packets through the kernel's functions in a ``with``; afterwards ``trace()`` returns the trace.
 
-        :param patterns: of functions' names or files; none: all that take a packet
-        :param calls: likewise, of functions that take none
-        :param filter: which packets, in pcap-filter(7)'s language
-        :param fields: more of a packet's members at each step, as in C: ``skb->dev->name``
-        :param returns: tell when calls return, too, and what; without, who calls whom is not known
-        :param to: where the trace file is to be kept
+        The parameters are the fields of ``TraceSpec``.
+
         :raises UnknownFunction: a pattern names no function
-        :raises TraceError: a field is none, or the file cannot be written
+        :raises TraceError: a field does not exist, or the file cannot be written
         """
         spec = TraceSpec(patterns, calls, filter, fields, returns, to, about or {})
         return Tracer(self._ready_agent(), self.image, spec)
 
-    def on_complaint(self, told: Callable[[Complaint], object]) -> ComplaintWatch:
-        """Call *told*, from a thread of its own, with each of ``new_complaints``; close what is returned.
+    def on_complaint(self, callback: Callable[[Complaint], object]) -> ComplaintWatch:
+        """Call *callback*, from a thread of its own, with each of ``new_complaints``; close what is returned.
 
         :raises MissingPrerequisite: this user may have no more inotify instances
         """
-        watch = ComplaintWatch(self.console, told, skip=self._complaints_before)
+        watch = ComplaintWatch(self.console, callback, skip=self._complaints_before)
         self._stay().callback(watch.close)
         return watch
 
-    def on_panic(self, told: Callable[[GuestPanicked], object]) -> PanicWatch:
-        """Call *told*, from a thread of its own, when the guest's kernel panics; close what is returned.
+    def on_panic(self, callback: Callable[[GuestPanicked], object]) -> PanicWatch:
+        """Call *callback*, from a thread of its own, when the guest's kernel panics; close what is returned.
 
-        Of a lab that has panicked already, it is told at once.
+        If it has panicked already, *callback* is called at once.
         """
-        watch = self._running.guest.on_panic(told)
+        watch = self._running.guest.on_panic(callback)
         self._stay().callback(watch.close)
         return watch
 
@@ -127,11 +123,11 @@ class Lab(LabLife):
     def gdb_prompt(
         self, commands: Sequence[str] = (), *, user_init: bool = False, attached: Callable[[], object] = lambda: None
     ) -> int:
-        """Give gdb's own prompt to whoever is at standard input; return gdb's exit status when they have left it.
+        """Run gdb's prompt on standard input; return gdb's exit status when its user has left it.
 
-        :param commands: gdb commands to begin with
+        :param commands: gdb commands to run first
         :param user_init: read the user's ~/.gdbinit first
-        :param attached: is called once gdb has attached, and the kernel stands still; from boot, once it is ready
+        :param attached: called when gdb has attached and the kernel stands still; from boot, when the guest is ready
         :raises DebuggerError: gdb cannot attach
         """
         wanted = prompt.Wanted(tuple(commands), user_init, attached)

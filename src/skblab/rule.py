@@ -63,7 +63,7 @@ class Rule(Arguments):
     filter: str = ""
 
     def __post_init__(self) -> None:
-        Arguments.__post_init__(self)  # super() does not know a class with slots, which dataclass() makes anew
+        Arguments.__post_init__(self)  # super() does not know a class with slots, which dataclass() replaces
         if self.verdict not in VERDICTS:
             raise RuleError(f"no such verdict: {self.verdict}", hint=f"one of: {', '.join(VERDICTS)}")
 

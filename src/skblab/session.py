@@ -160,12 +160,12 @@ class Session:
     def _wait(self, client: process.Process | None, timeout_s: float | None) -> int:
         """Wait for a client's end; return its status. Without one, a Ctrl-C ends it, with status 0.
 
-        A client may give up and end before gdb has said where the kernel stands: all stops are told of.
+        A client may end before gdb has reported a stop: the watcher gets every stop.
         """
         guest, debugger = self._lab.guest, self._debugger
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         watched: list[Watched] = [guest.notifications, guest.pidfd, *([debugger] if debugger else [])]
-        told, ended = 0, False
+        reported, ended = 0, False
         with contextlib.ExitStack() as stack:
             woken = stack.enter_context(wakeup())
             pidfd = os.pidfd_open(client.pid) if client else None
@@ -185,19 +185,19 @@ class Session:
                     wait([guest.pidfd], LAST_WORDS_S)  # gdb may hold it there
                     raise guest.lost()
                 if debugger and debugger in ready:
-                    self._tell_stop(debugger)
-                    told += 1
+                    self._report_stop(debugger)
+                    reported += 1
                 elif pidfd is not None and pidfd in ready:
                     ended = True
                     watched.remove(pidfd)
-                if client and ended and told >= self._stops:
+                if client and ended and reported >= self._stops:
                     return client.wait()
 
     @property
     def _stops(self) -> int:
         return sum(one.counts.stopped for one in self._running) if self._debugger else 0
 
-    def _tell_stop(self, debugger: Debugger) -> None:
+    def _report_stop(self, debugger: Debugger) -> None:
         stopped = debugger.wait_stop(STOP_TIMEOUT_S)
         raw = stopped.packet
         packet = Packet(bytes.fromhex(raw.linear), raw.protocol) if raw else None

@@ -27,7 +27,7 @@ GUEST, HOST = "192.168.10.1", "192.168.10.254"
 GUEST6, HOST6 = "fd00:10::1", "fd00:10::254"
 SYN_ACK = "tcp src port 80 and tcp[tcpflags] & (tcp-syn|tcp-ack) == (tcp-syn|tcp-ack)"
 
-# A connected UDP socket that says "up", and is closed at the word of whoever reads that; then others take its memory.
+# A connected UDP socket that says "up", and is closed when its reader answers; then others take its memory.
 CONNECTED = """
 import socket, sys
 family, here, there = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -51,7 +51,7 @@ for where in "" "ip netns exec z"; do
   $where nft add rule inet t p ct state new counter
 done
 """
-# Waits at the end until it is told to leave.
+# Waits for a line at the end.
 ECHO = """
 import socket, sys
 one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

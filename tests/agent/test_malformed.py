@@ -27,7 +27,7 @@ VERDICTS = ("trace", "hold", "delay 1ms +-1ms", "drop", "duplicate 2", "edit ip.
 AHEAD = 16
 HOST4, GUEST4 = socket.inet_aton("192.168.10.254"), socket.inet_aton("192.168.10.1")
 HOST6, GUEST6 = (socket.inet_pton(socket.AF_INET6, f"fd00:10::{end}") for end in ("254", "1"))
-# Sockets that read what comes with all that can be asked about it; and nobody can be told that the host has moved.
+# Sockets that read what comes with all that can be asked about it; and no frame can move the host's MAC address.
 SERVER = """
 import socket, threading
 def read(one):

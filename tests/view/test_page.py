@@ -1,6 +1,6 @@
 """The page of a trace, in a real browser: what it shows, by keys alone, in the dark, and how soon.
 
-With SKBLAB_PICTURES=1 its picture is taken anew.
+With SKBLAB_PICTURES=1 its picture is taken again.
 """
 
 import os

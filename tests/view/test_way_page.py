@@ -1,4 +1,4 @@
-"""docs/explanation/a-pings-way.md shows what the program prints; with SKBLAB_PICTURES=1 it is written anew."""
+"""docs/explanation/a-pings-way.md shows what the program prints; with SKBLAB_PICTURES=1 it is written again."""
 
 import os
 import re

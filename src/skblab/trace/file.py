@@ -124,7 +124,7 @@ class Tail:
         self._content = memoryview(b"")
 
     def next(self) -> tuple[bytes, memoryview] | None:
-        """Return the next whole chunk, or None where there is none yet."""
+        """Return the next whole chunk, or None if it is not there yet."""
         while True:
             if len(self._content) >= CHUNK.size:
                 kind, size = CHUNK.unpack_from(self._content)

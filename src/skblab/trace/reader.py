@@ -200,5 +200,5 @@ def load(path: Path) -> Trace:
         if not loader.take(kind, payload):
             break
     if loader.trace is None:
-        raise TraceError(f"{path} tells of nothing", found="it was cut off before its first chunk ended")
+        raise TraceError(f"{path} is empty", found="it was cut off before its first chunk ended")
     return loader.trace
