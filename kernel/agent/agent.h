@@ -85,7 +85,7 @@ struct agent_record *agent_command(void);
 void agent_commands_forget(void);
 void agent_command_done(const struct agent_record *record);
 
-/* tell.c: events */
+/* tell.c: events for the host */
 bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb, u64 packet,
 		    struct agent_place place);
 void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause);

@@ -62,8 +62,8 @@ static bool is_wanted_occurrence(struct agent_rule *rule)
 }
 
 /*
- * The first rule of a probe that matches, or NULL if no rule matches or the first that does accepts. *skb is the packet, or NULL where the
- * function has none.
+ * The first rule of a probe that matches; NULL where none matches, or where it accepts. *skb is the packet, NULL for a
+ * function without one.
  */
 struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb)
 {

@@ -14,10 +14,11 @@ WHOLE_PACKET = 0xFFFF
 CHANCES = 1 << 32
 
 
-def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float) -> abi.Arm:
-    """Return the command that puts a rule in force at a function, still without its number.
+def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, seed: int) -> abi.Arm:
+    """Return the command that puts a rule in force at a function.
 
     :param lease_s: a held packet goes on by itself if nothing decides on it within that time; 0: never
+    :param seed: of the agent's random numbers, where the rule has none of its own
     :raises UnsupportedVerdict: the verdict is not sound there
     :raises RuleError: libpcap does not understand the filter, or this kernel has no such drop reason
     """
@@ -41,7 +42,7 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float) -
         text_end=text_end,
         argument=numbers.argument,
         chance=_chance(occurrence),
-        seed=occurrence.seed,
+        seed=occurrence.seed or seed,
         reason=drop_reason(image, rule.reason),
         captured_bytes=WHOLE_PACKET if verdict.whole else SHOWN_BYTES,
         held_returns=contract.held,

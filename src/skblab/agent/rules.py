@@ -87,7 +87,7 @@ class Rules:
 
     def arm_at(self, rule: Rule, function: Function, listener: Listener = ignore) -> Armed:
         """Put a rule in force at a function that need not be the image's."""
-        return self.arm_as(rule, compile_rule(rule, function, self.image, self._lease_s), listener)
+        return self.arm_as(rule, self._compile(rule, function), listener)
 
     def watch(self, function: str, listener: Listener) -> Armed:
         """Have *listener* called whenever a function is entered, whether it has a packet or not.
@@ -102,7 +102,7 @@ class Rules:
         :raises RuleError: libpcap does not understand the filter; nothing was changed
         """
         rule = dataclasses.replace(armed.rule, filter=expression)
-        arm = compile_rule(rule, find_function(self.image, rule.function), self.image, self._lease_s)
+        arm = self._compile(rule, find_function(self.image, rule.function))
         self._send(armed.number, arm, f"another filter at {rule.function}()")
         armed.rule = rule
 
@@ -158,9 +158,11 @@ class Rules:
             raise
         return Armed(self, number, rule)
 
+    def _compile(self, rule: Rule, function: Function) -> abi.Arm:
+        return compile_rule(rule, function, self.image, self._lease_s, int.from_bytes(os.urandom(4)))
+
     def _send(self, number: int, arm: abi.Arm, what: str) -> None:
-        seeded = dataclasses.replace(arm, seed=arm.seed or int.from_bytes(os.urandom(4)))
-        self._link.ask(lambda cookie: seeded.encode(number, cookie), what)
+        self._link.ask(lambda cookie: arm.encode(number, cookie), what)
 
     def _forget(self, number: int) -> None:
         with self._link.changed:
