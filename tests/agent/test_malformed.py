@@ -8,6 +8,7 @@ import os
 import random
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from skblab.rule import Occurrence
 FRAMES = int(os.environ.get("SKBLAB_MALFORMED_PACKETS", "3000"))
 VERDICTS = ("trace", "hold", "delay 1ms +-1ms", "drop", "duplicate 2", "edit ip.ttl=9", "edit ipv6.hlim=9", "follow")
 AHEAD = 16
+LOOK_AFTER, LEAST_MIB = 12, 320  # cells; of 400 MiB that a guest of 512 has at first
 HOST4, GUEST4 = socket.inet_aton("192.168.10.254"), socket.inet_aton("192.168.10.1")
 HOST6, GUEST6 = (socket.inet_pton(socket.AF_INET6, f"fd00:10::{end}") for end in ("254", "1"))
 # Sockets that read what comes with all that can be asked about it; and no frame can move the host's MAC address.
@@ -84,6 +86,12 @@ class Wire:
     def close(self) -> None:
         self._taken.close()
         self._socket.close()
+
+
+def available_mib(lab: Lab) -> int:
+    found = re.search(r"^MemAvailable: +(\d+) kB", lab.guest.run(["cat", "/proc/meminfo"]).stdout, re.MULTILINE)
+    assert found
+    return int(found[1]) >> 10
 
 
 def decide(held: HeldPacket, chance: random.Random) -> None:
@@ -150,6 +158,7 @@ def through(
 @pytest.mark.timeout(0)
 def test_malformed_packets(lab: Lab, tmp_path: Path) -> None:
     seed = int(os.environ.get("SKBLAB_MALFORMED_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
+    sys.stdout.write(f"seed {seed}\n")
     chance = random.Random(seed)
     with lab.guest.popen(["python3", "-c", SERVER], stdout=-1) as server:
         assert server.stdout
@@ -162,6 +171,8 @@ def test_malformed_packets(lab: Lab, tmp_path: Path) -> None:
             wire_to = FRAMES * (number + 1) // len(cells)
             counts = through(lab, wire, wire_to - wire.sent, function, verdict, chance, tmp_path)
             assert accounted_for(verdict, counts), (seed, function, verdict, counts)
+            if number % LOOK_AFTER == 0:  # what a cell has used it has given back
+                assert available_mib(lab) > LEAST_MIB, (seed, function, verdict, counts)
         wire.close()
         server.kill()
     assert lab.agent.channel.held == lab.agent.channel.probes == 0, seed

@@ -250,6 +250,7 @@ def check_complaints(lab: Lab, seed: int) -> None:
 @pytest.mark.timeout(0)
 def test_every_packet_is_accounted_for(lab: Lab) -> None:
     seed = int(os.environ.get("SKBLAB_TORTURE_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
+    sys.stdout.write(f"seed {seed}\n")
     chance = random.Random(seed)
     began_s = looked_s = time.monotonic()
     rules = Rules(lab, chance)
