@@ -11,9 +11,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from skblab.agent.packets import LIFE, HeldPacket, State
 from skblab.errors import PacketGone
+from skblab.image.image import Image
 from skblab.image.store import find_image
 from skblab.lab import Lab
 from skblab.packet import echo_request
+from skblab.rule import Rule
 
 if TYPE_CHECKING:
     from skblab.agent.streams import Hold
@@ -111,3 +113,9 @@ TestLife = Life.TestCase
 TestLife.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_the_measured_function_is_there_at_once(image: Image) -> None:
+    with Lab(image=image) as lab, lab.agent.arm_measured(Rule("measured", "accept")) as armed:
+        assert lab.agent.measure_ns(bytes(64), 1000) > 0
+        assert armed.counts.passed == 1000

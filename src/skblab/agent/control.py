@@ -93,6 +93,7 @@ class Agent:
 
     def arm_measured(self, rule: Rule) -> Armed:
         """Put a rule in force at the agent's own function that does nothing; only ``measure_ns()`` calls it."""
+        self.wait_ready()  # its address comes with that
         address = self.channel.measured_address
         function = Function("agent_measured", address, 0, "", 0, "void", (Parameter("skb", SKB_TYPE),))
         return self.rules.arm_at(rule, function)
