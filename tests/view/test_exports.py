@@ -162,7 +162,7 @@ def test_delivered_against_dropped(both: tuple[Path, Path]) -> None:
 
 def test_the_same_is_the_same(both: tuple[Path, Path]) -> None:
     done = skblab("diff", str(both[0]), str(both[0]))
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "the ways are the same")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "the journeys are the same")
 
 
 def test_two_kernels(tmp_path: Path, image: Image) -> None:

@@ -14,24 +14,24 @@ from skblab.cli.parser import Parser
 
 EXAMPLES = """\
 examples:
-  skblab ping                                  stop the kernel while a ping is inside; you say when it goes on
-  skblab ping --holds 0.5,1,2 --json           the same by itself, as one JSON object
+  skblab ping                                  hold pings inside the kernel, and decide about each
+  skblab ping --holds 0.5,1,2 --json           stop the kernel at three pings, and print one JSON object
   skblab ping --at ip_rcv --series 6.1         another function, another kernel
   skblab run -r 'icmp_rcv = delay 300ms @2' -- ping -c3 guest
-                                               a verdict on single packets, while the kernel runs on
-  skblab trace -- ping -c1 guest               the ping's whole way through the kernel, call by call
-  skblab hold -- ping guest                    hold single packets on a screen, and decide about each
-  skblab gdb -- ping guest                     gdb's own prompt on the guest kernel, with commands for packets
+                                               a verdict on single packets while the kernel runs on
+  skblab trace -- ping -c1 guest               the ping's journey through the kernel, call by call
+  skblab hold -- ping guest                    hold packets on a screen, and decide about each
+  skblab gdb -- ping guest                     gdb's own prompt on the guest's kernel, with commands for packets
   skblab up; skblab exec lab -- ping guest     a lab for several terminals; skblab down ends it
   skblab exec --guest lab -- ip neigh          a command in the guest; skblab cp FILE lab:/tmp/
-  skblab mconsole lab sysrq m                  ask the guest's kernel itself
-  skblab image build                           build the guest kernel (once; some minutes)
+  skblab mconsole lab sysrq m                  a command for the guest's kernel itself
+  skblab image build                           build the guest's kernel (once; some minutes)
   skblab up --disk my.cow,debian.ext4          a guest with a disk; skblab disk build makes one
   skblab doctor                                what this machine allows and lacks
 
 completion:  eval "$(skblab completion bash)"; also for zsh and fish
 """
-# In the order in which --help lists them; each module registers its own.
+# In the order of --help; each module registers its own commands.
 COMMANDS = (
     "run", "hold", "ping", "trace", "show", "export", "diff", "probes", "gdb", "labs", "cp", "mconsole", "image",
     "module", "disk", "doctor", "completion",
@@ -47,7 +47,7 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
-    top.add_argument("-v", "--verbose", action="store_true", help="say which programs are started")
+    top.add_argument("-v", "--verbose", action="store_true", help="print which programs are started")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"skblab.cli.{name}").register(commands)
@@ -55,7 +55,7 @@ def parser() -> Parser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; or, where a shell asks for completions, print them and exit."""
+    """Parse; if a shell asks for completions, print them and exit."""
     from skblab.cli import gdb, trace  # noqa: PLC0415
 
     top = parser()
@@ -85,7 +85,7 @@ def _version() -> str:
 
 
 def _end(number: int, _: object) -> NoReturn:
-    """End as Ctrl-C ends it: what was started is taken down on the way out."""
+    """Exit as Ctrl-C does: everything that was started is ended on the way."""
     sys.exit(128 + number)
 
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
             signal.signal(number, _end)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where that is ignored, no child has a status
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, wait(2) returns no status
     threads = outcome.Threads()
     status = outcome.status_of(lambda: _run(argv))
     flushed = [outcome.status_of(stream.flush) for stream in (sys.stdout, sys.stderr)]

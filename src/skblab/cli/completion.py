@@ -1,4 +1,4 @@
-"""``skblab completion``: what a shell reads to complete skblab's words."""
+"""``skblab completion``: the script with which a shell completes skblab's command lines."""
 
 import argparse
 
@@ -8,7 +8,7 @@ examples:
   eval "$(skblab completion zsh)"           in ~/.zshrc, after compinit
   skblab completion fish >~/.config/fish/completions/skblab.fish
 
-Commands and options are completed, and the names of labs, of images, and of the kernel's functions.
+It completes commands, options, the names of labs and images, and the kernel's functions.
 """
 
 
@@ -16,17 +16,17 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     """Add the command."""
     parser = commands.add_parser(
         "completion",
-        help="print what lets a shell complete skblab's words",
-        description="Print what bash, zsh or fish reads to complete skblab's words.",
+        help="print the script with which a shell completes skblab's command lines",
+        description="Print the script with which a shell completes skblab's command lines.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="which shell is to read it")
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that will read it")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the script."""
     from argcomplete import shell_integration  # noqa: PLC0415
 
     print(shell_integration.shellcode(["skblab"], shell=arguments.shell))

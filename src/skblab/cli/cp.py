@@ -9,17 +9,17 @@ from skblab.errors import UsageError
 
 EXAMPLES = """\
 examples:
-  skblab cp server.py lab:/tmp/               into a directory of the guest's
-  skblab cp -- ./tests lab:/tmp/tests         a directory, with all in it
-  skblab cp lab:/var/log/messages .           out of it
+  skblab cp server.py lab:/tmp/               into a directory of the guest
+  skblab cp -- ./tests lab:/tmp/tests         a directory with everything in it
+  skblab cp lab:/var/log/messages .           out of the guest
 
-Modes and times are kept; the owner is root there, and you here. What has no LAB: before it is on this machine; a name
-with a colon in it is written with its directory, ./a:b. The guest's own tar does the work there.
+Modes and times are kept; the owner is root in the guest, and you here. A path without LAB: is on this machine; write
+./a:b for a name with a colon. The guest needs tar and test.
 """
 
 
 def _places(prefix: str, **_: object) -> Iterable[str]:
-    """Return the labs, as they begin a place; and, where it is none of them, this machine's files."""
+    """Return the labs, each with its colon, and the files of this machine."""
     import argcomplete  # noqa: PLC0415
 
     yield from (f"{name}:" for name in lab_names() if name.startswith(prefix))
@@ -30,7 +30,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     """Add the command."""
     parser = commands.add_parser(
         "cp",
-        help="copy files into a lab's guest, or out of it",
+        help="copy files into a lab's guest or out of it",
         description="Copy a file, or a directory, into a lab's guest or out of it.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,13 +42,14 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Copy."""
+    """Copy in or out."""
     from skblab.lab import Lab  # noqa: PLC0415
 
     (here_lab, here), (there_lab, there) = _place(arguments.source), _place(arguments.target)
     if bool(here_lab) == bool(there_lab):
         raise UsageError(
-            "one of the two is in a guest, and the other is here", hint="skblab cp PATH LAB:PATH, or LAB:PATH PATH"
+            "one of the two paths must be in a guest, the other one here",
+            hint="skblab cp PATH LAB:PATH, or skblab cp LAB:PATH PATH",
         )
     with Lab.join(here_lab or there_lab) as lab:
         if there_lab:
@@ -59,6 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _place(text: str) -> tuple[str, str]:
-    """Split LAB:PATH; a path of this machine has no lab."""
+    """Split LAB:PATH; the lab of a path on this machine is empty."""
     lab, colon, path = text.partition(":")
     return (lab, path or "/") if colon and "/" not in lab else ("", text)

@@ -1,4 +1,4 @@
-"""``skblab diff``: where the same kind of packet went in one trace, and not in another."""
+"""``skblab diff``: the functions that a packet entered in one trace, and its like in another trace did not."""
 
 import argparse
 import json
@@ -15,11 +15,11 @@ EXAMPLES = """\
 examples:
   skblab trace -o old.skblab icmp -- ping -c1 guest
   skblab trace --series 6.1 -o new.skblab icmp -- ping -c1 guest
-  skblab diff old.skblab new.skblab            the first packet of A, and B's first one of its kind
+  skblab diff old.skblab new.skblab            A's first packet, and B's first one of its kind
   skblab diff A B --packet 4 --packet 7        A's packet 4 and B's packet 7
-  skblab diff A B --times                      every function that both have, and how long it took
+  skblab diff A B --times                      every function, with its time in A and in B
 
-The exit status is diff's: 0 where the ways are the same, 1 where they differ.
+The exit status is as diff's: 0 if the journeys are the same, 1 if they differ.
 """
 COLOURS = {"-": "red", "+": "green", " ": ""}
 
@@ -28,25 +28,25 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     """Add the command."""
     parser = commands.add_parser(
         "diff",
-        help="show which functions a packet passed in one trace and not in another",
+        help="show which functions a packet entered in one trace and not in another",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("first", type=Path, metavar="A", help="a trace")
-    parser.add_argument("second", type=Path, metavar="B", help="another one")
+    parser.add_argument("first", type=Path, metavar="A", help="a trace file")
+    parser.add_argument("second", type=Path, metavar="B", help="another trace file")
     parser.add_argument("--packet", type=int, action="append", default=[], metavar="N", dest="packets",
-                        help="the packet of A; a second time, of B")  # fmt: skip
-    parser.add_argument("--times", action="store_true", help="how long each function took in both")
-    parser.add_argument("--all", action="store_true", help="what is the same, too")
+                        help="the packet of A; given again, the packet of B")  # fmt: skip
+    parser.add_argument("--times", action="store_true", help="print every function, with its time in both")
+    parser.add_argument("--all", action="store_true", help="print the functions that are the same, too")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare two journeys; return 1 where they differ."""
+    """Compare two journeys; return 1 if they differ."""
     if len(arguments.packets) > 2:
         raise UsageError(
-            "there are two traces", found=f"{len(arguments.packets)} packets", hint="--packet A --packet B"
+            "--packet is given more than twice", found=f"{len(arguments.packets)} packets", hint="--packet N --packet M"
         )
     first, second = load(arguments.first), load(arguments.second)
     ours = _chosen(first, arguments.first, arguments.packets[:1])
@@ -67,7 +67,7 @@ def _chosen(trace: Trace, path: Path, packets: list[int], like: Journey | None =
         problem = f"there is no packet {packets[0]} in {path}"
     elif like:
         chosen = alike(found, like)
-        problem = f"no packet in {path} is like {kind(like)}"
+        problem = f"no packet in {path} is of the kind {kind(like)}"
     else:
         chosen = next(iter(found), None)
         problem = f"there is no network packet in {path}"
@@ -98,4 +98,4 @@ def _print(arguments: argparse.Namespace, lines: list[Line], ours: Journey, thei
             said.stylize(COLOURS[line.mark])
             console.print(said)
     if not differ(lines):
-        console.print(Text("the ways are the same", style="dim"))
+        console.print(Text("the journeys are the same", style="dim"))

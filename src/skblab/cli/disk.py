@@ -1,4 +1,4 @@
-"""``skblab disk``: make disk images and COW files for guests, and look at them."""
+"""``skblab disk``: make disk images and COW files for guests, inspect and merge them."""
 
 import argparse
 import fcntl
@@ -10,11 +10,11 @@ from pathlib import Path
 EXAMPLES = """\
 examples:
   skblab disk build debian.ext4                       a small Debian; root logs in without a password
-  skblab disk create my.cow --backing debian.ext4     a copy that takes no room until something is written
+  skblab disk create my.cow --backing debian.ext4     a copy that takes no room until the guest writes
   skblab up --disk my.cow                             boot from it
-  skblab up two --disk two.cow,debian.ext4            the same, the COW file made on the way
-  skblab disk info my.cow                             what was changed, who has it open
-  skblab disk merge my.cow whole.ext4                 an image of its own, of both
+  skblab up two --disk two.cow,debian.ext4            the same; makes the COW file if it does not exist
+  skblab disk info my.cow                             its backing file, what was changed, who has it open
+  skblab disk merge my.cow whole.ext4                 a new image of the COW file and its backing file
 """
 
 
@@ -22,34 +22,38 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     """Add the command and its verbs."""
     parser = commands.add_parser(
         "disk",
-        help="build, make and look at guests' disks",
+        help="make guests' disks, inspect and merge them",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    build = verbs.add_parser("build", help="make an image with a small Debian on it (mmdebstrap)")
+    build = verbs.add_parser("build", help="make a disk image with a small Debian (mmdebstrap)")
     build.add_argument("file", type=Path, metavar="FILE")
     build.add_argument(
-        "--size", default="1G", help="of the disk; what is not used takes no room (default: %(default)s)"
+        "--size", default="1G", help="size of the disk; unused space takes no room (default: %(default)s)"
     )
-    build.add_argument("--suite", default="bookworm", help="from this machine's apt mirrors (default: %(default)s)")
+    build.add_argument(
+        "--suite", default="bookworm", help="Debian suite, from this machine's apt mirrors (default: %(default)s)"
+    )
     build.set_defaults(run=run_build)
-    create = verbs.add_parser("create", help="make a COW file of an image")
+    create = verbs.add_parser("create", help="make a COW file of a disk image")
     create.add_argument("file", type=Path, metavar="COW")
-    create.add_argument("--backing", type=Path, required=True, metavar="IMAGE", help="what it is to be a copy of")
+    create.add_argument(
+        "--backing", type=Path, required=True, metavar="IMAGE", help="the disk image of which it is a copy"
+    )
     create.set_defaults(run=run_create)
-    info = verbs.add_parser("info", help="say what a disk is, what was changed, and who has it")
+    info = verbs.add_parser("info", help="print what a disk is, what was changed, and who has it open")
     info.add_argument("file", type=Path, metavar="FILE")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     info.set_defaults(run=run_info)
-    merge = verbs.add_parser("merge", help="make an image of a COW file and its backing file")
+    merge = verbs.add_parser("merge", help="make a disk image of a COW file and its backing file")
     merge.add_argument("file", type=Path, metavar="COW")
-    merge.add_argument("target", type=Path, metavar="IMAGE", help="the new image")
+    merge.add_argument("target", type=Path, metavar="IMAGE", help="the new disk image")
     merge.set_defaults(run=run_merge)
 
 
 def run_build(arguments: argparse.Namespace) -> int:
-    """Build a Debian."""
+    """Build a disk image with a small Debian."""
     from skblab.guest import debian  # noqa: PLC0415
 
     started = time.monotonic()
@@ -72,7 +76,7 @@ def run_create(arguments: argparse.Namespace) -> int:
 
 
 def run_info(arguments: argparse.Namespace) -> int:
-    """Print what is known of a disk."""
+    """Print a disk's kind, sizes and user."""
     from skblab.guest import disk  # noqa: PLC0415
 
     header = disk.inspect(arguments.file)
@@ -97,7 +101,7 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 
 def run_merge(arguments: argparse.Namespace) -> int:
-    """Write an image of both."""
+    """Write a disk image of a COW file and its backing file."""
     from skblab.guest import disk  # noqa: PLC0415
 
     written = disk.merge(arguments.file, arguments.target)

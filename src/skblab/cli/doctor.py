@@ -1,4 +1,4 @@
-"""``skblab doctor``: what this machine allows and lacks."""
+"""``skblab doctor``: what this machine allows and lacks, with a hint for each lack."""
 
 import argparse
 import json
@@ -11,13 +11,13 @@ from skblab.image.store import find_image
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
-    parser = commands.add_parser("doctor", help="say what this machine allows and lacks, and what to do about it")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = commands.add_parser("doctor", help="print what this machine allows and lacks, and what to do about it")
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the findings; exit 3 where a lab cannot run."""
+    """Print the findings; return 3 if no lab can run."""
     findings = [*examine(), _image()]
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings]))

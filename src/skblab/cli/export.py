@@ -1,4 +1,4 @@
-"""``skblab export``: a trace for other programs."""
+"""``skblab export``: write a trace in other programs' formats."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ EXAMPLES = """\
 examples:
   skblab export run.skblab --pcapng run.pcapng && wireshark run.pcapng
   skblab export run.skblab --perfetto run.pftrace     for ui.perfetto.dev
-  skblab export run.skblab --html run.html            a page of its own, for any browser
+  skblab export run.skblab --html run.html            one file, for any browser
   tshark -r run.pcapng -T fields -e frame.interface_name -e frame.comment
 """
 
@@ -20,23 +20,28 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     """Add the command."""
     parser = commands.add_parser(
         "export",
-        help="write a trace as pcapng, for Perfetto, or as a page",
+        help="write a trace as pcapng, for Perfetto, or as an HTML page",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="what skblab trace -o has written")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a trace file (skblab trace -o)")
     parser.add_argument(
-        "--pcapng", type=Path, metavar="F", help="an interface a function, the kernel's facts as comments"
+        "--pcapng",
+        type=Path,
+        metavar="F",
+        help="for Wireshark: one interface per function, the kernel's facts as comments",
     )
-    parser.add_argument("--perfetto", type=Path, metavar="F", help="a track a packet, calls as slices")
-    parser.add_argument("--html", type=Path, metavar="F", help="one page that needs nothing else")
+    parser.add_argument(
+        "--perfetto", type=Path, metavar="F", help="for ui.perfetto.dev: one track per packet, calls as slices"
+    )
+    parser.add_argument("--html", type=Path, metavar="F", help="an HTML page that needs no other file")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write what was asked for."""
+    """Write each requested format."""
     if not (arguments.pcapng or arguments.perfetto or arguments.html):
-        raise UsageError("export as what?", hint="--pcapng F, --perfetto F or --html F")
+        raise UsageError("no format to export to", hint="--pcapng F, --perfetto F or --html F")
     trace = load(arguments.file)
     if arguments.pcapng:
         from skblab.view.pcapng import write_pcapng  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""``skblab hold``: packets held inside the running kernel, on a screen, for a person to decide about."""
+"""``skblab hold``: packets held inside the running kernel, on a screen; a person decides about each."""
 
 import argparse
 import contextlib
@@ -24,13 +24,13 @@ examples:
   skblab hold -r 'tcp_v4_rcv if tcp[tcpflags] & tcp-syn != 0' \\
               --root host -g 'python3 -m http.server 80' -- curl -s http://guest/
 
-a rule is FUNCTION [= hold] [@OCCURRENCE] [if FILTER]; rules with other verdicts (skblab run --help) work beside it.
+a rule is FUNCTION [= hold] [@OCCURRENCE] [if FILTER]; rules with other verdicts (skblab run --help) work beside it
 
 keys:
   r release   R release all   v release all in reverse   a release after a time
-  x drop      d duplicate     e edit     u take edits back     m mark     s save to a pcap file
-  z freeze the whole kernel around it, under gdb
-  t who called: the kernel's stack, with source     f hold only what a filter takes
+  x drop      d duplicate     e edit     u undo its edits      m mark     s save to a pcap file
+  z stop the whole kernel under gdb, at the packet's function
+  t the backtrace, with source     f hold only packets that match a filter
   ctrl+p all commands               q release everything and leave
 """
 
@@ -39,19 +39,19 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     """Add the command."""
     parser = commands.add_parser(
         "hold",
-        help="hold packets at any function while a command runs, and decide about each on a screen",
+        help="hold packets at any function on a screen while a command runs, and decide about each",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_rule_options(parser, f"what to hold (default: {DEFAULT_RULE}); several may be given", lease_s=0.0)
-    parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run on the host side, after --")
+    add_rule_options(parser, f"a rule: what to hold (default: {DEFAULT_RULE}); may be given several times", lease_s=0.0)
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="the command to run on the host side, after --")
     add_lab_options(parser)
     add_guest_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the screen; return the client's status if it ended, else 0; or that of what ended the screen."""
+    """Show the screen; return the client's status if it ended, else 0, or the status of what ended the screen."""
     rules = rules_from(arguments, Rule.parse_hold) or [Rule.parse_hold(DEFAULT_RULE)]
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         words = shlex.join(word for rule in rules for word in ("-r", str(rule)))
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def show(lab: "Lab", rules: Sequence[Rule], command: Sequence[str]) -> int:
-    """Show what some rules hold while a command runs in a lab; return the status to exit with."""
+    """Show the packets that rules hold while a command runs in a lab; return the exit status."""
     from skblab.tui.app import HoldApp  # noqa: PLC0415 - the screen takes 0.4 s to import
     from skblab.tui.model import HeldPackets  # noqa: PLC0415
 

@@ -16,14 +16,14 @@ EXAMPLES = """\
 examples:
   skblab image build                        Debian's linux-source-6.12
   skblab image build --series 6.1
-  skblab image build --source ~/linux       your own tree, or a tarball; again: only what has changed
-  skblab image build --config mine.config   more kernel options, over those of --variant
+  skblab image build --source ~/linux       your own tree or tarball; later builds compile only what has changed
+  skblab image build --config mine.config   more kernel options, which override those of --variant
   skblab image diff 6.12-default-0123456789ab 6.12-kasan-0123456789ab
   skblab image ls
   skblab image check && skblab image rm 6.1-default-0123456789ab
 """
 REPORT_EVERY_S = 10.0
-QUIET_S = 1.0  # nobody needs a log of what is done at once
+QUIET_S = 1.0  # a build that is done at once needs no log
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,28 +35,42 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    build = verbs.add_parser("build", help="build an image, or find it built already")
-    build.add_argument("--series", default=DEFAULT_SERIES, help="of Debian's linux-source (default: %(default)s)")
-    build.add_argument("--source", type=Path, metavar="TREE-OR-TARBALL", help="a kernel source of your own")
+    build = verbs.add_parser("build", help="build an image, unless it exists; print its directory")
+    build.add_argument(
+        "--series",
+        default=DEFAULT_SERIES,
+        help="kernel series of Debian's linux-source: 6.12 or 6.1 (default: %(default)s)",
+    )
+    build.add_argument("--source", type=Path, metavar="TREE-OR-TARBALL", help="your own kernel source")
     build.add_argument("--variant", default="default", choices=sorted(VARIANTS), help="set of kernel options")
     build.add_argument("--config", type=Path, action="append", default=[], metavar="FRAGMENT",
-                       help="a file of kernel options, CONFIG_X=y, over the variant's; again for more")  # fmt: skip
+                       help="a file of kernel options, CONFIG_X=y, which override the variant's; "
+                       "may be given several times")  # fmt: skip
     build.set_defaults(run=run_build)
     ls = verbs.add_parser("ls", help="list images, newest first")
-    ls.add_argument("--json", action="store_true", help="print JSON")
+    ls.add_argument("--json", action="store_true", help="print a JSON array")
     ls.set_defaults(run=run_ls)
-    diff = verbs.add_parser("diff", help="compare two images: kernel options, source files, functions; 1: they differ")
+    diff = verbs.add_parser(
+        "diff", help="compare two images: kernel options, source files, functions; exit with 1 if they differ"
+    )
     for name in ("old", "new"):
         complete(diff.add_argument(name, metavar=name.upper(), help="an image's name or directory"), image_names)
-    diff.add_argument("-p", "--patch", action="store_true", help="print the source's changes as a patch, and no more")
-    diff.add_argument("--json", action="store_true", help="print JSON")
+    diff.add_argument("-p", "--patch", action="store_true", help="print only the source's changes, as a patch")
+    diff.add_argument("--json", action="store_true", help="print one JSON object")
     diff.set_defaults(run=run_diff)
-    check = verbs.add_parser("check", help="read images whole and compare with what was recorded")
-    complete(check.add_argument("names", nargs="*", metavar="NAME", help="default: all"), image_names)
+    check = verbs.add_parser("check", help="compare every file of images with its recorded digest")
+    complete(
+        check.add_argument(
+            "names", nargs="*", metavar="IMAGE", help="an image's name or directory (default: all images)"
+        ),
+        image_names,
+    )
     check.set_defaults(run=run_check)
     rm = verbs.add_parser("rm", help="remove images")
-    complete(rm.add_argument("names", nargs="*", metavar="NAME"), image_names)
-    rm.add_argument("--builds", action="store_true", help="and what is kept of builds of --source trees for the next")
+    complete(rm.add_argument("names", nargs="*", metavar="IMAGE", help="an image's name"), image_names)
+    rm.add_argument(
+        "--builds", action="store_true", help="remove the objects kept for the next build of a --source tree, too"
+    )
     rm.set_defaults(run=run_rm)
 
 
@@ -76,7 +90,7 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 
 def run_ls(arguments: argparse.Namespace) -> int:
-    """List the images; damaged ones are named on stderr."""
+    """List the images; name the damaged ones on stderr, and return 1 if there is one."""
     images, damaged = store.list_images()
     if arguments.json:
         fields = ("name", "series", "variant", "release")
@@ -91,7 +105,7 @@ def run_ls(arguments: argparse.Namespace) -> int:
 
 
 def run_diff(arguments: argparse.Namespace) -> int:
-    """Compare two images; the status is diff's, 1 where they differ."""
+    """Compare two images; return 1 if they differ, as diff does."""
     from skblab.image.difference import compare  # noqa: PLC0415
 
     found = compare(*(store.open_named(name) for name in (arguments.old, arguments.new)))
@@ -102,7 +116,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
     else:
         for title, lines in (
             ("options", [f"{name}: {old} -> {new}" for name, (old, new) in found.options.items()]),
-            ("source files", [f"{one.file}: {one.added} lines more, {one.removed} less" for one in found.sources]),
+            ("source files", [f"{one.file}: {one.added} lines added, {one.removed} removed" for one in found.sources]),
             ("new functions", found.new),
             ("functions gone", found.gone),
         ):
@@ -112,7 +126,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    """Check images whole, each of them; return 1 where one is damaged."""
+    """Check every file of each image; return 1 if one is damaged."""
     images, damaged = (
         store.list_images() if not arguments.names else ([store.open_named(name) for name in arguments.names], [])
     )
@@ -124,7 +138,7 @@ def run_check(arguments: argparse.Namespace) -> int:
             continue
         print(f"{image.name}: good")
         if unrecorded:
-            print(f"{image.name}: nothing was recorded of: {', '.join(unrecorded)}", file=sys.stderr)
+            print(f"{image.name}: not checked, without a recorded digest: {', '.join(unrecorded)}", file=sys.stderr)
     for one in damaged:
         print(f"skblab: {one}", file=sys.stderr)
     return 1 if damaged else 0
@@ -133,7 +147,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 def run_rm(arguments: argparse.Namespace) -> int:
     """Remove images."""
     if not arguments.names and not arguments.builds:
-        raise UsageError("remove which image?", hint="skblab image ls lists them")
+        raise UsageError("no image to remove", hint="skblab image ls lists them")
     if arguments.builds:
         store.remove_builds()
     for name in arguments.names:
@@ -146,7 +160,7 @@ def _size_mb(path: Path) -> float:
 
 
 class _Progress:
-    """Says how far a build is: one moving line on a terminal, a line now and then elsewhere."""
+    """Prints how far a build is: one moving line on a terminal, else a line now and then."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""What a person types: lines at a prompt of ours, and Ctrl-C whenever it comes."""
+"""Lines that a person types at a prompt of skblab; Ctrl-C interrupts at any time."""
 
 import sys
 
@@ -7,7 +7,7 @@ from skblab.host.waiting import wait
 
 
 def read_line() -> str:
-    """Read up to Enter."""
+    """Wait for a line on standard input and return it."""
     with wakeup() as woken:
         wait([sys.stdin, woken])
         return sys.stdin.readline()

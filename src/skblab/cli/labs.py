@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_NAME = "lab"
 FOLLOW_EVERY_S = 0.2
-CONSOLE = 1  # of what a lab gives to who joins it (host/lab_init.py do_join())
+CONSOLE = 1  # among the descriptors that a lab passes to a process that joins it (host/lab_init.py do_join())
 
 UP_EXAMPLES = """\
 examples:
@@ -35,66 +35,78 @@ examples:
   skblab up deb --disk my.cow,debian.ext4      boot from a disk (skblab disk build); skblab console deb: log in
   skblab exec web -- curl -s http://guest/    in any terminal
   skblab run --lab web -r 'tcp_v4_rcv = delay 50ms' -- curl -s http://guest/
-  skblab gdb web                              in another one
+  skblab gdb web                              in another terminal
   skblab down web
 
-Any number of terminals can use one lab; rules and holds are one command's at a time, and so is gdb.
+Any number of terminals can use one lab; only one command at a time can have rules and holds, and only one gdb.
 """
 
 EXEC_EXAMPLES = """\
 examples:
   skblab exec lab -- ping -c3 guest             on the host side of the link
   skblab exec --guest lab -- ip -s link         in the guest
-  skblab exec --guest lab -- bash               with a terminal, where stdin and stdout are one
+  skblab exec --guest lab -- bash               with a terminal, if stdin and stdout are one
   skblab exec --guest lab -- tcpdump -i vec0 -w - -c 10 >guest.pcap
   tar c . | skblab exec --guest lab -- tar xC /tmp
 
-stdin, stdout, stderr and the exit status are the command's: 128 and the signal's number where a signal ended it, 127
-where there is no such program. Ctrl-C is for the command; where skblab itself is ended, a command in the guest gets
-SIGHUP. The built-in root has no programs: a lab has some with --root host, --root DIR or --disk FILE.
+The command has skblab's stdin, stdout and stderr, and skblab exits with its status: 128 plus the signal's number if a
+signal ended it, 127 if there is no such program. Ctrl-C is for the command; if a signal ends skblab, a command in the
+guest gets SIGHUP. A guest has programs with --root host, --root DIR or --disk FILE.
 """
 
 CONSOLE_EXAMPLES = """\
 examples:
   skblab up deb --disk deb.cow --consoles 6
-  skblab console deb 2                          the second of six: a login of the disk's, or a shell
+  skblab console deb 2                          the second of six: a login of the disk
   skblab console deb --tmux                     all six as windows of a tmux session
 
-A console is there as long as its lab; whoever comes back to it finds what he left. A single command, with its status
-and its pipes, is skblab exec --guest.
+A console lasts as long as its lab: its shell and programs run on after you leave. For a single command, with its status
+and pipes, use skblab exec --guest.
 """
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands."""
     up = _command(commands, "up", _up, "boot a lab that outlives the command", UP_EXAMPLES)
-    up.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME", help="default: %(default)s")
+    up.add_argument(
+        "name", nargs="?", default=DEFAULT_NAME, metavar="NAME", help="the lab's name (default: %(default)s)"
+    )
     up.add_argument("--json", action="store_true", help="print one JSON object")
     add_lab_options(up, joins=False)
     add_guest_options(up)
-    ls = _command(commands, "ls", _ls, "list the labs that run")
-    ls.add_argument("--json", action="store_true", help="print one JSON object a line")
+    ls = _command(commands, "ls", _ls, "list the running labs")
+    ls.add_argument("--json", action="store_true", help="print JSON lines")
     down = _command(commands, "down", _down, "end labs that are up")
-    complete(down.add_argument("names", nargs="*", metavar="NAME", help=f"default: {DEFAULT_NAME}"), lab_names)
-    down.add_argument("--all", action="store_true", help="every lab that is up")
+    names = down.add_argument("names", nargs="*", metavar="LAB", help=f"a lab that is up (default: {DEFAULT_NAME})")
+    complete(names, lab_names)
+    down.add_argument("--all", action="store_true", help="end every lab that is up")
     execute = _command(
         commands, "exec", _exec, "run a command on the host side of a lab, or in its guest", EXEC_EXAMPLES
     )
-    execute.add_argument("--guest", action="store_true", help="in the guest, instead of on the host side")
-    complete(execute.add_argument("name", metavar="NAME"), lab_names)
-    execute.add_argument("command", nargs="+", metavar="COMMAND", help="after --; its exit status is skblab's")
+    execute.add_argument("--guest", action="store_true", help="run it in the guest instead of on the host side")
+    complete(execute.add_argument("name", metavar="LAB", help="a lab that is up"), lab_names)
+    execute.add_argument("command", nargs="+", metavar="COMMAND", help="the command to run, after --")
     shell = _command(commands, "shell", _shell, "start your shell on the host side of a lab")
-    complete(shell.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME"), lab_names)
-    console = _command(commands, "console", _console, f"talk to a virtual console of a guest; {NAME_OF_LEAVE} leaves",
+    _add_lab(shell)
+    console = _command(commands, "console", _console,
+                       f"connect to a virtual console of a guest; {NAME_OF_LEAVE} leaves it",
                        CONSOLE_EXAMPLES)  # fmt: skip
-    complete(console.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME"), lab_names)
-    console.add_argument("number", nargs="?", type=int, default=1, metavar="N", help="which one (default: %(default)s)")
-    console.add_argument("--tmux", action="store_true", help="all of them, each in a window of a tmux session")
-    log = _command(commands, "log", _log, "print what a lab's guest kernel has said")
-    complete(log.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME"), lab_names)
-    log.add_argument("-f", "--follow", action="store_true", help="go on as it says more, until the lab ends")
+    _add_lab(console)
+    console.add_argument(
+        "number", nargs="?", type=int, default=1, metavar="N", help="the console's number (default: %(default)s)"
+    )
+    console.add_argument("--tmux", action="store_true", help="show all consoles, each in a window of a tmux session")
+    log = _command(commands, "log", _log, "print the kernel log of a lab's guest")
+    _add_lab(log)
+    log.add_argument("-f", "--follow", action="store_true", help="print new lines as they come, until the lab ends")
     for parser in (down, execute, shell, console, log):
         add_strict(parser)
+
+
+def _add_lab(parser: argparse.ArgumentParser) -> None:
+    lab = parser.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="LAB",
+                              help="a lab that is up (default: %(default)s)")  # fmt: skip
+    complete(lab, lab_names)
 
 
 def _command(
@@ -185,7 +197,10 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 
 def _shell(arguments: argparse.Namespace) -> int:
-    print(f"skblab: on the host side of {arguments.name}; guest and host are names; exit leaves", file=sys.stderr)
+    print(
+        f"skblab: a shell on the host side of {arguments.name}; guest and host are names; exit leaves it",
+        file=sys.stderr,
+    )
     return _run_in(arguments.name, [os.environ.get("SHELL") or "/bin/sh"])
 
 
@@ -197,7 +212,7 @@ def _run_in(name: str, command: list[str]) -> int:
 
 
 def _status(client: Process) -> int:
-    """Wait for a client; Ctrl-C is for it, and it says what it makes of that."""
+    """Wait for a client, and return its status; pass Ctrl-C on to it."""
     while True:
         try:
             return exit_status(client.wait())
@@ -213,7 +228,7 @@ def _console(arguments: argparse.Namespace) -> int:
         lab.check()
         if not lab.terminals:
             raise UsageError(
-                f"the guest of {name} has no consoles: nor has it programs to talk to",
+                f"the guest of {name} has no consoles, because it has no programs",
                 hint="skblab up NAME --root host, or --disk FILE",
             )
         if not 1 <= number <= len(lab.terminals):
@@ -224,14 +239,14 @@ def _console(arguments: argparse.Namespace) -> int:
         if arguments.tmux:
             return tmux.show(name, len(lab.terminals))
         terminal = lab.terminals[number - 1]
-        print(f"skblab: console {number} of {name}'s guest; {NAME_OF_LEAVE} leaves", file=sys.stderr)
+        print(f"skblab: console {number} of {name}'s guest; {NAME_OF_LEAVE} leaves it", file=sys.stderr)
         keyboard = sys.stdin.fileno()
         with contextlib.ExitStack() as stack:
             if os.isatty(keyboard):
                 stack.callback(print, file=sys.stderr)
                 stack.enter_context(raw_keyboard())
                 termios.tcsetwinsize(terminal.fd, termios.tcgetwinsize(keyboard))
-            os.write(terminal.fd, b"\r")  # for a prompt
+            os.write(terminal.fd, b"\r")  # makes the shell print its prompt
             ended = terminal.talk(keyboard, sys.stdout.buffer, lab.guest.pidfd)
         if ended:
             raise lab.guest.lost()
@@ -242,19 +257,19 @@ def _log(arguments: argparse.Namespace) -> int:
     from skblab.lab import Lab  # noqa: PLC0415
 
     with Lab.join(arguments.name) as lab:
-        said = lab.console.text()
-        sys.stdout.write(said)
+        printed = lab.console.text()
+        sys.stdout.write(printed)
         sys.stdout.flush()
         while arguments.follow:
-            # A file in memory tells nobody that it has grown.
+            # Polled: Console.watch() takes an inotify instance, and a user has few of them.
             ended = wait([lab.guest.pidfd], FOLLOW_EVERY_S)
             text = lab.console.text()
-            sys.stdout.write(text[len(said) :])
+            sys.stdout.write(text[len(printed) :])
             sys.stdout.flush()
-            said = text
+            printed = text
             if ended:
                 if event := lab.guest.panic():
-                    arguments.hearing.panic_is_said = True
+                    arguments.hearing.panic_is_printed = True
                     print(f"skblab: the guest kernel has panicked:\n{event}", file=sys.stderr)
                 break
     return 0

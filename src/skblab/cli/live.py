@@ -1,4 +1,4 @@
-"""Show a trace while it is being written: each journey when it is over, as long as more are wanted."""
+"""Print a trace while it is being written: each journey when it is over, up to the number that the options want."""
 
 import contextlib
 import threading
@@ -11,7 +11,7 @@ from skblab.trace.tracer import Tracer
 
 @contextlib.contextmanager
 def shown_live(tracer: Tracer, printer: Printer) -> Iterator[None]:
-    """Print a trace's journeys from another thread; at the end, those that are over then."""
+    """Print a trace's journeys from another thread until the block ends."""
     ended = threading.Event()
     failed: list[OSError] = []
     live = Live(tracer.path)

@@ -1,4 +1,4 @@
-"""``skblab mconsole``: commands for a guest's kernel itself, without a program in the guest."""
+"""``skblab mconsole``: commands for a guest's kernel, without a program in the guest."""
 
 import argparse
 import json
@@ -16,20 +16,20 @@ EXAMPLES = """\
 examples:
   skblab mconsole lab version
   skblab mconsole lab proc meminfo            a file of the guest's /proc
-  skblab mconsole lab stack 1                 where init is, in the kernel
-  skblab mconsole lab sysrq m                 memory; h lists the keys; c is a real panic
-  skblab mconsole lab config con2=null        plug a device in; config con2 asks, remove con2 unplugs
-  skblab mconsole lab log "here it begins"    a line for the kernel's log
-  skblab mconsole lab stop                    the kernel stands still; go lets it go on
+  skblab mconsole lab stack 1                 the kernel stack of init
+  skblab mconsole lab sysrq m                 memory use; h lists the keys; c panics the kernel
+  skblab mconsole lab config con2=null        plug in a device; config con2 shows it, remove con2 unplugs it
+  skblab mconsole lab log "here it begins"    write a line to the kernel's log
+  skblab mconsole lab stop                    stop the kernel; go resumes it
 
 commands:
   version  help  proc FILE  stack PID  sysrq KEY  log TEXT  config DEVICE[=VALUE]  remove DEVICE
-  cad      Ctrl-Alt-Del, for the guest's init
-  stop go  stand still, without a debugger; go on
-  halt     end the kernel; the lab's name stays taken until skblab down
-  reboot   is refused: a lab does not come back, start another one
+  cad      Ctrl-Alt-Del: a signal to the guest's init
+  stop go  stop the kernel, without a debugger; resume it
+  halt     end the kernel; the lab's name is free after skblab down
+  reboot   refused: a lab's kernel does not reboot, start another lab
 
-A kernel that stands still under gdb does not answer; that is said after 5 seconds.
+A kernel that is stopped under gdb does not answer: skblab mconsole fails after 5 seconds.
 """
 
 
@@ -40,7 +40,7 @@ def _config(console: "Mconsole", text: str) -> str:
 
 def _pid(text: str) -> int:
     if not text.isdecimal():
-        raise UsageError(f"not a pid: {text!r}", hint="a number, as the guest's kernel counts: 1 is init")
+        raise UsageError(f"not a pid: {text!r}", hint="a pid of the guest: 1 is its init")
     return int(text)
 
 
@@ -69,14 +69,14 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     """Add the command."""
     parser = commands.add_parser(
         "mconsole",
-        help="ask, or tell, the kernel of a lab's guest itself",
+        help="send a command to the kernel of a lab's guest",
         description="Send one command to the management console of a lab's guest kernel.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    complete(parser.add_argument("name", metavar="NAME", help="a lab that is up"), lab_names)
+    complete(parser.add_argument("name", metavar="LAB", help="a lab that is up"), lab_names)
     complete(parser.add_argument("order", metavar="COMMAND", help=", ".join(COMMANDS)), lambda **_: COMMANDS)
-    parser.add_argument("words", nargs="*", metavar="WORD", help="what the command is about")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="the command's argument")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_strict(parser)
     parser.set_defaults(run=run)
@@ -92,14 +92,12 @@ def run(arguments: argparse.Namespace) -> int:
     if order in PLAIN and text:
         raise UsageError(f"mconsole {order} takes nothing", found=text)
     if order in WITH_WORD and not text:
-        raise UsageError(
-            f"mconsole {order} is not complete", hint=f"skblab mconsole NAME {order} {WITH_WORD[order][0]}"
-        )
+        raise UsageError(f"mconsole {order} is not complete", hint=f"skblab mconsole LAB {order} {WITH_WORD[order][0]}")
     with Lab.join(arguments.name) as lab:
         console = lab.guest.mconsole
         answer = (PLAIN[order](console) if order in PLAIN else WITH_WORD[order][1](console, text)) or ""
         event = lab.guest.panic()
-    arguments.hearing.panic_is_said = bool(event)
+    arguments.hearing.panic_is_printed = bool(event)
     if arguments.json:
         complaints = [one.fields() for one in lab.new_complaints]
         fields = {
