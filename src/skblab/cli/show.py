@@ -45,7 +45,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> "argparse._MutuallyEx
     group.add_argument("--packet", type=int, action="append", default=[], metavar="N", dest="packets",
                        help="print only the journeys of packet N; may be given several times")  # fmt: skip
     group.add_argument("--all", action="store_true",
-                       help=f"print the journeys after the first {SHOWN}, and those without a network packet, too")  # fmt: skip
+                       help=f"print the journeys after the first {SHOWN}, too, "
+                       "and those without a network packet")  # fmt: skip
     parser.set_defaults(how="tree")
     return how
 
