@@ -13,7 +13,7 @@ from support import Person, eventually_nothing, read_until, remains
 
 ENTER, CTRL_C = b"\n", b"\x03"
 PROMPT = "Enter sends a ping"
-HELD = "Enter lets it go"
+HELD = "Enter resumes the kernel"
 
 
 @pytest.fixture

@@ -88,14 +88,14 @@ def _print(arguments: argparse.Namespace, lines: list[Line], ours: Journey, thei
         if number:
             console.print(Text("  ...", style="dim"))
         for line in run_of_lines:
-            said = Text(f"{line.mark} ")
+            text = Text(f"{line.mark} ")
             if arguments.times:
-                said.append("".join(f"{took / 1000:10.2f}" if took is not None else " " * 10 for took in line.took_ns))
-                said.append("  ")
-            said.append("  " * line.depth + f"{line.name}()")
+                text.append("".join(f"{took / 1000:10.2f}" if took is not None else " " * 10 for took in line.took_ns))
+                text.append("  ")
+            text.append("  " * line.depth + f"{line.name}()")
             if line.reason:
-                said.append(f"  drop: {line.reason}", style="bold")
-            said.stylize(COLOURS[line.mark])
-            console.print(said)
+                text.append(f"  drop: {line.reason}", style="bold")
+            text.stylize(COLOURS[line.mark])
+            console.print(text)
     if not differ(lines):
         console.print(Text("the journeys are the same", style="dim"))

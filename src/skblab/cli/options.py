@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def complete(action: argparse.Action, candidates: Callable[..., Iterable[str]]) -> None:
-    """Let a shell complete an option's value; *candidates* is called with the options typed so far."""
+    """Let a shell complete an argument's value; *candidates* is called with the arguments typed so far."""
     action.completer = candidates  # type: ignore[attr-defined] # argcomplete's convention
 
 
 def function_names(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """Return the kernel's functions that begin with a prefix."""
+    """Return the kernel's functions whose names begin with a prefix."""
     return chosen_image(parsed_args).functions.names(f"{glob.escape(prefix)}*")
 
 
@@ -40,12 +40,12 @@ def image_names(**_: object) -> list[str]:
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options by which a kernel is chosen."""
+    """Add the options that choose a kernel."""
     group = parser.add_argument_group("which kernel")
     group.add_argument("--series", default=DEFAULT_SERIES, help="kernel series: 6.12 or 6.1 (default: %(default)s)")
     group.add_argument("--variant", default="default", choices=sorted(VARIANTS), help="set of kernel options")
     image = group.add_argument(
-        "--image", metavar="IMAGE", help="an image's name or directory, instead of series and variant"
+        "--image", metavar="IMAGE", help="an image's name or directory, instead of --series and --variant"
     )
     complete(image, image_names)
 
@@ -63,18 +63,18 @@ def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> N
     group = parser.add_argument_group("the lab")
     if joins:
         joined = group.add_argument(
-            "--lab", metavar="NAME", help="use the lab of that name, which is up, and leave it up"
+            "--lab", metavar="LAB", help="a lab that is up (default: a new one, which ends with the command)"
         )
         complete(joined, lab_names)
-        group.add_argument("--name", help="the lab's name, one lab a name (default: one of its own)")
+        group.add_argument("--name", help="the new lab's name (default: an unused one)")
     link = group.add_argument(
         "--link",
         action="append",
         default=[],
         dest="links",
         metavar="LINK",
-        help=f"what connects client and guest: {GRAMMAR}; again for more (default: one, a tap where /dev/net/tun may "
-        "be opened, else veth)",
+        help=f"what connects client and guest: {GRAMMAR}; may be given several times (default: one tap "
+        "if /dev/net/tun can be opened, else one veth pair)",
     )
     complete(link, lambda **_: (*KINDS, *(f"on={name}" for name in lab_names())))  # fmt: skip
     add_strict(parser)
@@ -84,25 +84,26 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of what runs in the guest."""
     group = parser.add_argument_group("in the guest")
     group.add_argument("--root", default="", metavar="DIR",
-                       help="its programs see the files of a directory, or with host this machine's; "
+                       help="a directory whose files the guest's programs see, or host for this machine's; "
                        "what they write stays in memory")  # fmt: skip
     group.add_argument("--disk", action="append", default=[], metavar="FILE[,BACKING]", dest="disks",
-                       help="boot from a disk image, or from a COW file, made where it is not there yet; "
-                       "again for more disks")  # fmt: skip
+                       help="boot from a disk image, or from a COW file, which is made if it does not exist; "
+                       "may be given several times")  # fmt: skip
     group.add_argument("--module", action="append", default=[], metavar="FILE[,NAME=VALUE]...", dest="modules",
-                       help="load a kernel module of yours: skblab module build; again for more")  # fmt: skip
+                       help="load your kernel module (skblab module build); may be given several times")  # fmt: skip
     group.add_argument("--consoles", type=int, default=1, metavar="N",
-                       help="how many virtual consoles it has: skblab console (default: %(default)s)")  # fmt: skip
+                       help="number of virtual consoles, for skblab console (default: %(default)s)")  # fmt: skip
     group.add_argument("-g", "--guest", action="append", default=[], metavar="CMD", dest="guest_commands",
-                       help="start CMD in the guest first, and wait until it listens on a TCP port")  # fmt: skip
+                       help="start CMD in the guest first, and wait until it listens on a TCP port; "
+                       "may be given several times")  # fmt: skip
     group.add_argument("--memory", type=int, default=64, metavar="MIB",
-                       help="its memory (default: %(default)s); rules and traces work with 1984 at most")  # fmt: skip
+                       help="the guest's memory (default: %(default)s); at most 1984 for rules and traces")  # fmt: skip
 
 
 def lab_from(arguments: argparse.Namespace) -> "Lab":
     """Return the lab that the options describe, not yet entered.
 
-    :raises UsageError: options that do not go together
+    :raises UsageError: options contradict one another
     """
     from skblab.lab import Lab  # noqa: PLC0415
     from skblab.spec import LabSpec  # noqa: PLC0415

@@ -1,7 +1,7 @@
-"""How a command ends: one sentence and a status, whatever stopped it.
+"""How a command ends: one message and an exit status, whatever stopped it.
 
-What this machine refuses (a file, a limit, memory) is said as such. Everything else that was not foreseen is a fault of
-skblab: it is said in one line, and the report of it is kept.
+If this machine refused something (a file, a limit, memory), the message says what. Every other unexpected exception is
+a fault of skblab: one line says so, and its report is kept in a file.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ LIMITS = {
     errno.EMFILE: ("this process may open no more files", "ulimit -n 1024"),
     errno.ENFILE: ("this machine has no more open files", "sysctl -w fs.file-max=1000000   (as root)"),
     errno.ENOMEM: ("this process gets no more memory", "ulimit -v unlimited; free -m"),
-    errno.EFBIG: ("a file would be larger than this process may make one", "ulimit -f unlimited"),
+    errno.EFBIG: ("a file would be larger than this process may write", "ulimit -f unlimited"),
     errno.ENOSPC: ("a file system is full", "make room: df -h"),
-    errno.EDQUOT: ("this user's part of a file system is full", "make room: quota"),
+    errno.EDQUOT: ("this user's quota on a file system is used up", "make room: quota"),
 }
-# Of a file that is not as it should be, or not this user's: the error names it.
+# The message of such an error names the file.
 OF_A_FILE = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST,
     errno.ENAMETOOLONG, errno.EIO, errno.ENODEV, errno.ENXIO, errno.EBUSY, errno.ETXTBSY, errno.ESTALE, errno.ENOTEMPTY,
@@ -44,35 +44,35 @@ OF_A_FILE = {
 
 
 def status_of(step: Callable[[], int | None]) -> int:
-    """Take a step of a command; return its status, or that of what stopped it, which is said on standard error."""
+    """Run a step of a command; return its status, or print the exception that stopped it and return that status."""
     try:
         return step() or 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
-        _say("interrupted; everything it started is gone")
+        _print("interrupted; everything it started is gone")
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the one place where everything ends
-        return _said(error)
+        return _report(error)
 
 
-def _said(error: BaseException) -> int:
-    if isinstance(error, CallbackFailed) and error.__cause__:  # it is one of ours
-        return _said(error.__cause__)
+def _report(error: BaseException) -> int:
+    if isinstance(error, CallbackFailed) and error.__cause__:  # the command line's own callback
+        return _report(error.__cause__)
     if isinstance(error, OSError) and streams.given_up(error):
-        if error.errno != errno.EPIPE:  # else whoever read it has enough
-            _say(f"cannot write to {error.filename}\n  {error.strerror}")
+        if error.errno != errno.EPIPE:  # else its reader has ended
+            _print(f"cannot write to {error.filename}\n  {error.strerror}")
         return SkblabError.exit_status
-    told = error if isinstance(error, SkblabError) else refused(error)
-    if told is None:
+    known = error if isinstance(error, SkblabError) else refused(error)
+    if known is None:
         return _fault(error)
     log.debug("", exc_info=error)
-    _say(str(told))
-    return told.exit_status
+    _print(str(known))
+    return known.exit_status
 
 
 def refused(error: BaseException) -> SkblabError | None:
-    """Return the error for what this machine has refused to do; None where it is a fault of ours."""
+    """Return the error for what this machine refused; None if the exception is a fault of skblab."""
     if isinstance(error, OSError):
         return _refused_by_the_system(error)
     if isinstance(error, MemoryError) or "annot allocate memory" in str(error) or _is_out_of_memory():
@@ -83,7 +83,7 @@ def refused(error: BaseException) -> SkblabError | None:
 
 
 def _is_out_of_memory() -> bool:
-    """Whether there is no room for a little more: then Python and its libraries raise whatever comes."""
+    """Whether a small mapping fails: then Python and its libraries may raise any exception."""
     try:
         mmap.mmap(-1, SOME_BYTES).close()
     except OSError:
@@ -100,7 +100,7 @@ def _refused_by_the_system(error: OSError) -> SkblabError | None:
         return SkblabError(f"cannot use {error.filename}", found=error.strerror or "")
     if error.errno == errno.ENOENT and "temporary directory" in (error.strerror or ""):  # tempfile.gettempdir()
         return MissingPrerequisite("no directory for temporary files", found=error.strerror or "", hint="TMPDIR=DIR")
-    if error.errno == errno.ENOENT:  # getcwd(2) has no other
+    if error.errno == errno.ENOENT:  # without a file's name: getcwd(2)
         return MissingPrerequisite("the working directory is gone", found=error.strerror or "", hint="cd DIRECTORY")
     return None
 
@@ -114,11 +114,11 @@ def _limit(error: OSError) -> SkblabError:
 
 
 def _fault(error: BaseException) -> int:
-    """Say that this is a fault of ours, and where the report of it is."""
+    """Print that this is a fault of skblab, and where its report is."""
     from importlib.metadata import version  # noqa: PLC0415 - for this alone
 
     trace = "".join(traceback.format_exception(error))
-    words = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     where = f"skblab {version('skblab')}, Python {platform.python_version()}, {platform.platform()}"
     report = f"{shlex.join(sys.argv)}\n{where}\n{trace}"
     try:
@@ -128,17 +128,17 @@ def _fault(error: BaseException) -> int:
     except OSError:
         to_send = f"this:\n{report}"
     log.debug("%s", trace)
-    _say(f"a fault of skblab itself: {type(error).__name__}: {words}\n  report it with {to_send}")
+    _print(f"a fault of skblab itself: {type(error).__name__}: {message}\n  report it with {to_send}")
     return FAULT
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     with contextlib.suppress(OSError):
         print(f"skblab: {text}", file=sys.stderr)
 
 
 class Threads:
-    """What threads ended with: Python would print a traceback, and go on."""
+    """Collects the statuses of failed threads; Python would print a traceback and go on."""
 
     def __init__(self) -> None:
         self._statuses: list[int] = []
@@ -152,5 +152,5 @@ class Threads:
         self._statuses.append(status_of(again))
 
     def status(self) -> int:
-        """Return the first one's status, or 0."""
+        """Return the status of the first thread that failed, or 0."""
         return next(iter(self._statuses), 0)

@@ -1,4 +1,4 @@
-"""The command line's parser: no abbreviations, and for words that nobody knows a hint at what was meant."""
+"""The command line's parser: it takes no abbreviations, and gives a hint for an unknown word."""
 
 import argparse
 import difflib
@@ -12,17 +12,17 @@ WITH_FILTER = "trace"
 
 
 class Parser(argparse.ArgumentParser):
-    """What it parses says by which parser, the command's own: ``arguments.parser``."""
+    """A parser that stores itself in ``arguments.parser``: an error then shows the usage of its command."""
 
     def __init__(self, **how: Any) -> None:  # noqa: ANN401 - argparse's own
         super().__init__(allow_abbrev=False, **how)
         self.set_defaults(parser=self)
 
     def refuse(self, rest: Sequence[str], words: Sequence[str], arguments: argparse.Namespace) -> NoReturn:
-        """End with an error for words that are left over; *words* are all, as far as a ``--``."""
-        said = f"unrecognized arguments: {shlex.join(rest)}"
+        """Exit with an error for *rest*, those of *words* that no argument takes."""
+        message = f"unrecognized arguments: {shlex.join(rest)}"
         hint = self._near(rest[0]) or self._hint(rest, words, arguments)
-        self.error(f"{said}\n  {hint}" if hint else said)
+        self.error(f"{message}\n  {hint}" if hint else message)
 
     def _near(self, word: str) -> str:
         if not word.startswith("--"):
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         return f"near: {', '.join(near)}" if near else ""
 
     def _hint(self, rest: Sequence[str], words: Sequence[str], arguments: argparse.Namespace) -> str:
-        """Return what was forgotten: the ``--`` before a command, or the quotes around a filter."""
+        """Return a hint at a missing ``--`` before a command, or missing quotes around a filter; else ""."""
         command = self.prog.split()[-1]
         if command not in WITH_CLIENT:
             return ""
@@ -41,9 +41,9 @@ class Parser(argparse.ArgumentParser):
         first = typed[0] if typed else next((one for one in (_positional(arguments), *rest) if shutil.which(one)), "")
         if first in words and (typed or not arguments.client):
             at = words.index(first)
-            return f"the command stands behind --: skblab {shlex.join(words[:at])} -- {shlex.join(words[at:])}"
+            return f"hint: the command goes after --: skblab {shlex.join(words[:at])} -- {shlex.join(words[at:])}"
         if command == WITH_FILTER and not rest[0].startswith("-"):
-            return f"a filter of several words stands in quotes: {shlex.quote(' '.join((arguments.filter, *rest)))}"
+            return f"hint: a filter of several words goes in quotes: {shlex.quote(' '.join((arguments.filter, *rest)))}"
         return ""
 
 

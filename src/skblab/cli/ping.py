@@ -1,6 +1,6 @@
-"""``skblab ping``: the experiment, by hand on a terminal, by itself anywhere else.
+"""``skblab ping``: the experiment, by hand on a terminal, else unattended.
 
-By hand there are two ways into the kernel: held packets on a screen, and, with ``--walk``, the whole kernel under gdb.
+By hand, a screen shows the held pings while the kernel runs on; with ``--walk``, gdb stops the whole kernel.
 """
 
 import argparse
@@ -18,8 +18,8 @@ STAIRCASE_HOLD_S, STAIRCASE_INTERVAL_S = 3.0, 0.2
 EXAMPLES = """\
 examples:
   skblab ping                              on a terminal: pings held inside the kernel; you decide about each
-  skblab ping --walk                       the whole kernel stands still under gdb; Enter lets it go on
-  skblab ping --holds 0.5,1,2 --staircase  by itself: three holds, then pings that pile up
+  skblab ping --walk                       gdb stops the whole kernel; Enter resumes it
+  skblab ping --holds 0.5,1,2 --staircase  unattended: three holds, then pings that pile up
   skblab ping --at icmp_echo --holds 1 --json
   skblab ping -c 3                         boot, ping three times, nothing else
 """
@@ -30,28 +30,28 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser = commands.add_parser(
         "ping",
         help="ping a kernel, hold the ping inside it, and decide when it gets its answer",
-        description="Boot a guest kernel, ping it, hold the ping at a function inside, and let it go on: the client's "
-        "RTT is the time you held it. On a terminal a screen shows what is held, and the kernel runs on; with --walk, "
-        "or off a terminal, the whole kernel stands still under gdb meanwhile.",
+        description="Boot a guest, ping it, hold the ping at a function of its kernel, and release it: ping's RTT is "
+        "the time you held it. On a terminal, a screen shows the held pings while the kernel runs on; with --walk, or "
+        "without a terminal, gdb stops the whole kernel instead.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     at = parser.add_argument(
-        "--at", default="icmp_rcv", metavar="FUNCTION", help="where to stop (default: %(default)s)"
+        "--at", default="icmp_rcv", metavar="FUNCTION", help="hold pings at this function (default: %(default)s)"
     )
     complete(at, function_names)
     parser.add_argument(
         "--holds", type=_holds, metavar="S,S,...", help="hold one ping for each of these times, in seconds"
     )
     parser.add_argument("-c", "--count", type=_positive, metavar="N",
-                        help="plain pings (default: 3); without --holds and --staircase, only these")  # fmt: skip
+                        help="plain pings (default: 3); without --holds and --staircase, send only these")  # fmt: skip
     parser.add_argument("-i", "--interval", type=_seconds, metavar="S",
-                        help="between pings, and the step of the staircase (default: 0.2; screen: 1)")  # fmt: skip
+                        help="seconds between pings (default: 0.2; on the screen: 1)")  # fmt: skip
     parser.add_argument(
-        "--staircase", action="store_true", help="then hold one ping so long that others pile up behind it"
+        "--staircase", action="store_true", help="after the holds, hold one ping so long that others pile up behind it"
     )
     parser.add_argument("--walk", action="store_true",
-                        help="on a terminal: be led through the experiment under gdb, step by step")  # fmt: skip
+                        help="walk through the experiment under gdb on a terminal, step by step")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_lab_options(parser)
     parser.set_defaults(run=run)
@@ -79,15 +79,15 @@ def _holds(text: str) -> tuple[float, ...]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the experiment and print what came of it."""
+    """Run the experiment and print its result."""
     from skblab.experiments import ping_report, ping_run  # noqa: PLC0415
 
-    by_itself = arguments.json or arguments.holds or arguments.staircase or arguments.count
+    unattended = arguments.json or arguments.holds or arguments.staircase or arguments.count
     plain = arguments.count and not (arguments.holds or arguments.staircase)
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if arguments.walk and (by_itself or not on_terminal):
-        raise UsageError("--walk wants a person at a terminal", hint="skblab ping --holds 0.5,1,2 goes by itself")
-    if not by_itself and on_terminal and not arguments.walk:
+    if arguments.walk and (unattended or not on_terminal):
+        raise UsageError("--walk needs a person at a terminal", hint="skblab ping --holds 0.5,1,2 runs unattended")
+    if not unattended and on_terminal and not arguments.walk:
         rule = Rule.parse_hold(f"{arguments.at} if icmp[icmptype] == icmp-echo")
         return hold.show(lab_from(arguments), [rule], ["ping", "-i", f"{arguments.interval or 1:g}", "guest"])
     if arguments.walk:
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Progress:
-    """One line on the terminal that says what is being waited for."""
+    """Prints one line on the terminal: what the command waits for."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet

@@ -1,4 +1,4 @@
-"""The ping experiment by hand: a walk along its steps, with Enter as the only key."""
+"""The ping experiment by hand under gdb, step by step: Enter goes on."""
 
 import contextlib
 import sys
@@ -40,11 +40,12 @@ def walk(lab: Lab, function: str, interval_s: float) -> None:
     console.print("Three plain pings: " + ", ".join(f"{rtt:g} ms" for rtt in rtts))
     console.print("\nAttaching gdb ...")
     with lab.debugger() as debugger, _one_key_at_a_time():
-        console.print("The whole kernel stands still. It was idle:")
+        console.print("The whole kernel is stopped. It was idle:")
         console.print(Padding(_backtrace(console, debugger.attached_at), (0, 2)))
         experiment.attach(debugger)
         _pause(
-            console, f"\nA breakpoint is on [bold]{function}()[/bold]. Enter sends a ping, and you say when it goes on."
+            console,
+            f"\nA breakpoint is on [bold]{function}()[/bold]. Enter sends a ping, and you decide when it goes on.",
         )
         while True:
             ping = experiment.stop_ping()
@@ -52,8 +53,8 @@ def walk(lab: Lab, function: str, interval_s: float) -> None:
             console.print(_scene(console, lab.image, ping))
             _hold(console, experiment, ping)
             stop = experiment.outcome(ping, experiment.resume(ping))
-            said = "no reply" if stop.rtt_ms is None else f"time={stop.rtt_ms:g} ms"
-            console.print(f"you held it [bold]{stop.held_s * 1e3:.0f} ms[/bold]; ping says [bold]{said}[/bold]")
+            reply = "no reply" if stop.rtt_ms is None else f"time={stop.rtt_ms:g} ms"
+            console.print(f"you held it [bold]{stop.held_s * 1e3:.0f} ms[/bold]; ping says [bold]{reply}[/bold]")
             if not _again(console):
                 break
         console.rule("the staircase")
@@ -62,12 +63,12 @@ def walk(lab: Lab, function: str, interval_s: float) -> None:
         )
         console.print(staircase_text(experiment.staircase(max(STAIRCASE_HOLD_S, 14 * interval_s), interval_s)))
     console.print(
-        "gdb has let go; the guest is well: " + ", ".join(f"{rtt:g} ms" for rtt in experiment.baseline(2, interval_s))
+        "gdb has detached; the guest is well: " + ", ".join(f"{rtt:g} ms" for rtt in experiment.baseline(2, interval_s))
     )
 
 
 def _scene(console: Console, image: Image, ping: StoppedPing) -> RenderableType:
-    """Return what a person wants to see of a stop: the packet, the way here, the source."""
+    """Return what a stop shows: the packet, the backtrace, the source."""
     frame = ping.stopped.frames[0]
     parts: list[RenderableType] = []
     if ping.packet:
@@ -93,7 +94,7 @@ def _scene(console: Console, image: Image, ping: StoppedPing) -> RenderableType:
 
 
 def _backtrace(console: Console, stopped: Stopped) -> Text:
-    """Return the way to the stop, newest first; inlined frames are left out, and the far end where it does not fit."""
+    """Return the backtrace, newest frame first, without inlined frames, and as long as the screen has room."""
     frames = [frame for frame in stopped.frames if not frame.inline]
     room = max(FEWEST_FRAMES, console.height - OTHER_LINES)
     shown = [_frame_line(frame) for frame in frames[:room]]
@@ -108,18 +109,18 @@ def _frame_line(frame: GdbFrame) -> Text:
 
 
 def _hold(console: Console, experiment: PingExperiment, ping: StoppedPing) -> None:
-    """Show for how long the packet has been held, until Enter."""
+    """Show how long the packet has been held, until Enter."""
     started_ns = ping.stopped.at_ns
     with Live(console=console, transient=True, auto_refresh=False) as live:
         while True:
             held_s = (time.monotonic_ns() - started_ns) / 1e9
-            live.update(Text(f"  held {held_s:6.1f} s    Enter lets it go", style="bold yellow"), refresh=True)
+            live.update(Text(f"  held {held_s:6.1f} s    Enter resumes the kernel", style="bold yellow"), refresh=True)
             ready = wait([sys.stdin, experiment.debugger, experiment.lab.guest.pidfd], TICK_S)
             if sys.stdin in ready:
                 sys.stdin.readline()
                 return
             if ready:
-                experiment.stay_stopped(ping, held_s)  # says who is gone
+                experiment.stay_stopped(ping, held_s)  # raises the error that says whether gdb or the guest has ended
 
 
 def _pause(console: Console, text: str) -> None:
@@ -135,7 +136,7 @@ def _again(console: Console) -> bool:
 
 @contextlib.contextmanager
 def _one_key_at_a_time() -> Iterator[None]:
-    """Keep what is typed off the screen, where a clock is running; forget what was typed ahead."""
+    """Do not echo what is typed, because a clock runs on the screen; discard what was typed ahead."""
     before = termios.tcgetattr(sys.stdin)
     quiet = termios.tcgetattr(sys.stdin)
     quiet[3] &= ~termios.ECHO

@@ -1,4 +1,4 @@
-"""``skblab probes``: which functions can be probed, what they are, and what may be done to a packet there."""
+"""``skblab probes``: the functions that can be probed, and the verdicts that are sound there."""
 
 import argparse
 import json
@@ -11,8 +11,8 @@ from skblab.verdict import VERDICTS
 EXAMPLES = """\
 examples:
   skblab probes 'icmp_*'                       functions by name
-  skblab probes 'net/ipv4/*.c'                 and by file
-  skblab probes --calls 'fib_*'                those that take no packet, too
+  skblab probes 'net/ipv4/*.c'                 functions by file
+  skblab probes --calls 'fib_*'                functions that take no packet, too
   skblab probes --json | jq -r 'select(.verdicts | index("hold")) | .name'
 """
 
@@ -26,17 +26,17 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     pattern = parser.add_argument("patterns", nargs="*", metavar="PATTERN",
-                                  help="of a name, or of a file (default: all that take an sk_buff)")  # fmt: skip
+                                  help="icmp_* or net/ipv4/*.c (default: all that take an sk_buff)")  # fmt: skip
     complete(pattern, function_names)
     parser.add_argument("--calls", action="append", default=[], metavar="PATTERN",
-                        help="functions that take no sk_buff, too")  # fmt: skip
+                        help="functions that take no sk_buff, too: fib_*; may be given several times")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     add_image_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List them."""
+    """List the functions."""
     image = chosen_image(arguments)
     for function in sorted(choose(image, arguments.patterns, arguments.calls), key=lambda one: (one.file, one.line)):
         verdicts = sound_verdicts(function)

@@ -1,4 +1,4 @@
-"""What a command finds, as JSON lines in a file of its own: whatever its client prints, they are whole."""
+"""A command's results as JSON lines in a file of their own, so that the client's output does not mix with them."""
 
 import argparse
 import json
@@ -11,22 +11,22 @@ from typing import Any
 from skblab import files
 
 HERE = "-"  # standard output
-DESCRIPTOR = re.compile(r"/dev/fd/(\d{1,9})")  # used as it is: to open it again would begin its file anew
+DESCRIPTOR = re.compile(r"/dev/fd/(\d{1,9})")  # used as it is: opening it again would truncate its file
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the option that names the file."""
-    help_text = f"write {what} to FILE as JSON lines; a pipe or /dev/fd/3 will do, - is standard output"
+    help_text = f"write {what} to FILE as JSON lines; FILE may be a pipe, /dev/fd/3, or - for standard output"
     parser.add_argument("--json", metavar="FILE", help=help_text)
 
 
 class JsonLines:
-    """A file of JSON lines: each is written at once, by any thread. Without a file, none is."""
+    """A file of JSON lines, each written at once, from any thread. Without a path, nothing is written."""
 
     def __init__(self, path: str | None) -> None:
-        """Begin the file.
+        """Open the file.
 
-        :raises CannotWrite: it cannot be written, or somebody else writes it
+        :raises CannotWrite: the file cannot be written, or another process writes it
         """
         self._path = path
         self._lock = threading.Lock()
@@ -38,10 +38,10 @@ class JsonLines:
         except OSError as error:
             raise files.cannot_write(path, error) from error
 
-    def say(self, fields: dict[str, Any]) -> None:
+    def write(self, fields: dict[str, Any]) -> None:
         """Write one object.
 
-        :raises CannotWrite: it is refused
+        :raises CannotWrite: the write is refused
         """
         if self._path is None:
             return

@@ -1,4 +1,4 @@
-"""Rules on the command line: one by one, or a line each in a file."""
+"""Rules on the command line: one by one, or in a file, one a line."""
 
 import argparse
 import codecs
@@ -10,7 +10,7 @@ from skblab.errors import RuleError, UsageError
 from skblab.rule import Rule
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-RULE = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^#])*')  # up to a comment; in quotes, # begins none
+RULE = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^#])*')  # up to a comment; a # in quotes is text
 
 
 def add_rule_options(
@@ -19,12 +19,13 @@ def add_rule_options(
     *,
     lease_s: float = 60.0,  # agent.control.DEFAULT_LEASE_S: to import it would make every command's start slower
 ) -> None:
-    """Add the options that give rules, and the *lease_s* of what they hold."""
+    """Add the options for rules, and for the lease of held packets; *lease_s* is its default."""
     parser.add_argument("-r", "--rule", action="append", default=[], metavar="RULE", dest="rules", help=help)
     parser.add_argument("-f", "--rules", action="append", default=[], type=Path, metavar="FILE", dest="rule_files",
-                        help="rules from a file, one a line, behind those of -r; # begins a comment")  # fmt: skip
+                        help="a file of rules, one a line, which follow those of -r; # begins a comment; "
+                        "may be given several times")  # fmt: skip
     parser.add_argument("--lease", type=float, default=lease_s, metavar="SECONDS",
-                        help="a held packet goes on by itself if nothing has decided on it after that time; "
+                        help="release a held packet after this time if nothing has decided on it; "
                         "0: never (default: %(default)g)")  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def rules_from(arguments: argparse.Namespace, parse: Callable[[str], Rule] = Rul
     """Return the rules that the options give.
 
     :raises UsageError: a file cannot be read
-    :raises RuleError: one cannot be parsed; of a file, with its line
+    :raises RuleError: a rule cannot be parsed; for a rule in a file, the error has the line
     """
     rules = [parse(text) for text in arguments.rules]
     for path in arguments.rule_files:
@@ -48,9 +49,9 @@ def rules_from(arguments: argparse.Namespace, parse: Callable[[str], Rule] = Rul
 
 
 def _text_of(path: Path) -> str:
-    """Return a file's text, whatever editor has written it: UTF-8, with or without a byte order mark.
+    """Return the text of a file in UTF-8, with or without a byte order mark.
 
-    :raises UsageError: it cannot be read, or is of another encoding
+    :raises UsageError: the file cannot be read, or has another encoding
     """
     try:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""``skblab run``: put rules in force, run a command against the guest, say what became of each packet."""
+"""``skblab run``: arm rules, run a command against the guest, and print what happens to each packet."""
 
 import argparse
 import contextlib
@@ -35,8 +35,8 @@ a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]:
 verdicts: what happens to the packet
 {table()}
 
-The command runs on the host side of the link, where guest and host are names; its exit status is skblab's, or 1
-where that is 0 and an edit has failed.
+The command runs on the host side of the link, where guest and host are names. skblab exits with its status, or with 1
+if that is 0 and an edit has failed.
 """
 
 
@@ -48,10 +48,10 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_rule_options(parser, "a rule; of several at one function the first that matches wins")
-    add_json_option(parser, "what happens")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the summary alone")
-    parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run on the host side, after --")
+    add_rule_options(parser, "a rule; the first one that matches at a function wins; may be given several times")
+    add_json_option(parser, "events and results")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only the summary")
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="the command to run on the host side, after --")
     add_lab_options(parser)
     add_guest_options(parser)
     parser.set_defaults(run=run)
@@ -61,21 +61,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command under the rules; return its status."""
     rules = rules_from(arguments)
     json_lines = JsonLines(arguments.json)
-    teller = _Teller(sys.stderr, json_lines, quiet=arguments.quiet)
+    reporter = _Reporter(sys.stderr, json_lines, quiet=arguments.quiet)
     with lab_from(arguments) as lab:
-        teller.started_ns = time.monotonic_ns()
-        events = arguments.hearing.as_they_come(lab, json_lines.say) if arguments.json else contextlib.nullcontext()
-        with events, Session(lab, rules, teller) as session:
+        reporter.started_ns = time.monotonic_ns()
+        events = arguments.hearing.as_they_come(lab, json_lines.write) if arguments.json else contextlib.nullcontext()
+        with events, Session(lab, rules, reporter) as session:
             try:
                 outcome = session.run(arguments.command, stdin=None)
             except GuestLost:
-                teller.panicked(lab.guest.panic())
+                reporter.panicked(lab.guest.panic())
                 raise
-            teller.summary(outcome)
+            reporter.summary(outcome)
     return outcome.exit_status
 
 
-class _Teller(StopsShown):
+class _Reporter(StopsShown):
     """Prints what happens, one line a packet: for people on *out*, and for programs as JSON lines."""
 
     def __init__(self, out: TextIO, json_lines: JsonLines, *, quiet: bool) -> None:
@@ -98,25 +98,26 @@ class _Teller(StopsShown):
             "skb": f"{hit.skb:#x}",
             "len": hit.length_bytes,
         }
-        self._json_lines.say(fields)
+        self._json_lines.write(fields)
         if not self._quiet:
             self._print(f"{at_s:10.6f}  {hit.function:16} #{hit.occurrence:<4} {hit.verdict:12} {hit.packet.summary()}")
 
     def panicked(self, event: GuestPanicked | None) -> None:
-        """Tell a program of the kernel's panic; a person reads it in the error."""
+        """Write the kernel's panic as a JSON line; a person reads it in the error."""
         if event:
             frames = [asdict(frame) for frame in event.frames]
-            self._json_lines.say({"event": "panic", "line": event.line, "backtrace": frames})
+            self._json_lines.write({"event": "panic", "line": event.line, "backtrace": frames})
 
     def summary(self, outcome: Outcome) -> None:
-        """Print what became of all packets."""
+        """Print the counts of each rule, and the end of the run."""
         for one in outcome.rules:
             counts = asdict(one.counts) | ({"unedited": one.unedited} if one.rule.verdict == "edit" else {})
             shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
-            self._json_lines.say({"event": "rule", "rule": str(one.rule), **counts})
+            self._json_lines.write({"event": "rule", "rule": str(one.rule), **counts})
             self._print("\n  ".join([f"{one.rule}: {shown}", *one.counts.caveats]))
         link = asdict(outcome.link)
-        self._json_lines.say({"event": "end", "lost": outcome.events_lost, "link": link, "status": outcome.exit_status})
+        end = {"event": "end", "lost": outcome.events_lost, "link": link, "status": outcome.exit_status}
+        self._json_lines.write(end)
         self._print(f"events lost: {outcome.events_lost}")
 
     def _print(self, text: str) -> None:

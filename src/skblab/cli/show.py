@@ -12,12 +12,12 @@ from skblab.trace.reader import load
 
 EXAMPLES = """\
 examples:
-  skblab show run.skblab                       each packet's way, as an indented tree of calls with times
-  skblab show run.skblab --packet 4            one packet, and what came of it
-  skblab show run.skblab --table | less        a line a step
+  skblab show run.skblab                       each packet's journey, as an indented tree of calls with times
+  skblab show run.skblab --packet 4            the journey of one packet
+  skblab show run.skblab --table | less        one line per step
   skblab show run.skblab --json | jq 'select(.reason)'
 """
-SHOWN = 20  # journeys, where it is not said how many
+SHOWN = 20  # journeys, without --all and --packet
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -28,9 +28,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="what skblab trace -o has written")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a trace file (skblab trace -o)")
     how = add_output_options(parser)
-    how.add_argument("--json", dest="how", action="store_const", const="json", help="JSON lines")
+    how.add_argument("--json", dest="how", action="store_const", const="json", help="print JSON lines")
     parser.set_defaults(run=run)
 
 
@@ -38,12 +38,15 @@ def add_output_options(parser: argparse.ArgumentParser) -> "argparse._MutuallyEx
     """Add the options that say how a trace is shown; return the group of those that exclude one another."""
     group = parser.add_argument_group("how it is shown")
     how = group.add_mutually_exclusive_group()
-    how.add_argument("--tree", dest="how", action="store_const", const="tree", help="calls, indented (default)")
-    how.add_argument("--table", dest="how", action="store_const", const="table", help="a line a step")
+    how.add_argument(
+        "--tree", dest="how", action="store_const", const="tree", help="print the calls, indented (default)"
+    )
+    how.add_argument("--table", dest="how", action="store_const", const="table", help="print one line per step")
     group.add_argument("--packet", type=int, action="append", default=[], metavar="N", dest="packets",
-                       help="only the journeys of packet N")  # fmt: skip
+                       help="print only the journeys of packet N; may be given several times")  # fmt: skip
     group.add_argument("--all", action="store_true",
-                       help=f"more than the first {SHOWN} journeys, and what is no packet of a network")  # fmt: skip
+                       help=f"print the journeys after the first {SHOWN}, too, "
+                       "and those without a network packet")  # fmt: skip
     parser.set_defaults(how="tree")
     return how
 
@@ -58,16 +61,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _missing(trace: Trace, wanted: list[int]) -> str:
-    """Return which of the wanted packets are in no journey of a trace, in words; "" where all are."""
+    """Return which of the wanted packets are in no journey of a trace, in words; "" if all are."""
     there = {number for one in journeys(trace) for number in one.packets} if wanted else set()
     absent = [str(one) for one in wanted if one not in there]
     return f"there is no packet {', '.join(absent)}" if absent else ""
 
 
 def show(trace: Trace, arguments: argparse.Namespace, printer: "Printer | None" = None) -> None:
-    """Print a trace as the options say; what is left out, and what was lost, goes to standard error.
+    """Print a trace as the options say; print what is left out and what was lost to standard error.
 
-    :param printer: has printed some of it
+    :param printer: has printed some of its journeys already
     """
     if arguments.how == "json":
         from skblab.view.lines import objects  # noqa: PLC0415
@@ -98,7 +101,7 @@ class Printer:
         return self._most is not None and len(self._printed) >= self._most
 
     def print(self, trace: Trace, found: list[Journey]) -> None:
-        """Print those journeys that are wanted, and were not printed before."""
+        """Print the journeys that are wanted and have not been printed."""
         wanted = [one for one in found if one.first.number not in self._printed and self._wants(one)]
         if self._most is not None:
             wanted = wanted[: self._most - len(self._printed)]
@@ -108,16 +111,16 @@ class Printer:
         self._printed.update(one.first.number for one in wanted)
 
     def left_out(self, found: list[Journey]) -> list[str]:
-        """Return what is to be said of those of a whole trace that were not printed."""
+        """Return sentences that count the journeys of a whole trace that are not printed."""
         if self._most is None:
             return []
         ours = sum(map(self._wants, found))
-        said = []
+        sentences = []
         if ours > self._most:
-            said.append(f"{ours - self._most} more journeys: --all shows them, --packet N the one of a packet")
+            sentences.append(f"{ours - self._most} more journeys: --all shows them, --packet N the one of a packet")
         if len(found) > ours:
-            said.append(f"{len(found) - ours} that are no packets of a network: --all shows them")
-        return said
+            sentences.append(f"{len(found) - ours} journeys without a network packet: --all shows them")
+        return sentences
 
     def _wants(self, journey: Journey) -> bool:
         if self._arguments.packets:
@@ -148,12 +151,12 @@ class Printer:
 
 
 def losses(trace: Trace) -> str:
-    """Return what was lost, in words."""
+    """Return what a trace has lost, in words."""
     if not trace.whole:
         return "the trace is not whole: its end was never written; what was written is shown"
-    said = f"events lost: {trace.end['lost']}"
+    counts = f"events lost: {trace.end['lost']}"
     if trace.end["forgotten"]:
-        said += f", packets that were followed no more: {trace.end['forgotten']}"
+        counts += f", packets given up, because too many were followed: {trace.end['forgotten']}"
     if trace.end["unhooked"]:
-        said += f", returns that were not waited for: {trace.end['unhooked']}"
-    return said
+        counts += f", calls whose return was not recorded: {trace.end['unhooked']}"
+    return counts

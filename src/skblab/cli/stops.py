@@ -1,4 +1,4 @@
-"""Stops of the whole kernel, shown to a person: the packet, the way there, and Enter lets it go on."""
+"""Stops of the whole kernel, printed for a person: the packet and the backtrace; Enter resumes the kernel."""
 
 import sys
 from typing import TextIO
@@ -11,13 +11,13 @@ SHOWN_FRAMES = 12
 
 
 class StopsShown(Watcher):
-    """Prints each stop of the kernel; off a terminal the kernel goes on at once."""
+    """Prints each stop of the kernel; without a terminal, the kernel is resumed at once."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
     def stopped(self, stop: Stop) -> None:
-        """Print the packet in words and the way to the stop; on a terminal, wait for Enter."""
+        """Print the packet's summary and the backtrace; on a terminal, wait for Enter."""
         if stop.packet:
             print(stop.packet.summary(), file=self._out)
         for number, (function, file, line) in enumerate(stop.frames[:SHOWN_FRAMES]):
@@ -26,10 +26,10 @@ class StopsShown(Watcher):
             more = len(stop.frames) - SHOWN_FRAMES
             print(f"  ... {more} more, down to {stop.frames[-1][0]}()", file=self._out)
         if sys.stdin.isatty() and self._out.isatty():
-            self._out.write("the whole kernel stands still; Enter lets it go ")
+            self._out.write("the whole kernel is stopped; Enter resumes it ")
             self._out.flush()
             read_line()
 
     def resumed(self, stood_s: float) -> None:
-        """Print for how long it stood still."""
-        print(f"it stood still for {stood_s:.3f} s", file=self._out)
+        """Print how long the kernel was stopped."""
+        print(f"it was stopped for {stood_s:.3f} s", file=self._out)

@@ -1,7 +1,7 @@
-"""The standard streams, as every command may count on them, whatever it was started with.
+"""The standard streams, open and usable whatever the command was started with.
 
-A stream that was closed is /dev/null: its number would be the next file's otherwise, and what is said would go there. A
-write that is refused says which stream it was, for Python's error does not.
+A closed stream becomes /dev/null: otherwise the next file to be opened would get its number, and the messages. The
+error of a refused write names the stream; Python's does not.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ NAMES = {1: "standard output", 2: "standard error"}
 
 
 class _Stream(io.FileIO):
-    """Where the bytes of a stream go."""
+    """The raw file of a stream, whose errors name the stream."""
 
     def write(self, data: object) -> int:
         """Write, and name the stream in the error."""
@@ -26,7 +26,7 @@ class _Stream(io.FileIO):
 
 
 def open_all() -> None:
-    """Make the three streams ready."""
+    """Open the three streams."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -51,7 +51,7 @@ def _opened(number: int, before: TextIO | None) -> TextIO:
 
 
 def given_up(error: OSError) -> bool:
-    """Tell whether an error is of a stream; what that has in its buffer goes nowhere, or Python would try again."""
+    """Return whether an error is a stream's; discard that stream's buffer, which Python would write again."""
     number = next((number for number, name in NAMES.items() if name == error.filename), None)
     if number is None:
         return False

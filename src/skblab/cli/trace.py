@@ -1,4 +1,4 @@
-"""``skblab trace``: follow packets through the kernel's functions while a command runs, and show where they went."""
+"""``skblab trace``: follow packets through the kernel's functions while a command runs, and print their journeys."""
 
 import argparse
 import contextlib
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 NAME = "trace"
 EXAMPLES = """\
 examples:
-  skblab trace -- ping -c1 guest               a ping's way, function by function, and its reply's
-  skblab trace icmp -- ping -c3 guest          only packets that a pcap filter takes, and what they cause
+  skblab trace -- ping -c1 guest               the journey of a ping and its reply, call by call
+  skblab trace icmp -- ping -c3 guest          only packets that match a filter, and those that they cause
   skblab trace -p 'tcp_*' -p 'net/ipv4/ip_*.c' --root host -g 'python3 -m http.server 80' \\
                -o run.skblab 'tcp port 80' -- curl -s http://guest/
   skblab trace --field 'skb->dev->name' --field 'skb->priority' --table -- ping -c1 guest
   skblab trace -p 'ip_*' --calls 'fib_*' -- ping -c1 guest
-  skblab trace -r 'icmp_rcv = delay 50ms' icmp -- ping -c1 guest        what a rule does, and what comes of it
-  skblab trace --lab web 'tcp port 80'         in a lab that is up, whatever comes, until Ctrl-C
+  skblab trace -r 'icmp_rcv = delay 50ms' icmp -- ping -c1 guest        what a rule does, and what follows
+  skblab trace --lab web 'tcp port 80'         all such packets of a lab that is up, until Ctrl-C
   skblab trace -o run.skblab --lab web -- curl -s http://guest/ ; skblab export run.skblab --html run.html
 
-A packet is followed from the first function at which the filter takes it until it is freed, whatever becomes of its
-headers, and with it the packets that it causes and that are made of it. Each is shown when it has ended. The command
-runs on the host side; its exit status is skblab's, or 1 where that is 0 and an edit has failed. Without a command,
-packets of --lab are followed until Ctrl-C.
+A packet is followed from the first function at which it matches the filter until it is freed, even if its headers
+change; so are the packets that it causes and those that are made of it. A journey is printed when it has ended. The
+command runs on the host side; skblab exits with its status, or with 1 if that is 0 and an edit has failed. Without a
+command, packets of --lab are followed until Ctrl-C.
 """
 
 
@@ -47,28 +47,34 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     """Add the command."""
     parser = commands.add_parser(
         NAME,
-        help="follow packets through the kernel: every function, its time, and why a packet died",
+        help="follow packets through the kernel: every function, its time, and why a packet was dropped",
         usage="skblab trace [OPTION]... [FILTER] [-- COMMAND [ARGUMENT]...]",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("filter", nargs="?", default="", metavar="FILTER", help="pcap-filter(7): which packets")
+    parser.add_argument(
+        "filter", nargs="?", default="", metavar="FILTER", help="a pcap-filter(7) expression: packets to follow"
+    )
     probes = parser.add_argument("-p", "--probe", action="append", default=[], metavar="PATTERN", dest="patterns",
-                                 help="functions to follow through: tcp_* or net/ipv4/*.c; "
-                                 "default: all that take an sk_buff")  # fmt: skip
+                                 help="functions to follow: tcp_* or net/ipv4/*.c (default: all that take an sk_buff); "
+                                 "may be given several times")  # fmt: skip
     complete(probes, function_names)
     calls = parser.add_argument("--calls", action="append", default=[], metavar="PATTERN",
-                                help="functions that take no sk_buff, too, if called in a packet's course")  # fmt: skip
+                                help="functions that take no sk_buff, too, if called inside a packet's call: fib_*; "
+                                "may be given several times")  # fmt: skip
     complete(calls, function_names)
     parser.add_argument("--field", action="append", default=[], metavar="EXPR", dest="fields",
-                        help="tell a member of each packet at each step: skb->dev->name")  # fmt: skip
+                        help="record a member of each packet at each step: skb->dev->name; "
+                        "may be given several times")  # fmt: skip
     parser.add_argument("--no-returns", dest="returns", action="store_false",
-                        help="do not wait for calls to return: half the cost; who calls whom is not known")  # fmt: skip
-    add_rule_options(parser, "a verdict on packets on their way, as for skblab run: the trace tells of it")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the trace: for show, export and diff")
-    parser.add_argument("-q", "--quiet", action="store_true", help="show nothing but what was lost")
+                        help="record no returns: half the cost, but no durations, callers or causes")  # fmt: skip
+    add_rule_options(parser, "a rule, as for skblab run, whose verdicts are in the trace; may be given several times")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write the trace to FILE, for show, export and diff"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only what was lost")
     parser.add_argument("--ring", type=int, default=64, metavar="MIB",
-                        help="memory between kernel and file, a power of two (default: %(default)s)")  # fmt: skip
+                        help="memory between kernel and trace file, a power of two (default: %(default)s)")  # fmt: skip
     add_output_options(parser)
     add_json_option(parser, "the trace")
     add_lab_options(parser)
@@ -104,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if not arguments.client:
                     print(file=sys.stderr)  # behind ^C
             status = outcome.exit_status
-            _say_unedited(outcome)
+            _print_unedited(outcome)
             failed = _end(tracer, status=status, link=asdict(outcome.link))
         if arguments.quiet and arguments.output and not (arguments.json or failed):
             print(f"events lost: {tracer.losses()['lost']}", file=sys.stderr)
@@ -125,7 +131,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if not arguments.client and not arguments.lab:
         raise UsageError(
             "no command that sends packets",
-            hint="it stands behind --: skblab trace -- ping -c1 guest; or --lab LAB, and Ctrl-C ends the trace",
+            hint="put it after --: skblab trace -- ping -c1 guest; or --lab LAB, and Ctrl-C ends the trace",
         )
     if arguments.json and not (arguments.json == HERE or arguments.filter or {".", "/"} & {*arguments.json}):
         raise UsageError(
@@ -138,19 +144,19 @@ def _write(json_lines: JsonLines, trace: "Trace", complaints: "Sequence[Complain
     from skblab.view.lines import objects  # noqa: PLC0415
 
     for one in objects(trace):
-        json_lines.say(one)
+        json_lines.write(one)
     for complaint in complaints:
-        json_lines.say({"type": "complaint"} | asdict(complaint))
+        json_lines.write({"type": "complaint"} | asdict(complaint))
 
 
-def _say_unedited(outcome: Outcome) -> None:
+def _print_unedited(outcome: Outcome) -> None:
     for rule in outcome.rules:
         if rule.unedited:
             print(f"{rule.rule}: {rule.unedited} unedited; {rule.why_unedited}", file=sys.stderr)
 
 
 def _end(tracer: "Tracer", **fields: object) -> CannotWrite | None:
-    """End the trace; return why it is not whole: what was written is shown first."""
+    """End the trace; return the error if it is not whole, which is raised after the written part is printed."""
     try:
         tracer.end(**fields)
     except CannotWrite as error:
