@@ -202,6 +202,24 @@ def test_fragments_of_ipv6_keep_what_belongs_to_the_whole() -> None:
     assert after(first, ("ipv6.tc", "8")).data[48:] == first.data[48:]
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        IPv6ExtHdrFragment(nh=17, offset=181, m=1, id=5), IPv6ExtHdrFragment(nh=0, offset=181, id=5),
+        IPv6ExtHdrDestOpt(nh=253), IPv6ExtHdrRouting(addresses=[C6], segleft=0, nh=253),
+    ],
+    ids=["fragment", "fragment of a chain", "options", "routing"],
+)  # fmt: skip
+@pytest.mark.parametrize("payload", [bytes(100), b"", b"shorter"], ids=["longer", "none", "shorter"])
+def test_another_payload_leaves_the_extension_headers(headers: Layers, payload: bytes) -> None:
+    packet = of(IPv6(src=A6, dst=B6) / headers / Raw(bytes(range(1, 60))))
+    changed = edited(packet, lambda _: payload).packet
+    end = 40 + len(bytes(headers))
+    assert changed.data[end:] == payload
+    assert changed.data[40:end] == packet.data[40:end]
+    assert changed.data[4:6] == (len(changed.data) - 40).to_bytes(2)
+
+
 def test_a_later_fragment_is_no_header() -> None:
     packet = of(IP(src=A4, dst=B4, frag=100, proto=17) / Raw(bytes(UDP(sport=1, dport=2) / b"data")))
     with pytest.raises(RuleError, match=r"no field udp\.dport in this packet"):

@@ -140,6 +140,11 @@ def kind_of(layer: "Layers") -> Kind:
     return next((KINDS[one.__name__] for one in type(layer).__mro__ if one.__name__ in KINDS), NONE)
 
 
+def is_extension(layer: "Layers") -> bool:
+    """Whether a layer is an extension header of IPv6."""
+    return any(one.__name__ == "_IPv6ExtHdr" for one in type(layer).__mro__)
+
+
 def is_padding(layer: "Layers") -> bool:
     """Whether a layer is bytes behind the end of the packet by its length field."""
     return type(layer).__name__ == "Padding"
