@@ -28,7 +28,7 @@ def test_without_apt_it_names_the_packages_and_stops(elsewhere: dict[str, str]) 
     done = process.run(["sh", SETUP], env=elsewhere, timeout_s=30)
     assert done.returncode == 1
     assert "there is no apt-get here, and these programs are missing: flex" in done.stderr
-    assert "install the packages that bring them" in done.stderr
+    assert "install the packages that contain them" in done.stderr
 
 
 def test_an_old_python_is_refused(elsewhere: dict[str, str], tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_disk_that_is_taken_after_the_look_at_it(
 ) -> None:
     with Lab(image=every_image, disks=[str(cow_file)]):
         monkeypatch.setattr(disk.Disk, "ready", lambda _: None)
-        with pytest.raises(DiskInUse, match="taken by another"):  # noqa: SIM117
+        with pytest.raises(DiskInUse, match="locked by another process"):  # noqa: SIM117
             with Lab(image=every_image, disks=[str(cow_file)]):
                 pass
 

@@ -183,7 +183,7 @@ def test_a_guest_without_memory_for_a_frame(link: str, every_image: Image) -> No
                 if lab.link_losses.no_memory:  # the guest's agent answers after it has taken what lay before
                     break
             losses = lab.link_losses
-            assert 0 < losses.no_memory <= 16
+            assert losses.no_memory > 0
             assert (losses.cut, losses.from_guest) == (0, 0)
             hoarder.kill()
             hoarder.wait(10)
