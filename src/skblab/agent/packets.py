@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from skblab.agent import abi
@@ -60,33 +60,43 @@ class Holdings:
     def __init__(self, link: Link, unwinder: Callable[[], Unwinder]) -> None:
         self.link = link
         self.unwinder = unwinder
-        self._packets: dict[int, HeldPacket] = {}
+        self.lock = threading.Lock()  # of every packet's state: a rule may end with 10,000 of them
+        self._of_rule: dict[int, dict[int, HeldPacket]] = {}
 
     def add(self, hit: Hit, function: str) -> "HeldPacket":
         """Note a packet that the agent has begun to hold."""
         held = HeldPacket(self, hit, function)
-        self._packets[hit.packet] = held
+        self._of_rule.setdefault(hit.rule, {})[hit.packet] = held
         return held
 
     def end(self, event: abi.End) -> "list[HeldPacket]":
         """Note that a packet, or every packet of a rule, is held no more; return those."""
         state = State.DROPPED if event.dropped else State.RELEASED
         at_ns = self.link.channel.host_ns(event.at_ns)
-        numbers = self._numbers(event.rule) if event.packet == abi.ALL else [event.packet]
-        ended = [held for number in numbers if (held := self._packets.pop(number, None))]
-        for held in ended:
-            held.end(state, at_ns, event.cause)
+        if event.packet == abi.ALL:
+            ended = list(self._of_rule.pop(event.rule, {}).values())
+        else:
+            one = self._of_rule.get(event.rule, {}).pop(event.packet, None)
+            ended = [one] if one else []
+        self._end(ended, state, at_ns, event.cause)
         return ended
+
+    def _end(self, packets: Iterable["HeldPacket"], state: State, at_ns: int, cause: Cause = Cause.DECIDED) -> None:
+        """Note how packets went, and why. The link's reading thread wakes those who wait, once for all."""
+        with self.lock:
+            for held in packets:
+                if held.state is State.HELD or held.state is State.LEAVING:  # as LIFE says; an enum is hashed slowly
+                    held.state, held.ended_at_ns, held.cause = state, at_ns, cause
 
     def lose(self) -> None:
         """Note that the agent is gone with everything that it held."""
-        held, self._packets = self._packets, {}
-        for packet in held.values():
-            packet.end(State.LOST, 0)
+        of_rule, self._of_rule = self._of_rule, {}
+        for packets in of_rule.values():
+            self._end(packets.values(), State.LOST, 0)
 
     def release_by_hand(self, packet: int = 0) -> None:
         """Release a packet that a debugger had the agent hold, or all of them (0)."""
-        for number in [packet] if packet else self._numbers(abi.BY_HAND):
+        for number in [packet] if packet else list(self._of_rule.get(abi.BY_HAND, {})):
             self.decide(Command.RELEASE, number)
 
     def decide(self, command: Command, packet: int, *, after_ns: int = 0, number: int = 0) -> None:
@@ -128,10 +138,6 @@ class Holdings:
             what, hint = WRITE_REFUSALS.get(-answer.result, ("the agent refused to write the packet", ""))
             raise PacketError(what, found=answer.note or os.strerror(-answer.result), hint=hint)
 
-    def _numbers(self, rule: int) -> list[int]:
-        packets = list(self._packets.items())  # the reading thread may add one meanwhile
-        return [number for number, held in packets if held.hit.rule == rule]
-
 
 class HeldPacket:
     """One packet that the agent holds while the guest's kernel runs on.
@@ -141,7 +147,6 @@ class HeldPacket:
 
     def __init__(self, holdings: Holdings, hit: Hit, function: str) -> None:
         self._holdings = holdings
-        self._lock = threading.Lock()
         self.hit = hit  # the agent's record
         self.function = function
         self.packet = self.original = Packet(hit.data, hit.protocol)
@@ -232,14 +237,6 @@ class HeldPacket:
         """Wait until it is released, dropped or lost; return whether it is."""
         return self._holdings.link.wait_until(lambda: not LIFE[self.state], timeout_s)
 
-    def end(self, state: State, at_ns: int, cause: Cause = Cause.DECIDED) -> None:
-        """Note how it went, and why. The link's reading thread wakes those who wait, once for many packets."""
-        with self._lock:
-            if self.state in (State.HELD, State.LEAVING):  # LIFE says the same, but an enum is hashed slowly
-                self.state = state
-                self.ended_at_ns = at_ns
-                self.cause = cause
-
     def _write(self, edited: Edited) -> str:
         """Write other bytes in the place of this packet's; return what that changes."""
         said = difference(self.packet, edited.packet)
@@ -258,7 +255,7 @@ class HeldPacket:
             raise PacketGone(f"cannot {what} this packet: it is {self.state.value}", found=self.summary() + why)
 
     def _decide(self, what: str) -> None:
-        with self._lock:
+        with self._holdings.lock:
             self._require_held(what)
             self.state = State.LEAVING
 
