@@ -22,6 +22,10 @@ weak() { setpriv --bounding-set=-all --inh-caps=-all "$PYTHON" -m skblab.cli "$@
 lite() { mkdir -p "$1"; mount -t tmpfs -o size=1m none "$1"; }
 full() { lite "$1"; dd if=/dev/zero of="$1/filler" bs=64k 2>/dev/null || true; }
 readonly_() { mkdir -p "$1"; mount -t tmpfs -o ro none "$1"; }
+no_tmp() {  # with the checkout, if it is in there
+    mount --rbind "$ROOT" /srv; mount -t tmpfs none /tmp; mkdir -p "$ROOT"; mount --rbind /srv "$ROOT"
+    mount -o remount,ro none /tmp
+}
 linked() { mkdir -p "cache/images/$NAME"; ln -s "$IMAGE"/* "cache/images/$NAME/"; export SKBLAB_CACHE="$PWD/cache"; }
 described() { mkdir -p cache/images/x; echo "$1" >cache/images/x/manifest.json; export SKBLAB_CACHE="$PWD/cache"; }
 garbled() { size=$(stat -Lc %s "$1"); rm "$1"; head -c "$size" /dev/urandom >"$1"; chmod 755 "$1"; }
@@ -73,7 +77,7 @@ DIRECTORIES = (
           ("run/skblab/x.lab\n  No space left on device", "make room there: df -h", "status 1"), ("\nx.lab",)),
     Place("names-open-to-others", "mkdir -m 755 run/skblab; skblab ls", 3,
           ("is not a directory of yours alone", "mode 755", "hint: chmod 700 ")),
-    Place("names-tmp", "unset XDG_RUNTIME_DIR; mount -t tmpfs -o ro none /tmp; skblab ls", 3, NO_NAMES_DIRECTORY),
+    Place("names-tmp", "unset XDG_RUNTIME_DIR; no_tmp; skblab ls", 3, NO_NAMES_DIRECTORY),
     Place("name-fifo", "mkdir -m 700 run/skblab; mkfifo run/skblab/x.lab; skblab ls", 0, ("no lab runs",)),
     Place("name-fifo-taken", "mkdir -m 700 run/skblab; mkfifo run/skblab/x.lab; skblab run --name x -- true", 1,
           ("run/skblab/x.lab", "it is no file of a lab")),
@@ -82,7 +86,7 @@ DIRECTORIES = (
     Place("names-stale", "mkdir -m 700 run/skblab; cd run/skblab; touch a.lab a.socket; skblab ls; ls", 0,
           ("no lab runs",), ("a.lab", "a.socket")),
     Place("no-temporary-directory", "unset TMPDIR; mount --bind run /mnt; export XDG_RUNTIME_DIR=/mnt; cd /proc;"
-          "mount -t tmpfs -o ro none /tmp; mount -t tmpfs -o ro none /var/tmp; skblab trace -q -- true", 3,
+          "no_tmp; mount -t tmpfs -o ro none /var/tmp; skblab trace -q -- true", 3,
           ("No usable temporary directory", "TMPDIR=DIR")),
 )  # fmt: skip
 
@@ -231,6 +235,7 @@ def test_one_sentence_and_a_status(place: Place, image: Image, tmp_path: Path) -
     (tmp_path / "run").mkdir(mode=0o700)
     environment = os.environ | {
         "PYTHON": sys.executable,
+        "ROOT": str(Path(__file__).parents[2]),
         "HOME": str(tmp_path),
         "XDG_RUNTIME_DIR": str(tmp_path / "run"),
         "SKBLAB_CACHE": str(image.path.parents[1]),
