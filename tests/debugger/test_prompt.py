@@ -21,7 +21,7 @@ import sys
 from skblab import Lab
 with Lab(series=sys.argv[1]) as lab:
     status = lab.gdb_prompt(attached=lambda: lab.popen(["ping", "-c", "50", "-i", "0.05", "guest"], stdout=-3))
-    print("status", status, lab.run(["ping", "-n", "-c", "3", "-i", "0.01", "-W", "5", "guest"]).stdout)
+    print("status", status, lab.run(["ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", "guest"]).stdout)
 """
 CONTINUE_AT_ECHO = ("break icmp_rcv", "continue")
 MARK = "-- next --"

@@ -49,7 +49,7 @@ def test_from_up_to_down() -> None:
     assert about["name"] == "terminals"
     listed = [json.loads(line) for line in skblab("ls", "--json").stdout.splitlines()]
     assert [one["kept"] for one in listed if one["name"] == "terminals"] == [True]
-    done = skblab("exec", "terminals", "--", "ping", "-c", "2", "-i", "0.01", "guest")
+    done = skblab("exec", "terminals", "--", "ping", "-c", "2", "-i", "0.2", "guest")
     assert (done.returncode, len(parse_ping(done.stdout))) == (0, 2)
     assert skblab("exec", "terminals", "--", "sh", "-c", "exit 7").returncode == 7
     run = skblab("run", "--lab", "terminals", "-r", "icmp_rcv = drop @2", "--",
