@@ -128,8 +128,7 @@ class Session:
     ) -> Outcome:
         """Run a command on the host side to its end; take the rules away, and return what came of it.
 
-        Without a command, wait for a Ctrl-C. A Ctrl-C is the command's, which says what it has to say and ends; the
-        second one is ours.
+        Without a command, wait for a Ctrl-C. With one, the first Ctrl-C goes to the command; the second ends the run.
 
         :param stdin: of the command; not where a rule stops the kernel, for then a person may be asked
         :param capture: keep what the command writes

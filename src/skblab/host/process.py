@@ -37,21 +37,22 @@ def of_ours(module: str, call: str) -> list[str]:
 
 
 def stand_in(call: str) -> list[str]:
-    """Return the command of a stand-in; ``start()`` knows it by its beginning."""
+    """Return the command of a stand-in."""
     return of_ours("enter", call)
+
+
+def _is_stand_in(words: list[str]) -> bool:
+    *python, code = stand_in("")
+    return len(words) > len(python) and words[: len(python)] == python and words[len(python)].startswith(code)
 
 
 @contextlib.contextmanager
 def _signals_blocked(words: list[str]) -> Iterator[None]:
-    """Block the signals that a stand-in passes on, while it is started: it inherits that.
+    """Block the signals that a stand-in passes on while it is started; it inherits the mask.
 
     A signal that comes before the stand-in is ready waits until then; Python would print a traceback.
     """
-    *python, code = stand_in("")
-    if words[: len(python)] != python or not "".join(words[len(python) :][:1]).startswith(code):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED if _is_stand_in(words) else ())
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from skblab.host.namespace import JoinedNamespaces, Namespaces
 
 
 class HostPrograms:
-    """What a lab and its host side have in common: programs there end with the lab."""
+    """Start programs and open sockets on the host side of a lab; the programs end with the lab."""
 
     def __init__(self) -> None:
         self._clients: list[process.Process] = []
@@ -22,11 +22,11 @@ class HostPrograms:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise the error for a lab in which nothing can be started any more."""
+        """Raise the error for a lab that is not running."""
         raise NotImplementedError
 
     def _stay(self) -> ExitStack:
-        """Return what is left when the lab is left."""
+        """Return the stack of what ends when the lab is left."""
         raise NotImplementedError
 
     def popen(
