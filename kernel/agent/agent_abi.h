@@ -43,7 +43,7 @@ struct agent_counts { /* of one rule */
 	__u64 stopped;
 	__u64 no_memory; /* packets not held, or copies not made */
 	__u64 going; /* not held: their route, socket, device or namespace was going away */
-	__u64 untold; /* not held: the ring of events was full, so the host would not have known of it */
+	__u64 unreported; /* not held: the ring of events was full, so the host would not have known of it */
 	__u64 too_many; /* not copied: copies of copies would be more than AGENT_MOST_COPIES */
 	__u64 expired; /* of the released: by their lease */
 	__u64 given_up; /* of the dropped: their device or namespace went away */

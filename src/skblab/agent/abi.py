@@ -126,7 +126,7 @@ class Counts:
     stopped: int
     no_memory: int = 0
     going: int = 0
-    untold: int = 0
+    unreported: int = 0
     too_many: int = 0
     expired: int = 0
     given_up: int = 0
@@ -137,7 +137,7 @@ class Counts:
         sentences = (
             (self.no_memory, "not held or not copied: the guest's memory is short, give it more with --memory"),
             (self.going, "not held: their route, socket, device or namespace was going away"),
-            (self.untold, "not held: the ring of events was full"),
+            (self.unreported, "not held: the ring of events was full"),
             (self.too_many, "not copied: they are copies, and theirs would be too many"),
             (self.expired, "went on by themselves: nobody decided on them within their lease"),
             (self.given_up, "held, then dropped: their device or network namespace went away"),
