@@ -190,7 +190,7 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 		return 0;
 	}
 	if (!agent_tell_hit(rule, regs, skb, held->packet, place) && !delay_ns) { /* no one would release it */
-		counts->untold++;
+		counts->unreported++;
 		agent_unkeep(&held->kept);
 		kfree(held);
 		return 0;

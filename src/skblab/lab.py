@@ -127,7 +127,7 @@ class Lab(LabLife):
 
         :param commands: gdb commands to run first
         :param user_init: read the user's ~/.gdbinit first
-        :param attached: called when gdb has attached and the kernel stands still; from boot, when the guest is ready
+        :param attached: called when gdb has attached and the kernel is stopped; from boot, when the guest is ready
         :raises DebuggerError: gdb cannot attach
         """
         wanted = prompt.Wanted(tuple(commands), user_init, attached)

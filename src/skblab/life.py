@@ -203,7 +203,7 @@ class LabLife(HostPrograms):
     def link_losses(self) -> Losses:
         """Frames that its links have lost since this lab was booted, or joined, here; also when the lab is over.
 
-        A guest that stands still cannot say what its own end has lost since it was asked last; of a lab that was
+        A guest that is stopped cannot say what its own end has lost since it was asked last; of a lab that was
         joined, it is asked once ``agent`` is ours.
         """
         if self._losses is None:

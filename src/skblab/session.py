@@ -41,10 +41,10 @@ class Watcher:
         """Note that a packet met a rule."""
 
     def stopped(self, stop: Stop) -> None:
-        """Note that the kernel stands still; it runs on when this returns."""
+        """Note that the kernel is stopped; it is resumed when this returns."""
 
-    def resumed(self, stood_s: float) -> None:
-        """Note that the kernel runs on after so long."""
+    def resumed(self, stopped_s: float) -> None:
+        """Note that the kernel has been resumed; it was stopped for so long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,11 +114,9 @@ class LabSpec:
         if self.root and not self.root_directory.is_dir():
             raise UsageError(f"no such directory: {self.root}", hint='root="host", or a directory')
         if self.modules and self.from_boot:
-            raise UsageError(
-                "a kernel that stands still loads no modules", hint="without modules, or without --from-boot"
-            )
+            raise UsageError("a stopped kernel loads no modules", hint="without modules, or without --from-boot")
         if self.commands and self.from_boot:
-            raise UsageError("a kernel that stands still runs no commands", hint="without -g, or without --from-boot")
+            raise UsageError("a stopped kernel runs no commands", hint="without -g, or without --from-boot")
         if self.commands and not (self.root or self.disks):
             raise UsageError("a command in the guest needs a root file system", hint='root="host", or --root host')
         if not 0 <= self.consoles <= MOST_CONSOLES:

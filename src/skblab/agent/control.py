@@ -72,14 +72,14 @@ class Agent:
         return self.rules.watch(function, listener)
 
     def follow(
-        self, follow: abi.Follow, points: Sequence[abi.Point], take: TakeSteps, witness: Witness = ignore
-    ) -> list[abi.Point]:
-        """Follow packets through functions, until ``unfollow()``; return the points that the agent could not set.
+        self, follow: abi.Follow, probes: Sequence[abi.TraceProbe], take: TakeSteps, witness: Witness = ignore
+    ) -> list[abi.TraceProbe]:
+        """Follow packets through functions, until ``unfollow()``; return the probes that the agent could not arm.
 
         :param witness: called, after the step in question, with what rules do meanwhile
         :raises UsageError: packets are followed already
         """
-        return self._follower.follow(follow, points, take, witness)
+        return self._follower.follow(follow, probes, take, witness)
 
     def unfollow(self) -> None:
         """Follow packets no more; all steps have been handed on when this returns."""
@@ -108,7 +108,7 @@ class Agent:
     def link_losses(self) -> tuple[int, int, int]:
         """Return how many frames the guest's ends of the links have lost: cut, without memory, refused by the host.
 
-        Where the guest stands still or is gone, this is what it reported last.
+        Where the guest is stopped or gone, this is what it reported last.
         """
         what = "counting what the links have lost"
         if self.channel.ready:

@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
             if tracer.refused:
                 print(f"{len(tracer.refused)} functions cannot be probed: {', '.join(tracer.refused)}", file=sys.stderr)
             if not arguments.client:
-                print(f"following {len(tracer.passages)} functions; Ctrl-C ends the trace", file=sys.stderr)
+                print(f"following {len(tracer.probes)} functions; Ctrl-C ends the trace", file=sys.stderr)
             printer = Printer(arguments)
             live = not arguments.quiet and arguments.json != HERE
             shown = shown_live(tracer, printer) if live else contextlib.nullcontext()

@@ -44,7 +44,7 @@ def run(lab: Lab, plan: Plan, progress: Callable[[str], None] = lambda _: None) 
             for hold_s in plan.holds_s:
                 progress(f"waiting for a ping in {plan.function}()")
                 ping = experiment.stop_ping()
-                progress(f"the kernel stands still in {plan.function}(), for {hold_s:g} s")
+                progress(f"the kernel is stopped in {plan.function}() for {hold_s:g} s")
                 experiment.stay_stopped(ping, hold_s)
                 stops.append(experiment.outcome(ping, experiment.resume(ping)))
             if plan.staircase_s:

@@ -17,7 +17,7 @@ from skblab.host.namespace import Namespaces
 from skblab.host.process import Argument, Stream
 from skblab.host.waiting import wait
 
-MOST_TOLD_BYTES, MOST_LEFT_OUT = 4096, 10
+MOST_QUOTED_BYTES, MOST_LEFT_OUT = 4096, 10
 LAST_WORDS_S = 1.0  # from the end of a connection to the end of the kernel's process
 
 
@@ -31,7 +31,7 @@ class Programs:
         """Return the error that says how the guest's kernel ended."""
         raise NotImplementedError
 
-    def popen(
+    def popen(  # noqa: PLR0913 - subprocess.Popen's keywords
         self,
         argv: Sequence[Argument],
         *,
@@ -151,7 +151,7 @@ class Programs:
             except (tarfile.TarError, OSError, EOFError) as error:
                 damage = error
             tar.stdout.close()
-            self._ended(tar, os.pread(said.fileno(), MOST_TOLD_BYTES, 0), failed)
+            self._ended(tar, os.pread(said.fileno(), MOST_QUOTED_BYTES, 0), failed)
         if isinstance(damage, OSError) and damage.errno in ROOM:
             raise cannot_write(damage.filename or target, damage)
         if damage:

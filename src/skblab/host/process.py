@@ -59,7 +59,7 @@ def _signals_blocked(words: list[str]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start(
+def start(  # noqa: PLR0913 - subprocess.Popen's keywords
     argv: Sequence[Argument],
     *,
     cwd: Path | None = None,
