@@ -179,7 +179,7 @@ def test_signals_are_for_all_that_the_command_has_started(host_root: Lab) -> Non
 
 
 def test_programs_are_killed_while_they_fork(every_root: Lab) -> None:
-    """User Mode Linux's kernel panicked (src/skblab/image/corrections.py)."""
+    """User Mode Linux's kernel panicked (src/skblab/image/corrections/fork.py)."""
     done = every_root.guest.run(["python3", "-c", KILLED_WHILE_IT_FORKS], check=True, timeout_s=60)
     assert done.stdout.split() == [str(int(signal.SIGALRM))] * 10
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from skblab.cli.options import complete, image_names
 from skblab.errors import ImageDamaged, UsageError
 from skblab.image import store
+from skblab.image.image import Image
 from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
 
 EXAMPLES = """\
@@ -46,6 +47,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     build.add_argument("--config", type=Path, action="append", default=[], metavar="FRAGMENT",
                        help="a file of kernel options, CONFIG_X=y, which override the variant's; "
                        "may be given several times")  # fmt: skip
+    build.add_argument("--accept-uncorrected", action="store_true",
+                       help="build a source also if it is unknown whether it has a fault of User Mode Linux that "
+                       "skblab corrects")  # fmt: skip
     build.set_defaults(run=run_build)
     ls = verbs.add_parser("ls", help="list images, newest first")
     ls.add_argument("--json", action="store_true", help="print a JSON array")
@@ -80,11 +84,13 @@ def run_build(arguments: argparse.Namespace) -> int:
     from skblab.image.build import Request, build_image  # noqa: PLC0415
 
     request = Request(series=arguments.series, variant=arguments.variant, source=arguments.source,
-                      config=tuple(arguments.config))  # fmt: skip
+                      config=tuple(arguments.config), accept_uncorrected=arguments.accept_uncorrected)  # fmt: skip
     progress = _Progress()
     image = build_image(request, progress)
     initramfs.ensure(image.path)
     progress.done()
+    for outcome, names in _corrections(image).items():
+        print(f"corrections {outcome}: {', '.join(names)}", file=sys.stderr)
     print(image.path)
     return 0
 
@@ -93,12 +99,16 @@ def run_ls(arguments: argparse.Namespace) -> int:
     """List the images; name the damaged ones on stderr, and return 1 if there is one."""
     images, damaged = store.list_images()
     if arguments.json:
-        fields = ("name", "series", "variant", "release")
+        fields = ("name", "series", "variant", "release", "corrections")
         rows = [{name: getattr(image, name) for name in fields} | {"path": str(image.path)} for image in images]
         print(json.dumps(rows))
     else:
         for image in images:
-            print(f"{image.name:32} {image.release:24} {_size_mb(image.path):5.0f} MB")
+            corrections = ", ".join(
+                f"{outcome}: {', '.join(names) if outcome == 'unknown' else len(names)}"
+                for outcome, names in _corrections(image).items()
+            )
+            print(f"{image.name:32} {image.release:24} {_size_mb(image.path):5.0f} MB  corrections {corrections}")
     for error in damaged:
         print(f"skblab: {error}", file=sys.stderr)
     return 1 if damaged else 0
@@ -153,6 +163,14 @@ def run_rm(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         store.remove_image(name)
     return 0
+
+
+def _corrections(image: Image) -> dict[str, list[str]]:
+    """Return the faults of UML for which an image's source was examined, by outcome."""
+    found: dict[str, list[str]] = {}
+    for name, about in image.corrections.items():
+        found.setdefault(about["outcome"], []).append(name)
+    return found
 
 
 def _size_mb(path: Path) -> float:
