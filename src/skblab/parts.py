@@ -1,13 +1,15 @@
 """What a running lab consists of: its kernel, namespaces, console, terminals and agent; booted here, or joined."""
 
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from skblab.agent.channel import Channel
 from skblab.agent.control import Agent
+from skblab.clock import REAL, Clock, VirtualClock
 from skblab.errors import SkblabError, UsageError
-from skblab.guest import initramfs, receive
+from skblab.guest import initramfs, nodes, receive
 from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import too_little_memory
@@ -19,6 +21,10 @@ from skblab.image.image import Image
 from skblab.image.store import find_image
 from skblab.spec import LabSpec
 
+# In virtual time, the age of a guest that is ready. ping takes a coarse clock that is 0 for one that it has not read
+# (iputils, ping_common.c pinger()).
+READY_AT_S = 1.0
+
 
 class Parts:
     """The parts of one lab. ``boot()`` or ``join()`` makes them, in this order, and leaves their ends on a stack.
@@ -28,6 +34,7 @@ class Parts:
 
     image: Image
     console: Console
+    clock: Clock
     namespaces: Namespaces
     agent: Agent | None = None  # of a lab that was joined, None until take_agent()
     terminals: list[Terminal]
@@ -49,11 +56,14 @@ class Parts:
         modules, archive = self._check()
         self.console = Console()
         stack.callback(self.console.close)  # after the kernel's end, so that its last words are read
-        self.namespaces = stack.enter_context(Namespaces(self._name, link=self._sound_links()))
+        self.clock, clock_fds = self._make_clock(stack)
+        self.namespaces = stack.enter_context(
+            Namespaces(self._name, link=self._sound_links(), within=self.clock.is_virtual)
+        )
         if modules:
             append(archive, modules, archive := registry.first_files(self._name))
         channel, guest_socket = Channel.make(spec.steps_bytes)
-        self.agent = Agent(channel, self.image, self._lost, spec.lease_s)
+        self.agent = Agent(channel, self.image, self._lost, spec.lease_s, self.clock)
         stack.callback(self.agent.close)
         stack.enter_context(guest_socket)
         consoles = spec.consoles if spec.root or spec.disks else 0
@@ -69,8 +79,10 @@ class Parts:
             disks=tuple(disk.file for disk in spec.parsed_disks()),
             stopped=spec.from_boot,
             terminal_fds=tuple(terminal.guest_fd for terminal in self.terminals),
+            clock_fds=clock_fds,
+            words=self._virtual_words() if clock_fds else (),
         )
-        self.guest = Guest.boot(boot, self.namespaces, self.console)
+        self.guest = Guest.boot(boot, self.namespaces, self.console, self.clock)
         stack.callback(self.guest.close)
         self._learn_modules({str(one.file): self.guest.module_sections.get(one.name, {}) for one in modules})
         for terminal in self.terminals:
@@ -78,7 +90,24 @@ class Parts:
         guest_socket.close()  # the guest has it now: when it closes its end, we see the end of the stream
         if not spec.from_boot:
             self.receive_one_by_one()
+        if isinstance(self.clock, VirtualClock):
+            self.agent.wait_ready()
+            self.clock.run_until(READY_AT_S)
         stack.callback(self._end_kernel)
+
+    def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[int, ...]]:
+        """Return the guest's clock, and the descriptor by which its kernel asks a virtual one."""
+        if self._spec.time == "real":
+            return REAL, ()
+        ours, theirs = socket.socketpair()
+        stack.enter_context(theirs)
+        clock = VirtualClock(ours)
+        stack.callback(clock.close)
+        return clock, (theirs.fileno(),)
+
+    def _virtual_words(self) -> tuple[str, ...]:
+        addresses = self.namespaces.addresses
+        return nodes.words(nodes.nodes(self._spec.nodes, addresses), addresses, self._spec.seed)
 
     def _check(self) -> tuple[tuple[Module, ...], Path]:
         """Check what the guest is to have; return its modules and its first files."""
@@ -134,7 +163,10 @@ class Parts:
         self.image = Image.open(Path(about["image"]))
         self.console = Console(console_fd)
         stack.callback(self.console.close)
-        self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel)
+        self.clock = REAL
+        self.guest = Guest(
+            namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel, clock=self.clock
+        )
         stack.callback(self.guest.close)
         self._learn_modules(about.get("modules", {}))
 

@@ -230,7 +230,7 @@ class Channel:
         steps = self._read("steps_head") - self._read("steps_tail")
         if steps >= self.steps_bytes // 8:
             return False
-        if steps:  # the agent may not have rung for them: they came while nobody waited
+        if steps and timeout_s is None:  # the agent may not have rung for them: they came while nobody waited
             timeout_s = STEPS_SOON_MS / 1000
         return self._listen(timeout_s) and self._read("events_head") != self._read("events_tail")
 

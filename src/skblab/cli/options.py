@@ -77,7 +77,19 @@ def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> N
         "if /dev/net/tun can be opened, else one veth pair)",
     )
     complete(link, lambda **_: (*KINDS, *(f"on={name}" for name in lab_names())))  # fmt: skip
+    _add_time_options(group)
     add_strict(parser)
+
+
+def _add_time_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--time", choices=("real", "virtual"), default="real",
+                       help="virtual: time passes in the guest only while something waits, and as fast as it can; "
+                       "clients run in the guest, too (default: %(default)s)")  # fmt: skip
+    group.add_argument("--seed", type=int, default=0, metavar="N",
+                       help="determines all randomness of a guest in virtual time (default: %(default)s)")  # fmt: skip
+    group.add_argument("--node", action="append", default=[], dest="nodes", metavar="NAME",
+                       help="one more machine on the link, in a guest in virtual time, with an address and this name; "
+                       "may be given several times; -g NAME:CMD starts a command on it")  # fmt: skip
 
 
 def add_guest_options(parser: argparse.ArgumentParser) -> None:
@@ -127,5 +139,8 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         from_boot=getattr(arguments, "from_boot", False),
         steps_bytes=getattr(arguments, "ring", 64) << 20,
         lease_s=lease_s,
+        time=getattr(arguments, "time", "real"),
+        seed=getattr(arguments, "seed", 0),
+        nodes=getattr(arguments, "nodes", ()),
     )
     return spec.start(getattr(arguments, "name", None))
