@@ -42,7 +42,9 @@ def image_names(**_: object) -> list[str]:
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a kernel."""
     group = parser.add_argument_group("which kernel")
-    group.add_argument("--series", default=DEFAULT_SERIES, help="kernel series: 6.12 or 6.1 (default: %(default)s)")
+    group.add_argument(
+        "--series", default=DEFAULT_SERIES, help="kernel series: 6.12, 6.1 or 7.3 (default: %(default)s)"
+    )
     group.add_argument("--variant", default="default", choices=sorted(VARIANTS), help="set of kernel options")
     image = group.add_argument(
         "--image", metavar="IMAGE", help="an image's name or directory, instead of --series and --variant"
