@@ -19,7 +19,9 @@ from skblab.host import registry
 from skblab.host.namespace import JoinedNamespaces, Namespaces
 from skblab.image.image import Image
 from skblab.image.store import find_image
-from skblab.spec import LabSpec
+from skblab.spec import HOST_ROOT, LabSpec
+
+SECCOMPS_OWN = "wait_stub_done_seccomp"  # a function of kernels that can run programs so (os-Linux/skas/process.c)
 
 # In virtual time, the age of a guest that is ready. ping takes a coarse clock that is 0 for one that it has not read
 # (iputils, ping_common.c pinger()).
@@ -74,7 +76,7 @@ class Parts:
             initramfs=archive,
             memory_mib=spec.memory_mib,
             timeout_s=spec.boot_timeout_s,
-            extra=tuple(spec.kernel_arguments),
+            extra=(*self._userspace(), *spec.kernel_arguments),
             root=str(spec.root_directory) if spec.root else "",
             disks=tuple(disk.file for disk in spec.parsed_disks()),
             stopped=spec.from_boot,
@@ -122,6 +124,24 @@ class Parts:
         for module in modules:
             module.check(self.image)
         return modules, initramfs.ensure(self.image.path)
+
+    def _userspace(self) -> tuple[str, ...]:
+        """Return the word by which the kernel runs the guest's programs as the spec wants it.
+
+        :raises UsageError: this kernel has ptrace alone
+        """
+        wanted = self._spec.userspace
+        if wanted == "ptrace" or not (wanted or self._spec.root == HOST_ROOT):
+            return ()
+        if self.image.functions.lookup(SECCOMPS_OWN):
+            return ("seccomp=on" if wanted else "seccomp=auto",)
+        if wanted:
+            raise UsageError(
+                f"{self.image.name} runs the guest's programs by ptrace alone",
+                found=f"Linux {self.image.series}; seccomp came with 6.16",
+                hint="--series 7.3, or without --userspace seccomp",
+            )
+        return ()
 
     def _sound_links(self) -> list[str]:
         """Return the links that the image's kernel can drive.

@@ -14,7 +14,7 @@ from skblab.guest.disk import Disk
 from skblab.guest.modules import Module
 from skblab.host.links import Addresses
 from skblab.image.image import Image
-from skblab.image.recipe import DEFAULT_SERIES
+from skblab.image.recipe import DEFAULT_SERIES, USERSPACES
 
 if TYPE_CHECKING:
     from skblab.lab import Lab
@@ -36,6 +36,7 @@ class LabFields(TypedDict, total=False):
     kernel_arguments: Sequence[str]
     boot_timeout_s: float
     root: str
+    userspace: str
     disks: Sequence[str]
     modules: Sequence[str]
     consoles: int
@@ -58,7 +59,7 @@ class LabSpec:
             lab.run(["ping", "-c", "1", "guest"])
 
     :param image: an image, or its directory. Default: the newest of *series* and *variant*
-    :param series: kernel series, ``"6.12"`` or ``"6.1"``
+    :param series: kernel series, ``"6.12"``, ``"6.1"`` or ``"7.3"``
     :param variant: set of kernel options
     :param link: ``"tap"``, ``"veth"``, or ``"auto"``: a tap where this user may open /dev/net/tun; several, each in the
         words of ``--link``: ``["lan,tap", "wan,guest=10.0.0.1/24,host=10.0.0.2/24", "on=otherlab"]``
@@ -67,6 +68,9 @@ class LabSpec:
     :param boot_timeout_s: how long the guest may take to boot
     :param root: a directory, or ``"host"`` for ``/``: the guest's programs see its files;
         what they write stays in memory
+    :param userspace: how the kernel runs the guest's programs: ``"ptrace"``, or ``"seccomp"``, which is twice as fast,
+        needs Linux 7.x, and trusts them: such a program can read and write the guest's whole memory, its kernel's too.
+        Default: seccomp with ``root="host"`` on a kernel that has it, else ptrace
     :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first
     :param modules: kernel modules to load first, ``"FILE.ko"`` or ``"FILE.ko,NAME=VALUE,..."``
     :param consoles: how many virtual consoles the guest has, each with a shell, or a login of the disk's; with a root
@@ -90,6 +94,7 @@ class LabSpec:
     kernel_arguments: Sequence[str] = ()
     boot_timeout_s: float = 15.0
     root: str = ""
+    userspace: str = ""
     disks: Sequence[str] = ()
     modules: Sequence[str] = ()
     consoles: int = 1
@@ -124,6 +129,8 @@ class LabSpec:
     def _check(self) -> None:
         if self.root and self.disks:
             raise UsageError("a guest has one root: a directory or a disk", hint="without --root, or without --disk")
+        if self.userspace not in {"", *USERSPACES}:
+            raise UsageError(f"no such userspace: {self.userspace}", hint=f"one of: {', '.join(USERSPACES)}")
         if self.steps_bytes & (self.steps_bytes - 1) or not LEAST_STEPS_BYTES <= self.steps_bytes <= MOST_STEPS_BYTES:
             raise UsageError(
                 f"a ring of {self.steps_bytes >> 20} MiB for a trace's steps",

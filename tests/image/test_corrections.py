@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from skblab.host import process
 from skblab.image import recipe
 from skblab.image.corrections import FAULTS, Fault, examine, put_copies
 from skblab.image.corrections.fault import Change, Correction
@@ -18,7 +19,7 @@ from support import skblab
 # An image keeps constants, but not the files that only generate them.
 CONSTANTS = {"user-offsets.c": (Path("include/generated/user_constants.h"), "/* 12288 / sizeof(unsigned long) */")}
 TIME = Path("arch/um/os-Linux/time.c")
-SLEEPS = "os_idle_sleep(void)\n{\n"
+PATCH = Path(__file__).resolve().parents[2] / "docs/upstream/um-idle-lost-wakeups.patch"
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if not fault.variant], ids=lambda one: one.name)
@@ -114,3 +115,18 @@ def test_a_correction_for_newer_kernels_leaves_older_images_as_they_are(monkeypa
     monkeypatch.setattr(recipe, "FAULTS", (*more, Fault("another", "it is another", (newer,))))
     assert recipe_for("6.12", "default").key == keys["6.12"]
     assert recipe_for("6.18", "default").key != keys["6.18"]
+
+
+def test_the_patch_for_upstream_is_what_kernels_here_have(tmp_path: Path) -> None:
+    """The mailed text applies to 7.3's own source, and makes of it what is compiled."""
+    image = find_image("7.3")
+    (finding,) = (one for one in examine(image.path / SOURCE, recipe_for("7.3", "default").faults)
+                  if one.fault.name == "lost wake-ups")  # fmt: skip
+    files = sorted({change.file for change in finding.changes})
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image.path / SOURCE / file, tmp_path / file)
+    done = process.run(["git", "-C", tmp_path, "apply", "--verbose", PATCH], timeout_s=10)
+    assert done.returncode == 0, done.stderr
+    for file in files:
+        assert (tmp_path / file).read_text() == (image.path / SOURCE / "obj" / file).read_text()

@@ -16,7 +16,7 @@ from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
 EXAMPLES = """\
 examples:
   skblab image build                        Debian's linux-source-6.12
-  skblab image build --series 6.1
+  skblab image build --series 7.3           got from Debian's archive first; nothing on this machine changes
   skblab image build --source ~/linux       your own tree or tarball; later builds compile only what has changed
   skblab image build --config mine.config   more kernel options, which override those of --variant
   skblab image diff 6.12-default-0123456789ab 6.12-kasan-0123456789ab
@@ -40,7 +40,8 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     build.add_argument(
         "--series",
         default=DEFAULT_SERIES,
-        help="kernel series of Debian's linux-source: 6.12 or 6.1 (default: %(default)s)",
+        help="kernel series of Debian's linux-source, as 7.3; it is got from Debian's archive if it is not installed "
+        "(default: %(default)s)",
     )
     build.add_argument("--source", type=Path, metavar="TREE-OR-TARBALL", help="your own kernel source")
     build.add_argument("--variant", default="default", choices=sorted(VARIANTS), help="set of kernel options")

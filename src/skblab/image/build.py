@@ -59,13 +59,13 @@ class Request:
 def build_image(request: Request, progress: Progress = lambda *_: None) -> Image:
     """Build the image of a request, or return an image built from the same content.
 
-    :raises MissingPrerequisite: a tool or the source is not installed
+    :raises MissingPrerequisite: a tool is not installed, or the source cannot be got
     :raises BuildFailed: with the compiler's own lines; or it is unknown whether the source has a fault of UML's
     """
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]
     if absent:
         raise MissingPrerequisite(f"building a kernel needs: {', '.join(absent)}", hint="make setup, or skblab doctor")
-    source = find_source(request.series, request.source)
+    source = find_source(request.series, request.source, lambda step: progress(step, 0, 0))
     wanted = recipe.recipe_for(source.series, request.variant, request.config)
     progress("reading the source", 0, 0)
     identity = f"{source.identity()} {wanted.key} {recipe.compiler()}"

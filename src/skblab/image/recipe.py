@@ -10,7 +10,9 @@ from skblab.host import process
 from skblab.image.corrections import FAULTS, MOVED, Fault
 
 DEFAULT_SERIES = "6.12"
-SERIES = ("6.12", "6.1")
+SERIES = ("6.12", "6.1", "7.3")
+
+USERSPACES = ("ptrace", "seccomp")  # how a kernel runs its programs; arch/um/os-Linux/start_up.c
 
 # The fragments of kernel/kconfig/ of each variant, in merge order.
 VARIANTS: dict[str, tuple[str, ...]] = {

@@ -32,7 +32,7 @@ def examine(tree: Path, faults: Sequence[Fault]) -> tuple[Finding, ...]:
 
 
 def put_copies(tree: Path, obj: Path, findings: Sequence[Finding]) -> None:
-    """Put the corrected copies into the build directory *obj*, and remove those of the last build that are none now."""
+    """Put the corrected copies into the build directory *obj*, and remove those that only the last build had."""
     changes = [change for finding in findings for change in finding.changes]
     corrected_files = {change.file for change in changes}
     for file in {change.file for fault in FAULTS for one in fault.corrections for change in one.changes}:

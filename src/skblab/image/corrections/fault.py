@@ -20,7 +20,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """The changes that mend one fault. A source that has all the old texts has the fault.
+    """The changes that correct one fault. A source that has all the old texts has the fault.
 
     *since*: the first series that is searched for them. Without it, a correction of newer kernels would change the
     key of every older image.
