@@ -111,12 +111,12 @@ class LabSpec:
         self._set("link", (self.link,) if isinstance(self.link, str) else tuple(self.link))
         for name in ("kernel_arguments", "disks", "modules", "commands", "nodes"):
             self._set(name, tuple(getattr(self, name)))
-        self._check()
         if self.time == "virtual":
             self._check_virtual()
             self._set("root", self.root or HOST_ROOT)
         elif self.nodes or self.seed:
             raise UsageError("nodes and a seed are for virtual time", hint='time="virtual", or --time virtual')
+        self._check()
         # Another process has another working directory.
         if self.root and self.root != HOST_ROOT:
             self._set("root", str(Path(self.root).resolve()))
