@@ -14,6 +14,7 @@ from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import too_little_memory
 from skblab.guest.modules import Module, append
+from skblab.guest.stopped import StoppedClock
 from skblab.guest.terminal import Terminal
 from skblab.host import registry
 from skblab.host.namespace import JoinedNamespaces, Namespaces
@@ -86,6 +87,7 @@ class Parts:
         )
         self.guest = Guest.boot(boot, self.namespaces, self.console, self.clock)
         stack.callback(self.guest.close)
+        self._freeze(channel, frozen=spec.clock == "frozen")
         self._learn_modules({str(one.file): self.guest.module_sections.get(one.name, {}) for one in modules})
         for terminal in self.terminals:
             terminal.hand_over()
@@ -189,6 +191,7 @@ class Parts:
         )
         stack.callback(self.guest.close)
         self._learn_modules(about.get("modules", {}))
+        self.guest.frozen = about.get("frozen", False)
 
     def take_agent(self, stack: ExitStack) -> Agent:
         """Return the agent of a lab that was joined; its end is left on *stack*.
@@ -197,9 +200,16 @@ class Parts:
         """
         assert isinstance(self.namespaces, JoinedNamespaces)
         channel = Channel.take_over(*self.namespaces.agent())
+        self._freeze(channel, frozen=self.guest.frozen)
         self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s)
         stack.callback(self.agent.close)
         return self.agent
+
+    def _freeze(self, channel: Channel, *, frozen: bool) -> None:
+        """Let the guest's clock stand still, or not, while gdb has stopped its kernel."""
+        self.guest.frozen = frozen
+        if frozen:
+            channel.stopped_ns = StoppedClock(self.guest.pid, self.image.kernel).read
 
     def receive_one_by_one(self) -> None:
         """Let the guest receive packets one by one (``guest.receive``).
@@ -219,5 +229,6 @@ class Parts:
             channel.socket.fileno(),
             *(terminal.fd for terminal in self.terminals),
         )
-        self.namespaces.keep(descriptors, {"image": str(self.image.path), "modules": self.guest.modules})
+        about = {"image": str(self.image.path), "modules": self.guest.modules, "frozen": self.guest.frozen}
+        self.namespaces.keep(descriptors, about)
         channel.kept = True

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from skblab.lab import Lab
 
 Time = Literal["real", "virtual"]
+Stops = Literal["running", "frozen"]
 HOST_ROOT = "host"  # LabSpec.root: this machine's own /
 MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
 LEAST_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
@@ -47,6 +48,7 @@ class LabFields(TypedDict, total=False):
     time: Time
     seed: int
     nodes: Sequence[str]
+    clock: Stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,8 @@ class LabSpec:
     :param time: ``"virtual"``: time passes in the guest only while somebody waits; its clients run in it, too, on the
         node ``"host"``, so it has this machine's ``/`` unless *root* is another directory
     :param seed: in virtual time, determines all randomness of the guest; 0 to 2^64 - 1
+    :param clock: in real time, while gdb has stopped the kernel: ``"running"``, it jumps by the length of the stop, and
+        timers end at once; or ``"frozen"``
     :param nodes: in virtual time, names of more network namespaces in the guest, each with an address on the link
 
     :raises UsageError: a field is out of its range, or two do not go together
@@ -105,6 +109,7 @@ class LabSpec:
     time: Time = "real"
     seed: int = 0
     nodes: Sequence[str] = ()
+    clock: Stops = "running"
 
     def __post_init__(self) -> None:
         self._set("image", self.image.path if isinstance(self.image, Image) else self.image)
@@ -159,6 +164,8 @@ class LabSpec:
             raise UsageError(
                 "in virtual time the link is inside the guest", hint="without --link; --node NAME for more"
             )
+        if self.clock != "running":
+            raise UsageError("in virtual time the clock is ours", hint='without clock="frozen", or --clock')
         if not 0 <= self.seed < 1 << 64:
             raise UsageError(f"no seed: {self.seed}", hint="0 to 2^64 - 1")
         nodes.nodes(self.nodes, Addresses())

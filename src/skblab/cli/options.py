@@ -87,6 +87,9 @@ def _add_time_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--time", choices=("real", "virtual"), default="real",
                        help="virtual: time passes in the guest only while something waits, and as fast as it can; "
                        "clients run in the guest, too (default: %(default)s)")  # fmt: skip
+    group.add_argument("--clock", choices=("running", "frozen"), default="running",
+                       help="the guest's clock while gdb has stopped its kernel: running, it jumps by the length of "
+                       "the stop, and timers end at once (default: %(default)s)")  # fmt: skip
     group.add_argument("--seed", type=int, default=0, metavar="N",
                        help="determines all randomness of a guest in virtual time (default: %(default)s)")  # fmt: skip
     group.add_argument("--node", action="append", default=[], dest="nodes", metavar="NAME",
@@ -148,6 +151,7 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         lease_s=lease_s,
         time=getattr(arguments, "time", "real"),
         seed=getattr(arguments, "seed", 0),
+        clock=getattr(arguments, "clock", "running"),
         nodes=getattr(arguments, "nodes", ()),
     )
     return spec.start(getattr(arguments, "name", None))

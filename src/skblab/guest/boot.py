@@ -140,6 +140,7 @@ class Guest(Programs):
     ) -> None:
         self.console = console
         self.clock = clock
+        self.frozen = False  # its clock stands still while gdb has stopped the kernel
         self._kernel = kernel
         self._namespaces = namespaces
         self.pidfd = pidfd
