@@ -49,10 +49,16 @@ class Watcher:
 
 @dataclass(frozen=True, slots=True)
 class RuleOutcome:
-    """What became of the packets that a rule's filter took; of an edit, how many it failed on, and why the first."""
+    """What became of the packets that a rule's filter took.
+
+    :param fired: it gave its verdict at least once
+    :param unedited: packets on which its edit failed
+    :param why_unedited: why it failed on the first of them
+    """
 
     rule: Rule
     counts: Counts
+    fired: bool
     unedited: int
     why_unedited: str
 
@@ -76,6 +82,11 @@ class Outcome:
     complaints: tuple[Complaint, ...]
     link: Losses
     events_lost: int
+
+    @property
+    def unfired(self) -> tuple[Rule, ...]:
+        """The rules that never fired: the run did not test what they were for. Not those whose edit failed."""
+        return tuple(one.rule for one in self.rules if not one.fired and not one.unedited)
 
     @property
     def exit_status(self) -> int:
@@ -150,7 +161,10 @@ class Session:
                 process.exit_status(status),
                 duration_s,
                 tuple(map(_text, files)) or ("", ""),  # type: ignore[arg-type] # two, or none
-                tuple(RuleOutcome(one.armed.rule, one.counts, one.unedited, one.why_unedited) for one in self._running),
+                tuple(
+                    RuleOutcome(one.armed.rule, one.counts, one.fired, one.unedited, one.why_unedited)
+                    for one in self._running
+                ),
                 self._lab.new_complaints,
                 self._lab.link_losses,
                 self._lab.agent.channel.lost,
