@@ -107,15 +107,15 @@ class Lab(LabLife):
         :raises UnknownFunction: there is no such function
         :raises UnsupportedVerdict: a packet cannot be held there
         """
+        rule = Rule(function, "hold", occurrence or Occurrence(), filter)
+        if decide is None:
+            return lambda decide: self._policy(rule, decide, lease_s)
+        return self._policy(rule, decide, lease_s)
 
-        def policy(decide: Decide) -> Policy:
-            made = Policy(
-                self._ready_agent(), Rule(function, "hold", occurrence or Occurrence(), filter), decide, lease_s
-            )
-            self._stay().callback(made.close)
-            return made
-
-        return policy if decide is None else policy(decide)
+    def _policy(self, rule: Rule, decide: Decide, lease_s: float) -> Policy:
+        policy = Policy(self._ready_agent(), rule, decide, lease_s)
+        self._stay().callback(policy.close)
+        return policy
 
     def trace(
         self,

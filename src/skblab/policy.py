@@ -88,6 +88,11 @@ class Policy:
         """Whether the function has decided about a packet in time."""
         return self.decided > 0
 
+    @property
+    def error(self) -> Exception | None:
+        """The first error that the function has raised, until ``close()`` raises it."""
+        return self._failed
+
     def close(self) -> None:
         """Disarm, and end; packets that wait go on. Safe to call twice.
 
@@ -129,7 +134,7 @@ class Policy:
 def _verdict(function: str, text: object) -> Rule:
     """Return a verdict that a policy has returned, as a rule.
 
-    :raises UsageError: it is none, or a policy cannot have it
+    :raises UsageError: a policy cannot return that
     """
     if not isinstance(text, str):
         raise UsageError(f"no verdict: {text!r}", found="a policy returns text, or None", hint='"drop", "delay 20ms"')

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
@@ -59,8 +59,23 @@ class RuleOutcome:
     rule: Rule
     counts: Counts
     fired: bool
-    unedited: int
-    why_unedited: str
+    unedited: int = 0
+    why_unedited: str = ""
+
+    @classmethod
+    def of(cls, running: "Running") -> Self:
+        """Return what became of a rule's packets so far."""
+        return cls(running.armed.rule, running.counts, running.fired, running.unedited, running.why_unedited)
+
+    def named_counts(self) -> dict[str, int]:
+        """Return the counts by their names, of an edit with ``unedited``."""
+        return asdict(self.counts) | ({"unedited": self.unedited} if self.rule.verdict == "edit" else {})
+
+    def lines(self) -> list[str]:
+        """Return it for people: the rule with its counts, and what the rule did not ask for."""
+        counts = self.named_counts().items()
+        shown = [f"{name} {count}" for name, count in counts if name == "arrived" or (count and name != "verdicts")]
+        return [f"{self.rule}: {', '.join(shown)}", *self.counts.caveats, *([] if self.fired else ["never fired"])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +176,7 @@ class Session:
                 process.exit_status(status),
                 duration_s,
                 tuple(map(_text, files)) or ("", ""),  # type: ignore[arg-type] # two, or none
-                tuple(
-                    RuleOutcome(one.armed.rule, one.counts, one.fired, one.unedited, one.why_unedited)
-                    for one in self._running
-                ),
+                tuple(map(RuleOutcome.of, self._running)),
                 self._lab.new_complaints,
                 self._lab.link_losses,
                 self._lab.agent.channel.lost,

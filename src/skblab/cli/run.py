@@ -117,14 +117,8 @@ class _Reporter(StopsShown):
     def summary(self, outcome: Outcome, status: int) -> None:
         """Print the counts of each rule, and the end of the run, which exits with a status."""
         for one in outcome.rules:
-            counts = asdict(one.counts) | ({"unedited": one.unedited} if one.rule.verdict == "edit" else {})
-            given = counts.pop("verdicts")
-            shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
-            self._json_lines.write(
-                {"event": "rule", "rule": str(one.rule), **counts, "verdicts": given, "fired": one.fired}
-            )
-            unfired = [] if one.fired else ["never fired"]
-            self._print("\n  ".join([f"{one.rule}: {shown}", *one.counts.caveats, *unfired]))
+            self._json_lines.write({"event": "rule", "rule": str(one.rule), **one.named_counts(), "fired": one.fired})
+            self._print("\n  ".join(one.lines()))
         link = asdict(outcome.link)
         end = {"event": "end", "lost": outcome.events_lost, "link": link, "status": status}
         self._json_lines.write(end)
