@@ -1,7 +1,7 @@
 # Two commands: `make ping` runs the experiment, `make test` runs every test. Each sets up what is missing.
 PYTHON ?= python3
 SKBLAB := .venv/bin/skblab
-TESTED_SERIES := 6.12 6.1
+TESTED_SERIES := 6.12 6.1 7.3
 PACKETS ?= 1000000
 EXAMPLES ?= 2000
 SOAK_SECONDS ?= 3600
@@ -46,9 +46,11 @@ soak: images ## an hour at full rate, and a thousand processes of labs killed
 	SKBLAB_KILLS=$(KILLS) .venv/bin/pytest -s tests/lives/test_deaths.py
 
 bench: ## the numbers of docs/reference/numbers.md
-	@tools/setup iperf3 nftables
+	@tools/setup iperf3 nftables curl
 	$(SKBLAB) image build >/dev/null
+	$(SKBLAB) image build --series 7.3 >/dev/null
 	.venv/bin/python bench/run.py
+	.venv/bin/python bench/run.py --series 7.3 --only userspace
 
 pictures: setup ## take the screenshots in docs/pictures/ again
 	SKBLAB_PICTURES=1 .venv/bin/pytest tests/tui/test_picture.py tests/view/test_way_page.py tests/view/test_page.py

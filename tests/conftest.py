@@ -39,6 +39,10 @@ EXPECTED_IN_CI: frozenset[str] = frozenset(
 MOST_RERUN = 0.01
 ABOVE_SELECT = 1500
 
+# The default series runs every test, the newest every test of kernel series, the oldest one of each file: every feature
+# runs on each, and the suite's time stays within bounds. --every-series runs all on all.
+OLDEST = min(SERIES, key=lambda series: [*map(int, series.split("."))])
+
 # Of a test that failed once and then passed: enough to see why.
 LAST_LINES = 30
 
@@ -100,13 +104,34 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             _unexpected.append(f"{report.nodeid}: {reason}")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-series", action="store_true", help="run every test of kernel series on each of them")
+
+
 @pytest.hookimpl(trylast=True)  # pytest's own order is by fixtures
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let only tests that measure wall-clock time run a second time; they come last."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests of the oldest series out; let only tests that measure wall-clock time run a second time, and last."""
+    asked_for = config.getoption("every_series") or OLDEST in f"{config.args} {config.option.keyword}"
+    if left_out := [] if asked_for else _left_out(items):
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         if item.get_closest_marker("wall_clock"):
             item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=_when)
+
+
+def _left_out(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests of the oldest series, without the first of each file."""
+    of_oldest = [item for item in items if isinstance(item, pytest.Function) and _series(item) == OLDEST]
+    first: dict[Path, str] = {}
+    return [item for item in of_oldest if first.setdefault(item.path, item.nodeid) != item.nodeid]
+
+
+def _series(item: pytest.Function) -> str | None:
+    """Return the series for which a test is one of several."""
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return next((value for value in values if value in SERIES), None)
 
 
 def _when(item: pytest.Item) -> int:

@@ -175,7 +175,10 @@ class Lab(LabLife):
         :param user_init: read the user's ~/.gdbinit first
         :param attached: called when gdb has attached and the kernel is stopped; from boot, when the guest is ready
         :raises DebuggerError: gdb cannot attach
+        :raises UsageError: the guest runs in virtual time
         """
+        if self.spec.time == "virtual":
+            raise UsageError("a person at gdb's prompt takes real time", hint="without --time virtual")
         wanted = prompt.Wanted(tuple(commands), user_init, attached)
         if self.spec.from_boot:
             wanted = replace(wanted, booted=self._running.receive_one_by_one)

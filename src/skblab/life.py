@@ -2,23 +2,28 @@
 
 import itertools
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
 from skblab.agent.control import DEFAULT_LEASE_S, Agent
+from skblab.clock import VirtualClock
 from skblab.errors import GuestLost, SkblabError, UsageError
 from skblab.guest.boot import Guest
 from skblab.guest.complaint import Complaint, when_left
 from skblab.guest.console import Console
 from skblab.guest.losses import LossCount, Losses
+from skblab.guest.nodes import HOST
 from skblab.guest.terminal import Terminal
+from skblab.host import process
 from skblab.host.namespace import JoinedNamespaces, Namespaces
 from skblab.host.programs import HostPrograms
 from skblab.image.image import Image
 from skblab.parts import Parts
 from skblab.serve import start_commands
-from skblab.spec import LabFields, LabSpec
+from skblab.spec import HOST_ROOT, LabFields, LabSpec
 
 HOW_TO_ENTER = "with Lab() as lab: ..."
 
@@ -71,12 +76,19 @@ class LabLife(HostPrograms):
                 self._losses.leave_out(Losses(0, 0, *self.namespaces.drops()))
             elif self.spec.commands:
                 self.agent.wait_ready()
-                start_commands(self.guest, self.agent, self.spec.commands)
+                nodes = (HOST, *self.spec.nodes) if self.guest.clock.is_virtual else ()
+                start_commands(self.guest, self.agent, self.spec.commands, nodes)
             self._stack = stack.pop_all()
         return self
 
     def keep(self) -> None:
-        """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it."""
+        """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it.
+
+        :raises UsageError: it runs in virtual time, which this process grants
+        """
+        if self.guest.clock.is_virtual:
+            raise UsageError(f"lab {self.name} runs in virtual time, which this process grants: it ends with it",
+                             hint="skblab run --time virtual, or a program in Python")  # fmt: skip
         self._running.keep(self._ready_agent().channel)
 
     def __exit__(
@@ -128,6 +140,20 @@ class LabLife(HostPrograms):
         self.agent.wait_ready()
         return self.agent
 
+    @property
+    def _is_within(self) -> bool:
+        return self.guest.clock.is_virtual
+
+    def _start_within(
+        self,
+        argv: Sequence[process.Argument],
+        stdio: tuple[process.Stream, process.Stream, process.Stream],
+        env: dict[str, str] | None,
+    ) -> process.Client:
+        stdin, stdout, stderr = stdio
+        where = str(Path.cwd()) if self.spec.root == HOST_ROOT else ""
+        return self.guest.popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=where, env=env, node=HOST)
+
     def _why_lost(self) -> SkblabError:
         if self._is_closed:
             return GuestLost(f"lab {self.name} was closed", found="by another thread of this process")
@@ -165,6 +191,17 @@ class LabLife(HostPrograms):
     def guest(self) -> Guest:
         """The guest: its kernel's process, and the programs that run in it."""
         return self._having("guest").guest
+
+    @property
+    def clock(self) -> VirtualClock:
+        """The guest's clock in virtual time: it runs while somebody waits, and can be advanced.
+
+        :raises UsageError: the guest runs in real time
+        """
+        clock = self._having("clock").clock
+        if not isinstance(clock, VirtualClock):
+            raise UsageError("a guest in real time has this machine's clock", hint='LabSpec(time="virtual")')
+        return clock
 
     @property
     def terminals(self) -> list[Terminal]:

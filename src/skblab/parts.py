@@ -1,23 +1,32 @@
 """What a running lab consists of: its kernel, namespaces, console, terminals and agent; booted here, or joined."""
 
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from skblab.agent.channel import Channel
 from skblab.agent.control import Agent
+from skblab.clock import REAL, Clock, VirtualClock
 from skblab.errors import SkblabError, UsageError
-from skblab.guest import initramfs, receive
+from skblab.guest import initramfs, nodes, receive
 from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import too_little_memory
 from skblab.guest.modules import Module, append
+from skblab.guest.stopped import StoppedClock
 from skblab.guest.terminal import Terminal
 from skblab.host import registry
 from skblab.host.namespace import JoinedNamespaces, Namespaces
 from skblab.image.image import Image
 from skblab.image.store import find_image
-from skblab.spec import LabSpec
+from skblab.spec import HOST_ROOT, LabSpec
+
+SECCOMPS_OWN = "wait_stub_done_seccomp"  # a function of kernels that can run programs so (os-Linux/skas/process.c)
+
+# In virtual time, the age of a guest that is ready. ping takes a coarse clock that is 0 for one that it has not read
+# (iputils, ping_common.c pinger()).
+READY_AT_S = 1.0
 
 
 class Parts:
@@ -28,6 +37,7 @@ class Parts:
 
     image: Image
     console: Console
+    clock: Clock
     namespaces: Namespaces
     agent: Agent | None = None  # of a lab that was joined, None until take_agent()
     terminals: list[Terminal]
@@ -49,11 +59,14 @@ class Parts:
         modules, archive = self._check()
         self.console = Console()
         stack.callback(self.console.close)  # after the kernel's end, so that its last words are read
-        self.namespaces = stack.enter_context(Namespaces(self._name, link=self._sound_links()))
+        self.clock, clock_fds = self._make_clock(stack)
+        self.namespaces = stack.enter_context(
+            Namespaces(self._name, link=self._sound_links(), within=self.clock.is_virtual)
+        )
         if modules:
             append(archive, modules, archive := registry.first_files(self._name))
         channel, guest_socket = Channel.make(spec.steps_bytes)
-        self.agent = Agent(channel, self.image, self._lost, spec.lease_s)
+        self.agent = Agent(channel, self.image, self._lost, spec.lease_s, self.clock)
         stack.callback(self.agent.close)
         stack.enter_context(guest_socket)
         consoles = spec.consoles if spec.root or spec.disks else 0
@@ -64,21 +77,41 @@ class Parts:
             initramfs=archive,
             memory_mib=spec.memory_mib,
             timeout_s=spec.boot_timeout_s,
-            extra=tuple(spec.kernel_arguments),
+            extra=(*self._userspace(), *spec.kernel_arguments),
             root=str(spec.root_directory) if spec.root else "",
             disks=tuple(disk.file for disk in spec.parsed_disks()),
             stopped=spec.from_boot,
             terminal_fds=tuple(terminal.guest_fd for terminal in self.terminals),
+            clock_fds=clock_fds,
+            words=self._virtual_words() if clock_fds else (),
         )
-        self.guest = Guest.boot(boot, self.namespaces, self.console)
+        self.guest = Guest.boot(boot, self.namespaces, self.console, self.clock)
         stack.callback(self.guest.close)
+        self._freeze(channel, frozen=spec.clock == "frozen")
         self._learn_modules({str(one.file): self.guest.module_sections.get(one.name, {}) for one in modules})
         for terminal in self.terminals:
             terminal.hand_over()
         guest_socket.close()  # the guest has it now: when it closes its end, we see the end of the stream
         if not spec.from_boot:
             self.receive_one_by_one()
+        if isinstance(self.clock, VirtualClock):
+            self.agent.wait_ready()
+            self.clock.run_until(READY_AT_S)
         stack.callback(self._end_kernel)
+
+    def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[int, ...]]:
+        """Return the guest's clock, and the descriptor by which its kernel asks a virtual one."""
+        if self._spec.time == "real":
+            return REAL, ()
+        ours, theirs = socket.socketpair()
+        stack.enter_context(theirs)
+        clock = VirtualClock(ours)
+        stack.callback(clock.close)
+        return clock, (theirs.fileno(),)
+
+    def _virtual_words(self) -> tuple[str, ...]:
+        addresses = self.namespaces.addresses
+        return nodes.words(nodes.nodes(self._spec.nodes, addresses), addresses, self._spec.seed)
 
     def _check(self) -> tuple[tuple[Module, ...], Path]:
         """Check what the guest is to have; return its modules and its first files."""
@@ -93,6 +126,24 @@ class Parts:
         for module in modules:
             module.check(self.image)
         return modules, initramfs.ensure(self.image.path)
+
+    def _userspace(self) -> tuple[str, ...]:
+        """Return the word by which the kernel runs the guest's programs as the spec wants it.
+
+        :raises UsageError: this kernel has ptrace alone
+        """
+        wanted = self._spec.userspace
+        if wanted == "ptrace" or not (wanted or self._spec.root == HOST_ROOT):
+            return ()
+        if self.image.functions.lookup(SECCOMPS_OWN):
+            return ("seccomp=on" if wanted else "seccomp=auto",)
+        if wanted:
+            raise UsageError(
+                f"{self.image.name} runs the guest's programs by ptrace alone",
+                found=f"Linux {self.image.series}; seccomp came with 6.16",
+                hint="--series 7.3, or without --userspace seccomp",
+            )
+        return ()
 
     def _sound_links(self) -> list[str]:
         """Return the links that the image's kernel can drive.
@@ -134,9 +185,13 @@ class Parts:
         self.image = Image.open(Path(about["image"]))
         self.console = Console(console_fd)
         stack.callback(self.console.close)
-        self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel)
+        self.clock = REAL
+        self.guest = Guest(
+            namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel, clock=self.clock
+        )
         stack.callback(self.guest.close)
         self._learn_modules(about.get("modules", {}))
+        self.guest.frozen = about.get("frozen", False)
 
     def take_agent(self, stack: ExitStack) -> Agent:
         """Return the agent of a lab that was joined; its end is left on *stack*.
@@ -145,9 +200,16 @@ class Parts:
         """
         assert isinstance(self.namespaces, JoinedNamespaces)
         channel = Channel.take_over(*self.namespaces.agent())
+        self._freeze(channel, frozen=self.guest.frozen)
         self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s)
         stack.callback(self.agent.close)
         return self.agent
+
+    def _freeze(self, channel: Channel, *, frozen: bool) -> None:
+        """Let the guest's clock stand still, or not, while gdb has stopped its kernel."""
+        self.guest.frozen = frozen
+        if frozen:
+            channel.stopped_ns = StoppedClock(self.guest.pid, self.image.kernel).read
 
     def receive_one_by_one(self) -> None:
         """Let the guest receive packets one by one (``guest.receive``).
@@ -167,5 +229,6 @@ class Parts:
             channel.socket.fileno(),
             *(terminal.fd for terminal in self.terminals),
         )
-        self.namespaces.keep(descriptors, {"image": str(self.image.path), "modules": self.guest.modules})
+        about = {"image": str(self.image.path), "modules": self.guest.modules, "frozen": self.guest.frozen}
+        self.namespaces.keep(descriptors, about)
         channel.kept = True

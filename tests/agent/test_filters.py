@@ -17,6 +17,7 @@ from scapy.packet import Raw
 from skblab import filter as filters
 from skblab.errors import RuleError
 from skblab.filter import compile_filter
+from skblab.image.recipe import SERIES
 from skblab.image.store import find_image
 from skblab.lab import Lab
 from skblab.rule import Rule
@@ -147,7 +148,7 @@ def expressions() -> st.SearchStrategy[str]:
     return st.recursive(st.sampled_from(PRIMITIVES), join, max_leaves=5)
 
 
-@pytest.fixture(scope="module", params=["6.12", "6.1"])
+@pytest.fixture(scope="module", params=SERIES)
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with Lab(image=find_image(request.param)) as lab:
         lab.agent.wait_ready()

@@ -16,6 +16,7 @@ from skblab.agent.abi import Cause
 from skblab.agent.packets import State
 from skblab.errors import SkblabError, Timeout, UsageError
 from skblab.guest.exec import Command
+from skblab.image.recipe import SERIES
 from skblab.image.store import find_image
 from skblab.lab import Lab
 from skblab.packet import echo_request
@@ -197,7 +198,7 @@ def test_held_answers_do_not_silence_the_kernel(lab: Lab) -> None:
     client.close()
 
 
-@pytest.mark.parametrize("series", ["6.12", "6.1"])
+@pytest.mark.parametrize("series", SERIES)
 def test_memory_for_held_packets_is_bounded(series: str) -> None:
     with Lab(series=series, memory_mib=64) as lab:
         client = lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)

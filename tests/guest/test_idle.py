@@ -1,4 +1,4 @@
-"""An idle guest sleeps, and each packet wakes it: see "Lost wake-ups" in corrections.py."""
+"""An idle guest sleeps, and each packet wakes it: see src/skblab/image/corrections/idle.py."""
 
 import socket
 import time

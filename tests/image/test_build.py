@@ -68,6 +68,30 @@ def test_a_source_that_does_not_compile(tree: Path, cache: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_a_source_of_which_it_is_unknown_whether_it_has_a_fault(tree: Path, cache: Path) -> None:
+    """Its idle loop was changed by hand, so that no correction fits: nothing is compiled unless that is accepted."""
+    time_c = tree / "arch/um/os-Linux/time.c"
+    original = time_c.read_text()
+    time_c.write_text(original.replace("\t\tsigsuspend(&old);\n", "\t\tsigsuspend(&old); /* mine */\n"))
+    assert time_c.read_text() != original
+    try:
+        done = skblab("image", "build", "--source", str(tree), timeout_s=100)
+        accepted = skblab("image", "build", "--source", str(tree), "--accept-uncorrected", timeout_s=250)
+    finally:
+        time_c.write_text(original)
+    assert done.returncode == 1
+    assert "it is unknown whether this source has faults that skblab corrects: lost wake-ups\n" in done.stderr
+    assert "arch/um/os-Linux/time.c does not have: " in done.stderr
+    assert "a packet that comes to an idle guest may wait for a second" in done.stderr
+    assert "--accept-uncorrected" in done.stderr.splitlines()[-1]
+    assert "configuring" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "kernel/bounds.c" in accepted.stderr  # it is compiled
+    assert left_in(cache) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_build(tarball: Path, cache: Path, number: signal.Signals) -> None:
     before = remains()

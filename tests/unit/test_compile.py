@@ -54,7 +54,7 @@ def small(tmp_path: Path) -> Image:
     header = tmp_path / SOURCE / "include/net/dropreason-core.h"
     header.parent.mkdir(parents=True)
     header.write_text(REASONS)
-    return Image(tmp_path, "6.12", "small", "6.12.1", "", {})
+    return Image(tmp_path, "6.12", "small", "6.12.1", "", {}, {})
 
 
 def function(image: Image, name: str) -> Function:

@@ -47,6 +47,7 @@ class Channel:
         self._writing = threading.Lock()
         self._leave = os.eventfd(0, os.EFD_CLOEXEC)
         self.kept = False  # by process 1 of the lab, for the next controller
+        self.stopped_ns: Callable[[], int] = int  # for how long the guest's clock has stood still
 
     @classmethod
     def make(cls, steps_bytes: int = STEPS_BYTES) -> tuple["Channel", socket.socket]:
@@ -186,7 +187,7 @@ class Channel:
 
     def host_ns(self, guest_ns: int) -> int:
         """Return the host's CLOCK_MONOTONIC of a moment on the guest's clock."""
-        return guest_ns - self._read("clock_guest_ns") + self._read("clock_host_ns")
+        return guest_ns - self._read("clock_guest_ns") + self._read("clock_host_ns") + self.stopped_ns()
 
     def counts(self, rule: int) -> abi.Counts:
         """Return what became of a rule's packets."""
@@ -230,7 +231,7 @@ class Channel:
         steps = self._read("steps_head") - self._read("steps_tail")
         if steps >= self.steps_bytes // 8:
             return False
-        if steps:  # the agent may not have rung for them: they came while nobody waited
+        if steps and timeout_s is None:  # the agent may not have rung for them: they came while nobody waited
             timeout_s = STEPS_SOON_MS / 1000
         return self._listen(timeout_s) and self._read("events_head") != self._read("events_tail")
 

@@ -10,6 +10,7 @@ from skblab.agent.follow import Follower, TakeSteps, Witness
 from skblab.agent.link import Link
 from skblab.agent.packets import Holdings
 from skblab.agent.rules import Armed, Listener, Rules, ignore
+from skblab.clock import REAL, Clock
 from skblab.errors import SkblabError
 from skblab.image.image import Image
 from skblab.image.index import SKB_TYPE, Function, Parameter
@@ -27,13 +28,19 @@ class Agent:
     :param image: whose functions rules and traces are at
     :param lost: returns the error that says how the guest's kernel ended
     :param lease_s: how long a held packet waits for a decision; 0: for ever
+    :param clock: the guest's
     """
 
     def __init__(
-        self, channel: Channel, image: Image, lost: Callable[[], SkblabError], lease_s: float = DEFAULT_LEASE_S
+        self,
+        channel: Channel,
+        image: Image,
+        lost: Callable[[], SkblabError],
+        lease_s: float = DEFAULT_LEASE_S,
+        clock: Clock = REAL,
     ) -> None:
         self.channel = channel
-        self.link = Link(channel, lost)
+        self.link = Link(channel, lost, clock)
         self.rules = Rules(self.link, image, lease_s)
         self.held = Holdings(self.link, lambda: self._unwinder)
         self._follower = Follower(self.link)

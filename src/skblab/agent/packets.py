@@ -5,7 +5,6 @@ import errno
 import functools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -168,7 +167,7 @@ class HeldPacket:
     @property
     def age_s(self) -> float:
         """For how long it has been held, or was."""
-        return ((self.ended_at_ns or time.monotonic_ns()) - self.held_at_ns) / 1e9
+        return ((self.ended_at_ns or self._holdings.link.clock.monotonic_ns) - self.held_at_ns) / 1e9
 
     @functools.cached_property
     def backtrace(self) -> tuple[Frame, ...]:

@@ -14,6 +14,7 @@ from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.packets import HeldPacket
 from skblab.agent.rules import Rules
+from skblab.clock import Clock
 from skblab.edit import changing
 from skblab.errors import CallbackFailed, GuestLost, PacketGone
 from skblab.event import Hit
@@ -65,11 +66,12 @@ class _Groups:
 class _Edits:
     """``edit``: changes and releases packets, on a thread of its own, for it waits for the agent's answers."""
 
-    def __init__(self, rule: Rule, rules: Rules, report: _Reports) -> None:
+    def __init__(self, rule: Rule, rules: Rules, report: _Reports, clock: Clock) -> None:
         self._rule = rule
         self._rules = rules
+        self._clock = clock
         self._report = report
-        self._work: collections.deque[HeldPacket] = collections.deque()
+        self._work: collections.deque[tuple[HeldPacket, Callable[[], None]]] = collections.deque()
         self._changed = threading.Condition()
         self._ended = False
         self.edited = self.failed = 0
@@ -81,7 +83,7 @@ class _Edits:
     def add(self, held: HeldPacket) -> None:
         """Add a packet to be changed."""
         with self._changed:
-            self._work.append(held)
+            self._work.append((held, self._clock.expect()))
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -98,7 +100,7 @@ class _Edits:
                 self._changed.wait_for(lambda: self._ended or bool(self._work))
                 if not self._work:
                     return
-                held = self._work.popleft()
+                held, has_decided = self._work.popleft()
             before = held.packet
             try:
                 said = "edit " + held.edit(change, fix=self._rule.fix).replace("\n", ", ")
@@ -111,6 +113,7 @@ class _Edits:
                 self.failed, self.why_failed = self.failed + 1, self.why_failed or why
             _release(held)
             self._report(self._rules.event(held.hit, held.function, said, before))
+            has_decided()
 
 
 def _release(held: HeldPacket) -> None:
@@ -132,7 +135,7 @@ class Running:
         self._rules = agent.rules
         self._report = _Reports(report)
         self._groups = _Groups(rule) if rule.hold_count else None
-        self._edits = _Edits(rule, agent.rules, self._report) if rule.verdict == "edit" else None
+        self._edits = _Edits(rule, agent.rules, self._report, agent.link.clock) if rule.verdict == "edit" else None
         try:
             self.armed = agent.arm(rule, self._heard)
         except BaseException:

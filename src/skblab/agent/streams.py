@@ -64,7 +64,8 @@ class Stream(Generic[Item]):
         """
         self._link.refuse_to_wait()
         with self._news:
-            self._news.wait_for(lambda: len(self._items) >= count or self._link.gone, timeout_s)
+            enough = self._link.clock.wait_for
+            enough(self._news, lambda: len(self._items) >= count or self._link.gone, timeout_s)
             if len(self._items) < count:
                 if self._link.gone:
                     raise self._link.lost()
@@ -87,7 +88,7 @@ class Stream(Generic[Item]):
         """
         while True:
             with self._news:
-                self._news.wait_for(lambda: bool(self._items) or self._link.gone)
+                self._link.clock.wait_for(self._news, lambda: bool(self._items) or self._link.gone, None)
                 if not self._items:
                     raise self._link.lost()
                 item = self._items.popleft()

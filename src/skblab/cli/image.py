@@ -10,12 +10,13 @@ from pathlib import Path
 from skblab.cli.options import complete, image_names
 from skblab.errors import ImageDamaged, UsageError
 from skblab.image import store
+from skblab.image.image import Image
 from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
 
 EXAMPLES = """\
 examples:
   skblab image build                        Debian's linux-source-6.12
-  skblab image build --series 6.1
+  skblab image build --series 7.3           got from Debian's archive first; nothing on this machine changes
   skblab image build --source ~/linux       your own tree or tarball; later builds compile only what has changed
   skblab image build --config mine.config   more kernel options, which override those of --variant
   skblab image diff 6.12-default-0123456789ab 6.12-kasan-0123456789ab
@@ -39,13 +40,17 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     build.add_argument(
         "--series",
         default=DEFAULT_SERIES,
-        help="kernel series of Debian's linux-source: 6.12 or 6.1 (default: %(default)s)",
+        help="kernel series of Debian's linux-source, as 7.3; it is got from Debian's archive if it is not installed "
+        "(default: %(default)s)",
     )
     build.add_argument("--source", type=Path, metavar="TREE-OR-TARBALL", help="your own kernel source")
     build.add_argument("--variant", default="default", choices=sorted(VARIANTS), help="set of kernel options")
     build.add_argument("--config", type=Path, action="append", default=[], metavar="FRAGMENT",
                        help="a file of kernel options, CONFIG_X=y, which override the variant's; "
                        "may be given several times")  # fmt: skip
+    build.add_argument("--accept-uncorrected", action="store_true",
+                       help="build a source also if it is unknown whether it has a fault of User Mode Linux that "
+                       "skblab corrects")  # fmt: skip
     build.set_defaults(run=run_build)
     ls = verbs.add_parser("ls", help="list images, newest first")
     ls.add_argument("--json", action="store_true", help="print a JSON array")
@@ -80,11 +85,13 @@ def run_build(arguments: argparse.Namespace) -> int:
     from skblab.image.build import Request, build_image  # noqa: PLC0415
 
     request = Request(series=arguments.series, variant=arguments.variant, source=arguments.source,
-                      config=tuple(arguments.config))  # fmt: skip
+                      config=tuple(arguments.config), accept_uncorrected=arguments.accept_uncorrected)  # fmt: skip
     progress = _Progress()
     image = build_image(request, progress)
     initramfs.ensure(image.path)
     progress.done()
+    for outcome, names in _corrections(image).items():
+        print(f"corrections {outcome}: {', '.join(names)}", file=sys.stderr)
     print(image.path)
     return 0
 
@@ -93,12 +100,16 @@ def run_ls(arguments: argparse.Namespace) -> int:
     """List the images; name the damaged ones on stderr, and return 1 if there is one."""
     images, damaged = store.list_images()
     if arguments.json:
-        fields = ("name", "series", "variant", "release")
+        fields = ("name", "series", "variant", "release", "corrections")
         rows = [{name: getattr(image, name) for name in fields} | {"path": str(image.path)} for image in images]
         print(json.dumps(rows))
     else:
         for image in images:
-            print(f"{image.name:32} {image.release:24} {_size_mb(image.path):5.0f} MB")
+            corrections = ", ".join(
+                f"{outcome}: {', '.join(names) if outcome == 'unknown' else len(names)}"
+                for outcome, names in _corrections(image).items()
+            )
+            print(f"{image.name:32} {image.release:24} {_size_mb(image.path):5.0f} MB  corrections {corrections}")
     for error in damaged:
         print(f"skblab: {error}", file=sys.stderr)
     return 1 if damaged else 0
@@ -153,6 +164,14 @@ def run_rm(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         store.remove_image(name)
     return 0
+
+
+def _corrections(image: Image) -> dict[str, list[str]]:
+    """Return the faults of UML for which an image's source was examined, by outcome."""
+    found: dict[str, list[str]] = {}
+    for name, about in image.corrections.items():
+        found.setdefault(about["outcome"], []).append(name)
+    return found
 
 
 def _size_mb(path: Path) -> float:

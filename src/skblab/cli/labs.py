@@ -18,7 +18,7 @@ from skblab.errors import NoSuchLab, UsageError
 from skblab.guest.session import raw_keyboard
 from skblab.guest.terminal import NAME_OF_LEAVE
 from skblab.host import registry
-from skblab.host.process import Process, exit_status, interrupt
+from skblab.host.process import Client, exit_status, interrupt
 from skblab.host.waiting import wait
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _run_in(name: str, command: list[str]) -> int:
         return _status(lab.popen(command, stdin=None))
 
 
-def _status(client: Process) -> int:
+def _status(client: Client) -> int:
     """Wait for a client, and return its status; pass Ctrl-C on to it."""
     while True:
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from skblab.cli.complaints import add_strict
 from skblab.errors import UsageError
 from skblab.host.links import GRAMMAR, KINDS
-from skblab.image.recipe import DEFAULT_SERIES, VARIANTS
+from skblab.image.recipe import DEFAULT_SERIES, USERSPACES, VARIANTS
 
 if TYPE_CHECKING:
     from skblab.image.image import Image
@@ -42,7 +42,9 @@ def image_names(**_: object) -> list[str]:
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a kernel."""
     group = parser.add_argument_group("which kernel")
-    group.add_argument("--series", default=DEFAULT_SERIES, help="kernel series: 6.12 or 6.1 (default: %(default)s)")
+    group.add_argument(
+        "--series", default=DEFAULT_SERIES, help="kernel series: 6.12, 6.1 or 7.3 (default: %(default)s)"
+    )
     group.add_argument("--variant", default="default", choices=sorted(VARIANTS), help="set of kernel options")
     image = group.add_argument(
         "--image", metavar="IMAGE", help="an image's name or directory, instead of --series and --variant"
@@ -77,7 +79,22 @@ def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> N
         "if /dev/net/tun can be opened, else one veth pair)",
     )
     complete(link, lambda **_: (*KINDS, *(f"on={name}" for name in lab_names())))  # fmt: skip
+    _add_time_options(group)
     add_strict(parser)
+
+
+def _add_time_options(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--time", choices=("real", "virtual"), default="real",
+                       help="virtual: time passes in the guest only while something waits, and as fast as it can; "
+                       "clients run in the guest, too (default: %(default)s)")  # fmt: skip
+    group.add_argument("--clock", choices=("running", "frozen"), default="running",
+                       help="the guest's clock while gdb has stopped its kernel: running, it jumps by the length of "
+                       "the stop, and timers end at once (default: %(default)s)")  # fmt: skip
+    group.add_argument("--seed", type=int, default=0, metavar="N",
+                       help="determines all randomness of a guest in virtual time (default: %(default)s)")  # fmt: skip
+    group.add_argument("--node", action="append", default=[], dest="nodes", metavar="NAME",
+                       help="one more machine on the link, in a guest in virtual time, with an address and this name; "
+                       "may be given several times; -g NAME:CMD starts a command on it")  # fmt: skip
 
 
 def add_guest_options(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +103,10 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--root", default="", metavar="DIR",
                        help="a directory whose files the guest's programs see, or host for this machine's; "
                        "what they write stays in memory")  # fmt: skip
+    group.add_argument("--userspace", default="", choices=USERSPACES,
+                       help="how the kernel runs the guest's programs: seccomp is twice as fast, needs Linux 7.x, and "
+                       "trusts them with the guest's whole memory (default: seccomp with --root host where the kernel "
+                       "has it, else ptrace)")  # fmt: skip
     group.add_argument("--disk", action="append", default=[], metavar="FILE[,BACKING]", dest="disks",
                        help="boot from a disk image, or from a COW file, which is made if it does not exist; "
                        "may be given several times")  # fmt: skip
@@ -119,6 +140,7 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         image=chosen_image(arguments),
         link=arguments.links or "auto",
         root=getattr(arguments, "root", ""),
+        userspace=getattr(arguments, "userspace", ""),
         disks=getattr(arguments, "disks", ()),
         modules=getattr(arguments, "modules", ()),
         consoles=getattr(arguments, "consoles", 1),
@@ -127,5 +149,9 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         from_boot=getattr(arguments, "from_boot", False),
         steps_bytes=getattr(arguments, "ring", 64) << 20,
         lease_s=lease_s,
+        time=getattr(arguments, "time", "real"),
+        seed=getattr(arguments, "seed", 0),
+        clock=getattr(arguments, "clock", "running"),
+        nodes=getattr(arguments, "nodes", ()),
     )
     return spec.start(getattr(arguments, "name", None))

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import sys
 import threading
-import time
 from dataclasses import asdict
 from typing import TextIO
 
@@ -68,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     json_lines = JsonLines(arguments.json)
     reporter = _Reporter(sys.stderr, json_lines, quiet=arguments.quiet)
     with lab_from(arguments) as lab:
-        reporter.started_ns = time.monotonic_ns()
+        reporter.started_ns = lab.guest.clock.monotonic_ns
         events = arguments.hearing.as_they_come(lab, json_lines.write) if arguments.json else contextlib.nullcontext()
         with events, Session(lab, rules, reporter) as session:
             try:

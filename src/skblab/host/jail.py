@@ -200,7 +200,11 @@ def _drop_capabilities() -> None:
 
 
 def _filter_calls() -> None:
-    """Install the seccomp filter. It does not see guest programs' calls: PTRACE_SYSEMU skips them on the host."""
+    """Install the seccomp filter.
+
+    It decides no guest program's call: PTRACE_SYSEMU skips them on the host, or UML's own filter (``seccomp=on``) turns
+    each into SIGSYS, which takes precedence over a refusal (seccomp(2)).
+    """
     check(
         "a filter of system calls (seccomp)",
         libc.syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW,

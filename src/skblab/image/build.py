@@ -15,11 +15,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from skblab.errors import BuildFailed, MissingPrerequisite
 from skblab.host import process
-from skblab.image import corrections, debuginfo, module, prune, recipe, unwind
+from skblab.image import corrections, debuginfo, headers, module, prune, recipe, unwind
 from skblab.image.described import Described
 from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, describe_files, digest, digest_file
 from skblab.image.source import Source, find_source, unpack
@@ -43,25 +44,29 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to build: Debian's source of *series*, or *source*, a tree or a tarball; *config*: the user's fragments."""
+    """What to build: Debian's source of *series*, or *source*, a tree or a tarball; *config*: the user's fragments.
+
+    *accept_uncorrected*: build a source also if it is unknown whether it has a fault of UML's.
+    """
 
     series: str = recipe.DEFAULT_SERIES
     variant: str = "default"
     source: Path | None = None
     config: tuple[Path, ...] = ()
+    accept_uncorrected: bool = False
 
 
 def build_image(request: Request, progress: Progress = lambda *_: None) -> Image:
     """Build the image of a request, or return an image built from the same content.
 
-    :raises MissingPrerequisite: a tool or the source is not installed
-    :raises BuildFailed: with the compiler's own lines
+    :raises MissingPrerequisite: a tool is not installed, or the source cannot be got
+    :raises BuildFailed: with the compiler's own lines; or it is unknown whether the source has a fault of UML's
     """
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]
     if absent:
         raise MissingPrerequisite(f"building a kernel needs: {', '.join(absent)}", hint="make setup, or skblab doctor")
-    source = find_source(request.series, request.source)
-    wanted = recipe.recipe_for(request.variant, request.config)
+    source = find_source(request.series, request.source, lambda step: progress(step, 0, 0))
+    wanted = recipe.recipe_for(source.series, request.variant, request.config)
     progress("reading the source", 0, 0)
     identity = f"{source.identity()} {wanted.key} {recipe.compiler()}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
@@ -70,6 +75,7 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
     with _alone(target, progress):
         if target.exists():
             image = Image.open(target)
+            _refuse_unknown(image.corrections, wanted, request)
             os.utime(target / MANIFEST)  # labs take the newest image, so it counts as just built
             return image
         scratch = target.with_name(f"{BUILDING}{target.name}")
@@ -77,7 +83,7 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
         scratch.mkdir()
         try:
             with _workshop(source, wanted, scratch, progress) as workshop:
-                _build(source, wanted, workshop, scratch, progress)
+                _build(source, wanted, request, workshop, scratch, progress)
             (scratch / "image").rename(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -132,23 +138,34 @@ def _alone(target: Path, progress: Progress) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _build(source: Source, wanted: recipe.Recipe, workshop: Path, scratch: Path, progress: Progress) -> None:
+def _build(
+    source: Source, wanted: recipe.Recipe, request: Request, workshop: Path, scratch: Path, progress: Progress
+) -> None:
     """Build in *workshop*; the finished image is the directory ``image`` in *scratch*."""
     obj = workshop / "obj"
     obj.mkdir(exist_ok=True)
     whole = bool(wanted.own) or not source.of_debian
     tree = unpack(source, scratch, whole=whole, progress=lambda files: progress("unpacking the source", files, 0))
+    findings = corrections.examine(tree, wanted.faults)
+    found = {one.fault.name: {"outcome": one.outcome, "why": one.why} for one in findings}
+    _refuse_unknown(found, wanted, request)
     image = scratch / "image"
     image.mkdir()
     _configure(tree, obj, wanted, progress)
-    corrections.correct(tree, obj, wanted.corrections)
+    corrections.put_copies(tree, obj, findings)
     prefixes = f"-ffile-prefix-map={tree}=/skblab -ffile-prefix-map={obj}=/skblab/obj"
     flags = f"KCFLAGS={' '.join(recipe.FLAGS)} {prefixes}"
     kernel = image / KERNEL
     with ThreadPoolExecutor(max_workers=2) as beside:  # copies files while make links and gdb reads
         kept = beside.submit(module.keep_tree, tree, image / SOURCE)
         progress("compiling the kernel", 0, OBJECTS)
-        _make(tree, obj, progress, flags, "modules_prepare", "vmlinux")
+        if source.is_tarball and source.of_debian and not wanted.own:
+            _make(tree, obj, progress, flags, "modules_prepare")
+            kept.result()
+            with headers.precompiled(tree, obj, partial(_make, tree, obj, progress, flags, *headers.MAKE_VARIABLES)):
+                _make(tree, obj, progress, flags, *headers.MAKE_VARIABLES, "vmlinux")
+        else:
+            _make(tree, obj, progress, flags, "modules_prepare", "vmlinux")
         progress("indexing functions", 0, 0)
         shutil.copyfile(obj / "vmlinux", kernel)
         kernel.chmod(0o755)
@@ -168,9 +185,26 @@ def _build(source: Source, wanted: recipe.Recipe, workshop: Path, scratch: Path,
         "variant": wanted.variant,
         "release": (obj / "include/config/kernel.release").read_text().strip(),
         "recipe": wanted.key,
+        "corrections": found,
         "files": describe_files(image),
     }
     (image / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _refuse_unknown(found: dict[str, dict[str, str]], wanted: recipe.Recipe, request: Request) -> None:
+    """Refuse a source of which it is unknown whether it has a fault, unless the request accepts that.
+
+    :raises BuildFailed: with what happens in a kernel that has the fault
+    """
+    does = {fault.name: fault.does for fault in wanted.faults}
+    unknown = {name: about["why"] for name, about in found.items() if about["outcome"] == "unknown"}
+    if not unknown or request.accept_uncorrected:
+        return
+    raise BuildFailed(
+        f"it is unknown whether this source has faults that skblab corrects: {', '.join(unknown)}",
+        found="\n".join(f"{name}: {why}\n  if it has the fault, {does[name]}" for name, why in unknown.items()),
+        hint="add what this source has to src/skblab/image/corrections/, or build it as it is: --accept-uncorrected",
+    )
 
 
 def _index(image: Path, kernel: Path, described: Described) -> None:

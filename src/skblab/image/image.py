@@ -18,6 +18,7 @@ INDEX = "functions.sqlite"
 CONFIG = "config"
 SOURCE = "source"
 RECORDED = (KERNEL, INDEX, CONFIG)
+ENTRIES = {"files": {"size_bytes", "sha256"}, "corrections": {"outcome", "why"}}  # what the manifest's tables have
 MADE_LATER = ("agent-*.ko", "initramfs-*.cpio", "unwind-*.bin")  # made by newer skblabs; each has its digest beside it
 
 
@@ -26,7 +27,8 @@ class Image:
     """One image. Made by ``skblab image build``; opened by its directory.
 
     ``release`` is the guest's ``uname -r``; ``series`` its first two numbers; ``recipe`` the key of the options and
-    flags that it was built with.
+    flags that it was built with; ``corrections`` the faults of UML for which its source was examined, each with its
+    ``outcome`` (``applied``, ``not needed``, ``unknown``) and ``why``.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class Image:
     variant: str
     release: str
     recipe: str
+    corrections: dict[str, dict[str, str]]
     files: dict[str, dict[str, Any]]
 
     @classmethod
@@ -147,13 +150,14 @@ def _known(path: Path, recorded: object) -> dict[str, Any]:
             found=f"it has: {found}; this skblab knows: {', '.join(sorted(wanted))}",
             hint=_again(path),
         )
-    texts = all(isinstance(recorded[name], str) for name in wanted - {"files"})
-    files = recorded["files"]
-    if not texts or not isinstance(files, dict) or not all(isinstance(one, dict) for one in files.values()):
-        raise ImageDamaged(f"image {path.name}: {MANIFEST} cannot be read", found="not of its form", hint=_again(path))
-    if any(one.keys() != {"size_bytes", "sha256"} for one in files.values()):
+    texts = all(isinstance(recorded[name], str) for name in wanted - ENTRIES.keys())
+    if not texts or not all(_is_table(recorded[name], columns) for name, columns in ENTRIES.items()):
         raise ImageDamaged(f"image {path.name}: {MANIFEST} cannot be read", found="not of its form", hint=_again(path))
     return recorded
+
+
+def _is_table(value: object, columns: set[str]) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, dict) and one.keys() == columns for one in value.values())
 
 
 def digest(path: Path) -> str:

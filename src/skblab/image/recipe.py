@@ -7,10 +7,12 @@ from pathlib import Path
 
 from skblab.errors import UsageError
 from skblab.host import process
-from skblab.image.corrections import CORRECTIONS, KCOV_CORRECTIONS, Correction
+from skblab.image.corrections import FAULTS, MOVED, Fault
 
 DEFAULT_SERIES = "6.12"
-SERIES = ("6.12", "6.1")
+SERIES = ("6.12", "6.1", "7.3")
+
+USERSPACES = ("ptrace", "seccomp")  # how a kernel runs its programs; arch/um/os-Linux/start_up.c
 
 # The fragments of kernel/kconfig/ of each variant, in merge order.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -28,6 +30,7 @@ FLAGS = ("-fpatchable-function-entry=5", "-fno-ipa-ra", "-fno-ipa-sra", "-fno-op
 # Increased when the making or the layout of images changes, so that older ones do not match.
 LAYOUT = 5
 
+NUMBER = re.compile(r"\d+")
 OPTION_LINE = re.compile(r'CONFIG_\w+=(?:[ymn]|-?\d+|0x[0-9a-fA-F]+|".*")\s*')
 
 
@@ -40,26 +43,29 @@ def kernel_dir() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How images of one variant are made, apart from source and compiler; *own*: the user's fragments."""
+    """How images of one series and variant are made, apart from source and compiler; *own*: the user's fragments."""
 
+    series: str
     variant: str
     fragments: tuple[Path, ...]
     own: tuple[Path, ...] = ()
 
     @property
-    def corrections(self) -> tuple[Correction, ...]:
-        """The corrections of the source."""
-        return CORRECTIONS + (KCOV_CORRECTIONS if self.variant.startswith("kcov") else ())
+    def faults(self) -> tuple[Fault, ...]:
+        """The faults for which the source is examined."""
+        series = tuple(map(int, NUMBER.findall(self.series)))
+        faults = (fault.of_series(series) for fault in FAULTS if self.variant.startswith(fault.variant))
+        return tuple(fault for fault in faults if fault.corrections)
 
     @property
     def key(self) -> str:
-        """Digest of the options, the flags, the corrections and the layout."""
+        """Digest of the options, the flags, the corrections that a source of this series may get, and the layout."""
         options = sorted(wanted_options((*self.fragments, *self.own)).items())
-        return hashlib.sha256(repr((LAYOUT, FLAGS, self.corrections, options)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((LAYOUT, FLAGS, MOVED, self.faults, options)).encode()).hexdigest()[:16]
 
 
-def recipe_for(variant: str, own: tuple[Path, ...] = ()) -> Recipe:
-    """Return the recipe of a variant with the user's fragments, which become part of its name: ``default+mine``.
+def recipe_for(series: str, variant: str, own: tuple[Path, ...] = ()) -> Recipe:
+    """Return the recipe of a series' variant; the user's fragments become part of its name: ``default+mine``.
 
     :raises UsageError: no such variant, or a file is not a fragment
     """
@@ -68,7 +74,7 @@ def recipe_for(variant: str, own: tuple[Path, ...] = ()) -> Recipe:
     for fragment in own:
         _check_fragment(fragment)
     fragments = tuple(kernel_dir() / "kconfig" / f"{name}.config" for name in VARIANTS[variant])
-    return Recipe("+".join((variant, *(fragment.stem for fragment in own))), fragments, own)
+    return Recipe(series, "+".join((variant, *(fragment.stem for fragment in own))), fragments, own)
 
 
 def _check_fragment(path: Path) -> None:

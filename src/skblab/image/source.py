@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from skblab.errors import BuildFailed, MissingPrerequisite, UsageError
+from skblab.errors import BuildFailed, UsageError
 from skblab.files import typed
 from skblab.host import process
+from skblab.image import debian
 
 # What a UML build of Debian's source with skblab's options only reads, beside Kconfig files and Makefiles: a quarter of
 # the files, a sixth of the bytes.
@@ -56,21 +57,16 @@ class Source:
         return digest.hexdigest()
 
 
-def find_source(series: str, given: Path | None = None) -> Source:
-    """Return the source to build: *given*, a tree or a tarball, else Debian's package of *series*.
+def find_source(series: str, given: Path | None = None, progress: Callable[[str], object] = lambda _: None) -> Source:
+    """Return the source to build: *given*, a tree or a tarball, else Debian's package of *series*, installed or got.
 
-    :raises MissingPrerequisite: Debian's package is not installed
-    :raises UsageError: *given* is not a kernel source
+    :param progress: called with what is done to get it
+    :raises MissingPrerequisite: Debian's package is not installed and cannot be got
+    :raises UsageError: *given* is not a kernel source, or there is no such series
     """
     if given is None:
         path = Path(f"/usr/src/linux-source-{series}.tar.xz")
-        if not path.exists():
-            raise MissingPrerequisite(
-                f"no source of Linux {series}",
-                found=f"there is no {path}",
-                hint=f"apt-get install linux-source-{series}   (as root)\nor give a tree or a tarball with --source",
-            )
-        return Source(path, series, of_debian=True)
+        return Source(path if path.exists() else debian.get_source(series, progress), series, of_debian=True)
     path = typed(given).resolve()
     if path.is_dir():
         return Source(path, series_of(path))

@@ -73,7 +73,7 @@ def find_image(series: str = DEFAULT_SERIES, variant: str = "default") -> Image:
     :raises ImageMissing: no such image; the hint says how to build it
     :raises ImageDamaged: the image is damaged
     """
-    recipe = recipe_for(variant)
+    recipe = recipe_for(series, variant)
     images, damaged = list_images()
     fitting = [image for image in images if (image.series, image.variant) == (series, variant)]
     for image in fitting:

@@ -1,7 +1,6 @@
 """Trace packets through the kernel of a running lab, into a file."""
 
 import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,8 +184,8 @@ class Tracer:
             "clock": {
                 "guest_ns": 0,
                 "host_ns": channel.host_ns(0),
-                "realtime_ns": time.time_ns(),
-                "monotonic_ns": time.monotonic_ns(),
+                "realtime_ns": self._agent.link.clock.realtime_ns,
+                "monotonic_ns": self._agent.link.clock.monotonic_ns,
             },
             "fields": [(one.expression, one.kind, one.size_bytes, one.bits, one.shift) for one in self.fields],
             "reasons": {number: name for name, number in reasons(self._image.source).items()},
