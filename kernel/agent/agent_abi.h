@@ -47,7 +47,8 @@ struct agent_counts { /* of one rule */
 	__u64 too_many; /* not copied: copies of copies would be more than AGENT_MOST_COPIES */
 	__u64 expired; /* of the released: by their lease */
 	__u64 given_up; /* of the dropped: their device or namespace went away */
-	__u64 padding[2];
+	__u64 verdicts; /* packets that got the rule's verdict; a rule with any has fired */
+	__u64 padding;
 };
 
 struct agent_shared {

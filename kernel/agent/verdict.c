@@ -32,12 +32,13 @@ static void duplicate(const struct agent_rule *rule, const struct agent_regs *re
 	const unsigned int argument = rule->arm.skb_argument;
 	unsigned long arguments[AGENT_ARGUMENTS];
 	const u16 number = rule->number; /* the rule may be disarmed while a copy runs */
+	const u32 rule_copies = rule->arm.argument;
 	const u32 outer = copies_of_copies;
 
-	copies_of_copies *= rule->arm.argument;
+	copies_of_copies *= rule_copies;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		arguments[i] = agent_argument(regs, i);
-	for (u32 left = rule->arm.argument; left; left--) {
+	for (u32 left = rule_copies; left; left--) {
 		struct sk_buff *copy = skb_copy(skb, GFP_ATOMIC | __GFP_NOWARN);
 
 		if (!copy) {
@@ -45,6 +46,8 @@ static void duplicate(const struct agent_rule *rule, const struct agent_regs *re
 			break;
 		}
 		agent_counts(number)->duplicated++;
+		if (left == rule_copies)
+			agent_counts(number)->verdicts++;
 		arguments[argument] = (unsigned long)copy;
 		agent_call(address, arguments);
 	}
@@ -105,6 +108,7 @@ u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct
 		/* Without memory, a route that lasts, or room in the ring of events, the packet goes on. */
 		if (agent_hold(rule, regs, skb, place)) {
 			counts->held++;
+			counts->verdicts++;
 			regs->rax = (long)rule->arm.held_returns;
 			return verdict;
 		}
@@ -118,6 +122,8 @@ u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct
 		return verdict;
 	}
 	agent_tell_hit(rule, regs, skb, 0, place);
+	if (verdict != AGENT_DUPLICATE) /* which counts once there is a copy */
+		counts->verdicts++;
 	switch (verdict) {
 	case AGENT_TRACE:
 		counts->traced++;

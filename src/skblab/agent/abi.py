@@ -113,7 +113,8 @@ class Indirection(enum.IntEnum):
 class Counts:
     """struct agent_counts: what became of the packets that one rule's filter took.
 
-    No rule asks for what is counted from ``no_memory`` on: ``caveats`` has a sentence for each.
+    ``verdicts`` counts the packets that got the rule's verdict. No rule asks for what is counted from ``no_memory`` to
+    ``given_up``: ``caveats`` has a sentence for each.
     """
 
     arrived: int
@@ -130,6 +131,7 @@ class Counts:
     too_many: int = 0
     expired: int = 0
     given_up: int = 0
+    verdicts: int = 0
 
     @property
     def caveats(self) -> list[str]:
@@ -144,7 +146,7 @@ class Counts:
         )
         return [f"{count} {what}" for count, what in sentences if count]
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=14Q16x")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=15Q8x")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ class _Groups:
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
         self._group: list[HeldPacket] = []
+        self.complete = 0
 
     def add(self, held: HeldPacket) -> None:
         """Add a packet; release the group if it is complete."""
@@ -53,6 +54,7 @@ class _Groups:
         if len(self._group) < self._rule.hold_count:
             return
         group, self._group = self._group, []
+        self.complete += 1
         if self._rule.order == "reverse":
             group.reverse()
         elif self._rule.order == "random":
@@ -72,7 +74,7 @@ class _Edits:
         self._work: collections.deque[tuple[HeldPacket, Callable[[], None]]] = collections.deque()
         self._changed = threading.Condition()
         self._ended = False
-        self.failed = 0
+        self.edited = self.failed = 0
         self.why_failed = ""  # the first time
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
         self._thread = threading.Thread(target=self._run, name="skblab-edit", daemon=True)
@@ -102,6 +104,7 @@ class _Edits:
             before = held.packet
             try:
                 said = "edit " + held.edit(change, fix=self._rule.fix).replace("\n", ", ")
+                self.edited += 1
             except PacketGone as error:  # with its rule
                 said = f"not edited: {error.what}"
             except Exception as error:  # noqa: BLE001 - scapy may raise anything; the packet is released as it was
@@ -152,6 +155,15 @@ class Running:
     def counts(self) -> abi.Counts:
         """What has become of the packets that the filter took; also when it is closed."""
         return self.armed.counts
+
+    @property
+    def fired(self) -> bool:
+        """Whether the rule gave its verdict at least once: an edit changed a packet, ``hold N`` held N together."""
+        if self._edits:
+            return self._edits.edited > 0
+        if self._groups:
+            return self._groups.complete > 0
+        return self.counts.verdicts > 0
 
     @property
     def unedited(self) -> int:
