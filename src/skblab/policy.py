@@ -50,7 +50,8 @@ _CARRY_OUT: dict[str, Callable[[HeldPacket, Rule], object]] = {
 class Policy:
     """A function that decides about packets, in force until ``close()``, the end of the ``with``, or the lab's end.
 
-    It is called on a thread of the policy's own, with one packet after another. A packet about which it raises, or does
+    It is called on a thread of the policy's own, with one packet after another; in virtual time no time passes until it
+    has decided. A packet about which it raises, or does
     not decide within the lease, goes on as it is. It may also decide by the packet's own methods, and return None.
 
     :param decide: returns what happens to a packet
@@ -65,7 +66,8 @@ class Policy:
         self.decided = 0  # packets on which it has decided, in time
         self._decide = decide
         self._failed: Exception | None = None
-        self._work: queue.SimpleQueue[HeldPacket | None] = queue.SimpleQueue()
+        self._clock = agent.link.clock
+        self._work: queue.SimpleQueue[tuple[HeldPacket, Callable[[], None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="skblab-policy", daemon=True)
         self._armed = agent.arm(rule, self._heard, lease_s=lease_s)
         self._thread.start()
@@ -114,10 +116,11 @@ class Policy:
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
         del hit
         if held:
-            self._work.put(held)
+            self._work.put((held, self._clock.expect()))
 
     def _run(self) -> None:
-        while (held := self._work.get()) is not None:
+        while (work := self._work.get()) is not None:
+            held, has_decided = work
             try:
                 verdict = _verdict(self.rule.function, self._decide(held) or "accept")
                 _CARRY_OUT[verdict.verdict](held, verdict)
@@ -128,6 +131,8 @@ class Policy:
                 self._failed = self._failed or error
                 with contextlib.suppress(PacketGone, GuestLost):
                     held.release()
+            finally:
+                has_decided()
 
 
 @functools.lru_cache(maxsize=1024)
