@@ -65,7 +65,8 @@ class Policy:
         self.decided = 0  # packets on which it has decided, in time
         self._decide = decide
         self._failed: Exception | None = None
-        self._work: queue.SimpleQueue[HeldPacket | None] = queue.SimpleQueue()
+        self._clock = agent.link.clock
+        self._work: queue.SimpleQueue[tuple[HeldPacket, Callable[[], None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="skblab-policy", daemon=True)
         self._armed = agent.arm(rule, self._heard, lease_s=lease_s)
         self._thread.start()
@@ -114,20 +115,27 @@ class Policy:
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
         del hit
         if held:
-            self._work.put(held)
+            self._work.put((held, self._clock.expect()))
 
     def _run(self) -> None:
-        while (held := self._work.get()) is not None:
+        while work := self._work.get():
+            held, has_decided = work
             try:
-                verdict = _verdict(self.rule.function, self._decide(held) or "accept")
-                _CARRY_OUT[verdict.verdict](held, verdict)
-                self.decided += held.decided or verdict.verdict == "hold"
-            except (PacketGone, GuestLost):  # by its lease, with its rule, or the function itself has decided
-                self.decided += held.decided
-            except Exception as error:  # noqa: BLE001 - raised by close()
-                self._failed = self._failed or error
-                with contextlib.suppress(PacketGone, GuestLost):
-                    held.release()
+                self._decide_about(held)
+            finally:
+                has_decided()
+
+    def _decide_about(self, held: HeldPacket) -> None:
+        try:
+            verdict = _verdict(self.rule.function, self._decide(held) or "accept")
+            _CARRY_OUT[verdict.verdict](held, verdict)
+            self.decided += held.decided or verdict.verdict == "hold"
+        except (PacketGone, GuestLost):  # by its lease, with its rule, or the function itself has decided
+            self.decided += held.decided
+        except Exception as error:  # noqa: BLE001 - raised by close()
+            self._failed = self._failed or error
+            with contextlib.suppress(PacketGone, GuestLost):
+                held.release()
 
 
 @functools.lru_cache(maxsize=1024)
