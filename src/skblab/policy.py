@@ -119,20 +119,24 @@ class Policy:
             self._work.put((held, self._clock.expect()))
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
+        while work := self._work.get():
             held, has_decided = work
             try:
-                verdict = _verdict(self.rule.function, self._decide(held) or "accept")
-                _CARRY_OUT[verdict.verdict](held, verdict)
-                self.decided += held.decided or verdict.verdict == "hold"
-            except (PacketGone, GuestLost):  # by its lease, with its rule, or the function itself has decided
-                self.decided += held.decided
-            except Exception as error:  # noqa: BLE001 - raised by close()
-                self._failed = self._failed or error
-                with contextlib.suppress(PacketGone, GuestLost):
-                    held.release()
+                self._decide_about(held)
             finally:
                 has_decided()
+
+    def _decide_about(self, held: HeldPacket) -> None:
+        try:
+            verdict = _verdict(self.rule.function, self._decide(held) or "accept")
+            _CARRY_OUT[verdict.verdict](held, verdict)
+            self.decided += held.decided or verdict.verdict == "hold"
+        except (PacketGone, GuestLost):  # by its lease, with its rule, or the function itself has decided
+            self.decided += held.decided
+        except Exception as error:  # noqa: BLE001 - raised by close()
+            self._failed = self._failed or error
+            with contextlib.suppress(PacketGone, GuestLost):
+                held.release()
 
 
 @functools.lru_cache(maxsize=1024)

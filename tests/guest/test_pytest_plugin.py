@@ -282,6 +282,36 @@ def test_a_server_in_the_guest(run: Run) -> None:
     assert "drop @2000 if tcp dst port 80: never fired" in done.stdout.str()
 
 
+def test_in_virtual_time(run: Run) -> None:
+    """A second on the guest's clock; the same on every run; and what Python decides takes no time."""
+    done = run(
+        """
+        import pytest
+
+        @pytest.mark.skblab(root="host", time="virtual", serve="python3 -m http.server -d / 80")
+        @pytest.mark.parametrize("which", [2, 2, 2000])
+        def test_one_lost_segment(lab, which, counted=[]):
+            with lab.rule(f"tcp_v4_rcv = drop @{which} if tcp src port 80 and len > 500"):
+                got = lab.run(["curl", "-4", "-s", "http://guest/etc/services"])
+            assert got.stdout == open("/etc/services").read()
+            if which == 2:
+                counted.append(lab.counters.changed())
+                assert counted[0] == counted[-1]
+                assert lab.counters["TcpRetransSegs"] >= 1
+
+        @pytest.mark.skblab(time="virtual")
+        def test_policy(lab):
+            before = lab.clock.now
+            with lab.on("icmp_rcv", "icmp[icmptype] == icmp-echo", lambda packet: "delay 300ms") as policy:
+                assert lab.rtts_ms(3) == [300, 300, 300]
+            assert (policy.decided, policy.counts.expired) == (3, 0)
+            assert lab.clock.now - before < 0.6
+        """
+    )
+    done.assert_outcomes(passed=3, failed=1)
+    assert "drop @2000 if tcp src port 80 and len > 500: never fired" in done.stdout.str()
+
+
 def test_in_a_clean_environment_with_only_the_wheel(tmp_path: Path, image: Image) -> None:
     uv, wheels, made = ROOT / ".uv/bin/uv", tmp_path / "wheels", tmp_path / "venv"
     built = process.run([uv, "build", "--quiet", "--wheel", "--out-dir", wheels, ROOT], timeout_s=60)
