@@ -76,10 +76,13 @@ class LabLife(HostPrograms):
                 self._losses.leave_out(Losses(0, 0, *self.namespaces.drops()))
             elif self.spec.commands:
                 self.agent.wait_ready()
-                nodes = (HOST, *self.spec.nodes) if self.guest.clock.is_virtual else ()
-                start_commands(self.guest, self.agent, self.spec.commands, nodes)
+                start_commands(self.guest, self.agent, self.spec.commands, self._nodes)
             self._stack = stack.pop_all()
         return self
+
+    @property
+    def _nodes(self) -> tuple[str, ...]:
+        return (HOST, *self.spec.nodes) if self.guest.clock.is_virtual else ()
 
     def keep(self) -> None:
         """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it.

@@ -59,7 +59,7 @@ class Settings:
 def settings(node: "pytest.Item") -> Settings:
     """Return what a test's markers say; the one nearest to the test wins.
 
-    :raises UsageError: a field is none, or out of its range
+    :raises UsageError: there is no such field, or it is out of its range
     """
     said: dict[str, Any] = {}
     for marker in reversed([*node.iter_markers("skblab")]):
