@@ -2,7 +2,8 @@
 
 In virtual time the guest's kernel asks before it lets idle time pass (``time-travel=ext:``, arch/um/kernel/time.c, as
 image/corrections/virtual_time.py changes it). So a virtual clock is **at rest** where the guest is idle: all that it
-could do at this moment is done, and it has named the moment of its next timer. Whoever waits lets it run, turn by turn:
+could do at this moment is done, and it has named the moment of its next timer. A thread that waits lets it run, turn by
+turn:
 
 - to this same moment, if the guest was given something meanwhile: a command, input for a program
 - else to its next timer, or to the moment at which somebody wants to wait no longer

@@ -50,7 +50,8 @@ _CARRY_OUT: dict[str, Callable[[HeldPacket, Rule], object]] = {
 class Policy:
     """A function that decides about packets, in force until ``close()``, the end of the ``with``, or the lab's end.
 
-    It is called on a thread of the policy's own, with one packet after another. A packet about which it raises, or does
+    It is called on a thread of the policy's own, with one packet after another; in virtual time no time passes until it
+    has decided. A packet about which it raises, or does
     not decide within the lease, goes on as it is. It may also decide by the packet's own methods, and return None.
 
     :param decide: returns what happens to a packet

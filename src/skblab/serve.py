@@ -17,7 +17,7 @@ TIMEOUT_S = 20.0
 def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequence[str] = ()) -> None:
     """Run shell command lines in the guest; return when each listens on a TCP port. They run as long as the lab does.
 
-    Their output goes to the kernel's log.
+    They begin in the guest's `/`. Their output goes to the kernel's log.
 
     :param nodes: of the lab; a line that begins with ``NODE:`` runs on that one
 
@@ -38,7 +38,9 @@ def _start(guest: Guest, line: str, nodes: Sequence[str]) -> Command:
     node, line = (node, there) if found and node in nodes else ("", line)
     log = guest.console.writer
     environment = {"PYTHONUNBUFFERED": "1"}
-    return guest.popen(["sh", "-c", line], stdout=log, stderr=subprocess.STDOUT, env=environment, stays=True, node=node)
+    return guest.popen(
+        ["sh", "-c", line], stdout=log, stderr=subprocess.STDOUT, cwd="/", env=environment, stays=True, node=node
+    )
 
 
 def _wait(guest: Guest, heard: int, commands: list[Command]) -> None:
