@@ -170,7 +170,7 @@ struct agent_arm {
 	__u64 delay_ns, jitter_ns; /* of a hold; delay 0: until the host decides */
 	__u64 lease_ns; /* of a hold without a delay: it goes on by itself after that; 0: never */
 	__u64 text_start, text_end; /* the kernel's text, to find return addresses; 0: hits carry no stack */
-	__s64 argument; /* the verdict's own: of AGENT_DUPLICATE, how many copies */
+	__s64 argument; /* the verdict's own: of AGENT_DUPLICATE, how many copies; of AGENT_HOLD, bits a second, or 0 */
 	__u32 chance; /* of 2^32; 0: always */
 	__u32 seed;
 	__u32 verdict; /* enum agent_verdict, in verdict.c */

@@ -5,7 +5,7 @@
 enum agent_verdict { /* src/skblab/verdict.py has the words, with the same numbers */
 	AGENT_ACCEPT = 0,
 	AGENT_TRACE = 1,
-	AGENT_HOLD = 2, /* delay and edit, too */
+	AGENT_HOLD = 2, /* delay, rate, edit and corrupt, too */
 	AGENT_DROP = 3,
 	AGENT_DUPLICATE = 4,
 	AGENT_STOP = 5,
@@ -85,6 +85,8 @@ bool agent_verdict_fits(const struct agent_arm *arm)
 	if (arm->skb_argument == AGENT_NO_PACKET)
 		return arm->verdict <= AGENT_TRACE;
 	if (arm->verdict == AGENT_DUPLICATE && (u64)arm->argument > AGENT_MOST_COPIES)
+		return false;
+	if (arm->verdict == AGENT_HOLD && arm->argument < 0)
 		return false;
 	return arm->skb_argument < AGENT_ARGUMENTS;
 }

@@ -19,6 +19,7 @@ from skblab.image.module import ensure_agent
 from skblab.life import LabLife
 from skblab.policy import LEASE_S, Decide, Policy
 from skblab.rule import Occurrence, Rule
+from skblab.serve import start_commands
 from skblab.trace.tracer import Tracer, TraceSpec
 
 
@@ -155,6 +156,14 @@ class Lab(LabLife):
         watch = self._running.guest.on_panic(callback)
         self._stay().callback(watch.close)
         return watch
+
+    def serve(self, command: str) -> None:
+        """Start a shell command line in the guest; return when it listens on a TCP port. It runs until the lab ends.
+
+        :raises GuestCommandFailed: it has ended before
+        :raises Timeout: it has done neither in time
+        """
+        start_commands(self.guest, self._ready_agent(), [command], self._nodes)
 
     def debugger(self) -> Debugger:
         """Return a gdb session on the guest kernel; entering it attaches."""

@@ -76,8 +76,7 @@ class LabLife(HostPrograms):
                 self._losses.leave_out(Losses(0, 0, *self.namespaces.drops()))
             elif self.spec.commands:
                 self.agent.wait_ready()
-                nodes = (HOST, *self.spec.nodes) if self.guest.clock.is_virtual else ()
-                start_commands(self.guest, self.agent, self.spec.commands, nodes)
+                start_commands(self.guest, self.agent, self.spec.commands, self._nodes)
             self._stack = stack.pop_all()
         if self._joins and parts.clock.is_virtual:
             self._take_clock()
@@ -90,6 +89,10 @@ class LabLife(HostPrograms):
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _nodes(self) -> tuple[str, ...]:
+        return (HOST, *self.spec.nodes) if self.guest.clock.is_virtual else ()
 
     def keep(self) -> None:
         """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it.

@@ -69,7 +69,7 @@ class RuleOutcome:
 
     def named_counts(self) -> dict[str, int]:
         """Return the counts by their names, of an edit with ``unedited``."""
-        return asdict(self.counts) | ({"unedited": self.unedited} if self.rule.verdict == "edit" else {})
+        return asdict(self.counts) | ({"unedited": self.unedited} if VERDICTS[self.rule.verdict].changes_bytes else {})
 
     def lines(self) -> list[str]:
         """Return it for people: the rule with its counts, and what the rule did not ask for."""

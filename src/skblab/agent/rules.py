@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -75,6 +76,11 @@ class Rules:
         self._free = list(range(abi.BY_HAND - 1, -1, -1))
         self._lease_s = lease_s
         self._in_force: dict[int, tuple[Rule, Listener]] = {}
+
+    @property
+    def changed(self) -> threading.Condition:
+        """The condition of those who wait for events."""
+        return self._link.changed
 
     def arm(self, rule: Rule, listener: Listener = ignore, *, lease_s: float | None = None) -> Armed:
         """Put a rule in force.
