@@ -30,6 +30,10 @@ WAY_OF_A_PING = (
     "netif_receive_skb_list_internal", "ip_rcv", "ip_local_deliver", "icmp_rcv", "icmp_echo",
     "icmp_reply", "ip_output", "dev_hard_start_xmit",
 )  # fmt: skip
+SLOW_CODEL = (
+    "tc qdisc add dev vec0 root handle 1: tbf rate 80kbit burst 1600 latency 9s"
+    " && tc qdisc add dev vec0 parent 1: fq_codel target 1us interval 1ms noecn"
+)
 DROP_ECHO_REQUESTS = (
     "nft add table ip t && nft 'add chain ip t c { type filter hook input priority 0 ; }'"
     " && nft add rule ip t c icmp type echo-request drop && exec python3 -m http.server 80"
@@ -263,6 +267,17 @@ def test_a_rule_of_nftables_drops(filtering: Lab) -> None:
     frames = [frame.function for frame in trace.backtrace(step)]
     assert "nft_do_chain" in frames or "nf_hook_slow" in frames
     assert "ip_local_deliver" in frames
+
+
+def test_a_qdiscs_own_reason(every_image: Image) -> None:
+    """CoDel drops what has waited; only 7.3 has reasons of qdiscs (include/net/dropreason-qdisc.h)."""
+    with Lab(image=every_image, root="host", memory_mib=96) as lab:
+        assert "1 received" in pinged(lab)  # the neighbour is known from here on
+        assert lab.guest.run(["sh", "-c", SLOW_CODEL]).returncode == 0
+        with lab.trace(filter="icmp") as tracer:
+            pinged(lab, "-c", "20", "-i", "0.01", "-s", "500")
+        found = {reason for _, reason in drops(complete(tracer.trace()))}
+    assert found == {"QDISC_DROP_CONGESTED" if every_image.series == "7.3" else "NOT_SPECIFIED"}
 
 
 def test_within_the_guest(filtering: Lab) -> None:
