@@ -55,6 +55,7 @@ struct agent_rule {
 	bool acts; /* agent_verdict_acts() */
 	u64 occurrence;
 	u32 random;
+	u64 sent_ns; /* of a rate: when the packets so far have passed */
 };
 
 /* channel.c: memory and socket shared with the host */

@@ -47,7 +47,8 @@ struct agent_counts { /* of one rule */
 	__u64 too_many; /* not copied: copies of copies would be more than AGENT_MOST_COPIES */
 	__u64 expired; /* of the released: by their lease */
 	__u64 given_up; /* of the dropped: their device or namespace went away */
-	__u64 padding[2];
+	__u64 verdicts; /* packets that got the rule's verdict; a rule with any has fired */
+	__u64 padding;
 };
 
 struct agent_shared {
@@ -70,6 +71,7 @@ struct agent_shared {
 	__u64 farewells; /* of controllers whose rules and traces have ended */
 	__u64 events_tail __attribute__((aligned(64))); /* host */
 	__u64 host_waits; /* host: ring when there is an event */
+	__u64 clock_now_ns, clock_next_ns, clock_rests; /* host, for the next one: the clock of virtual time */
 	__u64 steps_head __attribute__((aligned(64))); /* agent */
 	__u64 steps_lost; /* steps, returns and kinships that found the ring full */
 	__u64 forgotten; /* packets that a trace gave up because it followed too many */
@@ -168,7 +170,7 @@ struct agent_arm {
 	__u64 delay_ns, jitter_ns; /* of a hold; delay 0: until the host decides */
 	__u64 lease_ns; /* of a hold without a delay: it goes on by itself after that; 0: never */
 	__u64 text_start, text_end; /* the kernel's text, to find return addresses; 0: hits carry no stack */
-	__s64 argument; /* the verdict's own: of AGENT_DUPLICATE, how many copies */
+	__s64 argument; /* the verdict's own: of AGENT_DUPLICATE, how many copies; of AGENT_HOLD, bits a second, or 0 */
 	__u32 chance; /* of 2^32; 0: always */
 	__u32 seed;
 	__u32 verdict; /* enum agent_verdict, in verdict.c */

@@ -185,6 +185,7 @@ int agent_arm(const struct agent_arm *arm)
 	if (old) { /* the same rule with another filter: its counts go on */
 		rule->occurrence = old->occurrence;
 		rule->random = old->random;
+		rule->sent_ns = old->sent_ns;
 		list_replace(&old->list, &rule->list);
 	} else {
 		list_add_tail(&rule->list, &probe->rules);

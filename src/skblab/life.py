@@ -76,19 +76,29 @@ class LabLife(HostPrograms):
                 self._losses.leave_out(Losses(0, 0, *self.namespaces.drops()))
             elif self.spec.commands:
                 self.agent.wait_ready()
-                nodes = (HOST, *self.spec.nodes) if self.guest.clock.is_virtual else ()
-                start_commands(self.guest, self.agent, self.spec.commands, nodes)
+                start_commands(self.guest, self.agent, self.spec.commands, self._nodes)
             self._stack = stack.pop_all()
+        if self._joins and parts.clock.is_virtual:
+            self._take_clock()
         return self
+
+    def _take_clock(self) -> None:
+        """Take over a clock that another controller has left: it comes with the agent."""
+        try:
+            self.agent.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _nodes(self) -> tuple[str, ...]:
+        return (HOST, *self.spec.nodes) if self.guest.clock.is_virtual else ()
 
     def keep(self) -> None:
         """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it.
 
-        :raises UsageError: it runs in virtual time, which this process grants
+        In virtual time one process at a time can use it: the one that grants time.
         """
-        if self.guest.clock.is_virtual:
-            raise UsageError(f"lab {self.name} runs in virtual time, which this process grants: it ends with it",
-                             hint="skblab run --time virtual, or a program in Python")  # fmt: skip
         self._running.keep(self._ready_agent().channel)
 
     def __exit__(
@@ -152,7 +162,7 @@ class LabLife(HostPrograms):
         directory: str,
     ) -> process.Client:
         stdin, stdout, stderr = stdio
-        where = directory or (str(Path.cwd()) if self.spec.root == HOST_ROOT else "")
+        where = directory or (str(Path.cwd()) if self._running.root == HOST_ROOT else "")
         return self.guest.popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=where, env=env, node=HOST)
 
     def _why_lost(self) -> SkblabError:

@@ -19,7 +19,8 @@ TIMEOUT_S = 20.0
 def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequence[str] = ()) -> None:
     """Run shell command lines in the guest; return when each listens on a TCP port. They run as long as the lab does.
 
-    Their output goes to the kernel's log. A line that begins with ``udp:`` has to bind a UDP socket instead.
+    They begin in the guest's `/`. Their output goes to the kernel's log. A line that begins with ``udp:`` has to bind a
+    UDP socket instead.
 
     :param nodes: of the lab; a line that begins with ``NODE:`` runs on that one
 
@@ -49,7 +50,9 @@ def _read(line: str, nodes: Sequence[str]) -> tuple[str, str, bool]:
 def _start(guest: Guest, node: str, line: str) -> Command:
     log = guest.console.writer
     environment = {"PYTHONUNBUFFERED": "1"}
-    return guest.popen(["sh", "-c", line], stdout=log, stderr=subprocess.STDOUT, env=environment, stays=True, node=node)
+    return guest.popen(
+        ["sh", "-c", line], stdout=log, stderr=subprocess.STDOUT, cwd="/", env=environment, stays=True, node=node
+    )
 
 
 def _wait(guest: Guest, heard: int, commands: list[Command]) -> None:

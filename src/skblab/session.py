@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
@@ -49,12 +49,33 @@ class Watcher:
 
 @dataclass(frozen=True, slots=True)
 class RuleOutcome:
-    """What became of the packets that a rule's filter took; of an edit, how many it failed on, and why the first."""
+    """What became of the packets that a rule's filter took.
+
+    :param fired: it gave its verdict at least once
+    :param unedited: packets on which its edit failed
+    :param why_unedited: why it failed on the first of them
+    """
 
     rule: Rule
     counts: Counts
-    unedited: int
-    why_unedited: str
+    fired: bool
+    unedited: int = 0
+    why_unedited: str = ""
+
+    @classmethod
+    def of(cls, running: "Running") -> Self:
+        """Return what became of a rule's packets so far."""
+        return cls(running.armed.rule, running.counts, running.fired, running.unedited, running.why_unedited)
+
+    def named_counts(self) -> dict[str, int]:
+        """Return the counts by their names, of an edit with ``unedited``."""
+        return asdict(self.counts) | ({"unedited": self.unedited} if VERDICTS[self.rule.verdict].changes_bytes else {})
+
+    def lines(self) -> list[str]:
+        """Return it for people: the rule with its counts, and what the rule did not ask for."""
+        counts = self.named_counts().items()
+        shown = [f"{name} {count}" for name, count in counts if name == "arrived" or (count and name != "verdicts")]
+        return [f"{self.rule}: {', '.join(shown)}", *self.counts.caveats, *([] if self.fired else ["never fired"])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +97,11 @@ class Outcome:
     complaints: tuple[Complaint, ...]
     link: Losses
     events_lost: int
+
+    @property
+    def unfired(self) -> tuple[Rule, ...]:
+        """The rules that never fired: the run did not test what they were for. Not those whose edit failed."""
+        return tuple(one.rule for one in self.rules if not one.fired and not one.unedited)
 
     @property
     def exit_status(self) -> int:
@@ -155,7 +181,7 @@ class Session:
                 process.exit_status(status),
                 duration_s,
                 tuple(map(_text, files)) or ("", ""),  # type: ignore[arg-type] # two, or none
-                tuple(RuleOutcome(one.armed.rule, one.counts, one.unedited, one.why_unedited) for one in self._running),
+                tuple(map(RuleOutcome.of, self._running)),
                 self._lab.new_complaints,
                 self._lab.link_losses,
                 self._lab.agent.channel.lost,

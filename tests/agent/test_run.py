@@ -148,7 +148,7 @@ TRAPPED = "trap 'echo trapped' INT; echo begun; sleep 1; sleep 1; echo done; exi
 
 
 def test_ctrl_c_on_a_terminal_is_the_commands() -> None:
-    person = Person("run", "-r", "ip_rcv = trace", "--", "sh", "-c", TRAPPED)
+    person = Person("run", "--allow-unfired", "-r", "ip_rcv = trace", "--", "sh", "-c", TRAPPED)
     person.reads("begun")
     person.types(b"\x03")
     read = person.reads("lost: 0")

@@ -22,11 +22,12 @@ def lab(every_image: Image, request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 def uptime_s(lab: Lab) -> float:
-    return float(lab.guest.mconsole.proc("uptime").split()[0])
+    return float(lab.guest.run(["cat", "/proc/uptime"]).stdout.split()[0])
 
 
 def retransmitted(lab: Lab) -> int:
-    names, numbers = (line.split() for line in lab.guest.mconsole.proc("net/snmp").splitlines() if line[:4] == "Tcp:")
+    lines = lab.guest.run(["cat", "/proc/net/snmp"]).stdout.splitlines()
+    names, numbers = (line.split() for line in lines if line[:4] == "Tcp:")
     return int(numbers[names.index("RetransSegs")])
 
 

@@ -27,7 +27,7 @@ OFFSETS = {
     "steps_offset": 80, "steps_bytes": 88, "trampoline_address": 96, "by_hand_address": 104,
     "commands_head": 128, "commands_tail": 192,
     "events_head": 256, "lost": 264, "held": 272, "probes": 280, "farewells": 288,
-    "events_tail": 320, "host_waits": 328,
+    "events_tail": 320, "host_waits": 328, "clock_now_ns": 336, "clock_next_ns": 344, "clock_rests": 352,
     "steps_head": 384, "steps_lost": 392, "forgotten": 400, "unhooked": 408,
     "steps_tail": 448, "steps_wanted": 456, "steps_soon_ms": 464, "longest_off_ns": 472,
     "link_cut": 480, "link_no_memory": 488, "link_refused": 496, "counts": 512,
@@ -113,7 +113,8 @@ class Indirection(enum.IntEnum):
 class Counts:
     """struct agent_counts: what became of the packets that one rule's filter took.
 
-    No rule asks for what is counted from ``no_memory`` on: ``caveats`` has a sentence for each.
+    ``verdicts`` counts the packets that got the rule's verdict. No rule asks for what is counted from ``no_memory`` to
+    ``given_up``: ``caveats`` has a sentence for each.
     """
 
     arrived: int
@@ -130,6 +131,7 @@ class Counts:
     too_many: int = 0
     expired: int = 0
     given_up: int = 0
+    verdicts: int = 0
 
     @property
     def caveats(self) -> list[str]:
@@ -144,7 +146,7 @@ class Counts:
         )
         return [f"{count} {what}" for count, what in sentences if count]
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=14Q16x")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=15Q8x")
 
 
 @dataclass(frozen=True, slots=True)

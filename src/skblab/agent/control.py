@@ -62,14 +62,16 @@ class Agent:
         """
         self.link.wait_ready()
 
-    def arm(self, rule: Rule, listener: Listener = ignore) -> Armed:
+    def arm(self, rule: Rule, listener: Listener = ignore, *, lease_s: float | None = None) -> Armed:
         """Put a rule in force.
+
+        :param lease_s: how long a held packet waits for a decision, if not as long as for other rules
 
         :raises UnknownFunction: there is no such function
         :raises UnsupportedVerdict: the verdict is not sound there
         :raises RuleError: libpcap does not understand the filter
         """
-        return self.rules.arm(rule, listener)
+        return self.rules.arm(rule, listener, lease_s=lease_s)
 
     def watch(self, function: str, listener: Listener) -> Armed:
         """Have *listener* called whenever a function is entered, whether it has a packet or not.

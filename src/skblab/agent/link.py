@@ -1,6 +1,6 @@
 """The conversation with the agent: one thread reads its events; any other sends a command and waits for the answer.
 
-In virtual time there is no reading thread: whoever lets the guest run reads (``clock.VirtualClock.attend()``).
+In virtual time there is no reading thread: the thread that lets the guest run reads (``clock.VirtualClock.attend()``).
 """
 
 import errno

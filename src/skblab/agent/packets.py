@@ -154,6 +154,7 @@ class HeldPacket:
         self.ended_at_ns = 0
         self.cause = Cause.DECIDED  # why it went, once it has
         self.state = State.HELD
+        self.decided = False  # by release() or drop(): not by its lease, or with its rule
 
     @property
     def skb(self) -> int:
@@ -256,7 +257,7 @@ class HeldPacket:
     def _decide(self, what: str) -> None:
         with self._holdings.lock:
             self._require_held(what)
-            self.state = State.LEAVING
+            self.state, self.decided = State.LEAVING, True
 
 
 def _check_like(packet: Packet, before: Packet) -> None:

@@ -44,6 +44,11 @@ class Stream(Generic[Item]):
         """What has become of the packets that the filter took."""
         return self.armed.counts
 
+    @property
+    def fired(self) -> bool:
+        """Whether a packet got the rule's verdict."""
+        return self.counts.verdicts > 0
+
     def refilter(self, expression: str) -> None:
         """Replace the rule's filter by a pcap-filter(7) expression; what is held stays held.
 

@@ -182,6 +182,7 @@ class Guest(Programs):
         if boot.stopped:
             return guest
         try:
+            clock.attend(guest._relayed)
             guest._wait_ready(boot)
             if boot.disks:
                 guest._wait_entered(boot)
@@ -213,6 +214,12 @@ class Guest(Programs):
                 raise self._never_ready(boot, f"the guest kernel ended before it was ready ({self.how_it_ended()})")
             elif left <= 0:
                 raise self._not_ready(boot)
+
+    def _relayed(self) -> bool:
+        """Have process 1 pass its notifications on: in virtual time, before more time passes; until the guest is up."""
+        with contextlib.suppress(GuestLost):
+            self._namespaces.request("status")
+        return not self.ready_s and self.alive
 
     def _wait_entered(self, boot: Boot) -> None:
         """Wait until init reports that the disk's init has taken over, or why not (kernel/init/root.c tell_disk())."""

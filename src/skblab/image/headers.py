@@ -1,4 +1,4 @@
-"""Precompile the kernel's headers: three quarters of a kernel's compile time is parsing them, anew for each file.
+"""Precompile the kernel's headers: three quarters of a kernel's compile time is parsing them again and again.
 
 gcc takes a precompiled header only for the first include of a file, which in a kernel build is
 ``-include include/linux/compiler-version.h``, and only if no name in it is a macro on the command line (gcc's manual,
