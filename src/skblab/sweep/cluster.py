@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from skblab.errors import ImageDamaged, ImageMissing, MissingPrerequisite, SkblabError
 from skblab.guest import initramfs
-from skblab.image.image import MANIFEST, Image, digest_file
+from skblab.image.image import MANIFEST, SOURCE, Image, digest_file
 from skblab.image.module import ensure_agent
+from skblab.image.reasons import READ
 from skblab.image.store import find_image, images_dir
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 from skblab.sweep.pool import Cell, Rules
@@ -108,9 +109,15 @@ def _ship(client: "Client", image: Image) -> None:
 
 
 def packed(image: Image) -> bytes:
-    """Return an archive of what an image needs to run, and of the digests."""
+    """Return an archive of what an image needs to run, and of the digests; of its source, what rules need."""
     made = [ensure_agent(image.path), initramfs.ensure(image.path), *image.path.glob(UNWIND)]
-    names = [MANIFEST, *image.files, *(one.name for path in made for one in (path, digest_file(path)) if one.exists())]
+    read = [f"{SOURCE}/{header}" for header in sorted(READ) if (image.source / header).exists()]
+    names = [
+        MANIFEST,
+        *image.files,
+        *read,
+        *(one.name for path in made for one in (path, digest_file(path)) if one.exists()),
+    ]
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=FAST) as tar:
         for name in names:
