@@ -159,9 +159,10 @@ class LabLife(HostPrograms):
         argv: Sequence[process.Argument],
         stdio: tuple[process.Stream, process.Stream, process.Stream],
         env: dict[str, str] | None,
+        directory: str,
     ) -> process.Client:
         stdin, stdout, stderr = stdio
-        where = str(Path.cwd()) if self._running.root == HOST_ROOT else ""
+        where = directory or (str(Path.cwd()) if self._running.root == HOST_ROOT else "")
         return self.guest.popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=where, env=env, node=HOST)
 
     def _why_lost(self) -> SkblabError:

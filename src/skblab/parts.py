@@ -61,7 +61,8 @@ class Parts:
         modules, archive = self._check()
         self.console = Console()
         stack.callback(self.console.close)  # after the kernel's end, so that its last words are read
-        self.clock, clock_fds = self._make_clock(stack)
+        self.clock, clock_sockets = self._make_clock(stack)
+        clock_fds = tuple(one.fileno() for one in clock_sockets)
         self.namespaces = stack.enter_context(
             Namespaces(self._name, link=self._sound_links(), within=self.clock.is_virtual)
         )
@@ -95,7 +96,8 @@ class Parts:
         self._learn_modules({str(one.file): self.guest.module_sections.get(one.name, {}) for one in modules})
         for terminal in self.terminals:
             terminal.hand_over()
-        guest_socket.close()  # the guest has it now: when it closes its end, we see the end of the stream
+        for one in (guest_socket, *clock_sockets):
+            one.close()  # the guest has it now: when it closes its end, we see the end of the stream
         if not spec.from_boot:
             self.receive_one_by_one()
         if isinstance(self.clock, VirtualClock):
@@ -103,15 +105,15 @@ class Parts:
             self.clock.run_until(READY_AT_S)
         stack.callback(self._end_kernel)
 
-    def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[int, ...]]:
-        """Return the guest's clock, and the descriptor by which its kernel asks a virtual one."""
+    def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[socket.socket, ...]]:
+        """Return the guest's clock, and the socket by which its kernel asks a virtual one."""
         if self._spec.time == "real":
             return REAL, ()
         ours, theirs = socket.socketpair()
         stack.enter_context(theirs)
         clock = VirtualClock(ours)
         stack.callback(clock.close)
-        return clock, (theirs.fileno(),)
+        return clock, (theirs,)
 
     def _virtual_words(self) -> tuple[str, ...]:
         addresses = self.namespaces.addresses
