@@ -10,7 +10,7 @@ inherited, by its number.
 those whose numbers stood on its stack (time_travel_handle_message()).
 
 **Lost input.** A SIGIO that came while the guest waited took the events from the epoll descriptor, which reports each
-once, and only noted that some had come (irq.c sigio_reg_handler()). Now it leaves them there; 6.12 notes which they are.
+once, and only noted that some had come (irq.c sigio_reg_handler()). Now it leaves them there; 6.12 notes them.
 
 **Randomness.** All of the guest's comes from os_getrandom(). With ``random_seed=N``, N determines it.
 
