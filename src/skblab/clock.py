@@ -291,7 +291,7 @@ class VirtualClock(Clock):
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None, at_once: Iterable[Watched] = ()) -> bool:
         """Let the guest run until *done*; return False after *timeout_s* of virtual time, or if the guest is gone.
 
-        :raises Timeout: MOST_S have passed for one who waits without limit; or a program of the guest's computes for ever
+        :raises Timeout: MOST_S have passed for one who waits without limit; or a program computes for ever
         :raises UsageError: this is a callback
         """
         at_once = list(at_once)
