@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from delay import NFQUEUE, QUEUE_RULES
 from numbers_table import Number, single, summary
 
 from skblab.agent.functions import FORBIDDEN_FILES, plain_packet
@@ -114,10 +115,19 @@ def beside_gdb(lab: Lab) -> Iterator[Number]:
     yield single("gdb: a conditional breakpoint that does not match", broken - plain, "us")
     with lab.hold("icmp_rcv") as held:
         yield summary("held, decided on in Python, released, answered", asked(lab, 1000, lambda: let_go(held)), "us")
+    with lab.on("icmp_rcv", "icmp", lambda _: None):
+        yield summary("a policy in Python decides, answered", asked(lab, 1000, lambda: None), "us", 60)
     with lab.debugger() as gdb:
         gdb.set_stop("icmp_rcv")
         gdb.resume()
         yield summary("stopped under gdb, decided on, resumed, answered", asked(lab, 50, lambda: go_on(gdb)), "us")
+
+
+def beside_nfqueue(image: Image) -> Iterator[Number]:
+    """Measure NFQUEUE and a Python program in the guest, which decides at once."""
+    command = f"nft '{QUEUE_RULES}' && exec {NFQUEUE} 0"
+    with Lab(image=image, root="host", commands=[command], memory_mib=256) as lab:
+        yield summary("NFQUEUE and Python in the guest decide, answered", asked(lab, 1000, lambda: None), "us")
 
 
 def let_go(held: Hold) -> None:
@@ -219,5 +229,6 @@ def measure(image: Image) -> Iterator[Number]:
         yield from probe_cost(lab)
         yield from hold_cost(lab)
         yield from beside_gdb(lab)
+    yield from beside_nfqueue(image)
     yield from throughput(image)
     yield from held_at_once(image)

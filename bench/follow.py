@@ -32,8 +32,8 @@ def step_cost(lab: Lab) -> Iterator[Number]:
     """Measure what following adds to a call."""
     bare = statistics.median(calls_ns(lab))
     for what, returns, target in (("a followed call", False, 40), ("the same, with its return", True, 0)):
-        point = abi.Point(0, lab.agent.channel.measured_address, 0, returns=returns)
-        lab.agent.follow(abi.Follow(), [point], len)
+        probe = abi.TraceProbe(0, lab.agent.channel.measured_address, 0, returns=returns)
+        lab.agent.follow(abi.Follow(), [probe], len)
         try:
             yield summary(what, [one - bare for one in calls_ns(lab)], "ns", target)
         finally:

@@ -10,6 +10,7 @@ import userspace
 from numbers_table import report
 
 import agent
+import virtual
 from skblab.image.store import find_image
 
 
@@ -18,13 +19,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--series", default="6.12")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", choices=("boot", "agent", "delay", "follow", "userspace"), help="a part of it")
-    arguments = parser.parse_args()
-    image = find_image(arguments.series)
     parts = {
         "boot": boot.measure, "agent": agent.measure, "delay": delay.measure, "follow": follow.measure,
-        "userspace": userspace.measure,
+        "userspace": userspace.measure, "virtual": virtual.measure,
     }  # fmt: skip
+    parser.add_argument("--only", choices=tuple(parts), help="a part of it")
+    arguments = parser.parse_args()
+    image = find_image(arguments.series)
     chosen = [part for name, part in parts.items() if arguments.only in {None, name}]
     report(image, itertools.chain.from_iterable(part(image) for part in chosen), as_json=arguments.json)
 

@@ -57,7 +57,7 @@ class HeardComplaints:
         finish = process.finish
 
         def finish_and_listen(
-            running: process.Process, *, timeout_s: float | None = None
+            running: process.Client, *, timeout_s: float | None = None
         ) -> subprocess.CompletedProcess[str]:
             done = finish(running, timeout_s=timeout_s)
             self.read(done.stdout + done.stderr)
@@ -97,7 +97,7 @@ def skblab(*words: str, timeout_s: float = 90, **environment: str) -> subprocess
     return done
 
 
-def start_skblab(*words: str, **environment: str) -> process.Process:
+def start_skblab(*words: str, **environment: str) -> process.Client:
     """Start the command line; its output is the caller's to read."""
     return process.start(
         [*SKBLAB, *words],

@@ -2,7 +2,7 @@
 
 ===========  =============================================================================================
 ``sh``       its commands end with 0
-``python``   it ends with 0, and prints something
+``python``   it ends with 0, and prints something; pytest runs it if it has tests
 ``console``  runs what follows ``$ ``, and compares the output with the lines below: numbers may differ, words
                           not; ``...`` is any lines. Blocks of a ``(gdb)`` session are one session, whose lines are
                           found in order
@@ -154,7 +154,8 @@ def check_script(shell: Shell, text: str) -> None:
 
 def check_program(shell: Shell, text: str) -> None:
     shell.directory.joinpath("block.py").write_text(text)
-    status, printed = shell.run("python -W error block.py")
+    has_tests = "def test_" in text
+    status, printed = shell.run("pytest -q -p no:cacheprovider block.py" if has_tests else "python -W error block.py")
     if status or not printed:
         raise AssertionError(printed or "it prints nothing")
 

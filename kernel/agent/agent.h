@@ -36,17 +36,13 @@ struct agent_place { /* of a followed packet. Both words go to the host with a v
 	u32 call; /* of its step, or 0 */
 };
 
-struct agent_passage { /* what a probe is for packets that are followed */
-	struct agent_part part;
-	u16 point; /* its number */
-	bool in_force;
-};
-
 struct agent_probe { /* one patched function. In one line of the cache: few are in it still when a packet comes */
 	struct hlist_node node;
 	unsigned long address;
 	struct list_head rules; /* in the order in which they were armed: the first match wins */
-	struct agent_passage passage;
+	struct agent_tracing tracing; /* if it is a trace's, too */
+	u16 number; /* in that trace */
+	bool traced;
 	struct agent_probe *next; /* the one that was passed after this one, the last time: it is again, most often */
 } __aligned(64);
 
@@ -59,6 +55,7 @@ struct agent_rule {
 	bool acts; /* agent_verdict_acts() */
 	u64 occurrence;
 	u32 random;
+	u64 sent_ns; /* of a rate: when the packets so far have passed */
 };
 
 /* channel.c: memory and socket shared with the host */
@@ -103,7 +100,7 @@ int agent_arm(const struct agent_arm *arm);
 int agent_disarm(u16 number);
 bool agent_disarm_all(void);
 void agent_disarm_module(struct module *module);
-int agent_point(const struct agent_point *point);
+int agent_trace_probe(const struct agent_trace_probe *command);
 bool agent_unfollow(void);
 
 /* stack.c: who called */
@@ -118,7 +115,7 @@ int agent_follow(const struct agent_follow *follow);
 void agent_follow_end(void);
 
 /* entry.c: a traced function is entered */
-struct agent_place agent_entered(const struct agent_passage *passage, struct agent_regs *regs);
+struct agent_place agent_entered(const struct agent_probe *probe, struct agent_regs *regs);
 void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb);
 
 /* return.c: and returns */

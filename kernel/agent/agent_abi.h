@@ -19,7 +19,7 @@
 #define AGENT_MAGIC 0x736b626c61623034ull /* "skblab04" */
 #define AGENT_RULES 8192
 #define AGENT_BY_HAND (AGENT_RULES - 1) /* the rule number of packets that a debugger holds; no rule has it */
-#define AGENT_POINTS 32768
+#define AGENT_TRACE_PROBES 32768
 #define AGENT_FAREWELL 1
 #define AGENT_MOST_COPIES 1000
 #define AGENT_ALL 0 /* agent_end.packet: every packet that the rule held */
@@ -43,11 +43,12 @@ struct agent_counts { /* of one rule */
 	__u64 stopped;
 	__u64 no_memory; /* packets not held, or copies not made */
 	__u64 going; /* not held: their route, socket, device or namespace was going away */
-	__u64 untold; /* not held: the ring of events was full, so the host would not have known of it */
+	__u64 unreported; /* not held: the ring of events was full, so the host would not have known of it */
 	__u64 too_many; /* not copied: copies of copies would be more than AGENT_MOST_COPIES */
 	__u64 expired; /* of the released: by their lease */
 	__u64 given_up; /* of the dropped: their device or namespace went away */
-	__u64 padding[2];
+	__u64 verdicts; /* packets that got the rule's verdict; a rule with any has fired */
+	__u64 padding;
 };
 
 struct agent_shared {
@@ -70,6 +71,7 @@ struct agent_shared {
 	__u64 farewells; /* of controllers whose rules and traces have ended */
 	__u64 events_tail __attribute__((aligned(64))); /* host */
 	__u64 host_waits; /* host: ring when there is an event */
+	__u64 clock_now_ns, clock_next_ns, clock_rests; /* host, for the next one: the clock of virtual time */
 	__u64 steps_head __attribute__((aligned(64))); /* agent */
 	__u64 steps_lost; /* steps, returns and kinships that found the ring full */
 	__u64 forgotten; /* packets that a trace gave up because it followed too many */
@@ -100,8 +102,8 @@ enum agent_command_kind {
 	AGENT_WRITE = 6, /* struct agent_write, then the packet's new bytes */
 	AGENT_MEASURE = 7, /* struct agent_decide, then an Ethernet frame; number: calls. The answer: ns for all of them */
 	AGENT_FOLLOW = 8, /* struct agent_follow, then its filter: begins a trace */
-	AGENT_POINT = 9, /* struct agent_point: a function for the trace to probe; record.rule: the point's number */
-	AGENT_UNFOLLOW = 10, /* ends the trace, and removes all points */
+	AGENT_TRACE_PROBE = 9, /* struct agent_trace_probe; record.rule: the probe's number */
+	AGENT_UNFOLLOW = 10, /* ends the trace, and disarms its probes */
 	AGENT_LOSSES = 11, /* struct agent_decide; count what the links have lost: agent_shared.link_cut, ... */
 };
 
@@ -119,8 +121,8 @@ enum agent_role {
 };
 
 /* How a function gets its packet. */
-enum agent_given {
-	AGENT_ITSELF = 0,
+enum agent_indirection {
+	AGENT_DIRECT = 0,
 	AGENT_BY_POINTER = 1, /* struct sk_buff ** */
 	AGENT_IN_LIST = 2, /* struct list_head *, of one or more packets; each makes a step */
 };
@@ -142,7 +144,7 @@ struct agent_follow {
 	struct agent_field field[AGENT_FIELDS];
 };
 
-struct agent_part { /* of a function in a trace */
+struct agent_tracing { /* what a trace does at a probe */
 	__u8 skb_argument;
 	__u8 argument; /* see enum agent_role */
 	__u8 role;
@@ -150,14 +152,14 @@ struct agent_part { /* of a function in a trace */
 	__u8 returns; /* and each return */
 	__u8 no_drop; /* AGENT_DROPS: the reason that is no drop (SKB_CONSUMED) */
 	__u8 no_reason; /* AGENT_DROPS: the reason that may be no drop (NOT_SPECIFIED) */
-	__u8 given; /* enum agent_given */
+	__u8 indirection; /* enum agent_indirection */
 };
 
-struct agent_point {
+struct agent_trace_probe {
 	struct agent_record record;
 	__u64 cookie;
 	__u64 address;
-	struct agent_part part;
+	struct agent_tracing tracing;
 };
 
 struct agent_arm {
@@ -168,7 +170,7 @@ struct agent_arm {
 	__u64 delay_ns, jitter_ns; /* of a hold; delay 0: until the host decides */
 	__u64 lease_ns; /* of a hold without a delay: it goes on by itself after that; 0: never */
 	__u64 text_start, text_end; /* the kernel's text, to find return addresses; 0: hits carry no stack */
-	__s64 argument; /* the verdict's own: of AGENT_DUPLICATE, how many copies */
+	__s64 argument; /* the verdict's own: of AGENT_DUPLICATE, how many copies; of AGENT_HOLD, bits a second, or 0 */
 	__u32 chance; /* of 2^32; 0: always */
 	__u32 seed;
 	__u32 verdict; /* enum agent_verdict, in verdict.c */
@@ -277,7 +279,7 @@ struct agent_end {
 	__u32 padding;
 };
 
-enum agent_step_kind { /* in the ring of steps; record.rule: the point */
+enum agent_step_kind { /* in the ring of steps; record.rule: the probe's number */
 	/*
 	 * struct agent_step; if AGENT_MORE, struct agent_more; if AGENT_CHANGED, the packet's bytes from its network header
 	 * on; of a function that takes a packet, the fields' values, together; to the record's end AGENT_STACK_WORD()s. Each
@@ -335,7 +337,7 @@ struct agent_device {
 	char name[16];
 };
 
-struct agent_kin { /* a packet that is made from another or becomes a part of it, in the point's function */
+struct agent_kin { /* a packet that is made from another or becomes a part of it, in the probed function */
 	struct agent_record record;
 	__u64 at_ns;
 	__u64 skb;

@@ -12,7 +12,7 @@
 struct agent_call { /* that has not returned yet */
 	unsigned long slot; /* address of its return address */
 	unsigned long caller; /* the original return address */
-	const struct agent_passage *passage;
+	const struct agent_probe *probe;
 	u64 at_ns;
 	struct sk_buff *skb;
 	u64 head; /* skb->head at its entry */

@@ -7,6 +7,7 @@
 #include <linux/interrupt.h>
 #include <linux/kernel.h>
 #include <linux/ktime.h>
+#include <shared/timetravel.h>
 
 #include "agent.h"
 
@@ -102,6 +103,8 @@ int agent_channel_open(int memory_fd, int socket_fd)
 	agent_shared->clock_guest_ns = ktime_get_mono_fast_ns();
 	agent_host_call(HOST_CLOCK_GETTIME, HOST_CLOCK_MONOTONIC, (long)now, 0, 0, 0, 0);
 	agent_shared->clock_host_ns = now[0] * NSEC_PER_SEC + now[1];
+	if (time_travel_mode != TT_MODE_OFF) /* there is only this clock */
+		agent_shared->clock_host_ns = agent_shared->clock_guest_ns;
 	return 0;
 }
 

@@ -3,10 +3,11 @@
  * The guest's monotonic clock for events, at half its price and finer. The clock is the host's clock_gettime(2), 20 ns a
  * call, in steps of 256 ns (arch/um/kernel/time.c timer_read()). The time stamp counter extends it for about a millisecond;
  * then the clock is read again: after a pause, after a stop under gdb, on a processor whose counter is behind. While the two
- * agree to within a step of the clock, the counter's finer value is used.
+ * agree to within a step of the clock, the counter's finer value is used. In virtual time the clock alone is read.
  */
 #include <linux/delay.h>
 #include <linux/ktime.h>
+#include <shared/timetravel.h>
 
 #include "agent.h"
 #include "clock.h"
@@ -39,6 +40,8 @@ void agent_clock_set(void)
 {
 	unsigned long flags;
 
+	if (time_travel_mode != TT_MODE_OFF)
+		return;
 	for (unsigned int tries = 0; tries < 4 && !agent_clock.ns_per_tick; tries++) {
 		local_irq_save(flags);
 		agent_clock_ask();
@@ -52,7 +55,7 @@ u64 agent_clock_ask(void)
 {
 	u64 before = __builtin_ia32_rdtsc(), elapsed = before - agent_clock.ticks, now = ktime_get_mono_fast_ns();
 
-	if (__builtin_ia32_rdtsc() - before >= UNDISTURBED_TICKS)
+	if (__builtin_ia32_rdtsc() - before >= UNDISTURBED_TICKS || time_travel_mode != TT_MODE_OFF)
 		return now;
 	calibrate(now, before);
 	if (agent_clock.ns_per_tick && elapsed < CALIBRATION_OLD_TICKS) {

@@ -6,9 +6,9 @@
 #include "probe.h"
 #include "step.h"
 
-static bool needs_return(const struct agent_part *part)
+static bool needs_return(const struct agent_tracing *tracing)
 {
-	switch (part->role) {
+	switch (tracing->role) {
 	case AGENT_BORN:
 	case AGENT_COPIED:
 	case AGENT_MOVED:
@@ -17,7 +17,7 @@ static bool needs_return(const struct agent_part *part)
 	case AGENT_BOUNDARY:
 		return true;
 	default:
-		return part->returns;
+		return tracing->returns;
 	}
 }
 
@@ -36,10 +36,10 @@ static u32 number_of(const struct sk_buff *skb)
 }
 
 /* Returns where the packet is now; zeros where it is not followed. */
-static struct agent_place enter(const struct agent_passage *passage, struct agent_regs *regs, struct sk_buff *skb,
+static struct agent_place enter(const struct agent_probe *probe, struct agent_regs *regs, struct sk_buff *skb,
 				bool may_hook)
 {
-	const struct agent_part *part = &passage->part;
+	const struct agent_tracing *tracing = &probe->tracing;
 	struct agent_followed *packet = NULL;
 	struct agent_calls *calls = agent_calls_on(&regs->caller);
 	const struct agent_call *around = agent_call_around(calls, &regs->caller);
@@ -52,34 +52,34 @@ static struct agent_place enter(const struct agent_passage *passage, struct agen
 	struct agent_place place = {};
 	u64 at_ns;
 
-	if (part->skb_argument != AGENT_NO_PACKET) {
+	if (tracing->skb_argument != AGENT_NO_PACKET) {
 		packet = agent_is_packet(skb) ? agent_meet(skb) : NULL;
 		if (!packet)
 			return place;
 	} else if (!because) {
 		return place;
 	}
-	if (may_hook && needs_return(part))
+	if (may_hook && needs_return(tracing))
 		call = agent_call_begin(calls, &regs->caller);
 	if (call) {
-		call->passage = passage;
+		call->probe = probe;
 		call->skb = skb;
 		call->head = skb ? (u64)skb->head : 0;
 		call->shared = skb && skb_cloned(skb);
 		call->packet = packet ? packet->number : because;
-		if (part->role == AGENT_BOUNDARY)
+		if (tracing->role == AGENT_BOUNDARY)
 			call->packet = 0;
-		else if (!part->step)
+		else if (!tracing->step)
 			call->number = entry.outer; /* this call has no step: what it calls is shown in the call around */
 		call->other = 0;
-		if (part->role == AGENT_MERGED || part->role == AGENT_COALESCED)
-			call->other = number_of((const struct sk_buff *)agent_argument(regs, part->argument));
+		if (tracing->role == AGENT_MERGED || tracing->role == AGENT_COALESCED)
+			call->other = number_of((const struct sk_buff *)agent_argument(regs, tracing->argument));
 	}
-	if (part->role == AGENT_ENDS && is_last(skb))
+	if (tracing->role == AGENT_ENDS && is_last(skb))
 		entry.flags = AGENT_FREED;
-	if (part->step) {
+	if (tracing->step) {
 		entry.call = call ? call->number : agent_call_number();
-		at_ns = agent_write_step(passage, regs, skb, packet, &entry);
+		at_ns = agent_write_step(probe, regs, skb, packet, &entry);
 		if (call)
 			call->at_ns = at_ns;
 	}
@@ -91,28 +91,28 @@ static struct agent_place enter(const struct agent_passage *passage, struct agen
 }
 
 /* A probed function of the trace is entered. Returns where its packet is; of a list, the first that is followed. */
-struct agent_place agent_entered(const struct agent_passage *passage, struct agent_regs *regs)
+struct agent_place agent_entered(const struct agent_probe *probe, struct agent_regs *regs)
 {
-	const struct agent_part *part = &passage->part;
+	const struct agent_tracing *tracing = &probe->tracing;
 	const unsigned long argument =
-		part->skb_argument != AGENT_NO_PACKET ? agent_argument(regs, part->skb_argument) : 0;
+		tracing->skb_argument != AGENT_NO_PACKET ? agent_argument(regs, tracing->skb_argument) : 0;
 	const struct list_head *list = (const struct list_head *)argument;
 	struct agent_place place = {};
 
-	switch (part->given) {
+	switch (tracing->indirection) {
 	case AGENT_BY_POINTER:
-		return enter(passage, regs, virt_addr_valid(argument) ? *(struct sk_buff **)argument : NULL, true);
+		return enter(probe, regs, virt_addr_valid(argument) ? *(struct sk_buff **)argument : NULL, true);
 	case AGENT_IN_LIST:
 		for (const struct list_head *at = list->next; at != list; at = at->next) {
 			struct sk_buff *skb = list_entry((void *)at, struct sk_buff, list);
-			const struct agent_place its = enter(passage, regs, skb, !place.packet);
+			const struct agent_place its = enter(probe, regs, skb, !place.packet);
 
 			if (!place.packet)
 				place = its; /* and the call is this packet's */
 		}
 		return place;
 	default:
-		return enter(passage, regs, (struct sk_buff *)argument, true);
+		return enter(probe, regs, (struct sk_buff *)argument, true);
 	}
 }
 
@@ -130,7 +130,7 @@ void agent_resume(unsigned long address, const unsigned long *arguments, struct 
 
 	local_irq_save(flags);
 	probe = agent_probe_find(address);
-	if (probe && probe->passage.in_force)
+	if (probe && probe->traced)
 		packet = agent_followed(skb);
 	if (packet) {
 		struct agent_calls *calls = agent_calls_on(&slot);
@@ -141,10 +141,10 @@ void agent_resume(unsigned long address, const unsigned long *arguments, struct 
 	if (call) {
 		const struct agent_entry entry = { .call = call->number, .flags = AGENT_RESUMED };
 
-		call->passage = &probe->passage;
+		call->probe = probe;
 		call->packet = packet->number;
 		call->other = 0;
-		call->at_ns = agent_write_step(&probe->passage, NULL, skb, packet, &entry);
+		call->at_ns = agent_write_step(probe, NULL, skb, packet, &entry);
 	}
 	local_irq_restore(flags);
 	value = agent_call(address, arguments);

@@ -8,11 +8,13 @@
 #include <linux/hrtimer.h>
 #include <linux/interrupt.h>
 #include <linux/ktime.h>
+#include <linux/math64.h>
 #include <linux/mm.h>
 #include <linux/netdevice.h>
 #include <linux/slab.h>
 #include <linux/version.h>
 #include <net/net_namespace.h>
+#include <net/sock.h>
 
 #include "clock.h"
 #include "keep.h"
@@ -160,13 +162,36 @@ static bool is_memory_short(void)
 	return memory_is_short;
 }
 
+/* How long a packet waits until those before it, and itself, have passed at the rule's rate. */
+static u64 rate_delay_ns(struct agent_rule *rule, const struct sk_buff *skb, u64 now_ns)
+{
+	const u64 bits = (u64)skb->len * BITS_PER_BYTE;
+
+	rule->sent_ns = max(rule->sent_ns, now_ns) + div64_u64(bits * NSEC_PER_SEC, rule->arm.argument);
+	return max(rule->sent_ns - now_ns, 1ull);
+}
+
+/*
+ * On its way between two nodes of one guest a packet still counts as the sender's, up to ip_rcv_core() (veth does not orphan
+ * it). A link ends that: else the sender's TCP would believe what is held here to be in its own queue, and would not send it
+ * again (net/ipv4/tcp_output.c skb_still_in_host_queue()). The other destructors are those of a receiver's socket that was
+ * looked up early.
+ */
+static void leave_sender(struct sk_buff *skb)
+{
+	if (skb->sk && skb->skb_iif && skb->destructor != sock_edemux && skb->destructor != sock_efree &&
+	    skb->destructor != sock_pfree)
+		skb_orphan(skb);
+}
+
 /* Hold a packet and report the hit; return its number, or 0, counted, where it cannot be held. Interrupts are off. */
 u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb, struct agent_place place)
 {
 	const struct agent_arm *arm = &rule->arm;
 	struct agent_counts *counts = agent_counts(rule->number);
-	u64 delay_ns = arm->delay_ns;
 	const ktime_t arrived = ktime_get(); /* the delay begins here, not after the report */
+	u64 delay_ns = arm->argument ? rate_delay_ns(rule, skb, ktime_to_ns(arrived)) : arm->delay_ns;
+	const bool timed = delay_ns;
 	struct agent_held *held = is_memory_short() ? NULL : kmalloc(sizeof(*held), GFP_ATOMIC | __GFP_NOWARN);
 
 	if (!held) {
@@ -180,30 +205,31 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	held->rule = rule->number;
 	held->skb_argument = arm->skb_argument;
 	held->cause = AGENT_DECIDED;
-	held->leased = !delay_ns && arm->lease_ns;
+	held->leased = !timed && arm->lease_ns;
 	held->drop = held->ended = false;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		held->arguments[i] = agent_argument(regs, i);
+	leave_sender(skb);
 	if (!agent_keep(&held->kept, arm, held->arguments, skb)) {
 		counts->going++;
 		kfree(held);
 		return 0;
 	}
-	if (!agent_tell_hit(rule, regs, skb, held->packet, place) && !delay_ns) { /* no one would release it */
-		counts->untold++;
+	if (!agent_tell_hit(rule, regs, skb, held->packet, place) && !timed) { /* no one would release it */
+		counts->unreported++;
 		agent_unkeep(&held->kept);
 		kfree(held);
 		return 0;
 	}
 	set_up_timer(held);
 	set_aside(held);
-	if (delay_ns && arm->jitter_ns) {
+	if (timed && arm->jitter_ns) {
 		s64 jitter = (s64)(get_random_u64() % (2 * arm->jitter_ns + 1)) - (s64)arm->jitter_ns;
 
 		delay_ns = max_t(s64, (s64)delay_ns + jitter, 0);
 	}
-	if (arm->delay_ns || held->leased)
-		start_timer(held, arrived, arm->delay_ns ? delay_ns : arm->lease_ns);
+	if (timed || held->leased)
+		start_timer(held, arrived, timed ? delay_ns : arm->lease_ns);
 	return last_packet = held->packet;
 }
 

@@ -21,7 +21,7 @@ static struct agent_place place_of(const struct agent_regs *regs, const struct s
 		return place;
 	place = agent_place_of(packet);
 	around = agent_call_around(agent_calls_on(&regs->caller), &regs->caller);
-	if (around && around->passage->part.step && around->packet == packet->number)
+	if (around && around->probe->tracing.step && around->packet == packet->number)
 		place.call = around->number;
 	return place;
 }
@@ -47,7 +47,7 @@ static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *re
 		local_irq_restore(flags);
 		return 0;
 	}
-	if (unlikely(agent_packets) && skb && (!place.packet || rule->arm.skb_argument != probe->passage.part.skb_argument))
+	if (unlikely(agent_packets) && skb && (!place.packet || rule->arm.skb_argument != probe->tracing.skb_argument))
 		place = place_of(regs, skb); /* the trace has no step here, or one of another argument */
 	verdict = agent_verdict_begin(rule, regs, skb, place);
 	busy = false;
@@ -72,8 +72,8 @@ int agent_hit(struct agent_regs *regs)
 		result = hold_by_hand(regs);
 	} else {
 		probe = agent_probe_at(address);
-		if (probe && probe->passage.in_force)
-			place = agent_entered(&probe->passage, regs);
+		if (probe && probe->traced)
+			place = agent_entered(probe, regs);
 		if (probe && !list_empty(&probe->rules))
 			return apply_rules(probe, regs, place, flags);
 	}

@@ -33,7 +33,7 @@ static bool is_slow(const struct agent_record *record)
 	case AGENT_ARM:
 	case AGENT_DISARM:
 	case AGENT_FOLLOW:
-	case AGENT_POINT:
+	case AGENT_TRACE_PROBE:
 	case AGENT_UNFOLLOW:
 		return true;
 	default:
@@ -50,8 +50,8 @@ static int carry_out(const struct agent_record *record)
 		return agent_disarm(record->rule);
 	case AGENT_FOLLOW:
 		return agent_follow((const struct agent_follow *)record);
-	case AGENT_POINT:
-		return agent_point((const struct agent_point *)record);
+	case AGENT_TRACE_PROBE:
+		return agent_trace_probe((const struct agent_trace_probe *)record);
 	default:
 		agent_unfollow();
 		return 0;

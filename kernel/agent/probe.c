@@ -22,7 +22,7 @@ static DEFINE_HASHTABLE(probes, 12);
 static struct agent_rule *rules[AGENT_RULES];
 static struct agent_probe nowhere = { .next = &nowhere }; /* no function is at 0 */
 struct agent_probe *agent_last_probe = &nowhere;
-static unsigned int passages;
+static unsigned int traced_probes;
 
 static int write_entry(unsigned long address, const u8 *entry)
 {
@@ -84,7 +84,7 @@ struct agent_probe *agent_probe_after_last(unsigned long address)
 {
 	struct agent_probe *probe = agent_probe_find(address);
 
-	if (probe && probe->passage.in_force) {
+	if (probe && probe->traced) {
 		agent_last_probe->next = probe;
 		agent_last_probe = probe;
 	}
@@ -124,7 +124,7 @@ static void leave_probe(struct agent_probe *probe)
 	bool unused;
 
 	local_irq_save(flags);
-	unused = list_empty(&probe->rules) && !probe->passage.in_force;
+	unused = list_empty(&probe->rules) && !probe->traced;
 	if (unused) {
 		hash_del(&probe->node);
 		agent_shared->probes--;
@@ -185,6 +185,7 @@ int agent_arm(const struct agent_arm *arm)
 	if (old) { /* the same rule with another filter: its counts go on */
 		rule->occurrence = old->occurrence;
 		rule->random = old->random;
+		rule->sent_ns = old->sent_ns;
 		list_replace(&old->list, &rule->list);
 	} else {
 		list_add_tail(&rule->list, &probe->rules);
@@ -218,31 +219,33 @@ int agent_disarm(u16 number)
 	return 0;
 }
 
-/* Make a function a step of the packets that are followed. */
-int agent_point(const struct agent_point *point)
+/* Arm a probe of the trace. */
+int agent_trace_probe(const struct agent_trace_probe *command)
 {
-	const struct agent_part *part = &point->part;
+	const struct agent_tracing *tracing = &command->tracing;
 	struct agent_probe *probe;
 	unsigned long flags;
 
-	if (point->record.rule >= AGENT_POINTS || part->role > AGENT_BOUNDARY ||
-	    (part->skb_argument >= AGENT_ARGUMENTS && part->skb_argument != AGENT_NO_PACKET) ||
-	    part->argument >= AGENT_ARGUMENTS)
+	if (command->record.rule >= AGENT_TRACE_PROBES || tracing->role > AGENT_BOUNDARY ||
+	    (tracing->skb_argument >= AGENT_ARGUMENTS && tracing->skb_argument != AGENT_NO_PACKET) ||
+	    tracing->argument >= AGENT_ARGUMENTS)
 		return -EINVAL;
-	probe = probe_for(point->address);
+	probe = probe_for(command->address);
 	if (IS_ERR(probe))
 		return PTR_ERR(probe);
-	if (probe->passage.in_force)
+	if (probe->traced)
 		return -EEXIST;
 	local_irq_save(flags);
-	probe->passage = (struct agent_passage){ .part = *part, .point = point->record.rule, .in_force = true };
+	probe->tracing = *tracing;
+	probe->number = command->record.rule;
+	probe->traced = true;
 	local_irq_restore(flags);
-	passages++;
+	traced_probes++;
 	return 0;
 }
 
-/* Remove the passages, all or a module's. probe->next goes, too: it may point to a probe that is freed here. */
-static void leave_passages(const struct module *module)
+/* Disarm the trace's probes, all or a module's. probe->next goes, too: it may point to a probe that is freed here. */
+static void leave_traced_probes(const struct module *module)
 {
 	struct agent_probe *probe;
 	struct hlist_node *next;
@@ -253,9 +256,9 @@ static void leave_passages(const struct module *module)
 	agent_last_probe = nowhere.next = &nowhere;
 	hash_for_each(probes, bucket, probe, node) {
 		probe->next = &nowhere;
-		if (probe->passage.in_force && (!module || within_module(probe->address, module))) {
-			probe->passage.in_force = false;
-			passages--;
+		if (probe->traced && (!module || within_module(probe->address, module))) {
+			probe->traced = false;
+			traced_probes--;
 		}
 	}
 	local_irq_restore(flags);
@@ -266,10 +269,10 @@ static void leave_passages(const struct module *module)
 /* End the trace; false if no trace was running. */
 bool agent_unfollow(void)
 {
-	bool any = passages;
+	bool any = traced_probes;
 
-	agent_calls_end(); /* first: a call that has not returned points to its passage */
-	leave_passages(NULL);
+	agent_calls_end(); /* first: a call that has not returned points to its probe */
+	leave_traced_probes(NULL);
 	agent_follow_end();
 	return any;
 }
@@ -281,7 +284,7 @@ void agent_disarm_module(struct module *module)
 		if (rules[number] && within_module(rules[number]->probe->address, module))
 			agent_disarm(number);
 	agent_held_flush();
-	leave_passages(module);
+	leave_traced_probes(module);
 }
 
 /* End all rules and the trace; false if there was nothing to end. */

@@ -8,7 +8,7 @@
 
 static void write_kin(const struct agent_call *call, u32 role, u32 packet, u32 other, const struct sk_buff *skb)
 {
-	struct agent_kin *kin = agent_step_begin(AGENT_KIN, call->passage->point, sizeof(*kin));
+	struct agent_kin *kin = agent_step_begin(AGENT_KIN, call->probe->number, sizeof(*kin));
 
 	if (!kin)
 		return;
@@ -56,7 +56,7 @@ static void moved(const struct agent_call *call)
 
 static noinline void apply_role(const struct agent_call *call, unsigned long value)
 {
-	switch (call->passage->part.role) {
+	switch (call->probe->tracing.role) {
 	case AGENT_BORN:
 		born(call, (const struct sk_buff *)value);
 		break;
@@ -84,7 +84,7 @@ static noinline void apply_role(const struct agent_call *call, unsigned long val
 
 static __always_inline void write_return(const struct agent_call *call, unsigned long value)
 {
-	struct agent_return *it = agent_step_begin(AGENT_RETURN, call->passage->point, sizeof(*it));
+	struct agent_return *it = agent_step_begin(AGENT_RETURN, call->probe->number, sizeof(*it));
 	u64 took_ns;
 
 	if (!it)
@@ -105,9 +105,9 @@ unsigned long agent_returned(struct agent_regs *regs)
 	local_irq_save(flags);
 	call = agent_call_end(&regs->ip);
 	caller = call->caller;
-	if (call->passage->part.role != AGENT_PASSED)
+	if (call->probe->tracing.role != AGENT_PASSED)
 		apply_role(call, regs->rax);
-	if (call->passage->part.returns)
+	if (call->probe->tracing.returns)
 		write_return(call, regs->rax);
 	local_irq_restore(flags);
 	return caller;
@@ -118,6 +118,6 @@ void agent_resumed(const unsigned long *slot, unsigned long value)
 {
 	const struct agent_call *call = agent_call_end(slot);
 
-	if (call->passage->part.returns)
+	if (call->probe->tracing.returns)
 		write_return(call, value);
 }

@@ -21,7 +21,7 @@ void agent_steps_tell(u64 head);
  * Begin a record of so many bytes, its head filled in; or NULL where the ring is full, which is counted. Interrupts are off
  * until agent_step_end().
  */
-static __always_inline void *agent_step_begin(u16 kind, u16 point, u32 bytes)
+static __always_inline void *agent_step_begin(u16 kind, u16 number, u32 bytes)
 {
 	struct agent_record *record;
 
@@ -29,7 +29,7 @@ static __always_inline void *agent_step_begin(u16 kind, u16 point, u32 bytes)
 	if (unlikely(agent_steps.room_bytes < bytes) && !agent_steps_make_room(bytes))
 		return NULL;
 	record = (struct agent_record *)agent_steps.place;
-	*record = (struct agent_record){ .bytes = bytes, .kind = kind, .rule = point };
+	*record = (struct agent_record){ .bytes = bytes, .kind = kind, .rule = number };
 	return record;
 }
 

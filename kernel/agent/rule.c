@@ -82,8 +82,10 @@ struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_reg
 		if (wanted && rule->acts)
 			return rule;
 		agent_counts(rule->number)->passed++;
-		if (wanted)
+		if (wanted) {
+			agent_counts(rule->number)->verdicts++;
 			break; /* later rules do not see what one accepts */
+		}
 	}
 	return NULL;
 }

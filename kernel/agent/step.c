@@ -34,10 +34,10 @@ static bool is_known_site(unsigned long caller)
 }
 
 /* Return how many words the stack of a drop has, 0 where the packet is consumed or the host has the stack already. */
-u32 agent_stack_of_drop(const struct agent_part *part, const struct agent_regs *regs, unsigned long caller, u32 reason,
+u32 agent_stack_of_drop(const struct agent_tracing *tracing, const struct agent_regs *regs, unsigned long caller, u32 reason,
 			const u64 **words)
 {
-	if (reason == part->no_drop || (reason == part->no_reason && is_known_site(caller)))
+	if (reason == tracing->no_drop || (reason == tracing->no_reason && is_known_site(caller)))
 		return 0;
 	return agent_stack(agent_following.text_start, agent_following.text_end, regs, words);
 }

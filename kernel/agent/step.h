@@ -16,7 +16,7 @@ struct agent_entry { /* of a function */
 };
 
 void agent_write_device(const struct net_device *device);
-u32 agent_stack_of_drop(const struct agent_part *part, const struct agent_regs *regs, unsigned long caller, u32 reason,
+u32 agent_stack_of_drop(const struct agent_tracing *tracing, const struct agent_regs *regs, unsigned long caller, u32 reason,
 			const u64 **words);
 
 /* Are these the bytes of the packet's last step? */
@@ -37,15 +37,15 @@ static __always_inline bool agent_is_as_seen(const struct agent_followed *packet
 }
 
 /* Write a step; regs is NULL for a held packet that goes on. Returns the step's time. Interrupts are off. */
-static __always_inline u64 agent_write_step(const struct agent_passage *passage, const struct agent_regs *regs,
+static __always_inline u64 agent_write_step(const struct agent_probe *probe, const struct agent_regs *regs,
 					    const struct sk_buff *skb, struct agent_followed *packet,
 					    const struct agent_entry *entry)
 {
-	const struct agent_part *part = &passage->part;
-	const bool lets_go = regs && part->role == AGENT_DROPS;
-	const u32 reason = lets_go ? agent_argument(regs, part->argument) : 0;
+	const struct agent_tracing *tracing = &probe->tracing;
+	const bool lets_go = regs && tracing->role == AGENT_DROPS;
+	const u32 reason = lets_go ? agent_argument(regs, tracing->argument) : 0;
 	const u64 *words = NULL;
-	const u32 stack = lets_go ? agent_stack_of_drop(part, regs, entry->caller, reason, &words) : 0;
+	const u32 stack = lets_go ? agent_stack_of_drop(tracing, regs, entry->caller, reason, &words) : 0;
 	const int offset = skb ? agent_network_offset(skb) : 0;
 	const u8 *bytes = skb ? skb->data + offset : NULL;
 	const u32 seen = skb ? clamp_t(int, (int)skb_headlen(skb) - offset, 0, AGENT_SEEN_BYTES) : 0;
@@ -60,7 +60,7 @@ static __always_inline u64 agent_write_step(const struct agent_passage *passage,
 
 	if (device && unlikely(agent_devices_named[device->ifindex % AGENT_NAMED] != device))
 		agent_write_device(device);
-	step = agent_step_begin(AGENT_STEP, passage->point,
+	step = agent_step_begin(AGENT_STEP, probe->number,
 				sizeof(*step) + (more ? sizeof(struct agent_more) : 0) + ALIGN(captured, 8) + fields +
 					stack * sizeof(u64));
 	if (!step)

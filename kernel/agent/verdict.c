@@ -5,7 +5,7 @@
 enum agent_verdict { /* src/skblab/verdict.py has the words, with the same numbers */
 	AGENT_ACCEPT = 0,
 	AGENT_TRACE = 1,
-	AGENT_HOLD = 2, /* delay and edit, too */
+	AGENT_HOLD = 2, /* delay, rate, edit and corrupt, too */
 	AGENT_DROP = 3,
 	AGENT_DUPLICATE = 4,
 	AGENT_STOP = 5,
@@ -32,12 +32,13 @@ static void duplicate(const struct agent_rule *rule, const struct agent_regs *re
 	const unsigned int argument = rule->arm.skb_argument;
 	unsigned long arguments[AGENT_ARGUMENTS];
 	const u16 number = rule->number; /* the rule may be disarmed while a copy runs */
+	const u32 rule_copies = rule->arm.argument;
 	const u32 outer = copies_of_copies;
 
-	copies_of_copies *= rule->arm.argument;
+	copies_of_copies *= rule_copies;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		arguments[i] = agent_argument(regs, i);
-	for (u32 left = rule->arm.argument; left; left--) {
+	for (u32 left = rule_copies; left; left--) {
 		struct sk_buff *copy = skb_copy(skb, GFP_ATOMIC | __GFP_NOWARN);
 
 		if (!copy) {
@@ -45,6 +46,8 @@ static void duplicate(const struct agent_rule *rule, const struct agent_regs *re
 			break;
 		}
 		agent_counts(number)->duplicated++;
+		if (left == rule_copies)
+			agent_counts(number)->verdicts++;
 		arguments[argument] = (unsigned long)copy;
 		agent_call(address, arguments);
 	}
@@ -83,6 +86,8 @@ bool agent_verdict_fits(const struct agent_arm *arm)
 		return arm->verdict <= AGENT_TRACE;
 	if (arm->verdict == AGENT_DUPLICATE && (u64)arm->argument > AGENT_MOST_COPIES)
 		return false;
+	if (arm->verdict == AGENT_HOLD && arm->argument < 0)
+		return false;
 	return arm->skb_argument < AGENT_ARGUMENTS;
 }
 
@@ -105,6 +110,7 @@ u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct
 		/* Without memory, a route that lasts, or room in the ring of events, the packet goes on. */
 		if (agent_hold(rule, regs, skb, place)) {
 			counts->held++;
+			counts->verdicts++;
 			regs->rax = (long)rule->arm.held_returns;
 			return verdict;
 		}
@@ -118,6 +124,8 @@ u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct
 		return verdict;
 	}
 	agent_tell_hit(rule, regs, skb, 0, place);
+	if (verdict != AGENT_DUPLICATE) /* which counts once there is a copy */
+		counts->verdicts++;
 	switch (verdict) {
 	case AGENT_TRACE:
 		counts->traced++;

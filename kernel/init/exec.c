@@ -22,6 +22,8 @@
 
 #define PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+#define BEFORE_ARGV 2 /* words: node, directory */
+
 struct failure {
 	int error;
 	enum exec_step step;
@@ -42,7 +44,7 @@ static bool split(const struct exec_message *request, size_t bytes, char **words
 
 	if (bytes <= sizeof(*request) || end[-1])
 		return false;
-	for (size_t i = 0; i < 1 + request->argc + request->envc; i++) {
+	for (size_t i = 0; i < BEFORE_ARGV + request->argc + request->envc; i++) {
 		if (next >= end)
 			return false;
 		words[i] = next;
@@ -64,9 +66,9 @@ static void become(const struct exec_message *request, char **words, const int *
 	sigset_t none;
 
 	for (uint32_t i = 0; argv && i < request->argc; i++)
-		argv[i] = words[1 + i];
+		argv[i] = words[BEFORE_ARGV + i];
 	for (uint32_t i = 0; envp && i < request->envc; i++)
-		envp[i] = words[1 + request->argc + i];
+		envp[i] = words[BEFORE_ARGV + request->argc + i];
 	setsid();
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
@@ -79,9 +81,11 @@ static void become(const struct exec_message *request, char **words, const int *
 	environ = envp;
 	setenv("PATH", PATH, 0);
 	setenv("HOME", home, 0);
-	if (!failure.error && *words[0] && chdir(words[0]) < 0)
+	if (!failure.error && enter_node(words[0]) < 0)
+		failure = (struct failure){ errno, EXEC_STEP_NODE };
+	if (!failure.error && *words[1] && chdir(words[1]) < 0)
 		failure = (struct failure){ errno, EXEC_STEP_DIRECTORY };
-	else if (!*words[0] && chdir(getenv("HOME")) < 0 && chdir("/") < 0)
+	else if (!*words[1] && chdir(getenv("HOME")) < 0 && chdir("/") < 0)
 		failure = (struct failure){ errno, EXEC_STEP_DIRECTORY };
 	if (!failure.error) {
 		execvp(argv[0], argv);
@@ -149,7 +153,7 @@ static void serve_command(int connection, int root, const char *home)
 
 	if (got <= 0)
 		return; /* the host has hung up without a request */
-	words = got < (int)sizeof(*request) ? NULL : calloc(1 + request->argc + request->envc, sizeof(*words));
+	words = got < (int)sizeof(*request) ? NULL : calloc(BEFORE_ARGV + request->argc + request->envc, sizeof(*words));
 	if (!words || !split(request, got, words) || received.count != (request->terminal ? 2u : 3u)) {
 		tell(connection, EXEC_FAILED, EINVAL, EXEC_STEP_REQUEST);
 		return;

@@ -29,6 +29,7 @@ enum exec_step { /* what failed */
 	EXEC_STEP_TERMINAL,
 	EXEC_STEP_FORK,
 	EXEC_STEP_REQUEST,
+	EXEC_STEP_NODE,
 };
 
 struct exec_message {
@@ -39,7 +40,7 @@ struct exec_message {
 	uint32_t rows, columns;
 	uint32_t stays; /* whether it outlives the connection */
 	uint32_t argc, envc;
-	char text[]; /* directory (or ""), argc words, envc NAME=VALUE, each NUL-terminated */
+	char text[]; /* node (or ""), directory (or ""), argc words, envc NAME=VALUE, each NUL-terminated */
 };
 
 #endif

@@ -13,6 +13,13 @@ int put(const char *path, const char *text);
 
 /* link.c: the links' addresses */
 void set_up_links(void);
+void set_up_link(char *words);
+void set_up_namespace(void);
+
+/* nodes.c: network namespaces in which programs run */
+void set_up_nodes(void);
+void name_nodes(const char *root);
+int enter_node(const char *name);
 
 /* modules.c: the user's modules */
 void load_modules(void);

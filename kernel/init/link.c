@@ -128,13 +128,13 @@ static void set_option(const char *family, const char *device, const char *name,
 	put(path, value);
 }
 
-/* "vec0,192.168.10.1/24,fd00:10::1/64": a device and its addresses. */
-static void set_up_one(int fd4, int fd6, char *words)
+/* "vec0,192.168.10.1/24,fd00:10::1/64": a device of this namespace and its addresses. */
+void set_up_link(char *words)
 {
 	char *next, *device = strtok_r(words, ",", &next), *address, *ip4 = NULL, *ip6 = NULL;
+	int fd4 = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int fd6 = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
-	if (!device)
-		return;
 	while ((address = strtok_r(NULL, ",", &next)))
 		*(strchr(address, ':') ? &ip6 : &ip4) = address;
 	/*
@@ -154,20 +154,28 @@ static void set_up_one(int fd4, int fd6, char *words)
 		complain("cannot announce a link's IPv4 address");
 	if (ip6 && set_ip6(fd6, device, ip6) < 0)
 		complain("cannot set a link's IPv6 address");
+	close(fd4);
+	close(fd6);
+}
+
+/* Set up what each network namespace has. */
+void set_up_namespace(void)
+{
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	if (bring_up(fd, "lo") < 0)
+		complain("cannot bring up lo");
+	close(fd);
+	put("/proc/sys/net/ipv6/conf/all/accept_dad", "0");
+	put("/proc/sys/net/ipv6/mld_qrv", "1");
 }
 
 void set_up_links(void)
 {
-	int fd4 = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	int fd6 = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	char name[] = "skblab_link0", *words;
 
-	if (bring_up(fd4, "lo") < 0)
-		complain("cannot bring up lo");
-	put("/proc/sys/net/ipv6/conf/all/accept_dad", "0");
-	put("/proc/sys/net/ipv6/mld_qrv", "1");
+	set_up_namespace();
+	set_up_nodes();
 	for (; name[11] < '0' + MOST_LINKS && (words = getenv(name)); name[11]++)
-		set_up_one(fd4, fd6, words);
-	close(fd4);
-	close(fd6);
+		set_up_link(words);
 }

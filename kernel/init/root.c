@@ -81,6 +81,18 @@ void keep_consoles(void)
 			keep_console(number);
 }
 
+/* Add the lab's names to the root's /etc/hosts: "192.168.10.1=guest,192.168.10.254=host". */
+static void name_hosts(void)
+{
+	char *names = getenv("skblab_hosts"), *next, *pair = names ? strtok_r(names, ",", &next) : NULL;
+	FILE *file = pair ? fopen(ROOT "/etc/hosts", "a") : NULL;
+
+	for (; file && pair; pair = strtok_r(NULL, ",", &next))
+		fprintf(file, "%.*s %s\n", (int)strcspn(pair, "="), pair, strchr(pair, '=') + 1);
+	if (file ? fclose(file) == EOF : pair != NULL)
+		complain("cannot name the lab's addresses");
+}
+
 /* Mount a directory of the host under an overlay that keeps writes in memory; read-only if the overlay fails. */
 static bool mount_directory(const char *directory)
 {
@@ -107,6 +119,8 @@ static bool mount_directory(const char *directory)
 	if (!overlaid || access(ROOT "/tmp", F_OK) < 0) /* else it is the host's /tmp under the overlay */
 		mount_at("tmp", "tmpfs");
 	mount_at("run", "tmpfs");
+	name_nodes(ROOT);
+	name_hosts();
 	return true;
 }
 

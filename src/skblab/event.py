@@ -31,7 +31,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The whole kernel stands still under gdb, at a rule's function.
+    """The whole kernel is stopped by gdb, at a rule's function.
 
     :param at_ns: since when, on the host's CLOCK_MONOTONIC
     :param frames: the backtrace, innermost first, without inlined calls: function, file and line

@@ -1,9 +1,9 @@
 """pcap-filter(7) to classic BPF, by libpcap itself.
 
 A filter matches the same packets inside a kernel as in an Ethernet capture. So it is compiled for Ethernet, and its
-loads are moved to where the kernel has the packet's parts (include/uapi/linux/filter.h SKF_AD_OFF, SKF_LL_OFF): the
-EtherType is ``skb->protocol``, link addresses are read at the MAC header, and all other offsets shrink by the 14 bytes
-of the Ethernet header, because the program runs from the network header. The packet's length includes the 14 bytes.
+loads are moved to where the kernel has the packet's parts (include/uapi/linux/filter.h SKF_AD_OFF, SKF_LL_OFF). The
+EtherType is ``skb->protocol``. Link addresses are read at the MAC header. All other offsets shrink by the 14 bytes of
+the Ethernet header, because the program runs from the network header. The packet's length includes the 14 bytes.
 """
 
 import ctypes

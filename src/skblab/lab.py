@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import overload
 
 from skblab.agent.running import Running
 from skblab.agent.streams import Hold, Probe
@@ -16,7 +17,9 @@ from skblab.guest.panic import GuestPanicked, PanicWatch
 from skblab.guest.terminal import Terminal
 from skblab.image.module import ensure_agent
 from skblab.life import LabLife
+from skblab.policy import LEASE_S, Decide, Policy
 from skblab.rule import Occurrence, Rule
+from skblab.serve import start_commands
 from skblab.trace.tracer import Tracer, TraceSpec
 
 
@@ -71,6 +74,50 @@ class Lab(LabLife):
         """See packets where they enter a function. Use in a ``with``."""
         return Probe(self._ready_agent(), Rule(function, "trace", occurrence or Occurrence(), filter))
 
+    @overload
+    def on(
+        self, function: str, filter: str = ..., *, occurrence: Occurrence | None = ..., lease_s: float = ...
+    ) -> Callable[[Decide], Policy]: ...
+    @overload
+    def on(
+        self, function: str, filter: str, decide: Decide, *, occurrence: Occurrence | None = ..., lease_s: float = ...
+    ) -> Policy: ...
+    def on(
+        self,
+        function: str,
+        filter: str = "",  # noqa: A002
+        decide: Decide | None = None,
+        *,
+        occurrence: Occurrence | None = None,
+        lease_s: float = LEASE_S,
+    ) -> Policy | Callable[[Decide], Policy]:
+        """Have a Python function decide about each packet that enters a kernel function. Without *decide*: a decorator.
+
+        ::
+
+            @lab.on("icmp_rcv", "icmp")
+            def lose_large(packet):
+                return "drop" if len(packet.packet.data) > 500 else None
+
+        *decide* gets a HeldPacket, on a thread of the policy's own, and returns a verdict as a rule writes it ("drop",
+        "delay 20ms", "duplicate", "edit ip.ttl=3", "hold"), or None: the packet goes on. So does a packet about which
+        it raises or does not decide in time. The policy ends with its ``with``, its ``close()``, or the lab.
+
+        :param filter: which packets: pcap-filter(7)
+        :param lease_s: how long a packet waits for a decision
+        :raises UnknownFunction: there is no such function
+        :raises UnsupportedVerdict: a packet cannot be held there
+        """
+        rule = Rule(function, "hold", occurrence or Occurrence(), filter)
+        if decide is None:
+            return lambda decide: self._policy(rule, decide, lease_s)
+        return self._policy(rule, decide, lease_s)
+
+    def _policy(self, rule: Rule, decide: Decide, lease_s: float) -> Policy:
+        policy = Policy(self._ready_agent(), rule, decide, lease_s)
+        self._stay().callback(policy.close)
+        return policy
+
     def trace(
         self,
         patterns: Sequence[str] = (),
@@ -110,6 +157,14 @@ class Lab(LabLife):
         self._stay().callback(watch.close)
         return watch
 
+    def serve(self, command: str) -> None:
+        """Start a shell command line in the guest; return when it listens on a TCP port. It runs until the lab ends.
+
+        :raises GuestCommandFailed: it has ended before
+        :raises Timeout: it has done neither in time
+        """
+        start_commands(self.guest, self._ready_agent(), [command], self._nodes)
+
     def debugger(self) -> Debugger:
         """Return a gdb session on the guest kernel; entering it attaches."""
         self.check()
@@ -127,9 +182,12 @@ class Lab(LabLife):
 
         :param commands: gdb commands to run first
         :param user_init: read the user's ~/.gdbinit first
-        :param attached: called when gdb has attached and the kernel stands still; from boot, when the guest is ready
+        :param attached: called when gdb has attached and the kernel is stopped; from boot, when the guest is ready
         :raises DebuggerError: gdb cannot attach
+        :raises UsageError: the guest runs in virtual time
         """
+        if self.spec.time == "virtual":
+            raise UsageError("a person at gdb's prompt takes real time", hint="without --time virtual")
         wanted = prompt.Wanted(tuple(commands), user_init, attached)
         if self.spec.from_boot:
             wanted = replace(wanted, booted=self._running.receive_one_by_one)

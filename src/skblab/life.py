@@ -2,23 +2,28 @@
 
 import itertools
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
 from skblab.agent.control import DEFAULT_LEASE_S, Agent
+from skblab.clock import VirtualClock
 from skblab.errors import GuestLost, SkblabError, UsageError
 from skblab.guest.boot import Guest
 from skblab.guest.complaint import Complaint, when_left
 from skblab.guest.console import Console
 from skblab.guest.losses import LossCount, Losses
+from skblab.guest.nodes import HOST
 from skblab.guest.terminal import Terminal
+from skblab.host import process
 from skblab.host.namespace import JoinedNamespaces, Namespaces
 from skblab.host.programs import HostPrograms
 from skblab.image.image import Image
 from skblab.parts import Parts
 from skblab.serve import start_commands
-from skblab.spec import LabFields, LabSpec
+from skblab.spec import HOST_ROOT, LabFields, LabSpec
 
 HOW_TO_ENTER = "with Lab() as lab: ..."
 
@@ -71,12 +76,29 @@ class LabLife(HostPrograms):
                 self._losses.leave_out(Losses(0, 0, *self.namespaces.drops()))
             elif self.spec.commands:
                 self.agent.wait_ready()
-                start_commands(self.guest, self.agent, self.spec.commands)
+                start_commands(self.guest, self.agent, self.spec.commands, self._nodes)
             self._stack = stack.pop_all()
+        if self._joins and parts.clock.is_virtual:
+            self._take_clock()
         return self
 
+    def _take_clock(self) -> None:
+        """Take over a clock that another controller has left: it comes with the agent."""
+        try:
+            self.agent.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _nodes(self) -> tuple[str, ...]:
+        return (HOST, *self.spec.nodes) if self.guest.clock.is_virtual else ()
+
     def keep(self) -> None:
-        """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it."""
+        """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it.
+
+        In virtual time one process at a time can use it: the one that grants time.
+        """
         self._running.keep(self._ready_agent().channel)
 
     def __exit__(
@@ -128,6 +150,21 @@ class LabLife(HostPrograms):
         self.agent.wait_ready()
         return self.agent
 
+    @property
+    def _is_within(self) -> bool:
+        return self.guest.clock.is_virtual
+
+    def _start_within(
+        self,
+        argv: Sequence[process.Argument],
+        stdio: tuple[process.Stream, process.Stream, process.Stream],
+        env: dict[str, str] | None,
+        directory: str,
+    ) -> process.Client:
+        stdin, stdout, stderr = stdio
+        where = directory or (str(Path.cwd()) if self._running.root == HOST_ROOT else "")
+        return self.guest.popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=where, env=env, node=HOST)
+
     def _why_lost(self) -> SkblabError:
         if self._is_closed:
             return GuestLost(f"lab {self.name} was closed", found="by another thread of this process")
@@ -167,6 +204,17 @@ class LabLife(HostPrograms):
         return self._having("guest").guest
 
     @property
+    def clock(self) -> VirtualClock:
+        """The guest's clock in virtual time: it runs while somebody waits, and can be advanced.
+
+        :raises UsageError: the guest runs in real time
+        """
+        clock = self._having("clock").clock
+        if not isinstance(clock, VirtualClock):
+            raise UsageError("a guest in real time has this machine's clock", hint='LabSpec(time="virtual")')
+        return clock
+
+    @property
     def terminals(self) -> list[Terminal]:
         """The guest's virtual consoles."""
         return self._having("terminals").terminals
@@ -203,7 +251,7 @@ class LabLife(HostPrograms):
     def link_losses(self) -> Losses:
         """Frames that its links have lost since this lab was booted, or joined, here; also when the lab is over.
 
-        A guest that stands still cannot say what its own end has lost since it was asked last; of a lab that was
+        A guest that is stopped cannot say what its own end has lost since it was asked last; of a lab that was
         joined, it is asked once ``agent`` is ours.
         """
         if self._losses is None:

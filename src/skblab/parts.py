@@ -1,17 +1,20 @@
 """What a running lab consists of: its kernel, namespaces, console, terminals and agent; booted here, or joined."""
 
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from skblab.agent.channel import Channel
 from skblab.agent.control import Agent
+from skblab.clock import REAL, Clock, VirtualClock
 from skblab.errors import SkblabError, UsageError
-from skblab.guest import initramfs, receive
+from skblab.guest import initramfs, nodes, receive
 from skblab.guest.boot import Boot, Guest
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import too_little_memory
 from skblab.guest.modules import Module, append
+from skblab.guest.stopped import StoppedClock
 from skblab.guest.terminal import Terminal
 from skblab.host import registry
 from skblab.host.namespace import JoinedNamespaces, Namespaces
@@ -20,6 +23,10 @@ from skblab.image.store import find_image
 from skblab.spec import HOST_ROOT, LabSpec
 
 SECCOMPS_OWN = "wait_stub_done_seccomp"  # a function of kernels that can run programs so (os-Linux/skas/process.c)
+
+# In virtual time, the age of a guest that is ready. ping takes a coarse clock that is 0 for one that it has not read
+# (iputils, ping_common.c pinger()).
+READY_AT_S = 1.0
 
 
 class Parts:
@@ -30,6 +37,7 @@ class Parts:
 
     image: Image
     console: Console
+    clock: Clock
     namespaces: Namespaces
     agent: Agent | None = None  # of a lab that was joined, None until take_agent()
     terminals: list[Terminal]
@@ -39,6 +47,8 @@ class Parts:
         self._name = name
         self._spec = spec
         self._lost = lost
+        self._given: tuple[int, int, int] | None = None  # the agent of a lab in virtual time that was joined
+        self.root = spec.root
 
     def boot(self, stack: ExitStack, image: Image | None) -> None:
         """Boot a guest; *image* is the spec's, where it is open already.
@@ -51,11 +61,17 @@ class Parts:
         modules, archive = self._check()
         self.console = Console()
         stack.callback(self.console.close)  # after the kernel's end, so that its last words are read
-        self.namespaces = stack.enter_context(Namespaces(self._name, link=self._sound_links()))
+        self.clock, clock_sockets = self._make_clock(stack)
+        clock_fds = tuple(one.fileno() for one in clock_sockets)
+        self.namespaces = stack.enter_context(
+            Namespaces(self._name, link=self._sound_links(), within=self.clock.is_virtual)
+        )
         if modules:
             append(archive, modules, archive := registry.first_files(self._name))
         channel, guest_socket = Channel.make(spec.steps_bytes)
-        self.agent = Agent(channel, self.image, self._lost, spec.lease_s)
+        if isinstance(self.clock, VirtualClock):
+            channel.keep_clock(self.clock)
+        self.agent = Agent(channel, self.image, self._lost, spec.lease_s, self.clock)
         stack.callback(self.agent.close)
         stack.enter_context(guest_socket)
         consoles = spec.consoles if spec.root or spec.disks else 0
@@ -71,16 +87,37 @@ class Parts:
             disks=tuple(disk.file for disk in spec.parsed_disks()),
             stopped=spec.from_boot,
             terminal_fds=tuple(terminal.guest_fd for terminal in self.terminals),
+            clock_fds=clock_fds,
+            words=self._virtual_words() if clock_fds else (),
         )
-        self.guest = Guest.boot(boot, self.namespaces, self.console)
+        self.guest = Guest.boot(boot, self.namespaces, self.console, self.clock)
         stack.callback(self.guest.close)
+        self._freeze(channel, frozen=spec.clock == "frozen")
         self._learn_modules({str(one.file): self.guest.module_sections.get(one.name, {}) for one in modules})
         for terminal in self.terminals:
             terminal.hand_over()
-        guest_socket.close()  # the guest has it now: when it closes its end, we see the end of the stream
+        for one in (guest_socket, *clock_sockets):
+            one.close()  # the guest has it now: when it closes its end, we see the end of the stream
         if not spec.from_boot:
             self.receive_one_by_one()
+        if isinstance(self.clock, VirtualClock):
+            self.agent.wait_ready()
+            self.clock.run_until(READY_AT_S)
         stack.callback(self._end_kernel)
+
+    def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[socket.socket, ...]]:
+        """Return the guest's clock, and the socket by which its kernel asks a virtual one."""
+        if self._spec.time == "real":
+            return REAL, ()
+        ours, theirs = socket.socketpair()
+        stack.enter_context(theirs)
+        clock = VirtualClock(ours)
+        stack.callback(clock.close)
+        return clock, (theirs,)
+
+    def _virtual_words(self) -> tuple[str, ...]:
+        addresses = self.namespaces.addresses
+        return nodes.words(nodes.nodes(self._spec.nodes, addresses), addresses, self._spec.seed)
 
     def _check(self) -> tuple[tuple[Module, ...], Path]:
         """Check what the guest is to have; return its modules and its first files."""
@@ -154,9 +191,27 @@ class Parts:
         self.image = Image.open(Path(about["image"]))
         self.console = Console(console_fd)
         stack.callback(self.console.close)
-        self.guest = Guest(namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel)
+        self.clock = self._join_clock(stack)
+        self.guest = Guest(
+            namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel, clock=self.clock
+        )
         stack.callback(self.guest.close)
         self._learn_modules(about.get("modules", {}))
+        self.guest.frozen = about["frozen"]
+        self.root = about["root"]
+
+    def _join_clock(self, stack: ExitStack) -> Clock:
+        """Return the guest's clock; in virtual time it comes with the agent, to one controller at a time.
+
+        :raises LabBusy: another controller has it
+        """
+        assert isinstance(self.namespaces, JoinedNamespaces)
+        if not self.namespaces.about["virtual"]:
+            return REAL
+        self._given, (clock_fd,) = self.namespaces.agent()
+        clock = VirtualClock(socket.socket(fileno=clock_fd))
+        stack.callback(clock.close)
+        return clock
 
     def take_agent(self, stack: ExitStack) -> Agent:
         """Return the agent of a lab that was joined; its end is left on *stack*.
@@ -164,10 +219,18 @@ class Parts:
         :raises LabBusy: another controller has it
         """
         assert isinstance(self.namespaces, JoinedNamespaces)
-        channel = Channel.take_over(*self.namespaces.agent())
-        self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s)
+        memory_fd, socket_fd, farewells = self._given or self.namespaces.agent()[0]
+        channel = Channel.take_over(memory_fd, socket_fd, farewells, self.clock)
+        self._freeze(channel, frozen=self.guest.frozen)
+        self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s, self.clock)
         stack.callback(self.agent.close)
         return self.agent
+
+    def _freeze(self, channel: Channel, *, frozen: bool) -> None:
+        """Let the guest's clock stand still, or not, while gdb has stopped its kernel."""
+        self.guest.frozen = frozen
+        if frozen:
+            channel.stopped_ns = StoppedClock(self.guest.pid, self.image.kernel).read
 
     def receive_one_by_one(self) -> None:
         """Let the guest receive packets one by one (``guest.receive``).
@@ -187,5 +250,12 @@ class Parts:
             channel.socket.fileno(),
             *(terminal.fd for terminal in self.terminals),
         )
-        self.namespaces.keep(descriptors, {"image": str(self.image.path), "modules": self.guest.modules})
+        about = {
+            "image": str(self.image.path),
+            "modules": self.guest.modules,
+            "frozen": self.guest.frozen,
+            "virtual": self.clock.is_virtual,
+            "root": self._spec.root,
+        }
+        self.namespaces.keep((*descriptors, self.clock.fileno()) if self.clock.is_virtual else descriptors, about)
         channel.kept = True

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -10,16 +9,17 @@ from skblab.agent.control import Agent
 from skblab.errors import GuestCommandFailed, Timeout
 from skblab.guest.boot import Guest
 from skblab.guest.exec import Command
-from skblab.host.waiting import wait
 
 LISTEN = "inet_csk_listen_start"  # net/ipv4/inet_connection_sock.c: every listen(2) on a TCP socket calls it
 TIMEOUT_S = 20.0
 
 
-def start_commands(guest: Guest, agent: Agent, lines: Sequence[str]) -> None:
+def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequence[str] = ()) -> None:
     """Run shell command lines in the guest; return when each listens on a TCP port. They run as long as the lab does.
 
-    Their output goes to the kernel's log.
+    They begin in the guest's `/`. Their output goes to the kernel's log.
+
+    :param nodes: of the lab; a line that begins with ``NODE:`` runs on that one
 
     :raises GuestCommandFailed: one has ended before it listened
     :raises Timeout: one has done neither in TIMEOUT_S
@@ -30,21 +30,26 @@ def start_commands(guest: Guest, agent: Agent, lines: Sequence[str]) -> None:
         # Removing the watch needs a task of the guest, and the guest has one CPU: by then the task in listen(2) has
         # returned from it.
         stack.enter_context(agent.watch(LISTEN, lambda *_: os.eventfd_write(heard, 1)))
-        _wait(guest, heard, [stack.enter_context(_start(guest, line)) for line in lines])
+        _wait(guest, heard, [stack.enter_context(_start(guest, line, nodes)) for line in lines])
 
 
-def _start(guest: Guest, line: str) -> Command:
+def _start(guest: Guest, line: str, nodes: Sequence[str]) -> Command:
+    node, found, there = line.partition(":")
+    node, line = (node, there) if found and node in nodes else ("", line)
     log = guest.console.writer
     environment = {"PYTHONUNBUFFERED": "1"}
-    return guest.popen(["sh", "-c", line], stdout=log, stderr=subprocess.STDOUT, env=environment, stays=True)
+    return guest.popen(
+        ["sh", "-c", line], stdout=log, stderr=subprocess.STDOUT, cwd="/", env=environment, stays=True, node=node
+    )
 
 
 def _wait(guest: Guest, heard: int, commands: list[Command]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
+    clock = guest.clock
+    deadline_s = clock.monotonic_ns / 1e9 + TIMEOUT_S
     listening = 0
     while listening < len(commands):
-        watched: list[int | Command] = [heard, guest.pidfd, *commands]
-        ready = wait(watched, max(deadline - time.monotonic(), 0))
+        watched: list[int | Command] = [heard, *commands]
+        ready = clock.wait(watched, max(deadline_s - clock.monotonic_ns / 1e9, 0), at_once=[guest.pidfd])
         if guest.pidfd in ready:
             raise guest.lost()
         evidence = "\n".join((*(command.args[-1] for command in commands), guest.console.evidence()))

@@ -5,9 +5,8 @@ import os
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
@@ -16,6 +15,7 @@ from skblab.debugger.session import Debugger
 from skblab.event import Hit, Stop
 from skblab.guest.boot import LAST_WORDS_S
 from skblab.guest.complaint import Complaint
+from skblab.guest.exec import Command
 from skblab.guest.losses import Losses
 from skblab.guest.mconsole import Kind
 from skblab.host import process
@@ -41,20 +41,41 @@ class Watcher:
         """Note that a packet met a rule."""
 
     def stopped(self, stop: Stop) -> None:
-        """Note that the kernel stands still; it runs on when this returns."""
+        """Note that the kernel is stopped; it is resumed when this returns."""
 
-    def resumed(self, stood_s: float) -> None:
-        """Note that the kernel runs on after so long."""
+    def resumed(self, stopped_s: float) -> None:
+        """Note that the kernel has been resumed; it was stopped for so long."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleOutcome:
-    """What became of the packets that a rule's filter took; of an edit, how many it failed on, and why the first."""
+    """What became of the packets that a rule's filter took.
+
+    :param fired: it gave its verdict at least once
+    :param unedited: packets on which its edit failed
+    :param why_unedited: why it failed on the first of them
+    """
 
     rule: Rule
     counts: Counts
-    unedited: int
-    why_unedited: str
+    fired: bool
+    unedited: int = 0
+    why_unedited: str = ""
+
+    @classmethod
+    def of(cls, running: "Running") -> Self:
+        """Return what became of a rule's packets so far."""
+        return cls(running.armed.rule, running.counts, running.fired, running.unedited, running.why_unedited)
+
+    def named_counts(self) -> dict[str, int]:
+        """Return the counts by their names, of an edit with ``unedited``."""
+        return asdict(self.counts) | ({"unedited": self.unedited} if VERDICTS[self.rule.verdict].changes_bytes else {})
+
+    def lines(self) -> list[str]:
+        """Return it for people: the rule with its counts, and what the rule did not ask for."""
+        counts = self.named_counts().items()
+        shown = [f"{name} {count}" for name, count in counts if name == "arrived" or (count and name != "verdicts")]
+        return [f"{self.rule}: {', '.join(shown)}", *self.counts.caveats, *([] if self.fired else ["never fired"])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +97,11 @@ class Outcome:
     complaints: tuple[Complaint, ...]
     link: Losses
     events_lost: int
+
+    @property
+    def unfired(self) -> tuple[Rule, ...]:
+        """The rules that never fired: the run did not test what they were for. Not those whose edit failed."""
+        return tuple(one.rule for one in self.rules if not one.fired and not one.unedited)
 
     @property
     def exit_status(self) -> int:
@@ -125,6 +151,7 @@ class Session:
         stdin: process.Stream = subprocess.DEVNULL,
         capture: bool = False,
         timeout_s: float | None = None,
+        directory: str = "",
     ) -> Outcome:
         """Run a command on the host side to its end; take the rules away, and return what came of it.
 
@@ -132,48 +159,48 @@ class Session:
 
         :param stdin: of the command; not where a rule stops the kernel, for then a person may be asked
         :param capture: keep what the command writes
+        :param directory: the command's; default: this process's
         :raises GuestLost: the kernel has panicked, or ended, before the command
         :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
         :raises CallbackFailed: the watcher raised
         """
-        began_s = time.monotonic()
+        clock = self._lab.guest.clock
+        began_ns = clock.monotonic_ns
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2 * capture)]
             out, err = files or (None, None)
             stdin = subprocess.DEVNULL if self._debugger else stdin
-            client = self._lab.popen(command, stdin=stdin, stdout=out, stderr=err) if command else None
+            client = (
+                self._lab.popen(command, stdin=stdin, stdout=out, stderr=err, directory=directory) if command else None
+            )
             status = self._wait(client, timeout_s)
-            duration_s = time.monotonic() - began_s
+            duration_s = (clock.monotonic_ns - began_ns) / 1e9
             self._lab.check()
             self._stack.close()
             return Outcome(
                 process.exit_status(status),
                 duration_s,
                 tuple(map(_text, files)) or ("", ""),  # type: ignore[arg-type] # two, or none
-                tuple(RuleOutcome(one.armed.rule, one.counts, one.unedited, one.why_unedited) for one in self._running),
+                tuple(map(RuleOutcome.of, self._running)),
                 self._lab.new_complaints,
                 self._lab.link_losses,
                 self._lab.agent.channel.lost,
             )
 
-    def _wait(self, client: process.Process | None, timeout_s: float | None) -> int:
+    def _wait(self, client: process.Client | None, timeout_s: float | None) -> int:
         """Wait for a client's end; return its status. Without one, a Ctrl-C ends it, with status 0.
 
         A client may end before gdb has reported a stop: the watcher gets every stop.
         """
         guest, debugger = self._lab.guest, self._debugger
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline_s = None if timeout_s is None else self._lab.guest.clock.monotonic_ns / 1e9 + timeout_s
         watched: list[Watched] = [guest.notifications, guest.pidfd, *([debugger] if debugger else [])]
         reported, ended = 0, False
         with contextlib.ExitStack() as stack:
-            woken = stack.enter_context(wakeup())
-            pidfd = os.pidfd_open(client.pid) if client else None
-            if pidfd is not None:
-                stack.callback(os.close, pidfd)
-                watched.append(pidfd)
+            end = _end_of(client, stack) if client else None
             while True:
                 try:
-                    ready = _ready(watched, woken, client, deadline_s)
+                    ready = self._ready(None if ended else end, watched, client, deadline_s)
                 except KeyboardInterrupt:
                     if client:
                         raise
@@ -186,11 +213,43 @@ class Session:
                 if debugger and debugger in ready:
                     self._report_stop(debugger)
                     reported += 1
-                elif pidfd is not None and pidfd in ready:
+                elif end is not None and end in ready:
                     ended = True
-                    watched.remove(pidfd)
                 if client and ended and reported >= self._stops:
                     return client.wait()
+
+    def _ready(
+        self, end: int | None, watched: Sequence[Watched], client: process.Client | None, deadline_s: float | None
+    ) -> list[Watched]:
+        """Wait for a client's end, or for one of those that are watched, and pass a Ctrl-C on to the client.
+
+        :raises subprocess.TimeoutExpired: the time is over; the client was killed
+        """
+        try:
+            return self._waited(end, watched, client, deadline_s)
+        except KeyboardInterrupt:
+            if client is None:
+                raise
+        process.interrupt(client)
+        return self._waited(end, watched, client, deadline_s)
+
+    def _waited(
+        self, end: int | None, watched: Sequence[Watched], client: process.Client | None, deadline_s: float | None
+    ) -> list[Watched]:
+        clock = self._lab.guest.clock
+        began_s = clock.monotonic_ns / 1e9
+        with wakeup() as woken:
+            while True:
+                left_s = None if deadline_s is None else max(deadline_s - clock.monotonic_ns / 1e9, 0)
+                ends: list[Watched] = [] if end is None else [end]
+                ready = clock.wait(ends, left_s, at_once=[*watched, woken])
+                if not ready:
+                    if client:
+                        process.end(client)
+                    raise subprocess.TimeoutExpired(client.args if client else "", clock.monotonic_ns / 1e9 - began_s)
+                if ready != [woken]:
+                    return ready
+                os.read(woken, 4096)
 
     @property
     def _stops(self) -> int:
@@ -210,34 +269,10 @@ def _text(file: IO[bytes]) -> str:
     return file.read().decode(errors="replace")
 
 
-def _ready(
-    watched: Sequence[Watched], woken: int, client: process.Process | None, deadline_s: float | None
-) -> list[Watched]:
-    """Wait for one of those that are watched, and pass a Ctrl-C on to the client.
-
-    :raises subprocess.TimeoutExpired: the time is over; the client was killed
-    """
-    try:
-        return _waited(watched, woken, client, deadline_s)
-    except KeyboardInterrupt:
-        if client is None:
-            raise
-    process.interrupt(client)
-    return _waited(watched, woken, client, deadline_s)
-
-
-def _waited(
-    watched: Sequence[Watched], woken: int, client: process.Process | None, deadline_s: float | None
-) -> list[Watched]:
-    began_s = time.monotonic()
-    while True:
-        with contextlib.suppress(BlockingIOError):
-            os.read(woken, 4096)
-        left_s = None if deadline_s is None else max(deadline_s - time.monotonic(), 0)
-        ready: list[Watched] = wait([*watched, woken], left_s)
-        if not ready:
-            if client:
-                process.end(client)
-            raise subprocess.TimeoutExpired(client.args if client else "", time.monotonic() - began_s)
-        if ready != [woken]:
-            return ready
+def _end_of(client: process.Client, stack: contextlib.ExitStack) -> int:
+    """Return a descriptor that is readable when a client has ended."""
+    if isinstance(client, Command):
+        return client.fileno()
+    pidfd = os.pidfd_open(client.pid)
+    stack.callback(os.close, pidfd)
+    return pidfd

@@ -3,20 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from skblab.agent.channel import STEPS_BYTES
 from skblab.agent.control import DEFAULT_LEASE_S
 from skblab.agent.packets import MOST_DELAY_S
 from skblab.errors import UsageError
+from skblab.guest import nodes
 from skblab.guest.disk import Disk
 from skblab.guest.modules import Module
+from skblab.host.links import Addresses
 from skblab.image.image import Image
 from skblab.image.recipe import DEFAULT_SERIES, USERSPACES
 
 if TYPE_CHECKING:
     from skblab.lab import Lab
 
+Time = Literal["real", "virtual"]
+Stops = Literal["running", "frozen"]
 HOST_ROOT = "host"  # LabSpec.root: this machine's own /
 MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
 LEAST_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
@@ -41,6 +45,10 @@ class LabFields(TypedDict, total=False):
     steps_bytes: int
     lease_s: float
     from_boot: bool
+    time: Time
+    seed: int
+    nodes: Sequence[str]
+    clock: Stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +80,12 @@ class LabSpec:
     :param steps_bytes: memory between a trace's kernel and its file, a power of two
     :param lease_s: a held packet is released after that time if nobody has decided on it; 0: never
     :param from_boot: the kernel stands before its first instruction until ``gdb_prompt()`` lets it run
+    :param time: ``"virtual"``: time passes in the guest only while somebody waits; its clients run in it, too, on the
+        node ``"host"``, so it has this machine's ``/`` unless *root* is another directory
+    :param seed: in virtual time, determines all randomness of the guest; 0 to 2^64 - 1
+    :param clock: in real time, while gdb has stopped the kernel: ``"running"``, it jumps by the length of the stop, and
+        timers end at once; or ``"frozen"``
+    :param nodes: in virtual time, names of more network namespaces in the guest, each with an address on the link
 
     :raises UsageError: a field is out of its range, or two do not go together
     """
@@ -92,12 +106,21 @@ class LabSpec:
     steps_bytes: int = STEPS_BYTES
     lease_s: float = DEFAULT_LEASE_S
     from_boot: bool = False
+    time: Time = "real"
+    seed: int = 0
+    nodes: Sequence[str] = ()
+    clock: Stops = "running"
 
     def __post_init__(self) -> None:
         self._set("image", self.image.path if isinstance(self.image, Image) else self.image)
         self._set("link", (self.link,) if isinstance(self.link, str) else tuple(self.link))
-        for name in ("kernel_arguments", "disks", "modules", "commands"):
+        for name in ("kernel_arguments", "disks", "modules", "commands", "nodes"):
             self._set(name, tuple(getattr(self, name)))
+        if self.time == "virtual":
+            self._check_virtual()
+            self._set("root", self.root or HOST_ROOT)
+        elif self.nodes or self.seed:
+            raise UsageError("nodes and a seed are for virtual time", hint='time="virtual", or --time virtual')
         self._check()
         # Another process has another working directory.
         if self.root and self.root != HOST_ROOT:
@@ -121,17 +144,31 @@ class LabSpec:
         if self.root and not self.root_directory.is_dir():
             raise UsageError(f"no such directory: {self.root}", hint='root="host", or a directory')
         if self.modules and self.from_boot:
-            raise UsageError(
-                "a kernel that stands still loads no modules", hint="without modules, or without --from-boot"
-            )
+            raise UsageError("a stopped kernel loads no modules", hint="without modules, or without --from-boot")
         if self.commands and self.from_boot:
-            raise UsageError("a kernel that stands still runs no commands", hint="without -g, or without --from-boot")
+            raise UsageError("a stopped kernel runs no commands", hint="without -g, or without --from-boot")
         if self.commands and not (self.root or self.disks):
             raise UsageError("a command in the guest needs a root file system", hint='root="host", or --root host')
         if not 0 <= self.consoles <= MOST_CONSOLES:
             raise UsageError(f"a guest has no {self.consoles} consoles", hint=f"{MOST_CONSOLES} at most")
         if not 0 <= self.lease_s <= MOST_DELAY_S:
             raise UsageError(f"a lease of {self.lease_s:g} s", found=f"0 (none) to {MOST_DELAY_S:g} s")
+
+    def _check_virtual(self) -> None:
+        """Refuse what needs the time of this machine."""
+        if self.disks:
+            raise UsageError("a disk answers in real time", hint="--root DIRECTORY in virtual time")
+        if self.from_boot:
+            raise UsageError("a person under gdb takes real time", hint="--from-boot in real time")
+        if self.link != ("auto",):
+            raise UsageError(
+                "in virtual time the link is inside the guest", hint="without --link; --node NAME for more"
+            )
+        if self.clock != "running":
+            raise UsageError("in virtual time the clock is ours", hint='without clock="frozen", or --clock')
+        if not 0 <= self.seed < 1 << 64:
+            raise UsageError(f"no seed: {self.seed}", hint="0 to 2^64 - 1")
+        nodes.nodes(self.nodes, Addresses())
 
     def start(self, name: str | None = None) -> "Lab":
         """Return a lab of this description; entering it boots the guest.

@@ -14,6 +14,10 @@ from skblab.line import MOST_NUMBER, Line, time_text
 
 MOST_COPIES = 1000  # kernel/agent/agent_abi.h AGENT_MOST_COPIES
 MOST_TIME_NS = 365 * 86400 * 1_000_000_000
+MOST_CORRUPTED = 65535
+MOST_BITS_PER_S = 10**15
+RATE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(k|m|g)?bit")  # as tc(8) writes it
+RATE_UNITS = {"g": 10**9, "m": 10**6, "k": 10**3, "": 1}
 ORDERS = ("fifo", "reverse", "random")
 PART = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^,\s"])*')  # a comma or a blank in quotes belongs to its part
 CHANGE = re.compile(r'([A-Za-z0-9_]+(?::[0-9]{1,2})?\.[A-Za-z0-9_]+)=(?:"((?:\\.|[^"\\])*)"|([^,\s"]+))$')
@@ -33,6 +37,8 @@ class Arguments:
     copies: int = 1
     changes: tuple[tuple[str, str], ...] = ()
     fix: bool = True
+    corrupted_bytes: int = 1
+    bits_per_s: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.hold_count <= MOST_NUMBER:
@@ -41,6 +47,8 @@ class Arguments:
             raise RuleError(f"{self.copies} copies", hint=f"1 to {MOST_COPIES}")
         if not all(0 <= one <= MOST_TIME_NS for one in (self.delay_ns, self.jitter_ns)):
             raise RuleError(f"a delay of {self.delay_ns} ns +- {self.jitter_ns} ns", hint="at most 365 days")
+        if not 1 <= self.corrupted_bytes <= MOST_CORRUPTED or not 0 <= self.bits_per_s <= MOST_BITS_PER_S:
+            raise RuleError(f"{self.corrupted_bytes} bytes, {self.bits_per_s} bit/s", hint="see skblab run --help")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class Verdict:
     :param number: enum agent_verdict in kernel/agent/verdict.c: what the agent does
     :param owns: sound only at a function that owns its packet (skblab.agent.functions)
     :param needs: who decides on each packet: the agent alone, the host within a lease, or gdb
+    :param changes_bytes: the host writes other bytes, and the packet goes on
     :param whole: a hit carries the whole packet, not only its first bytes
     :param stack: a hit carries the return addresses on the stack
     :param read: reads the arguments from a rule's line
@@ -78,6 +87,7 @@ class Verdict:
     owns: bool = False
     needs: Literal["agent", "host", "gdb"] = "agent"
     whole: bool = False
+    changes_bytes: bool = False
     stack: bool = False
     read: Callable[[Line], dict[str, Any]] = lambda _: {}
     write: Callable[[Arguments], list[str]] = lambda _: []
@@ -174,6 +184,24 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
+def _read_corrupt(line: Line) -> dict[str, Any]:
+    return {"corrupted_bytes": line.number("how many bytes", MOST_CORRUPTED)} if line.peek().isdecimal() else {}
+
+
+def _read_rate(line: Line) -> dict[str, Any]:
+    word = line.take()
+    found = RATE.fullmatch(word)
+    bits_per_s = round(float(found[1]) * RATE_UNITS[found[2] or ""]) if found else 0
+    if not 1 <= bits_per_s <= MOST_BITS_PER_S:
+        line.fail(f"not a rate: {word}" if word else "a rate is missing", "64kbit, 1.5mbit, 1gbit")
+    return {"bits_per_s": bits_per_s}
+
+
+def _write_rate(given: Arguments) -> list[str]:
+    unit = next(unit for unit, size in RATE_UNITS.items() if given.bits_per_s % size == 0)
+    return [f"{given.bits_per_s // RATE_UNITS[unit]}{unit}bit"]
+
+
 ROWS = (
     Verdict(
         word="accept",
@@ -236,8 +264,33 @@ ROWS = (
         owns=True,
         needs="host",
         whole=True,
+        changes_bytes=True,
         read=_read_edit,
         write=_write_edit,
+    ),
+    Verdict(
+        word="corrupt",
+        grammar="[N]",
+        help="it goes on with N bytes (default: 1) of its payload changed; its checksum is not",
+        example="corrupt",
+        number=2,
+        owns=True,
+        needs="host",
+        whole=True,
+        changes_bytes=True,
+        read=_read_corrupt,
+        write=lambda given: [str(given.corrupted_bytes)] if given.corrupted_bytes != 1 else [],
+    ),
+    Verdict(
+        word="rate",
+        grammar="RATE",
+        help="it is held until the packets before have passed at that rate: 1mbit",
+        example="rate 1mbit",
+        number=2,
+        owns=True,
+        read=_read_rate,
+        write=_write_rate,
+        numbers=lambda given: Numbers(argument=given.bits_per_s),
     ),
     Verdict(word="stop", help="the whole kernel stops under gdb", example="stop", number=5, needs="gdb"),
 )

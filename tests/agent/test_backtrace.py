@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ETH_P_IP = 0x0800
 
 
-def ping(lab: Lab) -> process.Process:
+def ping(lab: Lab) -> process.Client:
     return lab.popen(["ping", "-n", "-c", "1", "-W", "10", "guest"], stdout=subprocess.PIPE)
 
 

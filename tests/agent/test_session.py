@@ -25,7 +25,7 @@ class Everything(Watcher):
     def __init__(self) -> None:
         self.hits: list[Hit] = []
         self.stops: list[Stop] = []
-        self.stood_s: list[float] = []
+        self.stopped_s: list[float] = []
 
     def hit(self, hit: Hit) -> None:
         self.hits.append(hit)
@@ -33,8 +33,8 @@ class Everything(Watcher):
     def stopped(self, stop: Stop) -> None:
         self.stops.append(stop)
 
-    def resumed(self, stood_s: float) -> None:
-        self.stood_s.append(stood_s)
+    def resumed(self, stopped_s: float) -> None:
+        self.stopped_s.append(stopped_s)
 
 
 def test_what_came_of_a_run(lab: Lab) -> None:
@@ -68,7 +68,7 @@ def test_a_stop(lab: Lab) -> None:
     (stop,) = watcher.stops
     assert stop.packet
     assert stop.frames[0][:2] == ("icmp_rcv", "net/ipv4/icmp.c")
-    assert watcher.stood_s[0] > 0
+    assert watcher.stopped_s[0] > 0
 
 
 def test_a_run_in_another_thread(lab: Lab) -> None:

@@ -114,7 +114,7 @@ def some_rules(lab: Lab, chance: random.Random) -> tuple[int, int]:
     return sum(one.armed.counts.arrived for one in rules), len(tracer.trace().steps) if tracer else 0
 
 
-def transmitted(flood: process.Process) -> int:
+def transmitted(flood: process.Client) -> int:
     """End a flood; return how many packets it has sent."""
     flood.send_signal(signal.SIGINT)
     said = process.finish(flood, timeout_s=60).stdout

@@ -97,13 +97,13 @@ def test_every_verdict_at_every_entry(every_lab: Lab, function: str) -> None:
     assert lab.image.functions.lookup(function), f"{function}() has no code of its own"
     suffix = f" if {wanted}" if wanted else ""
     copies = {"duplicate": 1, "duplicate 3": 3}
-    for verdict in ("accept", "trace", "delay 30ms", *copies):
+    for verdict in ("accept", "trace", "delay 30ms", "rate 1mbit", *copies):
         with contextlib.closing(lab.rule(Rule.parse(f"{function} = {verdict}{suffix}"))) as running:
             assert ask(lab, 5), verdict
         counts = running.armed.counts  # the last ones: an answer comes while other copies are on their way
         assert counts.arrived >= 1, verdict
         assert counts.duplicated == counts.arrived * copies.get(verdict, 0)
-        assert counts.held == counts.released == (counts.arrived if verdict.startswith("delay") else 0)
+        assert counts.held == counts.released == (counts.arrived if verdict.startswith(("delay", "rate")) else 0)
         assert counts.traced == (counts.arrived if verdict == "trace" else 0)
     with contextlib.closing(lab.rule(Rule.parse(f"{function} = drop{suffix}"))) as running:
         assert not ask(lab, PATIENCE_S)

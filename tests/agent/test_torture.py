@@ -99,7 +99,7 @@ class Traffic:
         )
         assert self.guests.stdout
         assert select.select([self.guests.stdout], [], [], 60)[0], lab.console.text()[-4000:]
-        assert self.guests.stdout.readline() == b"ready\n", self.guests.communicate(timeout_s=10)
+        assert self.guests.stdout.readline() == b"ready\n", self.guests.communicate(timeout=10)
         self.hosts = lab.popen(
             ["python3", "-c", program("torture_host.py"), str(seed)], stdin=pipe, stdout=pipe, stderr=pipe
         )
@@ -110,7 +110,7 @@ class Traffic:
 
     def check(self) -> None:
         """Read how many packets were sent; see that both programs run."""
-        assert self.guests.poll() is None, self.guests.communicate(timeout_s=10)
+        assert self.guests.poll() is None, self.guests.communicate(timeout=10)
         assert self.hosts.poll() is None, self.hosts.communicate()
         assert self.hosts.stdout
         *lines, self._rest = (self._rest + (self.hosts.stdout.read() or b"")).split(b"\n")
@@ -126,7 +126,7 @@ class Traffic:
 
     def end_in_the_guest(self) -> Counter[str]:
         """Return how often what was done there."""
-        said, complained = self.guests.communicate(timeout_s=60)
+        said, complained = self.guests.communicate(timeout=60)
         assert (self.guests.returncode, complained) == (0, b"")
         return Counter(json.loads(said))
 

@@ -14,8 +14,8 @@ from skblab.rule import Rule
 
 
 @contextmanager
-def standing_still(lab: Lab) -> Iterator[None]:
-    """Let a guest's kernel stand still, with nobody who waits long for its answers."""
+def stopped(lab: Lab) -> Iterator[None]:
+    """Stop a guest's process, with nobody who waits long for its answers."""
     os.kill(lab.guest.pid, signal.SIGSTOP)
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -29,7 +29,7 @@ def test_a_rule_that_was_not_taken_away_keeps_its_number(shared_lab: Lab) -> Non
     agent = shared_lab.agent
     agent.wait_ready()
     armed = agent.arm(Rule.parse("icmp_rcv = trace"))
-    with standing_still(shared_lab), pytest.raises(Timeout):
+    with stopped(shared_lab), pytest.raises(Timeout):
         armed.disarm()
     assert armed.number not in agent.rules._free
     armed.disarm()
@@ -42,7 +42,7 @@ def test_a_rule_that_may_come_into_force_yet_is_taken_away(shared_lab: Lab) -> N
     agent = shared_lab.agent
     agent.wait_ready()
     free = len(agent.rules._free)
-    with standing_still(shared_lab), pytest.raises(Timeout):
+    with stopped(shared_lab), pytest.raises(Timeout):
         agent.arm(Rule.parse("icmp_rcv = drop"))
     assert len(agent.rules._free) == free - 1
     assert shared_lab.run(["ping", "-c", "1", "-W", "5", "guest"]).returncode == 0

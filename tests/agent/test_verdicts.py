@@ -20,16 +20,16 @@ from skblab.lab import Lab
 ECHO = "icmp[icmptype] == icmp-echo"
 
 
-def ping(lab: Lab, count: int, *options: str, interval_s: float = 0.05) -> process.Process:
+def ping(lab: Lab, count: int, *options: str, interval_s: float = 0.05) -> process.Client:
     argv = ["ping", "-n", "-c", str(count), "-i", f"{interval_s:g}", "-W", "1", *options, "192.168.10.1"]
     return lab.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def said(client: process.Process) -> str:
+def said(client: process.Client) -> str:
     return process.finish(client, timeout_s=30).stdout
 
 
-def replies(client: process.Process) -> list[PingReply]:
+def replies(client: process.Client) -> list[PingReply]:
     return parse_ping(said(client))
 
 

@@ -13,7 +13,7 @@ from skblab.lab import Lab
 from skblab.packet import Packet
 
 
-def ping(lab: Lab, *options: str) -> process.Process:
+def ping(lab: Lab, *options: str) -> process.Client:
     return lab.popen(
         ["ping", "-n", "-W", "10", *(options or ("-c", "1")), "guest"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -25,7 +25,7 @@ def assert_well(lab: Lab) -> None:
         assert len(parse_ping(done.stdout)) == 1, done.stdout
 
 
-def finish(client: process.Process) -> str:
+def finish(client: process.Client) -> str:
     return process.finish(client, timeout_s=30).stdout
 
 

@@ -16,16 +16,16 @@ from skblab.lab import Lab
 from support import SKBLAB, skblab
 
 
-def ping(lab: Lab, count: int = 1) -> process.Process:
+def ping(lab: Lab, count: int = 1) -> process.Client:
     argv = ["ping", "-n", "-c", str(count), "-i", "0.1", "-W", "10", "192.168.10.1"]
     return lab.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def replies(client: process.Process) -> int:
+def replies(client: process.Client) -> int:
     return len(parse_ping(process.finish(client, timeout_s=30).stdout))
 
 
-def stopped_at_icmp_rcv(lab: Lab, debugger: Debugger) -> process.Process:
+def stopped_at_icmp_rcv(lab: Lab, debugger: Debugger) -> process.Client:
     debugger.set_stop("icmp_rcv")
     debugger.resume()
     client = ping(lab)

@@ -62,7 +62,8 @@ def test_nothing_is_said_of_a_kernel_that_does_not_complain() -> None:
 
 
 def test_a_commands_own_status_gives_way(module: str) -> None:
-    assert skblab("run", "--module", module, "--", "sh", "-c", "exit 3").returncode == 3
+    assert skblab("run", "--no-strict", "--module", module, "--", "sh", "-c", "exit 3").returncode == 3
+    assert skblab("run", "--module", module, "--", "sh", "-c", "exit 3").returncode == STATUS
     assert skblab("run", "--strict", "--module", module, "--", "sh", "-c", "exit 3").returncode == STATUS
 
 

@@ -127,7 +127,7 @@ def test_one_that_nobody_reads_holds_up_no_other_and_loses_nothing(host_root: La
             assert guest.run(["echo", "here"], timeout_s=10).stdout == "here\n"
         assert much.poll() is None
         assert waits.poll() is None
-        out, _ = much.communicate(timeout_s=60)
+        out, _ = much.communicate(timeout=60)
         assert len(out) == 100 << 20
         assert waits.stdin
         waits.stdin.close()
@@ -142,7 +142,7 @@ def test_fifty_at_once(host_root: Lab) -> None:
             for number in range(50)
         ]  # fmt: skip
         for number, command in reversed(list(enumerate(commands))):
-            assert command.communicate(b"yes\n", timeout_s=20)[0] == f"{number} yes\n".encode()
+            assert command.communicate(b"yes\n", timeout=20)[0] == f"{number} yes\n".encode()
 
 
 def test_a_reader_that_has_enough(host_root: Lab) -> None:
@@ -206,7 +206,7 @@ def test_a_terminal(every_root: Lab) -> None:
 
 def test_what_a_terminal_said_last_is_not_lost(host_root: Lab) -> None:
     with host_root.guest.popen(["seq", "50000"], stdout=subprocess.PIPE, terminal=(24, 80)) as command:
-        out, _ = command.communicate(timeout_s=30)
+        out, _ = command.communicate(timeout=30)
     assert out.split() == [str(number).encode() for number in range(1, 50001)]
 
 
@@ -265,7 +265,7 @@ def test_a_client_that_is_killed(image: Image) -> None:
             kill(client.pid)
             process.end(client)
             assert told(other) == "hung up\n"
-            assert mine.communicate(b"another terminal's goes on", timeout_s=10)[0] == b"another terminal's goes on"
+            assert mine.communicate(b"another terminal's goes on", timeout=10)[0] == b"another terminal's goes on"
         other.end()
     assert eventually_nothing(before) == []
 

@@ -59,7 +59,7 @@ class Orders(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.links = [Link(number) for number in range(len(KINDS))]
-        self.clients: list[process.Process] = []
+        self.clients: list[process.Client] = []
 
     def say(self, link: Link, *words: str) -> bool:
         return self.lab.guest.run([*link.ip, *words], timeout_s=20).returncode == 0

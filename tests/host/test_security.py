@@ -147,7 +147,7 @@ def test_a_command_is_handed_what_it_is_given_and_no_directory(image: Image, tmp
             assert command.wait(20) == 0
         directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
         with lab.guest.popen(["sh", "-c", "readlink /proc/self/fd/0"], stdin=directory, stdout=-1) as command:
-            said, _ = command.communicate(timeout_s=20)
+            said, _ = command.communicate(timeout=20)
         os.close(directory)
         opened = {*open_files(lab.guest.pid).values()}
     assert out.read_text() == "written by the guest\n"

@@ -61,7 +61,7 @@ def family(pid: int) -> dict[int, str]:
     return found
 
 
-def live(running: process.Process, chance: random.Random) -> dict[int, str]:
+def live(running: process.Client, chance: random.Random) -> dict[int, str]:
     """Let a lab live for a random time, from before it has a kernel to after it has clients; return its processes."""
     if chance.random() < EARLY:
         select.select([], [], [], chance.uniform(0.05, EARLY_S))
@@ -72,7 +72,7 @@ def live(running: process.Process, chance: random.Random) -> dict[int, str]:
     return family(running.pid)
 
 
-def wait_for_kernel(running: process.Process) -> None:
+def wait_for_kernel(running: process.Client) -> None:
     """Wait until a lab's kernel runs; there is no event for what another process starts."""
     deadline_s = time.monotonic() + UP_S
     while "vmlinux" not in family(running.pid).values():
@@ -101,7 +101,7 @@ def signal_if_there(pid: int, number: int) -> None:
         return
 
 
-def last_words(running: process.Process, about: object) -> str:
+def last_words(running: process.Client, about: object) -> str:
     """Return a command's output until it ends by itself."""
     try:
         return process.finish(running, timeout_s=LAST_WORDS_S).stdout

@@ -98,7 +98,7 @@ def test_a_controller_that_reads_no_answers_holds_up_nobody(name: str) -> None:
 
 
 def test_a_command_line_of_any_length(name: str) -> None:
-    done = skblab("run", "--lab", name, "-r", "icmp_rcv = trace", "--", "true", *MANY_WORDS)
+    done = skblab("run", "--allow-unfired", "--lab", name, "-r", "icmp_rcv = trace", "--", "true", *MANY_WORDS)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     done = skblab("run", "--", "true", *MANY_WORDS)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr

@@ -16,12 +16,12 @@ STRUCTS = {
     "agent_counts": abi.Counts.LAYOUT, "agent_record": abi.RECORD, "agent_arm": abi.Arm.LAYOUT,
     "agent_decide": abi.DECIDE, "agent_write": abi.WRITE,
     "agent_hit": abi.Hit.LAYOUT, "agent_done": abi.Done.LAYOUT, "agent_end": abi.End.LAYOUT,
-    "agent_field": abi.Field.LAYOUT, "agent_follow": abi.Follow.LAYOUT, "agent_point": abi.Point.LAYOUT,
+    "agent_field": abi.Field.LAYOUT, "agent_follow": abi.Follow.LAYOUT, "agent_trace_probe": abi.TraceProbe.LAYOUT,
     "agent_step": abi.STEP, "agent_more": abi.MORE, "agent_by_hand": abi.BY_HAND_LAYOUT, "agent_return": abi.RETURN,
     "agent_kin": abi.KIN, "agent_device": abi.DEVICE,
 }  # fmt: skip
 # Structs within others: described where they are, or behind them.
-INSIDE = {"agent_part"}
+INSIDE = {"agent_tracing"}
 BEHIND = {"agent_follow": abi.FIELDS * abi.Field.LAYOUT.size}
 STRUCT = re.compile(r"^struct (\w+) \{(.*?)^\};", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"/\*.*?\*/|__attribute__\(\(aligned\(64\)\)\)", re.DOTALL)
@@ -116,8 +116,8 @@ def test_every_member_lies_where_python_packs_it(tmp_path: Path) -> None:
 
 
 ARM = abi.Arm(**{name: 100 + at for at, name in enumerate(abi.Arm.__slots__) if name != "filter"}, filter=bytes(72))
-POINT = abi.Point(  # as the agent reads it: numbers
-    **{name: 100 + at for at, name in enumerate(abi.Point.__slots__)}  # type: ignore[arg-type]
+TRACE_PROBE = abi.TraceProbe(  # as the agent reads it: numbers
+    **{name: 100 + at for at, name in enumerate(abi.TraceProbe.__slots__)}  # type: ignore[arg-type]
 )
 FOLLOW = abi.Follow(bytes(48), (abi.Field((101, 102, 103), 104),), 105, 106)
 COMMANDS: dict[str, tuple[bytes, dict[str, int]]] = {
@@ -126,10 +126,10 @@ COMMANDS: dict[str, tuple[bytes, dict[str, int]]] = {
         {name: getattr(ARM, name) for name in abi.Arm.__slots__ if name != "filter"}
         | {"kind": abi.Command.ARM, "rule": 7, "cookie": 8, "filter_length": 9},
     ),
-    "agent_point": (
-        POINT.encode(8),
-        {name: getattr(POINT, name) for name in abi.Point.__slots__ if name != "number"}
-        | {"kind": abi.Command.POINT, "rule": POINT.number, "cookie": 8},
+    "agent_trace_probe": (
+        TRACE_PROBE.encode(8),
+        {name: getattr(TRACE_PROBE, name) for name in abi.TraceProbe.__slots__ if name != "number"}
+        | {"kind": abi.Command.TRACE_PROBE, "rule": TRACE_PROBE.number, "cookie": 8},
     ),
     "agent_follow": (
         FOLLOW.encode(8),
@@ -171,7 +171,7 @@ def test_a_command_says_the_same_under_the_same_name(tmp_path: Path, which: str)
     lines += [f'printf("{one} %lld\\n", (long long)it.{one});' for one in one_by_one(which)]
     said = {name: int(value) for name, value in (line.split() for line in run(tmp_path, lines).splitlines())}
     assert said.pop("record.bytes", len(command)) == len(command)
-    assert {name.removeprefix("record.").removeprefix("part."): value for name, value in said.items()} == expected
+    assert {name.removeprefix("record.").removeprefix("tracing."): value for name, value in said.items()} == expected
 
 
 @pytest.mark.parametrize(("which", "kind"), [("agent_hit", "HIT"), ("agent_done", "DONE"), ("agent_end", "DROPPED")])
@@ -194,6 +194,34 @@ def test_an_event_says_the_same_under_the_same_name(tmp_path: Path, which: str, 
     assert {name: getattr(event, name) for name in values} == values
 
 
+@pytest.mark.parametrize(
+    ("which", "record", "layout"),
+    [
+        ("agent_step", abi.StepRecord, abi.STEP),
+        ("agent_more", abi.MoreRecord, abi.MORE),
+        ("agent_return", abi.ReturnRecord, abi.RETURN),
+        ("agent_kin", abi.KinRecord, abi.KIN),
+        ("agent_device", abi.DeviceRecord, abi.DEVICE),
+        ("agent_by_hand", abi.ByHand, abi.BY_HAND_LAYOUT),
+    ],
+)
+def test_a_record_says_the_same_under_the_same_name(
+    tmp_path: Path, which: str, record: type[abi.StepRecord], layout: struct.Struct
+) -> None:
+    """The record's type stands for all of them: each is a NamedTuple."""
+    values = {name.partition("[")[0]: 40 + at for at, name in enumerate(numbers(members(), which))}
+    values.pop("name", None)
+    lines = [f"struct {which} it = {{}};", *(f"it.{name} = {value};" for name, value in values.items())]
+    lines += ['strcpy(it.name, "vec0");'] if which == "agent_device" else []
+    lines.append('for (size_t at = 0; at < sizeof(it); at++) printf("%02x", ((unsigned char *)&it)[at]);')
+    said = record._make(layout.unpack(bytes.fromhex(run(tmp_path, lines))))._asdict()
+    if which == "agent_device":
+        assert said.pop("name") == b"vec0".ljust(16, b"\0")
+    assert said == {
+        name.replace("record.bytes", "record_bytes").removeprefix("record."): value for name, value in values.items()
+    }
+
+
 def test_the_counts_say_the_same_under_the_same_name(tmp_path: Path) -> None:
     names = numbers(members(), "agent_counts")
     lines = ["struct agent_counts it = {};", *(f"it.{name} = {at};" for at, name in enumerate(names, 40))]
@@ -210,7 +238,7 @@ def test_numbers() -> None:
         abi.Event,
         abi.Cause,
         abi.Role,
-        abi.Given,
+        abi.Indirection,
         abi.StepKind,
         abi.StepFlag,
         abi.WriteFlag,
@@ -225,7 +253,7 @@ def test_numbers() -> None:
     assert f"#define AGENT_RULES {abi.RULES}\n" in header
     assert "#define AGENT_BY_HAND (AGENT_RULES - 1)" in header
     assert abi.BY_HAND == abi.RULES - 1
-    assert f"#define AGENT_POINTS {abi.POINTS}\n" in header
+    assert f"#define AGENT_TRACE_PROBES {abi.TRACE_PROBES}\n" in header
     assert f"#define AGENT_LONG_NS {abi.LONG_NS}\n" in header
     assert f"#define AGENT_FIELDS {abi.FIELDS}\n" in header
     assert f"#define AGENT_FIELD_HOPS {abi.FIELD_HOPS}\n" in header

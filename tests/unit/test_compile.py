@@ -8,7 +8,7 @@ import pytest
 from skblab.agent import abi
 from skblab.agent.compile import CHANCES, SHOWN_BYTES, WHOLE_PACKET, compile_rule, compile_watch
 from skblab.agent.functions import packet_argument, sound_verdicts, why_not_followed
-from skblab.agent.points import choose, passages
+from skblab.agent.probes import choose, probes_of
 from skblab.errors import RuleError, UnsupportedVerdict
 from skblab.filter import compile_filter
 from skblab.image.image import INDEX, SOURCE, Image
@@ -114,33 +114,40 @@ def test_what_the_caller_gets_and_what_a_held_packet_needs(small: Image) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "argument", "given", "followed", "verdicts"),
+    ("name", "argument", "indirection", "followed", "verdicts"),
     [
-        ("icmp_rcv", 0, abi.Given.ITSELF, True, EVERY),
-        ("ip_output", 2, abi.Given.ITSELF, True, EVERY),
-        ("icmp_echo", 1, abi.Given.ITSELF, True, ANYWHERE),
+        ("icmp_rcv", 0, abi.Indirection.DIRECT, True, EVERY),
+        ("ip_output", 2, abi.Indirection.DIRECT, True, EVERY),
+        ("icmp_echo", 1, abi.Indirection.DIRECT, True, ANYWHERE),
         ("tcp_sendmsg", None, None, False, []),
-        ("on_stack", 6, abi.Given.ITSELF, False, []),
-        ("by_pointer", 1, abi.Given.BY_POINTER, True, []),
-        ("looks", 0, abi.Given.ITSELF, True, []),
-        ("ip_list_rcv", 0, abi.Given.IN_LIST, True, []),
+        ("on_stack", 6, abi.Indirection.DIRECT, False, []),
+        ("by_pointer", 1, abi.Indirection.BY_POINTER, True, []),
+        ("looks", 0, abi.Indirection.DIRECT, True, []),
+        ("ip_list_rcv", 0, abi.Indirection.IN_LIST, True, []),
         ("list_sort", None, None, False, []),
-        ("kfree_skbmem", 0, abi.Given.ITSELF, False, []),
-        ("vector_net_start_xmit", 0, abi.Given.ITSELF, True, []),
-        ("um_timer", 0, abi.Given.ITSELF, False, []),
+        ("kfree_skbmem", 0, abi.Indirection.DIRECT, False, []),
+        ("vector_net_start_xmit", 0, abi.Indirection.DIRECT, True, []),
+        ("um_timer", 0, abi.Indirection.DIRECT, False, []),
     ],
 )
 def test_one_answer_for_rules_traces_and_probes(
-    small: Image, name: str, argument: int | None, given: abi.Given | None, followed: bool, verdicts: list[str]
+    small: Image,
+    name: str,
+    argument: int | None,
+    indirection: abi.Indirection | None,
+    followed: bool,
+    verdicts: list[str],
 ) -> None:
     one = function(small, name)
     packet = packet_argument(one)
-    assert (packet and packet.number, packet and packet.given) == (argument, given)
+    assert (packet and packet.number, packet and packet.indirection) == (argument, indirection)
     assert (one in choose(small)) is followed
     if packet and packet.in_register:
         assert (why_not_followed(one) == "") is followed
-    points = [passage.point for passage in passages(small, choose(small)) if passage.function == one]
-    assert [(point.skb_argument, point.given) for point in points] == ([(argument, given)] if followed else [])
+    probes = [one_probe.command for one_probe in probes_of(small, choose(small)) if one_probe.function == one]
+    assert [(probe.skb_argument, probe.indirection) for probe in probes] == (
+        [(argument, indirection)] if followed else []
+    )
     assert sound_verdicts(one) == verdicts
     for row in ROWS:  # what `skblab probes` lists is what a rule may be
         text = f"{name} = {row.example}"

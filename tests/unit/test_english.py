@@ -39,7 +39,7 @@ WORDS = {
     r"nobody's way": "not on the path",
 }
 PATTERN = re.compile("|".join(rf"(?P<w{at}>\b(?:{word})\b)" for at, word in enumerate(WORDS)), re.IGNORECASE)
-ALLOWED = re.compile(r"`TOLD`|words of the stack that may be")  # a chunk of trace files; one is a return address
+ALLOWED = re.compile(r"words of the stack that may be")  # one is a return address
 
 
 def tracked() -> list[str]:

@@ -3,12 +3,12 @@
 import enum
 import struct
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 MAGIC = 0x736B626C61623034
 RULES = 8192
 BY_HAND = RULES - 1
-POINTS = 32768
+TRACE_PROBES = 32768
 FIELDS, FIELD_HOPS, FIELD_BYTES = 8, 6, 64
 SEEN_BYTES = 128
 NOTE_BYTES = 64
@@ -27,7 +27,7 @@ OFFSETS = {
     "steps_offset": 80, "steps_bytes": 88, "trampoline_address": 96, "by_hand_address": 104,
     "commands_head": 128, "commands_tail": 192,
     "events_head": 256, "lost": 264, "held": 272, "probes": 280, "farewells": 288,
-    "events_tail": 320, "host_waits": 328,
+    "events_tail": 320, "host_waits": 328, "clock_now_ns": 336, "clock_next_ns": 344, "clock_rests": 352,
     "steps_head": 384, "steps_lost": 392, "forgotten": 400, "unhooked": 408,
     "steps_tail": 448, "steps_wanted": 456, "steps_soon_ms": 464, "longest_off_ns": 472,
     "link_cut": 480, "link_no_memory": 488, "link_refused": 496, "counts": 512,
@@ -46,7 +46,7 @@ class Command(enum.IntEnum):
     WRITE = 6
     MEASURE = 7
     FOLLOW = 8
-    POINT = 9
+    TRACE_PROBE = 9
     UNFOLLOW = 10
     LOSSES = 11
 
@@ -101,10 +101,10 @@ CAUSES = {
 }
 
 
-class Given(enum.IntEnum):
-    """enum agent_given: how a function gets its packet."""
+class Indirection(enum.IntEnum):
+    """enum agent_indirection: how a function gets its packet."""
 
-    ITSELF = 0
+    DIRECT = 0
     BY_POINTER = 1
     IN_LIST = 2
 
@@ -113,7 +113,8 @@ class Given(enum.IntEnum):
 class Counts:
     """struct agent_counts: what became of the packets that one rule's filter took.
 
-    No rule asks for what is counted from ``no_memory`` on: ``caveats`` has a sentence for each.
+    ``verdicts`` counts the packets that got the rule's verdict. No rule asks for what is counted from ``no_memory`` to
+    ``given_up``: ``caveats`` has a sentence for each.
     """
 
     arrived: int
@@ -126,10 +127,11 @@ class Counts:
     stopped: int
     no_memory: int = 0
     going: int = 0
-    untold: int = 0
+    unreported: int = 0
     too_many: int = 0
     expired: int = 0
     given_up: int = 0
+    verdicts: int = 0
 
     @property
     def caveats(self) -> list[str]:
@@ -137,14 +139,14 @@ class Counts:
         sentences = (
             (self.no_memory, "not held or not copied: the guest's memory is short, give it more with --memory"),
             (self.going, "not held: their route, socket, device or namespace was going away"),
-            (self.untold, "not held: the ring of events was full"),
+            (self.unreported, "not held: the ring of events was full"),
             (self.too_many, "not copied: they are copies, and theirs would be too many"),
             (self.expired, "went on by themselves: nobody decided on them within their lease"),
             (self.given_up, "held, then dropped: their device or network namespace went away"),
         )
         return [f"{count} {what}" for count, what in sentences if count]
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=14Q16x")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=15Q8x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,18 @@ class Arm:
             self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments, len(self.filter) // 8,
         )  # fmt: skip
         return head + self.filter
+
+
+class ByHand(NamedTuple):
+    """struct agent_by_hand: what a debugger writes to have the agent hold a packet, and reads when it has tried."""
+
+    address: int
+    packet: int
+    held_returns: int
+    skb_argument: int
+    device_arguments: int
+    socket_arguments: int
+    net_arguments: int
 
 
 BY_HAND_LAYOUT = struct.Struct("=QQi4B")
@@ -251,8 +265,8 @@ class Follow:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """struct agent_point: a function that a trace probes."""
+class TraceProbe:
+    """struct agent_trace_probe: a probe of a trace."""
 
     number: int
     address: int
@@ -263,16 +277,16 @@ class Point:
     returns: bool = True
     no_drop: int = 0
     no_reason: int = 0
-    given: Given = Given.ITSELF
+    indirection: Indirection = Indirection.DIRECT
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQ8B")
 
     def encode(self, cookie: int) -> bytes:
         """Return the command's bytes."""
         return self.LAYOUT.pack(
-            self.LAYOUT.size, Command.POINT, self.number, cookie, self.address,
+            self.LAYOUT.size, Command.TRACE_PROBE, self.number, cookie, self.address,
             self.skb_argument, self.argument, self.role, self.step, self.returns, self.no_drop, self.no_reason,
-            self.given,
+            self.indirection,
         )  # fmt: skip
 
 
@@ -385,6 +399,70 @@ def took_ns(took: int) -> int:
     return took if took < LONG else (took - LONG) * LONG_NS
 
 
+class StepRecord(NamedTuple):
+    """struct agent_step. Of this and the other records of steps, ``rule`` is the probe's number."""
+
+    record_bytes: int
+    kind: int
+    rule: int
+    at_ns: int
+    packet: int
+    call: int
+    outer: int
+    length: int
+    skb: int
+    caller: int
+    data_offset: int
+    protocol: int
+    device: int
+    captured_bytes: int
+    flags: int
+
+
+class MoreRecord(NamedTuple):
+    """struct agent_more."""
+
+    mark: int
+    hash: int
+    reason: int
+
+
+class ReturnRecord(NamedTuple):
+    """struct agent_return."""
+
+    record_bytes: int
+    kind: int
+    rule: int
+    value: int
+    call: int
+    took: int
+
+
+class KinRecord(NamedTuple):
+    """struct agent_kin."""
+
+    record_bytes: int
+    kind: int
+    rule: int
+    at_ns: int
+    skb: int
+    packet: int
+    other: int
+    call: int
+    role: int
+
+
+class DeviceRecord(NamedTuple):
+    """struct agent_device."""
+
+    record_bytes: int
+    kind: int
+    rule: int
+    device: int
+    name: bytes
+
+
+# What packs and unpacks them.
 STEP = struct.Struct("=IHHQ4IQQhHHBB")
 MORE = struct.Struct("=III4x")
 RETURN = struct.Struct("=IHHQII")

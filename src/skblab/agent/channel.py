@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from skblab.agent import abi
+from skblab.clock import REAL, Clock, VirtualClock
 from skblab.errors import AgentDamaged, GuestLost, Timeout
 from skblab.host.waiting import wait
 
@@ -47,6 +48,7 @@ class Channel:
         self._writing = threading.Lock()
         self._leave = os.eventfd(0, os.EFD_CLOEXEC)
         self.kept = False  # by process 1 of the lab, for the next controller
+        self.stopped_ns: Callable[[], int] = int  # for how long the guest's clock has stood still
 
     @classmethod
     def make(cls, steps_bytes: int = STEPS_BYTES) -> tuple["Channel", socket.socket]:
@@ -71,8 +73,10 @@ class Channel:
         return channel, guests
 
     @classmethod
-    def take_over(cls, memory_fd: int, socket_fd: int, farewells: int) -> "Channel":
+    def take_over(cls, memory_fd: int, socket_fd: int, farewells: int, clock: Clock = REAL) -> "Channel":
         """Return the channel of a lab when the agent has undone what *farewells* controllers before had asked for.
+
+        :param clock: the guest's; one in virtual time goes on where the last controller has left it
 
         :raises Timeout: the agent does not answer: the guest is stopped, or has too much to do
         :raises GuestLost: the guest kernel is gone
@@ -80,7 +84,9 @@ class Channel:
         channel = cls(memory_fd, socket.socket(fileno=socket_fd))
         channel.kept = True
         try:
-            channel._wait_for_farewells(farewells)
+            if isinstance(clock, VirtualClock):
+                channel.keep_clock(clock)
+            channel._wait_for_farewells(farewells, clock)
         except BaseException:
             channel.close()
             raise
@@ -88,7 +94,19 @@ class Channel:
         channel._write("steps_tail", channel._read("steps_head"))
         return channel
 
-    def _wait_for_farewells(self, count: int) -> None:
+    def keep_clock(self, clock: VirtualClock) -> None:
+        """Keep a clock's state where the next controller finds it."""
+        clock.begin_at(self._read("clock_now_ns"), self._read("clock_next_ns"), self._read("clock_rests"))
+        clock.changed = self._keep_clock
+
+    def _keep_clock(self, now_ns: int, next_ns: int, rests: int) -> None:
+        self._write("clock_now_ns", now_ns)
+        self._write("clock_next_ns", next_ns)
+        self._write("clock_rests", rests)
+
+    def _wait_for_farewells(self, count: int, clock: Clock) -> None:
+        if isinstance(clock, VirtualClock):
+            clock.wait_until(lambda: self._read("farewells") >= count, FAREWELL_TIMEOUT_S)
         deadline = time.monotonic() + FAREWELL_TIMEOUT_S
         self._ask_to_be_rung()
         while self._read("farewells") < count:
@@ -186,7 +204,7 @@ class Channel:
 
     def host_ns(self, guest_ns: int) -> int:
         """Return the host's CLOCK_MONOTONIC of a moment on the guest's clock."""
-        return guest_ns - self._read("clock_guest_ns") + self._read("clock_host_ns")
+        return guest_ns - self._read("clock_guest_ns") + self._read("clock_host_ns") + self.stopped_ns()
 
     def counts(self, rule: int) -> abi.Counts:
         """Return what became of a rule's packets."""
@@ -230,7 +248,7 @@ class Channel:
         steps = self._read("steps_head") - self._read("steps_tail")
         if steps >= self.steps_bytes // 8:
             return False
-        if steps:  # the agent may not have rung for them: they came while nobody waited
+        if steps and timeout_s is None:  # the agent may not have rung for them: they came while nobody waited
             timeout_s = STEPS_SOON_MS / 1000
         return self._listen(timeout_s) and self._read("events_head") != self._read("events_tail")
 

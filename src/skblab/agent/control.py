@@ -10,6 +10,7 @@ from skblab.agent.follow import Follower, TakeSteps, Witness
 from skblab.agent.link import Link
 from skblab.agent.packets import Holdings
 from skblab.agent.rules import Armed, Listener, Rules, ignore
+from skblab.clock import REAL, Clock
 from skblab.errors import SkblabError
 from skblab.image.image import Image
 from skblab.image.index import SKB_TYPE, Function, Parameter
@@ -27,13 +28,19 @@ class Agent:
     :param image: whose functions rules and traces are at
     :param lost: returns the error that says how the guest's kernel ended
     :param lease_s: how long a held packet waits for a decision; 0: for ever
+    :param clock: the guest's
     """
 
     def __init__(
-        self, channel: Channel, image: Image, lost: Callable[[], SkblabError], lease_s: float = DEFAULT_LEASE_S
+        self,
+        channel: Channel,
+        image: Image,
+        lost: Callable[[], SkblabError],
+        lease_s: float = DEFAULT_LEASE_S,
+        clock: Clock = REAL,
     ) -> None:
         self.channel = channel
-        self.link = Link(channel, lost)
+        self.link = Link(channel, lost, clock)
         self.rules = Rules(self.link, image, lease_s)
         self.held = Holdings(self.link, lambda: self._unwinder)
         self._follower = Follower(self.link)
@@ -55,14 +62,16 @@ class Agent:
         """
         self.link.wait_ready()
 
-    def arm(self, rule: Rule, listener: Listener = ignore) -> Armed:
+    def arm(self, rule: Rule, listener: Listener = ignore, *, lease_s: float | None = None) -> Armed:
         """Put a rule in force.
+
+        :param lease_s: how long a held packet waits for a decision, if not as long as for other rules
 
         :raises UnknownFunction: there is no such function
         :raises UnsupportedVerdict: the verdict is not sound there
         :raises RuleError: libpcap does not understand the filter
         """
-        return self.rules.arm(rule, listener)
+        return self.rules.arm(rule, listener, lease_s=lease_s)
 
     def watch(self, function: str, listener: Listener) -> Armed:
         """Have *listener* called whenever a function is entered, whether it has a packet or not.
@@ -72,14 +81,14 @@ class Agent:
         return self.rules.watch(function, listener)
 
     def follow(
-        self, follow: abi.Follow, points: Sequence[abi.Point], take: TakeSteps, witness: Witness = ignore
-    ) -> list[abi.Point]:
-        """Follow packets through functions, until ``unfollow()``; return the points that the agent could not set.
+        self, follow: abi.Follow, probes: Sequence[abi.TraceProbe], take: TakeSteps, witness: Witness = ignore
+    ) -> list[abi.TraceProbe]:
+        """Follow packets through functions, until ``unfollow()``; return the probes that the agent could not arm.
 
         :param witness: called, after the step in question, with what rules do meanwhile
         :raises UsageError: packets are followed already
         """
-        return self._follower.follow(follow, points, take, witness)
+        return self._follower.follow(follow, probes, take, witness)
 
     def unfollow(self) -> None:
         """Follow packets no more; all steps have been handed on when this returns."""
@@ -108,7 +117,7 @@ class Agent:
     def link_losses(self) -> tuple[int, int, int]:
         """Return how many frames the guest's ends of the links have lost: cut, without memory, refused by the host.
 
-        Where the guest stands still or is gone, this is what it reported last.
+        Where the guest is stopped or gone, this is what it reported last.
         """
         what = "counting what the links have lost"
         if self.channel.ready:

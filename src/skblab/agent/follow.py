@@ -8,7 +8,7 @@ from skblab.agent import abi
 from skblab.agent.link import Link, refusal
 from skblab.errors import GuestLost, Timeout, UsageError
 
-POINTS_AT_ONCE = 4096  # that fit into the ring of commands
+PROBES_AT_ONCE = 4096  # that fit into the ring of commands
 
 TakeSteps = Callable[[memoryview], object]
 """Called on the reading thread with records of steps, whole ones (kernel/agent/agent_abi.h)."""
@@ -31,9 +31,9 @@ class Follower:
         self._witness: Witness = _ignore
 
     def follow(
-        self, follow: abi.Follow, points: Sequence[abi.Point], take: TakeSteps, witness: Witness = _ignore
-    ) -> list[abi.Point]:
-        """Follow packets through functions, until ``unfollow()``; return the points that the agent could not set.
+        self, follow: abi.Follow, probes: Sequence[abi.TraceProbe], take: TakeSteps, witness: Witness = _ignore
+    ) -> list[abi.TraceProbe]:
+        """Follow packets through functions, until ``unfollow()``; return the probes that the agent could not arm.
 
         :param witness: called, after the step in question, with what rules do meanwhile
         :raises UsageError: packets are followed already
@@ -43,22 +43,22 @@ class Follower:
         self.following = True
         self._steps, self._witness = take, witness
         try:
-            return self._arm(follow, points)
+            return self._arm(follow, probes)
         except BaseException:
             with contextlib.suppress(Timeout):
                 self.unfollow()
             raise
 
-    def _arm(self, follow: abi.Follow, points: Sequence[abi.Point]) -> list[abi.Point]:
+    def _arm(self, follow: abi.Follow, probes: Sequence[abi.TraceProbe]) -> list[abi.TraceProbe]:
         self._link.ask(follow.encode, "following packets")
         refused = []
-        for first in range(0, len(points), POINTS_AT_ONCE):
-            asked = points[first : first + POINTS_AT_ONCE]
-            answers = self._link.ask_each([point.encode for point in asked], "arming functions")
+        for first in range(0, len(probes), PROBES_AT_ONCE):
+            asked = probes[first : first + PROBES_AT_ONCE]
+            answers = self._link.ask_each([probe.encode for probe in asked], "arming functions")
             results = [answer.result for answer in answers]
             if -errno.ERANGE in results:
                 raise refusal("arming functions", errno.ERANGE)
-            refused += [point for point, result in zip(asked, results, strict=True) if result < 0]
+            refused += [probe for probe, result in zip(asked, results, strict=True) if result < 0]
         return refused
 
     def unfollow(self) -> None:

@@ -8,7 +8,7 @@ function's entry, and the caller gets a return value that fits. At every other f
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from skblab.agent.abi import Given
+from skblab.agent.abi import Indirection
 from skblab.errors import UnsupportedVerdict
 from skblab.image.index import SKB_TYPE, Function
 from skblab.verdict import ROWS, Verdict
@@ -99,12 +99,12 @@ class PacketArgument:
 
     :param number: from 0
     :param type: its C type
-    :param given: the packet itself, a pointer to it, or a list of packets
+    :param indirection: the packet itself, a pointer to it, or a list of packets
     """
 
     number: int
     type: str
-    given: Given
+    indirection: Indirection
 
     @property
     def in_register(self) -> bool:
@@ -129,13 +129,13 @@ class References:
 def packet_argument(function: Function) -> PacketArgument | None:
     """Return the argument by which a function gets its packet, or None where it gets none."""
     types = [parameter.type for parameter in function.parameters]
-    kinds = {SKB_TYPE: Given.ITSELF, CONST_TYPE: Given.ITSELF, POINTER_TYPE: Given.BY_POINTER}
+    kinds = {SKB_TYPE: Indirection.DIRECT, CONST_TYPE: Indirection.DIRECT, POINTER_TYPE: Indirection.BY_POINTER}
     if function.name in LISTS:
-        kinds[LIST_TYPE] = Given.IN_LIST
-    for kind, given in kinds.items():
+        kinds[LIST_TYPE] = Indirection.IN_LIST
+    for kind, indirection in kinds.items():
         if kind in types[:REGISTERS]:
-            return PacketArgument(types.index(kind), kind, given)
-    return PacketArgument(types.index(SKB_TYPE), SKB_TYPE, Given.ITSELF) if SKB_TYPE in types else None
+            return PacketArgument(types.index(kind), kind, indirection)
+    return PacketArgument(types.index(SKB_TYPE), SKB_TYPE, Indirection.DIRECT) if SKB_TYPE in types else None
 
 
 def plain_packet(function: Function) -> PacketArgument | None:

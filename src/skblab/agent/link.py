@@ -1,4 +1,7 @@
-"""The conversation with the agent: one thread reads its events; any other sends a command and waits for the answer."""
+"""The conversation with the agent: one thread reads its events; any other sends a command and waits for the answer.
+
+In virtual time there is no reading thread: the thread that lets the guest run reads (``clock.VirtualClock.attend()``).
+"""
 
 import errno
 import itertools
@@ -9,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from skblab.agent import abi
 from skblab.agent.channel import Channel
+from skblab.clock import Clock, VirtualClock
 from skblab.errors import AgentDamaged, GuestLost, SkblabError, Timeout, UsageError
 
 log = logging.getLogger(__name__)
@@ -52,10 +56,12 @@ class Link:
 
     :param channel: the memory and the socket shared with the agent
     :param lost: returns the error that says how the guest's kernel ended
+    :param clock: the guest's
     """
 
-    def __init__(self, channel: Channel, lost: Callable[[], SkblabError]) -> None:
+    def __init__(self, channel: Channel, lost: Callable[[], SkblabError], clock: Clock) -> None:
         self.channel = channel
+        self.clock = clock
         self.callbacks = Callbacks()
         self.changed = threading.Condition()  # an answer or an event has come, or the agent is gone
         self._pid = os.getpid()
@@ -65,6 +71,7 @@ class Link:
         self._asked: set[int] = set()  # cookies whose answers are awaited
         self._answers: dict[int, abi.Done] = {}
         self._when_gone: list[Callable[[], None]] = []
+        self._reader: threading.Thread | None = None
 
     def start(
         self,
@@ -72,20 +79,25 @@ class Link:
         steps: Callable[[memoryview], None],
         ended: Callable[[], None],
     ) -> None:
-        """Start the reading thread, which calls what is given here.
+        """Start reading; the reading thread calls what is given here.
 
         :param hear: with each event that is no answer
         :param steps: with the records of steps, whole ones
         :param ended: once, when the agent is gone, before anybody who waits learns of that
         """
-        self._reader = threading.Thread(target=self._read, args=(hear, steps, ended), name="skblab-agent", daemon=True)
+        self._hear, self._steps, self._ended = hear, steps, ended
+        if isinstance(self.clock, VirtualClock):
+            self.clock.attend(lambda: self._listen(0))
+            return
+        self._reader = threading.Thread(target=self._read, name="skblab-agent", daemon=True)
         self._reader.start()
 
     def close(self) -> None:
         """Hang up; the agent releases what it holds and disarms everything."""
         self.channel.hang_up()
-        self._reader.join(CLOSE_TIMEOUT_S)
-        if self._reader.is_alive():  # it uses the shared memory
+        if self._reader:
+            self._reader.join(CLOSE_TIMEOUT_S)
+        if self._reader and self._reader.is_alive():  # it uses the shared memory
             log.warning("a callback of a rule or a trace has not returned within %g s", CLOSE_TIMEOUT_S)
         else:
             self.channel.close()
@@ -113,7 +125,7 @@ class Link:
 
         :raises UsageError: this is that thread, in a callback
         """
-        if threading.current_thread() is self._reader:
+        if threading.current_thread() is self._reader or self.clock.is_listening:
             raise UsageError(
                 "a callback cannot wait for the agent, whose answer comes once the callback has returned",
                 hint="decide in a thread of your own: lab.hold(), and take(); release() and drop() do not wait",
@@ -124,7 +136,7 @@ class Link:
         if not done():
             self.refuse_to_wait()
         with self.changed:
-            self.changed.wait_for(lambda: done() or self._gone, timeout_s)
+            self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s)
             return done()
 
     def wait_ready(self) -> None:
@@ -142,6 +154,7 @@ class Link:
         """
         try:
             self.channel.send(command)
+            self.clock.given()
         except GuestLost:
             raise self._lost() from None
 
@@ -181,42 +194,47 @@ class Link:
 
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         with self.changed:
-            if not self.changed.wait_for(lambda: done() or self._gone, timeout_s):
+            if not self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s):
                 raise Timeout(f"the agent did not answer within {timeout_s:g} s", found=f"waited for: {what}")
             if not done():
                 raise self._lost()
 
-    def _read(
-        self,
-        hear: Callable[[abi.Hit | abi.End], None],
-        steps: Callable[[memoryview], None],
-        ended: Callable[[], None],
-    ) -> None:
+    def _read(self) -> None:
         """Read events until the agent is gone; the reading thread."""
+        while self._listen(None):
+            pass
+
+    def _listen(self, timeout_s: float | None) -> bool:
+        """Wait for events, and read those that are there; return False if the agent is gone."""
         try:
-            while True:
-                self.channel.wait(None)
-                events = list(self.channel.events())
-                self.channel.steps(steps)  # first: the answer that ends a trace stands behind its last step
-                for event in events:
-                    if isinstance(event, abi.Done):
-                        self._take(event)
-                    else:
-                        hear(event)
-                with self.changed:
-                    self.changed.notify_all()
+            self.channel.wait(timeout_s)
+            events = list(self.channel.events())
+            self.channel.steps(self._steps)  # first: the answer that ends a trace stands behind its last step
+            for event in events:
+                if isinstance(event, abi.Done):
+                    self._take(event)
+                else:
+                    self._hear(event)
         except AgentDamaged as error:
             damaged = error
             self._lost = lambda: damaged
+            self._end()
         except GuestLost:
-            pass
-        finally:
-            with self.changed:
-                self._gone = True
-                ended()
-                self.changed.notify_all()
-            for callback in self._when_gone:
-                self.callbacks.call(None, callback)
+            self._end()
+        except BaseException:
+            self._end()
+            raise
+        with self.changed:
+            self.changed.notify_all()
+        return not self._gone
+
+    def _end(self) -> None:
+        with self.changed:
+            self._gone = True
+            self._ended()
+            self.changed.notify_all()
+        for callback in self._when_gone:
+            self.callbacks.call(None, callback)
 
     def _take(self, answer: abi.Done) -> None:
         with self.changed:

@@ -5,7 +5,6 @@ import errno
 import functools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -155,6 +154,7 @@ class HeldPacket:
         self.ended_at_ns = 0
         self.cause = Cause.DECIDED  # why it went, once it has
         self.state = State.HELD
+        self.decided = False  # by release() or drop(): not by its lease, or with its rule
 
     @property
     def skb(self) -> int:
@@ -167,7 +167,7 @@ class HeldPacket:
     @property
     def age_s(self) -> float:
         """For how long it has been held, or was."""
-        return ((self.ended_at_ns or time.monotonic_ns()) - self.held_at_ns) / 1e9
+        return ((self.ended_at_ns or self._holdings.link.clock.monotonic_ns) - self.held_at_ns) / 1e9
 
     @functools.cached_property
     def backtrace(self) -> tuple[Frame, ...]:
@@ -257,7 +257,7 @@ class HeldPacket:
     def _decide(self, what: str) -> None:
         with self._holdings.lock:
             self._require_held(what)
-            self.state = State.LEAVING
+            self.state, self.decided = State.LEAVING, True
 
 
 def _check_like(packet: Packet, before: Packet) -> None:

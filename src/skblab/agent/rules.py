@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -76,14 +77,22 @@ class Rules:
         self._lease_s = lease_s
         self._in_force: dict[int, tuple[Rule, Listener]] = {}
 
-    def arm(self, rule: Rule, listener: Listener = ignore) -> Armed:
+    @property
+    def changed(self) -> threading.Condition:
+        """The condition of those who wait for events."""
+        return self._link.changed
+
+    def arm(self, rule: Rule, listener: Listener = ignore, *, lease_s: float | None = None) -> Armed:
         """Put a rule in force.
+
+        :param lease_s: how long a held packet waits for a decision, if not as long as for other rules
 
         :raises UnknownFunction: there is no such function
         :raises UnsupportedVerdict: the verdict is not sound there
         :raises RuleError: libpcap does not understand the filter
         """
-        return self.arm_at(rule, find_function(self.image, rule.function), listener)
+        arm = self._compile(rule, find_function(self.image, rule.function), lease_s)
+        return self.arm_as(rule, arm, listener)
 
     def arm_at(self, rule: Rule, function: Function, listener: Listener = ignore) -> Armed:
         """Put a rule in force at a function that need not be the image's."""
@@ -158,8 +167,9 @@ class Rules:
             raise
         return Armed(self, number, rule)
 
-    def _compile(self, rule: Rule, function: Function) -> abi.Arm:
-        return compile_rule(rule, function, self.image, self._lease_s, int.from_bytes(os.urandom(4)))
+    def _compile(self, rule: Rule, function: Function, lease_s: float | None = None) -> abi.Arm:
+        lease_s = self._lease_s if lease_s is None else lease_s
+        return compile_rule(rule, function, self.image, lease_s, int.from_bytes(os.urandom(4)))
 
     def _send(self, number: int, arm: abi.Arm, what: str) -> None:
         self._link.ask(lambda cookie: arm.encode(number, cookie), what)

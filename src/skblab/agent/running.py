@@ -14,12 +14,14 @@ from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.packets import HeldPacket
 from skblab.agent.rules import Rules
-from skblab.edit import changing
-from skblab.errors import CallbackFailed, GuestLost, PacketGone
+from skblab.clock import Clock
+from skblab.edit import changing, corrupting
+from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout, UsageError
 from skblab.event import Hit
 from skblab.packet import Packet
 from skblab.rule import Rule
 from skblab.summary import ETH_P_IP
+from skblab.verdict import VERDICTS
 
 Report = Callable[[Hit], object]
 """Called for each packet that met the rule; on the reading thread, or for an edit on a thread of the rule's."""
@@ -45,6 +47,7 @@ class _Groups:
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
         self._group: list[HeldPacket] = []
+        self.complete = 0
 
     def add(self, held: HeldPacket) -> None:
         """Add a packet; release the group if it is complete."""
@@ -52,6 +55,7 @@ class _Groups:
         if len(self._group) < self._rule.hold_count:
             return
         group, self._group = self._group, []
+        self.complete += 1
         if self._rule.order == "reverse":
             group.reverse()
         elif self._rule.order == "random":
@@ -61,16 +65,19 @@ class _Groups:
 
 
 class _Edits:
-    """``edit``: changes and releases packets, on a thread of its own, for it waits for the agent's answers."""
+    """``edit``, ``corrupt``: changes and releases packets, on a thread of its own: it waits for the agent's answers."""
 
-    def __init__(self, rule: Rule, rules: Rules, report: _Reports) -> None:
+    def __init__(self, rule: Rule, rules: Rules, report: _Reports, clock: Clock) -> None:
         self._rule = rule
         self._rules = rules
+        self._clock = clock
         self._report = report
-        self._work: collections.deque[HeldPacket] = collections.deque()
+        self._work: collections.deque[tuple[HeldPacket, Callable[[], None]]] = collections.deque()
         self._changed = threading.Condition()
         self._ended = False
-        self.failed = 0
+        self._named = changing(rule.changes)
+        self.edited = self.failed = 0
+        self._added = self._done = 0
         self.why_failed = ""  # the first time
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
         self._thread = threading.Thread(target=self._run, name="skblab-edit", daemon=True)
@@ -79,8 +86,15 @@ class _Edits:
     def add(self, held: HeldPacket) -> None:
         """Add a packet to be changed."""
         with self._changed:
-            self._work.append(held)
+            self._work.append((held, self._clock.expect()))
+            self._added += 1
             self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait until what was added before this call is done: its rule may end then."""
+        with self._changed:
+            added = self._added
+            self._changed.wait_for(lambda: self._done >= added)
 
     def close(self) -> None:
         """Finish what was added, and end."""
@@ -89,25 +103,38 @@ class _Edits:
             self._changed.notify_all()
         self._thread.join()
 
+    def _change(self, held: HeldPacket) -> str:
+        """Change a packet as the rule says; return what was changed."""
+        if self._rule.verdict == "corrupt":
+            seed = f"{self._rule.occurrence.seed} {held.hit.occurrence}"
+            return held.edit(corrupting(self._rule.corrupted_bytes, seed), fix=False)
+        return held.edit(self._named, fix=self._rule.fix)
+
     def _run(self) -> None:
-        change = changing(self._rule.changes)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or bool(self._work))
                 if not self._work:
                     return
-                held = self._work.popleft()
+                held, has_decided = self._work.popleft()
             before = held.packet
             try:
-                said = "edit " + held.edit(change, fix=self._rule.fix).replace("\n", ", ")
+                said = f"{self._rule.verdict} {self._change(held)}".replace("\n", ", ")
+                with self._rules.changed:
+                    self.edited += 1
+                    self._rules.changed.notify_all()
             except PacketGone as error:  # with its rule
                 said = f"not edited: {error.what}"
             except Exception as error:  # noqa: BLE001 - scapy may raise anything; the packet is released as it was
                 why = re.sub(r"\n\s*", "; ", str(error))
-                said = f"edit failed, released as it was: {why}"
+                said = f"{self._rule.verdict} failed, released as it was: {why}"
                 self.failed, self.why_failed = self.failed + 1, self.why_failed or why
             _release(held)
             self._report(self._rules.event(held.hit, held.function, said, before))
+            has_decided()
+            with self._changed:
+                self._done += 1
+                self._changed.notify_all()
 
 
 def _release(held: HeldPacket) -> None:
@@ -128,8 +155,11 @@ class Running:
         self._rule = rule
         self._rules = agent.rules
         self._report = _Reports(report)
+        self._link = agent.link
+        self._hits = 0
         self._groups = _Groups(rule) if rule.hold_count else None
-        self._edits = _Edits(rule, agent.rules, self._report) if rule.verdict == "edit" else None
+        changes = VERDICTS[rule.verdict].changes_bytes
+        self._edits = _Edits(rule, agent.rules, self._report, agent.link.clock) if changes else None
         try:
             self.armed = agent.arm(rule, self._heard)
         except BaseException:
@@ -151,6 +181,32 @@ class Running:
         return self.armed.counts
 
     @property
+    def fired(self) -> bool:
+        """Whether the rule gave its verdict at least once: an edit changed a packet, ``hold N`` held N together."""
+        if self._edits:
+            return self._edits.edited > 0
+        if self._groups:
+            return self._groups.complete > 0
+        return self.counts.verdicts > 0
+
+    def wait(self, count: int = 1, *, timeout_s: float = 10.0) -> None:
+        """Wait until the rule has given its verdict to *count* packets.
+
+        :raises Timeout: it has not
+        :raises UsageError: the verdict is ``accept``, of which nobody hears; or this is a callback
+        """
+        if self._rule.verdict == "accept":
+            raise UsageError("nobody hears of a packet that is accepted", hint=f"{self._rule.function} = trace")
+        if not self._link.wait_until(lambda: self._given >= count, timeout_s):
+            if self._link.gone:
+                raise self._link.lost()
+            raise Timeout(f"{self._rule}: {self._given} of {count} packets within {timeout_s:g} s")
+
+    @property
+    def _given(self) -> int:
+        return self._edits.edited if self._edits else self._hits
+
+    @property
     def unedited(self) -> int:
         """How many packets went on unchanged because their edit had failed."""
         return self._edits.failed if self._edits else 0
@@ -168,6 +224,8 @@ class Running:
         self._close(raising=True)
 
     def _close(self, *, raising: bool) -> None:
+        if self._edits:
+            self._edits.finish()
         self.armed.disarm(raising=raising)
         if self._edits:
             self._edits.close()
@@ -176,6 +234,7 @@ class Running:
             raise CallbackFailed(str(self._rule), error) from error
 
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
+        self._hits += 1
         if held and self._edits:
             self._edits.add(held)
             return

@@ -44,6 +44,11 @@ class Stream(Generic[Item]):
         """What has become of the packets that the filter took."""
         return self.armed.counts
 
+    @property
+    def fired(self) -> bool:
+        """Whether a packet got the rule's verdict."""
+        return self.counts.verdicts > 0
+
     def refilter(self, expression: str) -> None:
         """Replace the rule's filter by a pcap-filter(7) expression; what is held stays held.
 
@@ -59,7 +64,8 @@ class Stream(Generic[Item]):
         """
         self._link.refuse_to_wait()
         with self._news:
-            self._news.wait_for(lambda: len(self._items) >= count or self._link.gone, timeout_s)
+            enough = self._link.clock.wait_for
+            enough(self._news, lambda: len(self._items) >= count or self._link.gone, timeout_s)
             if len(self._items) < count:
                 if self._link.gone:
                     raise self._link.lost()
@@ -82,7 +88,7 @@ class Stream(Generic[Item]):
         """
         while True:
             with self._news:
-                self._news.wait_for(lambda: bool(self._items) or self._link.gone)
+                self._link.clock.wait_for(self._news, lambda: bool(self._items) or self._link.gone, None)
                 if not self._items:
                     raise self._link.lost()
                 item = self._items.popleft()

@@ -67,6 +67,8 @@ def show(lab: "Lab", rules: Sequence[Rule], command: Sequence[str]) -> int:
     from skblab.tui.app import HoldApp  # noqa: PLC0415 - the screen takes 0.4 s to import
     from skblab.tui.model import HeldPackets  # noqa: PLC0415
 
+    if lab.spec.time == "virtual":
+        raise UsageError("the screen is for a person, in real time", hint="without --time virtual; or skblab run")
     with lab:
         with contextlib.closing(HeldPackets(lab, rules)) as held:
             running = held.running

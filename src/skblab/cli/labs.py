@@ -18,14 +18,14 @@ from skblab.errors import NoSuchLab, UsageError
 from skblab.guest.session import raw_keyboard
 from skblab.guest.terminal import NAME_OF_LEAVE
 from skblab.host import registry
-from skblab.host.process import Process, exit_status, interrupt
+from skblab.host.process import Client, exit_status, interrupt
 from skblab.host.waiting import wait
 
 if TYPE_CHECKING:
     from skblab.host.namespace import JoinedNamespaces
+    from skblab.lab import Lab
 
 DEFAULT_NAME = "lab"
-FOLLOW_EVERY_S = 0.2
 CONSOLE = 1  # among the descriptors that a lab passes to a process that joins it (host/lab_init.py do_join())
 
 UP_EXAMPLES = """\
@@ -211,7 +211,7 @@ def _run_in(name: str, command: list[str]) -> int:
         return _status(lab.popen(command, stdin=None))
 
 
-def _status(client: Process) -> int:
+def _status(client: Client) -> int:
     """Wait for a client, and return its status; pass Ctrl-C on to it."""
     while True:
         try:
@@ -247,7 +247,8 @@ def _console(arguments: argparse.Namespace) -> int:
                 stack.enter_context(raw_keyboard())
                 termios.tcsetwinsize(terminal.fd, termios.tcgetwinsize(keyboard))
             os.write(terminal.fd, b"\r")  # makes the shell print its prompt
-            ended = terminal.talk(keyboard, sys.stdout.buffer, lab.guest.pidfd)
+            stack.enter_context(lab.guest.clock.paced())
+            ended = terminal.talk(keyboard, sys.stdout.buffer, lab.guest.pidfd, lab.guest.clock)
         if ended:
             raise lab.guest.lost()
     return 0
@@ -256,20 +257,28 @@ def _console(arguments: argparse.Namespace) -> int:
 def _log(arguments: argparse.Namespace) -> int:
     from skblab.lab import Lab  # noqa: PLC0415
 
-    with Lab.join(arguments.name) as lab:
-        printed = lab.console.text()
-        sys.stdout.write(printed)
-        sys.stdout.flush()
-        while arguments.follow:
-            # Polled: Console.watch() takes an inotify instance, and a user has few of them.
-            ended = wait([lab.guest.pidfd], FOLLOW_EVERY_S)
-            text = lab.console.text()
-            sys.stdout.write(text[len(printed) :])
-            sys.stdout.flush()
-            printed = text
-            if ended:
-                if event := lab.guest.panic():
-                    arguments.hearing.panic_is_printed = True
-                    print(f"skblab: the guest kernel has panicked:\n{event}", file=sys.stderr)
-                break
+    with Lab.join(arguments.name) as lab, contextlib.ExitStack() as stack:
+        if not arguments.follow:
+            _print_log(lab, "")
+            return 0
+        grown = lab.console.watch()
+        stack.callback(os.close, grown)
+        printed = _print_log(lab, "")
+        ended = False
+        while not ended:
+            ended = lab.guest.pidfd in wait([lab.guest.pidfd, grown])
+            with contextlib.suppress(BlockingIOError):
+                os.read(grown, 65536)
+            printed = _print_log(lab, printed)
+        if event := lab.guest.panic():
+            arguments.hearing.panic_is_printed = True
+            print(f"skblab: the guest kernel has panicked:\n{event}", file=sys.stderr)
     return 0
+
+
+def _print_log(lab: "Lab", printed: str) -> str:
+    """Print what the guest's log has beyond *printed*; return the log."""
+    text = lab.console.text()
+    sys.stdout.write(text[len(printed) :])
+    sys.stdout.flush()
+    return text

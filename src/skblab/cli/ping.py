@@ -87,7 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if arguments.walk and (unattended or not on_terminal):
         raise UsageError("--walk needs a person at a terminal", hint="skblab ping --holds 0.5,1,2 runs unattended")
-    if not unattended and on_terminal and not arguments.walk:
+    if arguments.walk and arguments.time == "virtual":
+        raise UsageError("--walk is for a person, in real time", hint="--time virtual --holds 0.5,1,2")
+    if not unattended and on_terminal and not arguments.walk and arguments.time == "real":
         rule = Rule.parse_hold(f"{arguments.at} if icmp[icmptype] == icmp-echo")
         return hold.show(lab_from(arguments), [rule], ["ping", "-i", f"{arguments.interval or 1:g}", "guest"])
     if arguments.walk:

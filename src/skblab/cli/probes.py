@@ -4,7 +4,7 @@ import argparse
 import json
 
 from skblab.agent.functions import sound_verdicts
-from skblab.agent.points import choose
+from skblab.agent.probes import choose
 from skblab.cli.options import add_image_options, chosen_image, complete, function_names
 from skblab.verdict import VERDICTS
 

@@ -5,10 +5,15 @@ import codecs
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skblab.errors import RuleError, UsageError
 from skblab.rule import Rule
 
+if TYPE_CHECKING:
+    from skblab.session import Outcome
+
+UNFIRED = 118  # below 128, as complaints.STATUS
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 RULE = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^#])*')  # up to a comment; a # in quotes is text
 
@@ -27,6 +32,17 @@ def add_rule_options(
     parser.add_argument("--lease", type=float, default=lease_s, metavar="SECONDS",
                         help="release a held packet after this time if nothing has decided on it; "
                         "0: never (default: %(default)g)")  # fmt: skip
+
+
+def add_allow_unfired(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets a run be good although a rule never fired."""
+    parser.add_argument("--allow-unfired", action="store_true",
+                        help=f"do not exit with status {UNFIRED} if a rule never fired")  # fmt: skip
+
+
+def status_of(outcome: "Outcome", arguments: argparse.Namespace) -> int:
+    """Return the status to exit with: UNFIRED where a rule never fired, whatever the command's own."""
+    return UNFIRED if outcome.unfired and not arguments.allow_unfired else outcome.exit_status
 
 
 def rules_from(arguments: argparse.Namespace, parse: Callable[[str], Rule] = Rule.parse) -> list[Rule]:

@@ -4,13 +4,13 @@ import argparse
 import contextlib
 import sys
 import threading
-import time
 from dataclasses import asdict
 from typing import TextIO
 
+from skblab.cli.complaints import STATUS
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
 from skblab.cli.results import JsonLines, add_json_option
-from skblab.cli.rules import add_rule_options, rules_from
+from skblab.cli.rules import UNFIRED, add_allow_unfired, add_rule_options, rules_from, status_of
 from skblab.cli.stops import StopsShown
 from skblab.errors import GuestLost
 from skblab.event import Hit
@@ -35,8 +35,9 @@ a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]:
 verdicts: what happens to the packet
 {table()}
 
-The command runs on the host side of the link, where guest and host are names. skblab exits with its status, or with 1
-if that is 0 and an edit has failed.
+The command runs on the host side of the link, where guest and host are names. skblab exits with its status, but with
+{UNFIRED} if a rule never fired, because then the run has not tested what the rule is for (--allow-unfired);
+{STATUS} if the guest's kernel complained (--no-strict); 1 if the command's status is 0 and an edit has failed.
 """
 
 
@@ -49,12 +50,15 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_rule_options(parser, "a rule; the first one that matches at a function wins; may be given several times")
+    add_allow_unfired(parser)
     add_json_option(parser, "events and results")
     parser.add_argument("-q", "--quiet", action="store_true", help="print only the summary")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="the command to run on the host side, after --")
     add_lab_options(parser)
     add_guest_options(parser)
-    parser.set_defaults(run=run)
+    parser.add_argument("--no-strict", action="store_false", dest="strict",
+                        help=f"do not exit with status {STATUS} if the guest's kernel complained")  # fmt: skip
+    parser.set_defaults(run=run, strict=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     json_lines = JsonLines(arguments.json)
     reporter = _Reporter(sys.stderr, json_lines, quiet=arguments.quiet)
     with lab_from(arguments) as lab:
-        reporter.started_ns = time.monotonic_ns()
+        reporter.started_ns = lab.guest.clock.monotonic_ns
         events = arguments.hearing.as_they_come(lab, json_lines.write) if arguments.json else contextlib.nullcontext()
         with events, Session(lab, rules, reporter) as session:
             try:
@@ -71,8 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
             except GuestLost:
                 reporter.panicked(lab.guest.panic())
                 raise
-            reporter.summary(outcome)
-    return outcome.exit_status
+            status = status_of(outcome, arguments)
+            reporter.summary(outcome, status)
+    return status
 
 
 class _Reporter(StopsShown):
@@ -108,15 +113,13 @@ class _Reporter(StopsShown):
             frames = [asdict(frame) for frame in event.frames]
             self._json_lines.write({"event": "panic", "line": event.line, "backtrace": frames})
 
-    def summary(self, outcome: Outcome) -> None:
-        """Print the counts of each rule, and the end of the run."""
+    def summary(self, outcome: Outcome, status: int) -> None:
+        """Print the counts of each rule, and the end of the run, which exits with a status."""
         for one in outcome.rules:
-            counts = asdict(one.counts) | ({"unedited": one.unedited} if one.rule.verdict == "edit" else {})
-            shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count or name == "arrived")
-            self._json_lines.write({"event": "rule", "rule": str(one.rule), **counts})
-            self._print("\n  ".join([f"{one.rule}: {shown}", *one.counts.caveats]))
+            self._json_lines.write({"event": "rule", "rule": str(one.rule), **one.named_counts(), "fired": one.fired})
+            self._print("\n  ".join(one.lines()))
         link = asdict(outcome.link)
-        end = {"event": "end", "lost": outcome.events_lost, "link": link, "status": outcome.exit_status}
+        end = {"event": "end", "lost": outcome.events_lost, "link": link, "status": status}
         self._json_lines.write(end)
         self._print(f"events lost: {outcome.events_lost}")
 

@@ -30,6 +30,6 @@ class StopsShown(Watcher):
             self._out.flush()
             read_line()
 
-    def resumed(self, stood_s: float) -> None:
+    def resumed(self, stopped_s: float) -> None:
         """Print how long the kernel was stopped."""
-        print(f"it was stopped for {stood_s:.3f} s", file=self._out)
+        print(f"it was stopped for {stopped_s:.3f} s", file=self._out)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from skblab.cli.live import shown_live
 from skblab.cli.options import add_guest_options, add_lab_options, complete, function_names, lab_from
 from skblab.cli.results import HERE, JsonLines, add_json_option
-from skblab.cli.rules import add_rule_options, rules_from
+from skblab.cli.rules import UNFIRED, add_allow_unfired, add_rule_options, rules_from, status_of
 from skblab.cli.show import Printer, add_output_options, losses, show
 from skblab.cli.stops import StopsShown
 from skblab.errors import CannotWrite, TraceError, UsageError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from skblab.trace.tracer import Tracer
 
 NAME = "trace"
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   skblab trace -- ping -c1 guest               the journey of a ping and its reply, call by call
   skblab trace icmp -- ping -c3 guest          only packets that match a filter, and those that they cause
@@ -38,8 +38,9 @@ examples:
 
 A packet is followed from the first function at which it matches the filter until it is freed, even if its headers
 change; so are the packets that it causes and those that are made of it. A journey is printed when it has ended. The
-command runs on the host side; skblab exits with its status, or with 1 if that is 0 and an edit has failed. Without a
-command, packets of --lab are followed until Ctrl-C.
+command runs on the host side; skblab exits with its status, but with {UNFIRED} if a rule never fired
+(--allow-unfired), or with 1 if the command's status is 0 and an edit has failed. Without a command, packets of --lab
+are followed until Ctrl-C.
 """
 
 
@@ -69,6 +70,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--no-returns", dest="returns", action="store_false",
                         help="record no returns: half the cost, but no durations, callers or causes")  # fmt: skip
     add_rule_options(parser, "a rule, as for skblab run, whose verdicts are in the trace; may be given several times")
+    add_allow_unfired(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write the trace to FILE, for show, export and diff"
     )
@@ -101,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             if tracer.refused:
                 print(f"{len(tracer.refused)} functions cannot be probed: {', '.join(tracer.refused)}", file=sys.stderr)
             if not arguments.client:
-                print(f"following {len(tracer.passages)} functions; Ctrl-C ends the trace", file=sys.stderr)
+                print(f"following {len(tracer.probes)} functions; Ctrl-C ends the trace", file=sys.stderr)
             printer = Printer(arguments)
             live = not arguments.quiet and arguments.json != HERE
             shown = shown_live(tracer, printer) if live else contextlib.nullcontext()
@@ -109,9 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
                 outcome = session.run(arguments.client, stdin=None)
                 if not arguments.client:
                     print(file=sys.stderr)  # behind ^C
-            status = outcome.exit_status
-            _print_unedited(outcome)
-            failed = _end(tracer, status=status, link=asdict(outcome.link))
+            status = status_of(outcome, arguments)
+            _print_unmet(outcome)
+            failed = _end(tracer, status=outcome.exit_status, link=asdict(outcome.link))
         if arguments.quiet and arguments.output and not (arguments.json or failed):
             print(f"events lost: {tracer.losses()['lost']}", file=sys.stderr)
             return status
@@ -149,10 +151,13 @@ def _write(json_lines: JsonLines, trace: "Trace", complaints: "Sequence[Complain
         json_lines.write({"type": "complaint"} | asdict(complaint))
 
 
-def _print_unedited(outcome: Outcome) -> None:
+def _print_unmet(outcome: Outcome) -> None:
+    """Print which rules never fired, and which edits failed."""
     for rule in outcome.rules:
         if rule.unedited:
             print(f"{rule.rule}: {rule.unedited} unedited; {rule.why_unedited}", file=sys.stderr)
+    for unfired in outcome.unfired:
+        print(f"{unfired}: never fired", file=sys.stderr)
 
 
 def _end(tracer: "Tracer", **fields: object) -> CannotWrite | None:

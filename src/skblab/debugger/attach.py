@@ -6,13 +6,21 @@ import resource
 import struct
 from pathlib import Path
 
+from skblab.debugger.inside import wire
 from skblab.errors import DebuggerError
+from skblab.guest.boot import Guest
+from skblab.host.gdb import Gdb
 
 log = logging.getLogger(__name__)
 
 BREAKPOINT = b"\xcc"
 SECCOMP_FILTER = "2"
 PT_LOAD, PF_X, PF_R = 1, 1, 4  # elf(5)
+
+
+def environment(gdb: Gdb, guest: Guest) -> dict[str, str]:
+    """Return gdb's environment, with what the modules that it loads read there."""
+    return {**gdb.env, wire.CLOCK: wire.FROZEN if guest.frozen else ""}
 
 
 def explain(error: DebuggerError, pid: int) -> DebuggerError:

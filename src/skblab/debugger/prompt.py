@@ -93,7 +93,7 @@ def run(image: Image, guest: Guest, namespaces: Namespaces, wanted: Wanted, read
             running = process.start(
                 namespaces.command(argv),
                 cwd=gdb_directory(),
-                env=gdb.env,
+                env=attach.environment(gdb, guest),
                 stdin=None,
                 pass_fds=[namespaces.pidfd, theirs.fileno()],
             )

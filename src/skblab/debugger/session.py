@@ -67,7 +67,7 @@ class Debugger:
             self.process = process.start(
                 self._namespaces.command(argv),
                 cwd=gdb_directory(),
-                env=gdb.env,
+                env=attach.environment(gdb, self._guest),
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
                 pass_fds=[self._namespaces.pidfd, theirs.fileno()],

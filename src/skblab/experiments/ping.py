@@ -26,6 +26,7 @@ from skblab.packet import Packet, echo_request
 ARRIVAL_TIMEOUT_S = 5.0
 LINGER_S = 10.0  # for the last reply, after the last release
 FOREVER_S = 86400
+ECHO_REQUEST = "icmp[icmptype] == icmp-echo"
 QUEUE_PACKETS = 8  # the tap's queue during the staircase: short, so that it overflows within seconds
 CLOCK_MONOTONIC_COARSE = 6  # clock_getres(2): its resolution is the tick of the host kernel
 IP_RECVERR = 11  # ip(7): errors of the device, ENOBUFS among them, are reported to the sender
@@ -38,7 +39,7 @@ class StoppedPing:
     stopped: wire.Stopped
     packet: Packet | None
     age_ms: float | None
-    client: process.Process
+    client: process.Client
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,37 @@ class PingExperiment:
             ),
         )
 
+    def hold_ping(self, hold_s: float) -> Stop:
+        """In virtual time: hold a ping in the function while the guest's kernel runs on.
+
+        :raises Timeout: the packet does not enter the function
+        """
+        with self.lab.hold(self.function, ECHO_REQUEST) as held:
+            client = self._ping(1, 1)
+            (packet,) = held.take()
+            self.lab.clock.advance(hold_s)
+            packet.release()
+            replies = self._finish(client, 0)
+        kind, identity, sequence = packet.packet.echo or ("", None, None)
+        return Stop(
+            icmp_seq=sequence or 1,
+            held_s=packet.age_s,
+            rtt_ms=replies[0].rtt_ms if replies else None,
+            packet={
+                "summary": packet.summary(),
+                "source": packet.packet.source,
+                "destination": packet.packet.destination,
+                "type": kind,
+                "id": identity,
+                "seq": sequence,
+                "len": packet.hit.length,
+                "skb": f"{packet.skb:#x}",
+            },
+            backtrace=tuple(
+                {"function": frame.function, "file": frame.file, "line": frame.line} for frame in packet.backtrace
+            ),
+        )
+
     def staircase(self, hold_s: float, interval_s: float) -> Staircase:
         """Hold one ping until others have filled the link's queue behind it."""
         if hold_s < (QUEUE_PACKETS + 2) * interval_s:
@@ -174,14 +206,14 @@ class PingExperiment:
         waited = [reply.rtt_ms for reply in replies if reply.rtt_ms >= interval_s * 500]
         return Staircase(interval_s, round(held_s, 6), tuple(waited), prober.refused, self.lab.namespaces.link)
 
-    def _ping(self, count: int, interval_s: float) -> process.Process:
+    def _ping(self, count: int, interval_s: float) -> process.Client:
         guest = self.lab.namespaces.addresses.guest[0].split("/")[0]
         # ping waits by SO_RCVTIMEO, and the host's kernel adds a tick to that (kernel/time/timer.c schedule_timeout()).
         pause_s = max(interval_s - time.clock_getres(CLOCK_MONOTONIC_COARSE), interval_s / 2)
         argv = ["ping", "-n", "-c", str(count), "-i", f"{pause_s:.3f}", "-W", str(FOREVER_S), guest]
         return self.lab.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, new_session=True)
 
-    def _finish(self, client: process.Process, within_s: float) -> list[PingReply]:
+    def _finish(self, client: process.Client, within_s: float) -> list[PingReply]:
         """Wait for a ping's end, for *within_s* and LINGER_S for its last reply; return its replies."""
         try:
             said = client.communicate(timeout=within_s + LINGER_S)[0].decode(errors="replace")

@@ -32,19 +32,23 @@ def run(lab: Lab, plan: Plan, progress: Callable[[str], None] = lambda _: None) 
         raise UsageError(
             f"lab {lab.name} has no host side of its own, where ping could run", hint="without --link on=LAB"
         )
+    if lab.guest.clock.is_virtual and plan.staircase_s:
+        raise UsageError("the staircase is a queue of this machine's, in real time", hint="without --time virtual")
     experiment = PingExperiment(lab, plan.function)
     progress(f"{plan.count} plain pings")
     baseline = experiment.baseline(plan.count, plan.interval_s)
     stops: list[Stop] = []
     staircase: Staircase | None = None
-    if plan.holds_s or plan.staircase_s:
+    if lab.guest.clock.is_virtual:
+        stops = [experiment.hold_ping(hold_s) for hold_s in plan.holds_s]
+    elif plan.holds_s or plan.staircase_s:
         progress("attaching gdb")
         with lab.debugger() as debugger:
             experiment.attach(debugger)
             for hold_s in plan.holds_s:
                 progress(f"waiting for a ping in {plan.function}()")
                 ping = experiment.stop_ping()
-                progress(f"the kernel stands still in {plan.function}(), for {hold_s:g} s")
+                progress(f"the kernel is stopped in {plan.function}() for {hold_s:g} s")
                 experiment.stay_stopped(ping, hold_s)
                 stops.append(experiment.outcome(ping, experiment.resume(ping)))
             if plan.staircase_s:

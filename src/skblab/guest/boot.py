@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skblab.clock import REAL, Clock, VirtualClock
 from skblab.errors import BootFailed, GuestLost, SkblabError, Timeout
 from skblab.guest import mconsole
 from skblab.guest.console import Console
@@ -45,6 +46,8 @@ class Boot:
     agent_fds: tuple[int, ...] = ()  # memory and socket, passed on to the kernel
     stopped: bool = False  # before the kernel's first instruction; boot() does not wait for it to be ready
     terminal_fds: tuple[int, ...] = ()  # of its virtual consoles, passed on to the kernel; they need a root
+    clock_fds: tuple[int, ...] = ()  # one, passed on to the kernel: it runs in virtual time
+    words: tuple[str, ...] = ()  # more of the kernel's command line, for virtual time
 
     def sees(self) -> dict[str, object]:
         """Return which files of this machine the kernel's process finds, for jail.confine().
@@ -87,14 +90,18 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
         "con0=null,fd:1",
         "ssl=null",
         "noreboot",
-        *links_of(namespaces.guest_links, 1 + len(boot.agent_fds) + len(boot.terminal_fds)),
+        *links_of(namespaces.guest_links, 1 + len(boot.agent_fds) + len(boot.clock_fds) + len(boot.terminal_fds)),
         *(["skblab_memory={fd1}", "skblab_socket={fd2}", "skblab_requests={requests}"] if boot.agent_fds else []),
         *([f"skblab_root={boot.root.encode().hex()}"] if boot.root else []),
         # The link keeps its name; udev on the disk would rename it.
         *(["skblab_disk=1", "net.ifnames=0"] if boot.disks else []),
         *(f"ubd{number}={disk}" for number, disk in enumerate(boot.disks)),
         *([f"skblab_consoles={len(boot.terminal_fds)}"] if boot.terminal_fds else []),
-        *(f"con{number}=fd:{{fd{number + 2}}}" for number in range(1, len(boot.terminal_fds) + 1)),
+        *(
+            f"con{number}=fd:{{fd{number + len(boot.agent_fds) + len(boot.clock_fds)}}}"
+            for number in range(1, len(boot.terminal_fds) + 1)
+        ),
+        *([f"time-travel=ext:{{fd{1 + len(boot.agent_fds)}}}", *boot.words] if boot.clock_fds else []),
         *([f"lpj={lpj}"] if lpj else []),
         *boot.extra,
         # Complaints are read from the console, by their timestamps: neither the user nor a distribution may hide them
@@ -121,9 +128,19 @@ class Guest(Programs):
     spawned_s = ready_s = 0.0  # time.perf_counter(), if this process booted it
 
     def __init__(
-        self, namespaces: Namespaces, console: Console, pidfd: int, notify_fd: int, inner_pid: int, *, kernel: Path
+        self,
+        namespaces: Namespaces,
+        console: Console,
+        pidfd: int,
+        notify_fd: int,
+        inner_pid: int,
+        *,
+        kernel: Path,
+        clock: Clock = REAL,
     ) -> None:
         self.console = console
+        self.clock = clock
+        self.frozen = False  # its clock stands still while gdb has stopped the kernel
         self._kernel = kernel
         self._namespaces = namespaces
         self.pidfd = pidfd
@@ -131,24 +148,27 @@ class Guest(Programs):
         self.modules: dict[str, dict[str, int]] = {}  # the same, by the modules' files
         self.inner_pid = inner_pid  # in the lab's PID namespace
         self.pid = process.pid_of(pidfd)
+        if isinstance(clock, VirtualClock):
+            clock.nudge = self._nudge
         self._notify = socket.socket(fileno=notify_fd)
-        self.mconsole = mconsole.Mconsole(self._open_mconsole, pidfd, self.pid, self.lost)
+        self.mconsole = mconsole.Mconsole(self._open_mconsole, pidfd, self.pid, self.lost, clock)
 
     @classmethod
-    def boot(cls, boot: Boot, namespaces: Namespaces, console: Console) -> "Guest":
+    def boot(cls, boot: Boot, namespaces: Namespaces, console: Console, clock: Clock = REAL) -> "Guest":
         """Start a kernel; return when it is ready, or at once if it is *stopped*.
 
         :raises BootFailed: it panicked, or ended
         :raises Timeout: it is not ready in time
         """
         lpj_file = _lpj_file(boot.kernel)
-        known = lpj_file.read_text() if lpj_file.exists() else ""
+        known = lpj_file.read_text() if lpj_file.exists() and not clock.is_virtual else ""
         spawned_s = time.perf_counter()
         reply, (pidfd, notify) = namespaces.request(
             "boot",
             [
                 console.writer,
                 *boot.agent_fds,
+                *boot.clock_fds,
                 *boot.terminal_fds,
                 *(link.fd for link in namespaces.guest_links if link.fd is not None),
             ],
@@ -157,11 +177,12 @@ class Guest(Programs):
             sees=boot.sees(),
         )
         namespaces.booted()
-        guest = cls(namespaces, console, pidfd, notify, reply["pid"], kernel=boot.kernel)
+        guest = cls(namespaces, console, pidfd, notify, reply["pid"], kernel=boot.kernel, clock=clock)
         guest.spawned_s = spawned_s
         if boot.stopped:
             return guest
         try:
+            clock.attend(guest._relayed)
             guest._wait_ready(boot)
             if boot.disks:
                 guest._wait_entered(boot)
@@ -169,17 +190,17 @@ class Guest(Programs):
             guest.close()
             raise
         guest.ready_s = time.perf_counter()
-        if not known and (calibrated := CALIBRATED.search(console.text())):
+        if not known and not clock.is_virtual and (calibrated := CALIBRATED.search(console.text())):
             _keep(lpj_file, calibrated.group(1))
         return guest
 
     def _wait_ready(self, boot: Boot) -> None:
         """Wait for "ready" from init through /proc/mconsole, for a panic, or for the kernel's end."""
-        deadline = time.monotonic() + boot.timeout_s
+        deadline_s = self.clock.monotonic_ns / 1e9 + boot.timeout_s
         while True:
-            left = deadline - time.monotonic()
-            watched: list[socket.socket | int] = [self._notify, self.pidfd]
-            ready = wait(watched, max(left, 0))
+            left = deadline_s - self.clock.monotonic_ns / 1e9
+            watched: list[socket.socket | int] = [self._notify]
+            ready = self.clock.wait(watched, max(left, 0), at_once=[self.pidfd])
             if self._notify in ready:
                 said = self.notification()
                 if said.kind is mconsole.Kind.USER and said.text == READY:
@@ -194,12 +215,18 @@ class Guest(Programs):
             elif left <= 0:
                 raise self._not_ready(boot)
 
+    def _relayed(self) -> bool:
+        """Have process 1 pass its notifications on: in virtual time, before more time passes; until the guest is up."""
+        with contextlib.suppress(GuestLost):
+            self._namespaces.request("status")
+        return not self.ready_s and self.alive
+
     def _wait_entered(self, boot: Boot) -> None:
         """Wait until init reports that the disk's init has taken over, or why not (kernel/init/root.c tell_disk())."""
         watched: list[socket.socket | int] = [self._notify, self.pidfd]
         said = "mounted"
         while said == "mounted":
-            ready = wait(watched, boot.timeout_s)
+            ready = self.clock.wait(watched, boot.timeout_s)
             if not ready:
                 raise Timeout(
                     f"the guest has not mounted {boot.disks[0]} within {boot.timeout_s:g} s",
@@ -233,6 +260,11 @@ class Guest(Programs):
             hint="a machine that is slow, or busy, wants a longer boot_timeout_s; an init of your own has to write\n"
             f'"{READY}" to /proc/mconsole',
         )
+
+    def _nudge(self) -> None:
+        """Let a second pass in virtual time, unless gdb holds the kernel (image/corrections/virtual_time.py)."""
+        if "\nTracerPid:\t0\n" in Path(f"/proc/{self.pid}/status").read_text():
+            signal.pidfd_send_signal(self.pidfd, signal.SIGALRM)
 
     @property
     def alive(self) -> bool:

@@ -13,16 +13,15 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import IO, TYPE_CHECKING, Self
 
+from skblab.clock import REAL, Clock
 from skblab.errors import GuestCommandFailed, NoSuchProgram, SkblabError, Timeout, UsageError
 from skblab.guest.streams import AT_ONCE_BYTES, Streams
 from skblab.host.process import Argument, Stream
-from skblab.host.waiting import wait
 
 if TYPE_CHECKING:
     import threading
@@ -53,6 +52,7 @@ class Step(IntEnum):
     TERMINAL = 4
     FORK = 5
     REQUEST = 6
+    NODE = 7
 
 
 def _message(
@@ -65,11 +65,14 @@ class Command:
     """A command that runs in the guest, in the manner of subprocess.Popen.
 
     ``stdin``, ``stdout``, ``stderr`` are files if PIPE was asked for, else None. ``close()``, or the end of this
-    process, hangs up: the command gets SIGHUP.
+    process, hangs up: the command gets SIGHUP. A *timeout* is in seconds of the guest's time.
     """
 
-    def __init__(self, args: Sequence[str], connection: socket.socket, lost: Callable[[], SkblabError]) -> None:
+    def __init__(
+        self, args: Sequence[str], connection: socket.socket, lost: Callable[[], SkblabError], clock: Clock = REAL
+    ) -> None:
         self.args = args
+        self._clock = clock
         self.stdin: IO[bytes] | None = None
         self.stdout: IO[bytes] | None = None
         self.stderr: IO[bytes] | None = None
@@ -83,10 +86,9 @@ class Command:
         """Return a descriptor that becomes readable when the command has ended."""
         return self._connection.fileno()
 
-    def _receive(self, deadline: float | None) -> tuple[Kind, int, Step] | None:
-        """Return the keeper's next message, or None after the deadline."""
-        left = None if deadline is None else max(deadline - time.monotonic(), 0)
-        if not wait([self._connection], left):
+    def _receive(self, timeout_s: float | None) -> tuple[Kind, int, Step] | None:
+        """Return the keeper's next message, or None after a time."""
+        if not self._clock.wait([self._connection], timeout_s):
             return None
         data = b""
         with contextlib.suppress(ConnectionError):
@@ -108,7 +110,7 @@ class Command:
         :raises GuestCommandFailed: the guest cannot start it
         :raises Timeout: the guest does not answer
         """
-        said = self._receive(time.monotonic() + START_TIMEOUT_S)
+        said = self._receive(START_TIMEOUT_S)
         if said is None:
             raise Timeout(
                 f"the guest has not started {self.args[0]} within {START_TIMEOUT_S:g} s",
@@ -126,27 +128,26 @@ class Command:
             self.wait(0)
         return self.returncode
 
-    def wait(self, timeout_s: float | None = None) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         """Wait for the end; return as poll().
 
         :raises subprocess.TimeoutExpired: it is still running
         :raises GuestLost: the guest kernel is gone
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         if self.returncode is None:
-            said = self._receive(deadline)
+            said = self._receive(timeout)
             if said is None:
-                assert timeout_s is not None
-                raise subprocess.TimeoutExpired(self.args, timeout_s)
+                assert timeout is not None
+                raise subprocess.TimeoutExpired(self.args, timeout)
             self.returncode = said[1]
             self._connection.close()
         for relay in self.relays:
             relay.join()
         return self.returncode
 
-    def send_signal(self, number: int) -> None:
+    def send_signal(self, sig: int) -> None:
         """Send a signal to the command's process group; do nothing if the command has ended."""
-        self._order(_message(Kind.SIGNAL, number))
+        self._order(_message(Kind.SIGNAL, sig))
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -164,25 +165,26 @@ class Command:
         if self.returncode is None:
             with contextlib.suppress(ConnectionError):
                 self._connection.send(message)
+                self._clock.given()
 
-    def communicate(self, input: bytes = b"", timeout_s: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002
+    def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002
         """Write all of *input*, read all output, wait for the end.
 
         :raises subprocess.TimeoutExpired: it is still running
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        left = memoryview(input)
+        deadline_s = None if timeout is None else self._clock.monotonic_ns / 1e9 + timeout
+        left = memoryview(input or b"")
         said: dict[IO[bytes], bytearray] = {pipe: bytearray() for pipe in (self.stdout, self.stderr) if pipe}
         reads = set(said)
         writes = {self.stdin} if self.stdin else set()
         if self.stdin:
             os.set_blocking(self.stdin.fileno(), False)
         while reads or writes:
-            wait_s = None if deadline is None else deadline - time.monotonic()
+            wait_s = None if deadline_s is None else deadline_s - self._clock.monotonic_ns / 1e9
             if wait_s is not None and wait_s <= 0:
-                assert timeout_s is not None
-                raise subprocess.TimeoutExpired(self.args, timeout_s)
-            ready = wait(reads, wait_s, writes)
+                assert timeout is not None
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            ready = self._clock.wait(reads, wait_s, writes)
             for pipe in reads.intersection(ready):
                 if data := os.read(pipe.fileno(), AT_ONCE_BYTES):
                     said[pipe] += data
@@ -199,7 +201,7 @@ class Command:
                 if not left:
                     writes.clear()
                     pipe.close()
-        self.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
+        self.wait(None if deadline_s is None else max(deadline_s - self._clock.monotonic_ns / 1e9, 0))
         out, err = (bytes(said[pipe]) if pipe else b"" for pipe in (self.stdout, self.stderr))
         return out, err
 
@@ -223,6 +225,7 @@ class Program:
     """A program to start in the guest; the fields are the parameters of ``Guest.popen()``."""
 
     argv: Sequence[Argument]
+    node: str = ""
     cwd: str = ""
     env: Mapping[str, str] | None = None
     terminal: tuple[int, int] | None = None
@@ -242,9 +245,9 @@ class Program:
         if not words:
             raise UsageError("no command")
         pairs = [f"{name}={value}" for name, value in (self.env or {}).items()]
-        if any("\0" in word for word in (self.cwd, *words, *pairs)):
+        if any("\0" in word for word in (self.node, self.cwd, *words, *pairs)):
             raise UsageError("a word of a command has no NUL byte")
-        text = b"".join(os.fsencode(word) + b"\0" for word in (self.cwd, *words, *pairs))
+        text = b"".join(os.fsencode(word) + b"\0" for word in (self.node, self.cwd, *words, *pairs))
         request = _message(Kind.START, size=self.terminal, rest=(self.stays, len(words), len(pairs))) + text
         if len(request) > MESSAGE_BYTES:
             raise UsageError(
@@ -258,11 +261,12 @@ def start(
     lost: Callable[[], SkblabError],
     program: Program,
     stdio: tuple[Stream, Stream, Stream],
+    clock: Clock,
 ) -> Command:
     """Start a program in the guest, with its standard input, output and error; see ``Guest.popen()``."""
     request = program.request()
-    streams = Streams()
-    command = Command(program.words, open_connection(), lost)
+    streams = Streams(clock)
+    command = Command(program.words, open_connection(), lost, clock)
     try:
         command.stdin = streams.add(stdio[0], 0)
         command.stdout = streams.add(stdio[1], 1)
@@ -298,5 +302,7 @@ def _refusal(program: str, step: Step, number: int) -> SkblabError:
             return error
         case Step.DIRECTORY:
             return GuestCommandFailed(f"the guest cannot start {program} in that directory", found=reason)
+        case Step.NODE:
+            return GuestCommandFailed(f"the guest cannot start {program} on that node", found="it has no such node")
         case _:
             return GuestCommandFailed(f"the guest cannot start {program}: no {step.name.lower()}", found=reason)

@@ -3,11 +3,11 @@
 import enum
 import socket
 import struct
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from skblab.clock import REAL, Clock
 from skblab.errors import MconsoleRefused, SkblabError, Timeout, UsageError
 from skblab.host.waiting import wait
 
@@ -84,8 +84,14 @@ class Mconsole:
     """
 
     def __init__(
-        self, connect: Callable[[], socket.socket], pidfd: int, pid: int, lost: Callable[[], SkblabError]
+        self,
+        connect: Callable[[], socket.socket],
+        pidfd: int,
+        pid: int,
+        lost: Callable[[], SkblabError],
+        clock: Clock = REAL,
     ) -> None:
+        self._clock = clock
         self._connect = connect
         self._pidfd = pidfd
         self._pid = pid
@@ -98,7 +104,7 @@ class Mconsole:
             raise UsageError(f"a command for mconsole has {LONGEST_BYTES} bytes at most", found=f"{len(data)} bytes")
         with self._channel() as channel:
             channel.send(REQUEST.pack(MAGIC, VERSION, len(data), data))
-            error, answer = self._answer(channel, text, time.monotonic() + timeout_s)
+            error, answer = self._answer(channel, text, timeout_s)
         if error:
             raise _refused(text, answer)
         return answer
@@ -192,7 +198,7 @@ class Mconsole:
     def _end(self, text: str) -> None:
         with self._channel() as channel:
             channel.send(REQUEST.pack(MAGIC, VERSION, len(text), text.encode()))
-        if not wait([self._pidfd], END_TIMEOUT_S):
+        if not self._clock.wait([], END_TIMEOUT_S, at_once=[self._pidfd]):
             raise self._silent(text, END_TIMEOUT_S)
 
     def _channel(self) -> socket.socket:
@@ -200,16 +206,17 @@ class Mconsole:
             raise self._lost()
         return self._connect()
 
-    def _answer(self, channel: socket.socket, text: str, deadline: float) -> tuple[bool, str]:
+    def _answer(self, channel: socket.socket, text: str, timeout_s: float) -> tuple[bool, str]:
         """Collect the datagrams of one answer; return whether it is an error, and its text."""
-        started = time.monotonic()
+        deadline_s = self._clock.monotonic_ns / 1e9 + timeout_s
         answer = []
         refused = False
         while True:
-            watched: list[socket.socket | int] = [channel, self._pidfd]
-            ready = wait(watched, max(deadline - time.monotonic(), 0))
+            watched: list[socket.socket | int] = [channel]
+            left_s = max(deadline_s - self._clock.monotonic_ns / 1e9, 0)
+            ready = self._clock.wait(watched, left_s, at_once=[self._pidfd])
             if not ready:
-                raise self._silent(text, deadline - started)
+                raise self._silent(text, timeout_s)
             if channel not in ready:
                 raise self._lost()
             datagram = channel.recv(1 << 16)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, overload
 
+from skblab.clock import Clock
 from skblab.errors import GuestCommandFailed, GuestLost, SkblabError, UsageError
 from skblab.files import ROOM, cannot_write
 from skblab.guest.exec import Command, Program, start
@@ -17,7 +18,7 @@ from skblab.host.namespace import Namespaces
 from skblab.host.process import Argument, Stream
 from skblab.host.waiting import wait
 
-MOST_TOLD_BYTES, MOST_LEFT_OUT = 4096, 10
+MOST_QUOTED_BYTES, MOST_LEFT_OUT = 4096, 10
 LAST_WORDS_S = 1.0  # from the end of a connection to the end of the kernel's process
 
 
@@ -26,12 +27,13 @@ class Programs:
 
     _namespaces: Namespaces
     pidfd: int
+    clock: Clock
 
     def lost(self) -> GuestLost:
         """Return the error that says how the guest's kernel ended."""
         raise NotImplementedError
 
-    def popen(
+    def popen(  # noqa: PLR0913 - subprocess.Popen's keywords
         self,
         argv: Sequence[Argument],
         *,
@@ -42,6 +44,7 @@ class Programs:
         env: Mapping[str, str] | None = None,
         terminal: tuple[int, int] | None = None,
         stays: bool = False,
+        node: str = "",
     ) -> Command:
         """Start a program in the guest; return once it runs.
 
@@ -50,13 +53,14 @@ class Programs:
         :param env: names and values beside PATH and HOME, which are there unless they are given
         :param terminal: rows and columns of a terminal to run it on; then *stdout* has all that it says
         :param stays: it outlives this process, for as long as the lab does
+        :param node: in virtual time, the node on which it runs: ``"host"``, or one of ``LabSpec.nodes``
 
         :raises NoSuchProgram: it is not there
         :raises GuestCommandFailed: it cannot be started
         :raises GuestLost: the guest kernel is gone
         """
-        program = Program(argv, cwd, env, terminal, stays)
-        return start(self._connection, self._hung_up, program, (stdin, stdout, stderr))
+        program = Program(argv, node, cwd, env, terminal, stays)
+        return start(self._connection, self._hung_up, program, (stdin, stdout, stderr), self.clock)
 
     @overload
     def run(
@@ -151,7 +155,7 @@ class Programs:
             except (tarfile.TarError, OSError, EOFError) as error:
                 damage = error
             tar.stdout.close()
-            self._ended(tar, os.pread(said.fileno(), MOST_TOLD_BYTES, 0), failed)
+            self._ended(tar, os.pread(said.fileno(), MOST_QUOTED_BYTES, 0), failed)
         if isinstance(damage, OSError) and damage.errno in ROOM:
             raise cannot_write(damage.filename or target, damage)
         if damage:

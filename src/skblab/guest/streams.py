@@ -1,21 +1,70 @@
-"""The stdin, stdout and stderr of a guest command: pipes, files, or pipes to which a thread copies."""
+"""The stdin, stdout and stderr of a guest command: pipes, files, or pipes to which a thread copies.
+
+In virtual time, output is copied between two steps of the guest's time: how fast somebody reads changes nothing then.
+"""
 
 import contextlib
+import io
 import os
 import stat
 import subprocess
 import threading
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
+from skblab.clock import Clock
 from skblab.host.process import Stream
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 AT_ONCE_BYTES = 1 << 16
 
 
-class Streams:
-    """The descriptors of a command's stdin, stdout and stderr, and our ends of them."""
+class Pipe(io.FileIO):
+    """Our end of a command's pipe in virtual time: who waits at it lets the guest run."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptor: int, mode: str, clock: Clock) -> None:
+        super().__init__(descriptor, mode)
+        self._clock = clock
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read up to *size* bytes, or all."""
+        if size is None or size < 0:
+            return self.readall()
+        self._clock.wait([self])
+        return super().read(size) or b""
+
+    def readall(self) -> bytes:
+        """Read to the end of file."""
+        return b"".join(iter(lambda: self.read(AT_ONCE_BYTES), b""))
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int | None:
+        """Read into a buffer; return how many bytes."""
+        self._clock.wait([self])
+        return super().readinto(buffer)
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Write; return how many bytes were written."""
+        self._clock.wait((), None, [self])
+        written = super().write(data)
+        self._clock.given()
+        return written or 0
+
+    def close(self) -> None:
+        """Close; the guest sees the end of file."""
+        if not self.closed:
+            super().close()
+            self._clock.given()
+
+
+class Streams:
+    """The descriptors of a command's stdin, stdout and stderr, and our ends of them.
+
+    :param clock: the guest's
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.given: list[int] = []  # for the guest; closed here once they are sent
         self._carried: list[tuple[int, int, bool]] = []  # from, to, whether it is the command's output
 
@@ -28,9 +77,15 @@ class Streams:
             self.given.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             return None
         if stream == subprocess.PIPE:
-            return os.fdopen(self._pipe(standard), "rb" if standard else "wb", buffering=0)
+            mode = "rb" if standard else "wb"
+            if self._clock.is_virtual:
+                return Pipe(self._pipe(standard), mode, self._clock)
+            return os.fdopen(self._pipe(standard), mode, buffering=0)
         descriptor = standard if stream is None else stream if isinstance(stream, int) else stream.fileno()
         lent = _lend(descriptor, os.O_WRONLY if standard else os.O_RDONLY)
+        if lent is not None and standard and self._clock.is_virtual and not stat.S_ISREG(os.fstat(lent).st_mode):
+            os.close(lent)
+            lent = None
         if lent is not None:
             self.given.append(lent)
         else:
@@ -47,6 +102,9 @@ class Streams:
         """Start the copying threads; return those of the command's output, which end with it."""
         threads = []
         for origin, target, said in self._carried:
+            if said and self._clock.is_virtual:
+                self._clock.attend(Drain(origin, target, self._clock))
+                continue
             thread = threading.Thread(target=relay, args=(origin, target), daemon=True)
             thread.start()
             if said:
@@ -84,6 +142,31 @@ def _lend(descriptor: int, access: int) -> int | None:
     if stat.S_ISREG(kind) or (stat.S_ISCHR(kind) and not os.isatty(descriptor)):
         return os.dup(descriptor)
     return None
+
+
+class Drain:
+    """Copies what a command has said, whenever the guest is at rest; a listener of its clock."""
+
+    def __init__(self, origin: int, target: int, clock: Clock) -> None:
+        self._origin, self._target, self._clock = origin, target, clock
+        os.set_blocking(origin, False)
+
+    def __call__(self) -> bool:
+        """Copy; return whether more may come."""
+        while True:
+            try:
+                data = os.read(self._origin, AT_ONCE_BYTES)
+            except BlockingIOError:
+                return True
+            left = memoryview(data)
+            with contextlib.suppress(BrokenPipeError):
+                while left:
+                    left = left[os.write(self._target, left) :]
+            if not data or left:
+                os.close(self._origin)
+                os.close(self._target)
+                return False
+            self._clock.given()  # a writer may have waited for room
 
 
 def relay(origin: int, target: int) -> None:

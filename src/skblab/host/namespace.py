@@ -47,14 +47,16 @@ class Namespaces:
     """Private user, mount, IPC, PID and network namespaces with the host side of a link in them.
 
     Use as a context manager: leaving it ends every process inside. *link* is ``"tap"``, ``"veth"`` or ``"auto"`` (a
-    tap if this user may open /dev/net/tun), or several of them in the grammar of ``links``.
+    tap if this user may open /dev/net/tun), or several of them in the grammar of ``links``. With *within*, the link and
+    the host side are in the guest, in virtual time.
 
     :raises MissingPrerequisite: this machine forbids a namespace, a mount or the link
     :raises LabNameTaken: another lab has the name
     """
 
-    def __init__(self, name: str, *, link: str | Sequence[str] = "auto") -> None:
+    def __init__(self, name: str, *, link: str | Sequence[str] = "auto", within: bool = False) -> None:
         self.name = name
+        self._within = within
         self._wanted = links.parse([link] if isinstance(link, str) else link)
         first = self._wanted[0]
         self.device = first.name
@@ -99,7 +101,7 @@ class Namespaces:
             )
         order = {
             "hosts": self.addresses.hosts_file(),
-            "link": "none" if self._wanted[0].on else self._wanted[0].kind,
+            "link": "none" if self._wanted[0].on or self._within else self._wanted[0].kind,
             "device": self.device,
             "addresses": self.addresses.host,
         }
@@ -109,7 +111,7 @@ class Namespaces:
         registry.record_init(self._lock, self.pid)
         reply, _ = self._receive("link")
         self.link, self.why_not_tap = reply["link"], reply["why_not_tap"]
-        for wanted in self._wanted:
+        for wanted in () if self._within else self._wanted:
             self.guest_links.append(self._guest_link(wanted))
 
     def _guest_link(self, wanted: links.Wanted) -> GuestLink:
@@ -284,8 +286,10 @@ class JoinedNamespaces(Namespaces):
         """Whether a skblab with this protocol version has started the lab."""
         return self.about.get("version") == lab_init.VERSION
 
-    def agent(self) -> tuple[int, int, int]:
+    def agent(self) -> tuple[tuple[int, int, int], list[int]]:
         """Return the agent's memory, its socket, and its number of earlier controllers; they are ours until we leave.
+
+        In virtual time, the list has the connection of the guest's clock.
 
         :raises LabBusy: another controller has them
         """
@@ -297,7 +301,7 @@ class JoinedNamespaces(Namespaces):
                 found=f"pid {user['pid']}: {user['command']}",
                 hint=f"wait until it has ended, or end it: kill {user['pid']}",
             )
-        return fds[0], fds[1], reply["farewells"]
+        return (fds[0], fds[1], reply["farewells"]), fds[2:]
 
     def end(self) -> None:
         """End the lab, even while others use it; return when it is gone."""

@@ -15,7 +15,8 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
 
 from skblab.errors import MissingPrerequisite
 from skblab.host.enter import CANNOT_START, FORWARDED
@@ -26,6 +27,60 @@ Argument = str | Path
 Stream = int | IO[bytes] | None
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Process = subprocess.Popen[bytes]  # noqa: TID251 - only here
+
+
+class Client(Protocol):
+    """A program on the host side of a lab: a Process, or in virtual time a command of the guest's."""
+
+    returncode: int | None
+
+    @property
+    def args(self) -> Any:  # noqa: ANN401 - as subprocess has it
+        """The command."""
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        """The pipe to its standard input, if there is one."""
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """The pipe of its standard output, if there is one."""
+
+    @property
+    def stderr(self) -> IO[bytes] | None:
+        """The pipe of its standard error, if there is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its process, on the machine or in the guest."""
+
+    def __enter__(self) -> Self:
+        """Leaving a ``with`` ends the pipes."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """End the pipes."""
+
+    def poll(self) -> int | None:
+        """Return its status, or None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; return its status."""
+
+    def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002
+        """Write all input, read all output, wait for its end."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal."""
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+
+    def kill(self) -> None:
+        """Send it SIGKILL."""
+
+
 SOURCE = Path(__file__).parents[2]
 _kept_open: list[int] = []
 
@@ -59,7 +114,7 @@ def _signals_blocked(words: list[str]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start(
+def start(  # noqa: PLR0913 - subprocess.Popen's keywords
     argv: Sequence[Argument],
     *,
     cwd: Path | None = None,
@@ -141,7 +196,7 @@ def have_room(descriptors: int) -> None:
         )
 
 
-def finish(running: Process, *, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
+def finish(running: Client, *, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
     """Wait for a program; return its status and its output as text. If the wait is interrupted, kill it.
 
     :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*
@@ -152,18 +207,22 @@ def finish(running: Process, *, timeout_s: float | None = None) -> subprocess.Co
         end(running)
         raise
     texts = [(data or b"").decode(errors="replace") for data in (out, err)]
-    return subprocess.CompletedProcess(running.args, running.returncode, *texts)
+    return subprocess.CompletedProcess(running.args, running.wait(), *texts)
 
 
 def run(
-    argv: Sequence[Argument], *, env: Mapping[str, str] | None = None, timeout_s: float | None = None
+    argv: Sequence[Argument],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run *argv* until it or this process ends; a failing status raises nothing.
 
     :raises MissingPrerequisite: the program is not installed, or this user may have no more processes
     :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
     """
-    running = start(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, guarded=True)
+    running = start(argv, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, guarded=True)
     done = finish(running, timeout_s=timeout_s)
     if done.returncode == CANNOT_START and done.stderr.startswith("skblab: cannot start "):
         raise no_more_processes(done.stderr.strip())
@@ -190,8 +249,11 @@ def undisturbed() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
-def interrupt(running: Process) -> None:
+def interrupt(running: Client) -> None:
     """Pass a Ctrl-C on to a program, unless it is in the terminal's foreground group, which has received it."""
+    if not isinstance(running, subprocess.Popen):  # noqa: TID251 - its class
+        running.send_signal(signal.SIGINT)
+        return
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -204,7 +266,7 @@ def interrupt(running: Process) -> None:
         os.close(terminal)
 
 
-def unfinished(running: Process) -> bool:
+def unfinished(running: Client) -> bool:
     """Whether a program still runs, or a pipe of its output is still open."""
     pipes = (running.stdin, running.stdout, running.stderr)
     return running.poll() is None or any(pipe is not None and not pipe.closed for pipe in pipes)
@@ -239,10 +301,11 @@ def that_run(program: Path) -> list[int]:
     return found
 
 
-def end(running: Process) -> None:
+def end(running: Client) -> None:
     """Kill a program that may still run, with its group if it leads one; wait for it, close its pipes."""
     if running.poll() is None:
-        if os.getpgid(running.pid) == running.pid:
+        leads = isinstance(running, subprocess.Popen) and os.getpgid(running.pid) == running.pid  # noqa: TID251
+        if leads:
             os.killpg(running.pid, signal.SIGKILL)
         else:
             running.kill()

@@ -4,7 +4,9 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
+from skblab.errors import UsageError
 from skblab.host import process
 from skblab.host.namespace import JoinedNamespaces, Namespaces
 
@@ -13,7 +15,7 @@ class HostPrograms:
     """Start programs and open sockets on the host side of a lab; the programs end with the lab."""
 
     def __init__(self) -> None:
-        self._clients: list[process.Process] = []
+        self._clients: list[process.Client] = []
         self._switch: JoinedNamespaces | None = None  # of another lab, on whose switch this guest is
 
     @property
@@ -25,11 +27,26 @@ class HostPrograms:
         """Raise the error for a lab that is not running."""
         raise NotImplementedError
 
+    @property
+    def _is_within(self) -> bool:
+        """Whether the host side is in the guest, in virtual time."""
+        raise NotImplementedError
+
+    def _start_within(
+        self,
+        argv: Sequence[process.Argument],
+        stdio: tuple[process.Stream, process.Stream, process.Stream],
+        env: dict[str, str] | None,
+        directory: str,
+    ) -> process.Client:
+        """Start a program on the guest's node "host"."""
+        raise NotImplementedError
+
     def _stay(self) -> ExitStack:
         """Return the stack of what ends when the lab is left."""
         raise NotImplementedError
 
-    def popen(
+    def popen(  # noqa: PLR0913 - subprocess.Popen's keywords
         self,
         argv: Sequence[process.Argument],
         *,
@@ -39,25 +56,35 @@ class HostPrograms:
         new_session: bool = False,
         pass_fds: Sequence[int] = (),
         env: dict[str, str] | None = None,
-    ) -> process.Process:
+        directory: str = "",
+    ) -> process.Client:
         """Start a program on the host side, where the names ``guest`` and ``host`` resolve; it ends with the lab.
 
         Of a guest on another lab's switch, that is the other lab's host side, where each guest has its lab's name.
+
+        In virtual time it runs on the guest's node ``host``, with an environment of its own.
+
+        :param directory: the program's; default: this process's
 
         :raises GuestLost: the guest kernel is gone
         :raises NoSuchLab: the other lab is gone
         """
         self.check()
-        host_side = self._host_side()
-        client = process.start(
-            host_side.command(argv),
-            env=env,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            new_session=new_session,
-            pass_fds=[host_side.pidfd, *pass_fds],
-        )
+        stdio = (stdin, stdout, stderr)
+        if self._is_within:
+            client = self._start_within(argv, stdio, env, directory)
+        else:
+            host_side = self._host_side()
+            client = process.start(
+                host_side.command(argv),
+                cwd=Path(directory) if directory else None,
+                env=env,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                new_session=new_session,
+                pass_fds=[host_side.pidfd, *pass_fds],
+            )
         self._clients = [*(one for one in self._clients if process.unfinished(one)), client]
         return client
 
@@ -76,6 +103,9 @@ class HostPrograms:
 
         Its ``connect()``, ``bind()`` and ``sendto()`` know the names ``guest`` and ``host``.
         """
+        if self._is_within:
+            raise UsageError("in virtual time the host side is in the guest, where this process has no socket",
+                             hint="lab.run() and lab.popen() start programs there")  # fmt: skip
         return self._host_side().socket(family, kind, protocol)
 
     def _host_side(self) -> Namespaces:

@@ -15,11 +15,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from skblab.errors import BuildFailed, MissingPrerequisite
 from skblab.host import process
-from skblab.image import corrections, debuginfo, module, prune, recipe, unwind
+from skblab.image import corrections, debuginfo, headers, module, prune, recipe, unwind
 from skblab.image.described import Described
 from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, describe_files, digest, digest_file
 from skblab.image.source import Source, find_source, unpack
@@ -158,7 +159,13 @@ def _build(
     with ThreadPoolExecutor(max_workers=2) as beside:  # copies files while make links and gdb reads
         kept = beside.submit(module.keep_tree, tree, image / SOURCE)
         progress("compiling the kernel", 0, OBJECTS)
-        _make(tree, obj, progress, flags, "modules_prepare", "vmlinux")
+        if source.is_tarball and source.of_debian and not wanted.own:
+            _make(tree, obj, progress, flags, "modules_prepare")
+            kept.result()
+            with headers.precompiled(tree, obj, partial(_make, tree, obj, progress, flags, *headers.MAKE_VARIABLES)):
+                _make(tree, obj, progress, flags, *headers.MAKE_VARIABLES, "vmlinux")
+        else:
+            _make(tree, obj, progress, flags, "modules_prepare", "vmlinux")
         progress("indexing functions", 0, 0)
         shutil.copyfile(obj / "vmlinux", kernel)
         kernel.chmod(0o755)

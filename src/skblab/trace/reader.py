@@ -15,6 +15,7 @@ from skblab.trace.shape import fits, fits_if_there
 
 LAST_NS = (1 << 62) - 1
 CALLS = 1 << 32  # agent_step.call is a __u32
+NO_MORE = abi.MoreRecord(mark=0, hash=0, reason=0)
 
 
 class Reader:
@@ -50,20 +51,19 @@ class Reader:
     def _take(self, records: memoryview) -> int:
         place = 0
         while place + abi.RECORD.size <= len(records):
-            size, kind, point = abi.RECORD.unpack_from(records, place)
+            size, kind, number = abi.RECORD.unpack_from(records, place)
             if size < abi.RECORD.size:
                 raise ValueError(size)
             if place + size > len(records):
                 break
             if kind == abi.StepKind.STEP:
-                self._step(records[place : place + size], self._functions[point])
+                self._step(records[place : place + size], self._functions[number])
             elif kind == abi.StepKind.RETURN:
                 self._return(records[place : place + size])
             elif kind == abi.StepKind.DEVICE:
-                _, _, _, index, name = abi.DEVICE.unpack_from(records, place)
-                self._devices[index] = name.rstrip(b"\0").decode(errors="replace")
+                self._device(records[place : place + size])
             elif kind == abi.StepKind.KIN:
-                self._kin(records[place : place + size], self._functions[point])
+                self._kin(records[place : place + size], self._functions[number])
             place += size
         return place
 
@@ -74,41 +74,47 @@ class Reader:
         return at_ns
 
     def _step(self, record: memoryview, function: TracedFunction) -> None:
-        (_, _, _, at_ns, packet, call, outer, length, skb, caller, data_offset, protocol, device, captured,
-         flags) = abi.STEP.unpack_from(record)  # fmt: skip
+        it = abi.StepRecord._make(abi.STEP.unpack_from(record))
         place = abi.STEP.size
-        mark = hashed = reason = 0
-        if flags & abi.StepFlag.MORE:
-            mark, hashed, reason = abi.MORE.unpack_from(record, place)
+        more = NO_MORE
+        if it.flags & abi.StepFlag.MORE:
+            more = abi.MoreRecord._make(abi.MORE.unpack_from(record, place))
             place += abi.MORE.size
-        if flags & abi.StepFlag.CHANGED:
-            self._seen[packet] = bytes(record[place : place + captured])
-            place += -(-captured // abi.ALIGNMENT) * abi.ALIGNMENT
-        fields = bytes(record[place : place + self._field_bytes]) if packet else b""
+        if it.flags & abi.StepFlag.CHANGED:
+            self._seen[it.packet] = bytes(record[place : place + it.captured_bytes])
+            place += -(-it.captured_bytes // abi.ALIGNMENT) * abi.ALIGNMENT
+        fields = bytes(record[place : place + self._field_bytes]) if it.packet else b""
         place += -(-len(fields) // abi.ALIGNMENT) * abi.ALIGNMENT
         stack = tuple((word >> abi.STACK_SHIFT, word & abi.STACK_ADDRESS) for word in record[place:].cast("Q"))
-        name = self._devices.get(device, str(device))
+        device = self._devices.get(it.device, str(it.device))
         step = Step(
-            function, self._host_ns(at_ns), packet, call, outer, length, skb, caller, mark, hashed, name, reason,
-            data_offset, protocol, self._seen.get(packet, b""), bool(flags & abi.StepFlag.CHANGED),
-            bool(flags & abi.StepFlag.FREED), bool(flags & abi.StepFlag.RESUMED),
-            bool(flags & abi.StepFlag.SHARED_HEAD), bool(flags & abi.StepFlag.LET_GO), fields, stack,
+            function, self._host_ns(it.at_ns), it.packet, it.call, it.outer, it.length, it.skb, it.caller, more.mark,
+            more.hash, device, more.reason, it.data_offset, it.protocol, self._seen.get(it.packet, b""),
+            bool(it.flags & abi.StepFlag.CHANGED), bool(it.flags & abi.StepFlag.FREED),
+            bool(it.flags & abi.StepFlag.RESUMED), bool(it.flags & abi.StepFlag.SHARED_HEAD),
+            bool(it.flags & abi.StepFlag.LET_GO), fields, stack,
         )  # fmt: skip
         self._trace.steps.append(step)
-        self._open[call] = step
+        self._open[it.call] = step
         if step.freed:
-            self._seen.pop(packet, None)
+            self._seen.pop(it.packet, None)
 
     def _return(self, record: memoryview) -> None:
-        _, _, _, value, call, took = abi.RETURN.unpack_from(record)
-        step = self._open.pop(call, None)
+        it = abi.ReturnRecord._make(abi.RETURN.unpack_from(record))
+        step = self._open.pop(it.call, None)
         if step:
-            step.took_ns = abi.took_ns(took)
-            step.value = value
+            step.took_ns = abi.took_ns(it.took)
+            step.value = it.value
 
     def _kin(self, record: memoryview, function: TracedFunction) -> None:
-        _, _, _, at_ns, skb, packet, other, call, role = abi.KIN.unpack_from(record)
-        self._trace.kin.append(Kin(function, self._host_ns(at_ns), packet, other, call, abi.Role(role), skb))
+        it = abi.KinRecord._make(abi.KIN.unpack_from(record))
+        self._trace.kin.append(
+            Kin(function, self._host_ns(it.at_ns), it.packet, it.other, it.call, abi.Role(it.role), it.skb)
+        )
+
+    def _device(self, record: memoryview) -> None:
+        it = abi.DeviceRecord._make(abi.DEVICE.unpack_from(record))
+        self._devices[it.device] = it.name.rstrip(b"\0").decode(errors="replace")
 
 
 class Loader:

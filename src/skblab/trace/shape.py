@@ -4,7 +4,7 @@ A shape is a type, a range of numbers, a tuple (a list of so many), a list of on
 dictionary: of the names that have to be there, or of ``ANY`` name.
 """
 
-from skblab.agent.abi import FIELD_BYTES, POINTS
+from skblab.agent.abi import FIELD_BYTES, TRACE_PROBES
 
 ANY, NUMBER = "any name", "a number as a name"
 TIMES_NS = range(1 << 62)
@@ -48,7 +48,7 @@ def fits(value: object, shape: object) -> bool:
 
 
 def _has(value: dict[str, object], name: str, shape: object) -> bool:
-    if name == NUMBER and not all(one.isdecimal() and len(one) <= len(str(POINTS)) for one in value):
+    if name == NUMBER and not all(one.isdecimal() and len(one) <= len(str(TRACE_PROBES)) for one in value):
         return False
     return all(fits(one, shape) for one in value.values()) if name in {ANY, NUMBER} else fits(value.get(name), shape)
 

@@ -1,7 +1,6 @@
 """Trace packets through the kernel of a running lab, into a file."""
 
 import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any, Self
 
 from skblab.agent import abi
 from skblab.agent.control import Agent
-from skblab.agent.points import choose, passages
+from skblab.agent.probes import choose, probes_of
 from skblab.errors import GuestLost, TraceError
 from skblab.filter import compile_filter
 from skblab.image.fields import Field, resolve_fields
@@ -56,9 +55,9 @@ class Tracer:
         """
         self._agent = agent
         self._image = image
-        self.passages = passages(image, choose(image, spec.patterns, spec.calls), returns=spec.returns)
-        if len(self.passages) > abi.POINTS:
-            raise TraceError(f"{len(self.passages)} functions are too many", found=f"{abi.POINTS} at most")
+        self.probes = probes_of(image, choose(image, spec.patterns, spec.calls), returns=spec.returns)
+        if len(self.probes) > abi.TRACE_PROBES:
+            raise TraceError(f"{len(self.probes)} functions are too many", found=f"{abi.TRACE_PROBES} at most")
         self.fields = resolve_fields(image, spec.fields)
         self._check_fields(self.fields)
         text_start, text_end = image.functions.text
@@ -90,14 +89,14 @@ class Tracer:
         self._writer.write(META, self._describe())
         self._ended = False
         try:
-            points = [one.point for one in self.passages]
+            commands = [one.command for one in self.probes]
             refused = {
-                point.number for point in self._agent.follow(self._follow, points, self._writer.steps, self._witness)
+                probe.number for probe in self._agent.follow(self._follow, commands, self._writer.steps, self._witness)
             }
         except BaseException:
             self._forget()
             raise
-        self.refused = [one.function.name for one in self.passages if one.point.number in refused]
+        self.refused = [one.function.name for one in self.probes if one.command.number in refused]
         return self
 
     @property
@@ -170,11 +169,11 @@ class Tracer:
 
     def _describe(self) -> dict[str, Any]:
         functions = {
-            one.point.number: (
+            one.command.number: (
                 one.function.name, one.function.file, one.function.line, one.function.signature,
                 one.function.return_type, one.function.address,
             )
-            for one in self.passages
+            for one in self.probes
         }  # fmt: skip
         channel = self._agent.channel
         return {
@@ -185,8 +184,8 @@ class Tracer:
             "clock": {
                 "guest_ns": 0,
                 "host_ns": channel.host_ns(0),
-                "realtime_ns": time.time_ns(),
-                "monotonic_ns": time.monotonic_ns(),
+                "realtime_ns": self._agent.link.clock.realtime_ns,
+                "monotonic_ns": self._agent.link.clock.monotonic_ns,
             },
             "fields": [(one.expression, one.kind, one.size_bytes, one.bits, one.shift) for one in self.fields],
             "reasons": {number: name for name, number in reasons(self._image.source).items()},

@@ -6,7 +6,7 @@ import time
 
 import gdb
 
-from skblab.agent.abi import BY_HAND_LAYOUT
+from skblab.agent.abi import BY_HAND_LAYOUT, ByHand
 from skblab.debugger.inside import skbs
 from skblab.debugger.inside.commands import one_clear_error, say
 from skblab.debugger.inside.instead import call_instead, stack_pointer, taking_over
@@ -53,13 +53,14 @@ class SkbHold(gdb.Command):
             raise gdb.GdbError(f"packets cannot be held here: {self.order.no_hold}")
         place, skb = taking_over("skb-hold", self.places)
         line, inferior = skbs.line(skb), gdb.selected_inferior()
-        wanted = (place.address, 0, place.held, place.argument, place.devices, place.sockets, place.nets)
+        wanted = ByHand(place.address, 0, place.held, place.argument, place.devices, place.sockets, place.nets)
         inferior.write_memory(self.order.by_hand, BY_HAND_LAYOUT.pack(*wanted))
         # Call the agent's trampoline as the function's entry does where a probe is armed.
         stack = stack_pointer() - 8
         inferior.write_memory(stack, struct.pack("=Q", place.address + ENTRY_BYTES))
         back = call_instead({"rsp": stack, "rip": self.order.trampoline})
-        _, number, *_ = BY_HAND_LAYOUT.unpack(bytes(inferior.read_memory(self.order.by_hand, BY_HAND_LAYOUT.size)))
+        answer = bytes(inferior.read_memory(self.order.by_hand, BY_HAND_LAYOUT.size))
+        number = ByHand._make(BY_HAND_LAYOUT.unpack(answer)).packet
         if not number:
             raise gdb.GdbError(
                 "the kernel has no memory to hold it, or its route, socket or device is going away: it went on"

@@ -5,7 +5,7 @@ import sys
 
 import gdb
 
-from skblab.debugger.inside import commands, drop, follow, hold, watch, wire
+from skblab.debugger.inside import commands, drop, follow, frozen, hold, watch, wire
 
 ABSENT = "skblab: the kernel's own commands (lx-...) are absent: {}\n"
 
@@ -24,6 +24,8 @@ def main(descriptor: int) -> None:
         gdb.execute("quit 1")
     if order.from_boot:
         follow.execute_kernel()
+    else:
+        frozen.begin()
     commands.register()
     watch.register(order)
     drop.register(order)

@@ -9,7 +9,7 @@ import time
 
 import gdb
 
-from skblab.debugger.inside import follow, wire
+from skblab.debugger.inside import follow, frozen, wire
 from skblab.debugger.inside.frames import read_frames, read_packet
 
 SET_UP = ("set pagination off", "set width 0")
@@ -55,6 +55,7 @@ class Server:
         match request:
             case wire.Attach(pid=pid):
                 gdb.execute(f"attach {pid}", to_string=True)
+                frozen.begin()
                 self._send(self._stopped("attach"))
             case wire.SetStop():
                 stop = Stop(request)

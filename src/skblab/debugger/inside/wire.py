@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+CLOCK, FROZEN = "SKBLAB_CLOCK", "frozen"  # in gdb's environment: the guest's clock stands still while gdb stops it
 AGENT_STOP = "agent_stop"  # kernel/agent/verdict.c: gdb's breakpoint for the verdict "stop"
 
 

@@ -13,11 +13,13 @@ from skblab.image.corrections.fault import Change, Fault, Finding, Texts, judge
 from skblab.image.corrections.fork import KILLED_FORK
 from skblab.image.corrections.idle import LOST_WAKE_UPS
 from skblab.image.corrections.registers import ROOM
+from skblab.image.corrections.stopped import JUMPS
 from skblab.image.corrections.vector import VECTOR_FAULTS, VECTOR_USER
+from skblab.image.corrections.virtual_time import VIRTUAL_TIME_FAULTS
 
 __all__ = ["FAULTS", "MOVED", "Fault", "Finding", "examine", "put_copies"]
 
-FAULTS = (ROOM, LOST_WAKE_UPS, KILLED_FORK, *VECTOR_FAULTS, CURRENT_TASK)
+FAULTS = (ROOM, LOST_WAKE_UPS, KILLED_FORK, *VECTOR_FAULTS, *VIRTUAL_TIME_FAULTS, JUMPS, CURRENT_TASK)
 
 # A copy lies elsewhere; the path is seen from arch/um/include/shared, one of the directories of -I.
 MOVED = (Change(VECTOR_USER, '#include "vector_user.h"', '#include "../../drivers/vector_user.h"'),)

@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from skblab.agent.abi import NO_PACKET, Given, Point, Role
+from skblab.agent.abi import NO_PACKET, Indirection, Role, TraceProbe
 from skblab.agent.functions import REGISTERS, packet_argument, why_not_followed
 from skblab.errors import UnknownFunction
 from skblab.image.image import Image
@@ -27,11 +27,11 @@ BOUNDARIES = ("handle_softirqs", "__do_softirq")  # kernel/softirq.c
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """A function that a trace probes, and the agent's command for it."""
+class FunctionProbe:
+    """A function that a trace probes, and the command that arms the probe."""
 
     function: Function
-    point: Point
+    command: TraceProbe
 
 
 def choose(image: Image, patterns: Iterable[str] = (), calls: Iterable[str] = ()) -> list[Function]:
@@ -79,8 +79,8 @@ def _names_none(image: Image, pattern: str, found: list[Function]) -> UnknownFun
     return UnknownFunction(f'no function of Linux {image.release} is named by "{pattern}"', hint="skblab probes lists")
 
 
-def passages(image: Image, functions: Iterable[Function], *, returns: bool = True) -> list[Passage]:
-    """Return the passages of *functions*, and of those that allocate, copy, merge and free packets.
+def probes_of(image: Image, functions: Iterable[Function], *, returns: bool = True) -> list[FunctionProbe]:
+    """Return the probes of *functions*, and of those that allocate, copy, merge and free packets.
 
     :param returns: report each return: its time and its value
     """
@@ -92,9 +92,9 @@ def passages(image: Image, functions: Iterable[Function], *, returns: bool = Tru
         role, packet, argument = role_of(function)
         taken = packet_argument(function)
         made.append(
-            Passage(
+            FunctionProbe(
                 function,
-                Point(
+                TraceProbe(
                     number,
                     function.address,
                     skb_argument=NO_PACKET if packet is None else packet,
@@ -104,7 +104,7 @@ def passages(image: Image, functions: Iterable[Function], *, returns: bool = Tru
                     returns=returns and function.address in wanted,
                     no_drop=numbers.get(CONSUMED, 0),
                     no_reason=numbers.get(NOT_SPECIFIED, 0),
-                    given=taken.given if taken and taken.number == packet else Given.ITSELF,
+                    indirection=taken.indirection if taken and taken.number == packet else Indirection.DIRECT,
                 ),
             )
         )

@@ -1,0 +1,126 @@
+"""pytest's plugin: labs as fixtures, and tests that fail where a fault never happened or the guest's kernel complained.
+
+Every run of pytest imports this module, with skblab or without: everything else is imported with the first lab.
+"""
+
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from skblab.image.image import Image
+    from skblab.testing import LabInTest
+
+MARKER = (
+    "skblab(..., serve=COMMAND, trace=FILTER, allow_unfired=False, allow_complaints=False): "
+    "the lab of this test: any field of skblab.LabSpec; what runs in its guest; what is traced"
+)
+OWN_IMAGE = {"image", "series", "variant"}  # fields that say which image it is
+
+_lab = pytest.StashKey["LabInTest"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that traces every test."""
+    group = parser.getgroup("skblab")
+    group.addoption("--skblab-trace", action="store_true", help="trace every packet in the guest of each test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line("markers", MARKER)
+
+
+@pytest.fixture(scope="session")
+def skblab_image() -> "Image":
+    """Return the image that labs boot, unless the marker says another; override it to choose."""
+    from skblab.image.store import find_image  # noqa: PLC0415
+
+    return find_image()
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LabInTest]":
+    """Start a lab for this test, as the marker ``skblab`` says."""
+    lab = _new(request)
+    with lab:
+        _begin(lab, request, tmp_path_factory)
+        yield lab
+        lab.end_test()
+    _fail_for(lab.new_complaints_in_words())
+
+
+@pytest.fixture(scope="module")
+def _module_labs() -> "Iterator[dict[tuple[object, ...], LabInTest]]":
+    labs: dict[tuple[object, ...], LabInTest] = {}
+    yield labs
+    for one in labs.values():
+        one.close()
+
+
+@pytest.fixture
+def shared_lab(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    _module_labs: "dict[tuple[object, ...], LabInTest]",
+) -> "Iterator[LabInTest]":
+    """Share a lab between the tests of a module whose markers say the same; a new one after the guest has died."""
+    from skblab.testing import settings  # noqa: PLC0415
+
+    key = (settings(request.node).spec,)
+    lab = _module_labs.get(key)
+    if lab is None or not lab.is_alive:
+        if lab:
+            lab.close()
+        lab = _module_labs[key] = _new(request)
+        lab.__enter__()
+    _begin(lab, request, tmp_path_factory)
+    yield lab
+    lab.end_test()
+    _fail_for(lab.new_complaints_in_words())
+
+
+def _fail_for(wrong: list[str]) -> None:
+    if wrong:
+        pytest.fail("\n".join(wrong), pytrace=False)
+
+
+def _new(request: pytest.FixtureRequest) -> "LabInTest":
+    from skblab.testing import LabInTest, settings  # noqa: PLC0415
+
+    wanted = settings(request.node)
+    image = None if OWN_IMAGE & wanted.named else request.getfixturevalue("skblab_image")
+    return LabInTest(wanted.spec_with(image))
+
+
+def _begin(lab: "LabInTest", request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> None:
+    from skblab.testing import settings  # noqa: PLC0415
+
+    wanted = settings(request.node)
+    always = request.config.getoption("skblab_trace")
+    lab.begin_test(wanted, trace="" if always and wanted.trace is None else wanted.trace)
+    lab.directory_of = lambda: factory.mktemp("skblab-" + "".join(c if c.isalnum() else "-" for c in request.node.name))
+    request.node.stash[_lab] = lab
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test that passed though a rule never fired, the guest's kernel complained, or the guest is gone."""
+    result = yield
+    if lab := item.stash.get(_lab, None):
+        _fail_for(lab.wrong())
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put what the lab knows into the report of a test that failed."""
+    report = yield
+    lab = item.stash.get(_lab, None)
+    if lab and call.when == "call" and report.failed:
+        command = f"cd {item.config.rootpath} && pytest '{item.nodeid}' --skblab-trace"
+        report.sections += [(f"skblab: {title}", text) for title, text in lab.evidence(command)]
+    return report

@@ -1,0 +1,284 @@
+"""A lab in a test: what came of its rules, counters and trace since the test began, and what a failure shows."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from skblab.errors import CallbackFailed, GuestLost, SkblabError, UsageError
+from skblab.guest.complaint import in_words
+from skblab.host.clients import parse_ping
+from skblab.lab import Lab
+from skblab.policy import Policy
+from skblab.session import RuleOutcome
+from skblab.spec import LabSpec
+from skblab.trace.journey import Journey, journeys
+from skblab.trace.words import reason_in_words
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from skblab.agent.running import Running
+    from skblab.event import Hit
+    from skblab.image.image import Image
+    from skblab.policy import Decide
+    from skblab.rule import Rule
+    from skblab.trace.model import Step, Trace
+    from skblab.trace.tracer import Tracer
+
+SPEC_FIELDS = frozenset(field.name for field in dataclasses.fields(LabSpec))
+COUNTER_FILES = ("/proc/net/snmp", "/proc/net/netstat", "/proc/net/snmp6")
+SHOWN_JOURNEYS, SHOWN_LINES = 20, 200
+PING_INTERVAL_S, PING_TIMEOUT_S = 0.05, 30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the markers ``skblab`` of a test say.
+
+    :param spec: the lab's description, but for the image where no marker names one
+    :param named: the fields that are named
+    :param trace: a pcap-filter(7) expression of what to trace, "" for everything, None for nothing
+    """
+
+    spec: LabSpec
+    named: frozenset[str]
+    trace: str | None = None
+    allow_unfired: bool = False
+    allow_complaints: bool = False
+
+    def spec_with(self, image: "Image | None") -> LabSpec:
+        """Return the description with an image, if there is one."""
+        return self.spec if image is None else dataclasses.replace(self.spec, image=image)
+
+
+def settings(node: "pytest.Item") -> Settings:
+    """Return what a test's markers say; the one nearest to the test wins.
+
+    :raises UsageError: there is no such field, or it is out of its range
+    """
+    said: dict[str, Any] = {}
+    for marker in reversed([*node.iter_markers("skblab")]):
+        if marker.args:
+            raise UsageError("the marker skblab takes keywords", hint='@pytest.mark.skblab(root="host")')
+        said |= marker.kwargs
+    serve, trace = said.pop("serve", ()), said.pop("trace", False)
+    allowed = {name: bool(said.pop(name, False)) for name in ("allow_unfired", "allow_complaints")}
+    if unknown := sorted(said.keys() - SPEC_FIELDS):
+        raise UsageError(
+            f"the marker skblab knows no {unknown[0]}",
+            found=f"fields: {', '.join(sorted(SPEC_FIELDS | allowed.keys() | {'serve', 'trace'}))}",
+        )
+    if serve:
+        said["commands"] = (*said.get("commands", ()), *([serve] if isinstance(serve, str) else serve))
+    traced = str(trace) if trace is not False else None
+    return Settings(LabSpec(**said), frozenset(said), "" if trace is True else traced, **allowed)
+
+
+class Counters(Mapping[str, int]):
+    """The guest kernel's counters, as nstat(8) names them, since the test began: ``TcpRetransSegs``."""
+
+    def __init__(self, read: Callable[[], dict[str, int]]) -> None:
+        self._read = read
+        self._before = read()
+
+    def _now(self) -> dict[str, int]:
+        return {name: value - self._before.get(name, 0) for name, value in self._read().items()}
+
+    def __getitem__(self, name: str) -> int:
+        return self._now()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._before)
+
+    def __len__(self) -> int:
+        return len(self._before)
+
+    def changed(self) -> dict[str, int]:
+        """Return those that have changed."""
+        return {name: value for name, value in self._now().items() if value}
+
+
+def parse_counters(text: str) -> dict[str, int]:
+    """Return the counters of /proc/net/snmp, netstat and snmp6 (net/ipv4/proc.c, net/ipv6/proc.c) by nstat's names."""
+    counters: dict[str, int] = {}
+    lines = text.splitlines()
+    for names, values in pairwise(lines):
+        group, _, words = names.partition(": ")
+        again, _, numbers = values.partition(": ")
+        if group == again and words and numbers.replace("-", "").replace(" ", "").isdecimal():
+            counters |= {group + name: int(value) for name, value in zip(words.split(), numbers.split(), strict=True)}
+    for line in lines:
+        name, *value = line.split()
+        if len(value) == 1 and ":" not in name and value[0].isdecimal():
+            counters[name] = int(value[0])
+    return counters
+
+
+class LabInTest(Lab):
+    """A lab of a test. It knows the rules that the test has put in force, and what happened since the test began."""
+
+    def __init__(self, spec: LabSpec) -> None:
+        super().__init__(spec=spec)
+        self.directory_of: Callable[[], Path] | None = None
+        self._outcomes: list[Running | Policy] = []
+        self._counters: Counters | None = None
+        self._tracer: Tracer | None = None
+        self._settings = Settings(spec, frozenset())
+        self._complaints_seen = 0
+
+    def begin_test(self, wanted: Settings, trace: str | None) -> None:
+        """Begin a test: counters and trace begin here."""
+        self._settings, self._outcomes, self._counters = wanted, [], None
+        self.__dict__.pop("traced", None)
+        if self.spec.root or self.spec.disks:
+            self._counters = Counters(self._read_counters)
+        self._tracer = None
+        if trace is not None:
+            self._tracer = super().trace(filter=trace, about={"command": ["pytest"]})
+            self._tracer.__enter__()
+
+    def rule(self, rule: "Rule | str", report: "Callable[[Hit], object]" = lambda _: None) -> "Running":
+        """Put a rule in force, as ``Lab.rule()``; if it never fires, the test fails."""
+        running = super().rule(rule, report)
+        self._outcomes.append(running)
+        return running
+
+    def _policy(self, rule: "Rule", decide: "Decide", lease_s: float) -> Policy:
+        policy = super()._policy(rule, decide, lease_s)
+        self._outcomes.append(policy)
+        return policy
+
+    @property
+    def counters(self) -> Counters:
+        """The guest kernel's counters since the test began.
+
+        :raises UsageError: the guest has no programs to read them
+        """
+        if self._counters is None:
+            raise UsageError(
+                "counters need a program in the guest that reads /proc", hint='@pytest.mark.skblab(root="host")'
+            )
+        return self._counters
+
+    def _read_counters(self) -> dict[str, int]:
+        return parse_counters(self.guest.run(["cat", *COUNTER_FILES], timeout_s=PING_TIMEOUT_S).stdout)
+
+    @functools.cached_property
+    def traced(self) -> "Trace":
+        """The trace since the test began. It ends here: packets that come later are not in it.
+
+        :raises UsageError: nothing is traced in this test
+        """
+        if self._tracer is None:
+            raise UsageError("nothing is traced in this test", hint="@pytest.mark.skblab(trace=True)")
+        return self._tracer.trace()
+
+    def journeys(self) -> list[Journey]:
+        """Return the journeys of network packets in ``traced``."""
+        return [one for one in journeys(self.traced) if one.is_of_network]
+
+    def visited(self, function: str) -> "list[Step]":
+        """Return the steps in which a packet entered a kernel function; none is false.
+
+        :raises UsageError: the trace does not follow that function, or nothing is traced
+        """
+        followed = {name for name, *_ in self.traced.about["functions"].values()}
+        if function not in followed:
+            raise UsageError(f"no trace follows {function}()", hint=f"skblab probes {function}")
+        return [step for step in self.traced.steps if step.function.name == function]
+
+    def dropped(self, reason: str = "") -> "list[Step]":
+        """Return the steps that dropped a packet, for a drop reason of the kernel's (``NO_SOCKET``), or for any."""
+        said = ((step, reason_in_words(self.traced, step)) for step in self.traced.steps)
+        return [step for step, why in said if why and (not reason or why == reason)]
+
+    def rtts_ms(self, count: int = 1) -> list[float]:
+        """Ping the guest; return the RTT of each reply, in ms."""
+        words = ["ping", "-n", "-c", str(count), "-i", str(PING_INTERVAL_S), "-W", "5", "guest"]
+        return [reply.rtt_ms for reply in parse_ping(self.run(words, timeout_s=PING_TIMEOUT_S).stdout)]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its guest's kernel runs."""
+        try:
+            self.check()
+        except SkblabError:
+            return False
+        return True
+
+    def wrong(self) -> list[str]:
+        """Return what makes a test worthless that has passed otherwise, in words."""
+        try:
+            self.check()
+        except GuestLost as error:
+            return [str(error)]
+        policies = [one for one in self._outcomes if isinstance(one, Policy)]
+        wrong = [
+            str(CallbackFailed(f"the policy at {one.rule.function}()", one.error)) for one in policies if one.error
+        ]
+        for one in map(_outcome_of, self._outcomes):
+            if one.unedited:
+                wrong.append(f"{one.rule}: {one.unedited} unedited; {one.why_unedited}")
+            elif not one.fired and not self._settings.allow_unfired:
+                wrong.append(f"{one.rule}: never fired, so this test has not tested what the rule is for")
+        return wrong + self.new_complaints_in_words()
+
+    def new_complaints_in_words(self) -> list[str]:
+        """Return the complaints of the guest's kernel that were not returned before, if the test allows none."""
+        new = self.complaints[self._complaints_seen :]
+        self._complaints_seen += len(new)
+        return [in_words(new)] if new and not self._settings.allow_complaints else []
+
+    def end_test(self) -> None:
+        """End what a test of a shared lab has left in force, and its trace."""
+        outcomes, self._outcomes = self._outcomes, []
+        for one in outcomes:
+            if self.is_alive:
+                one.close()
+        if self._tracer and self.is_alive:
+            self._tracer.end()
+
+    def evidence(self, command: str) -> Iterator[tuple[str, str]]:
+        """Yield what a failure shows, each with its title."""
+        if self._outcomes:
+            yield "rules", "\n".join("\n  ".join(_outcome_of(one).lines()) for one in self._outcomes)
+        for words in self.new_complaints_in_words():
+            yield "complaints", words
+        if self._counters and self.is_alive:
+            yield "counters", "\n".join(f"{name:28} {value}" for name, value in self._counters.changed().items())
+        if panic := self.guest.panic():
+            yield "panic", str(panic)
+        yield "console of the guest", self.console.evidence()
+        if self._tracer:
+            yield "trace", "\n".join(self._trace_lines())
+        yield "the same again", command
+
+    def _trace_lines(self) -> Iterator[str]:
+        from skblab.view.page import write_page  # noqa: PLC0415 - only where a test has failed
+        from skblab.view.pcapng import write_pcapng  # noqa: PLC0415
+        from skblab.view.tree import lines  # noqa: PLC0415
+
+        try:
+            found = self.journeys()
+        except SkblabError as error:
+            yield str(error)
+            return
+        shown = [line.plain for journey in found[:SHOWN_JOURNEYS] for line in lines(self.traced, journey)]
+        yield from shown[:SHOWN_LINES]
+        if len(found) > SHOWN_JOURNEYS or len(shown) > SHOWN_LINES:
+            yield f"... {len(found)} journeys: the files have all of them"
+        if found and self.directory_of:
+            directory = self.directory_of()
+            write_pcapng(self.traced, directory / "trace.pcapng")
+            write_page(self.traced, directory / "trace.html")
+            yield f"for Wireshark: {directory / 'trace.pcapng'}"
+            yield f"as a page:     {directory / 'trace.html'}"
+
+
+def _outcome_of(one: "Running | Policy") -> RuleOutcome:
+    return RuleOutcome(one.rule, one.counts, one.fired) if isinstance(one, Policy) else RuleOutcome.of(one)

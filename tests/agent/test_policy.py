@@ -1,0 +1,121 @@
+"""A policy: a Python function decides about each packet, and no packet waits for ever because of it."""
+
+import re
+import threading
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import ICMP
+
+from skblab.agent.packets import HeldPacket
+from skblab.errors import CallbackFailed, UnsupportedVerdict, UsageError
+from skblab.host.clients import parse_ping
+from skblab.lab import Lab
+from skblab.policy import Policy
+from skblab.rule import Occurrence
+
+
+def ping(lab: Lab, *words: str) -> str:
+    return lab.run(["ping", "-n", "-W", "1", *words, "guest"], timeout_s=30).stdout
+
+
+def sequence(packet: HeldPacket) -> int:
+    return int(packet.packet.layers[ICMP].seq)
+
+
+def test_it_decides_about_each_packet(shared_lab: Lab) -> None:
+    verdicts = {1: None, 2: "drop", 3: "delay 80ms", 4: "duplicate", 5: "edit icmp.seq=55", 6: "accept"}
+    threads = set()
+
+    @shared_lab.on("icmp_rcv", "icmp[icmptype] == icmp-echo")
+    def decide(packet: HeldPacket) -> str | None:
+        threads.add(threading.current_thread().name)
+        return verdicts[sequence(packet)]
+
+    assert not decide.fired
+    said = ping(shared_lab, "-c6", "-i0.15")
+    decide.close()
+    replies = {reply.icmp_seq: reply.rtt_ms for reply in parse_ping(said)}
+    assert replies.keys() == {1, 3, 4, 55, 6}
+    assert replies[3] >= 80
+    assert said.count("DUP!") == 1
+    assert (decide.decided, decide.fired, decide.counts.held, decide.counts.expired) == (6, True, 6, 0)
+    assert decide.counts.dropped == 1
+    assert threads == {"skblab-policy"}
+    decide.close()
+
+
+def test_as_a_call_and_by_the_packets_own_methods(shared_lab: Lab) -> None:
+    with shared_lab.on("icmp_rcv", "icmp", HeldPacket.drop, occurrence=Occurrence(2, 2)) as policy:
+        assert ping(shared_lab, "-c2", "-i0.1").count("time=") == 1
+    assert (policy.decided, policy.counts.dropped, policy.counts.arrived) == (1, 1, 2)
+
+
+def test_what_is_not_decided_in_time_goes_on(shared_lab: Lab) -> None:
+    enough = threading.Event()
+    policy = shared_lab.on("icmp_rcv", "icmp", lambda _: "drop" if enough.wait(20) else None, lease_s=0.1)
+    (reply,) = parse_ping(ping(shared_lab, "-c1"))
+    assert reply.rtt_ms >= 100
+    enough.set()
+    policy.close()
+    assert (policy.counts.expired, policy.counts.dropped) == (1, 0)
+    assert (policy.decided, policy.fired) == (0, False)
+
+
+def test_packets_that_wait_go_on_when_it_ends(shared_lab: Lab) -> None:
+    entered, enough = threading.Event(), threading.Event()
+
+    def decide(_: HeldPacket) -> None:
+        entered.set()
+        enough.wait(20)
+
+    policy = shared_lab.on("icmp_rcv", "icmp", decide, lease_s=60)
+    client = shared_lab.popen(["ping", "-n", "-c1", "-W5", "guest"])
+    assert entered.wait(10)
+    threading.Timer(0.1, enough.set).start()
+    policy.close()
+    assert client.wait(10) == 0
+    assert not policy.fired
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("drop @2", "a policy cannot return: drop @2"),
+        ("stop", "a policy cannot return: stop"),
+        ("drop NO_SOCKET", "a policy cannot return"),
+        ("fling", "no such verdict: fling"),
+        (7, "no verdict: 7"),
+    ],
+)
+def test_the_first_error_is_kept_and_the_packet_goes_on(shared_lab: Lab, returned: str, said: str) -> None:
+    policy = shared_lab.on("icmp_rcv", "icmp", lambda _: returned)
+    assert ping(shared_lab, "-c2", "-i0.1").count("time=") == 2
+    with pytest.raises(CallbackFailed, match=re.escape("the policy at icmp_rcv() raised")) as caught:
+        policy.close()
+    assert said in str(caught.value)
+    assert not policy.fired
+    policy.close()
+
+
+def test_an_error_is_raised_at_the_end_of_the_lab() -> None:
+    def fails(_: HeldPacket) -> str:
+        raise KeyError("mine")
+
+    lab = Lab()
+    with lab:
+        pid = lab.guest.pid
+        lab.on("icmp_rcv", "icmp", fails)
+        assert "1 received" in ping(lab, "-c1")
+        with pytest.raises(CallbackFailed, match="KeyError"):
+            lab.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_where_a_packet_cannot_be_held(shared_lab: Lab) -> None:
+    with pytest.raises(UnsupportedVerdict):
+        shared_lab.on("icmp_echo", "", lambda _: None)
+    with pytest.raises(UsageError, match="a lease of 0 s"):
+        shared_lab.on("icmp_rcv", "", lambda _: None, lease_s=0)
+    assert shared_lab.agent.channel.probes == 0
+    assert isinstance(shared_lab.on("icmp_rcv")(lambda _: None), Policy)

@@ -1,0 +1,340 @@
+"""The pytest plugin, judged by pytest itself: runs of small test files, each in a process of its own."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from skblab.host import process
+from skblab.image.image import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+IMPORT_MS = 20
+PING = '["ping", "-n", "-c", "2", "-i", "0.1", "-W", "1", "guest"]'
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, image: Image) -> "Run":
+    monkeypatch.setenv("SKBLAB_CACHE", str(image.path.parents[1]))  # pytester's HOME is empty
+    return Run(pytester)
+
+
+class Run:
+    """Runs one test file."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self._pytester = pytester
+
+    def __call__(self, text: str, *words: str) -> pytest.RunResult:
+        self._pytester.makepyfile(text)
+        return self._pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:rerunfailures", *words)
+
+
+def test_importing_it_costs_little() -> None:
+    """The median of nine: it is imported by every run of pytest."""
+    code = (
+        "import sys, time, pytest; began = time.perf_counter(); import skblab.pytest_plugin; "
+        "print(time.perf_counter() - began, 'scapy' in sys.modules, 'skblab.lab' in sys.modules)"
+    )
+    said = [process.run([sys.executable, "-c", code], timeout_s=30).stdout.split() for _ in range(9)]
+    assert {tuple(words[1:]) for words in said} == {("False", "False")}
+    assert sorted(float(words[0]) for words in said)[4] * 1000 < IMPORT_MS
+
+
+def test_a_test_that_passes_and_what_a_lab_knows(run: Run) -> None:
+    done = run(
+        f"""
+        import pytest
+
+        @pytest.mark.skblab(root="host", trace="icmp")
+        def test_it(lab):
+            with lab.rule("icmp_rcv = drop @2 if icmp") as lost:
+                said = lab.run({PING}).stdout
+            assert "1 received" in said
+            assert lost.fired and lost.counts.dropped == 1
+            assert lab.counters["IcmpInEchos"] == 1
+            assert "Icmp6InMsgs" in lab.counters
+            assert len(lab.visited("icmp_rcv")) == 2
+            assert not lab.visited("udp_rcv")
+            assert len(lab.dropped()) == 1 and not lab.dropped("NO_SOCKET")
+            assert lab.journeys()
+
+        def test_rtt(lab):
+            assert lab.rtts_ms()[0] < 200
+            with lab.rule("icmp_rcv = delay 200ms"):
+                assert lab.rtts_ms()[0] >= 200
+
+        @pytest.mark.skblab(series="6.1")
+        def test_another_kernel(lab):
+            assert lab.image.release.startswith("6.1.")
+        """
+    )
+    done.assert_outcomes(passed=3)
+
+
+def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
+    done = run(
+        f"""
+        import pytest
+
+        def test_unfired(lab):
+            with lab.rule("icmp_rcv = drop @2000"):
+                assert "2 received" in lab.run({PING}).stdout
+
+        def test_still_in_force(lab):
+            lab.rule("icmp_rcv = drop @2000")
+
+        @pytest.mark.skblab(allow_unfired=True)
+        def test_allowed(lab):
+            with lab.rule("icmp_rcv = drop @2000"):
+                pass
+
+        def test_policy(lab):
+            lab.on("icmp_rcv", "udp", lambda packet: "drop")
+
+        def test_policy_that_raises(lab):
+            with pytest.raises(Exception):
+                with lab.on("icmp_rcv", "icmp", lambda packet: 1 / 0):
+                    lab.run({PING})
+
+        def test_policy_that_raises_in_silence(lab):
+            lab.on("icmp_rcv", "icmp", lambda packet: 1 / 0)
+            lab.run({PING})
+        """
+    )
+    outcomes = done.parseoutcomes()
+    assert (outcomes["passed"], outcomes["failed"]) == (1, 5)
+    said = done.stdout.str()
+    assert said.count("icmp_rcv = drop @2000: never fired, so this test has not tested what the rule is for") == 2
+    assert "icmp_rcv = drop @2000: arrived 2, passed 2" in said
+    assert "the policy at icmp_rcv() raised ZeroDivisionError" in said
+    assert "icmp_rcv = hold if udp: never fired" in said
+
+
+def test_what_a_failure_shows(run: Run, pytester: pytest.Pytester) -> None:
+    text = f"""
+        import pytest
+
+        @pytest.mark.skblab(root="host")
+        def test_fails(lab):
+            with lab.rule("icmp_rcv = drop @2 if icmp"):
+                assert "2 received" in lab.run({PING}).stdout
+        """
+    done = run(text)
+    done.assert_outcomes(failed=1)
+    said = done.stdout.str()
+    for title in ("rules", "counters", "console of the guest", "the same again"):
+        assert f" skblab: {title} " in said
+    assert "icmp_rcv = drop @2 if icmp: arrived 2, passed 1, dropped 1" in said
+    assert re.search(r"IcmpInEchos +1$", said, re.MULTILINE)
+    (again,) = re.findall(r"^cd (\S+) && pytest '(.*)' --skblab-trace$", said, re.MULTILINE)
+    assert again == (str(pytester.path), "test_what_a_failure_shows.py::test_fails")
+    traced = run(text, again[1], "--skblab-trace", f"--basetemp={pytester.path / 'kept'}")
+    traced.assert_outcomes(failed=1)
+    said = traced.stdout.str()
+    assert re.search(r"icmp_rcv\(\)  drop", said)
+    (pcapng,) = re.findall(r"^for Wireshark: (.*)$", said, re.MULTILINE)
+    (page,) = re.findall(r"^as a page: +(.*)$", said, re.MULTILINE)
+    assert Path(pcapng).read_bytes()[:4] == b"\x0a\x0d\x0d\x0a"
+    assert "icmp_rcv" in Path(page).read_text()
+
+
+def test_a_guest_that_dies_fails_the_test_that_killed_it(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+
+        def test_before(shared_lab):
+            assert shared_lab.rtts_ms()
+
+        def test_kills(shared_lab):
+            try:
+                shared_lab.guest.mconsole.sysrq("c")
+            except Exception:
+                pass
+            shared_lab.popen(["sleep", "0.5"]).wait()
+
+        def test_after(shared_lab):
+            assert shared_lab.rtts_ms()
+        """
+    )
+    outcomes = done.parseoutcomes()
+    assert (outcomes["passed"], outcomes["failed"], outcomes.get("errors", 0)) == (2, 1, 0)
+    said = done.stdout.str()
+    assert "test_kills" in said.partition("short test summary")[2]
+    assert "sysrq triggered crash" in said
+    assert "sysrq_handle_crash()" in said
+
+
+def test_a_complaint_fails_the_test(run: Run, complains: Callable[[Image], str], image: Image) -> None:
+    complaining_module = f"{complains(image)},make=warn"
+    done = run(
+        f"""
+        import pytest
+
+        @pytest.mark.skblab(modules=["{complaining_module}"])
+        def test_complains(lab):
+            pass
+
+        @pytest.mark.skblab(modules=["{complaining_module}"], allow_complaints=True)
+        def test_allowed(lab):
+            pass
+        """
+    )
+    done.assert_outcomes(failed=1, passed=1)
+    assert "the guest's kernel complained once" in done.stdout.str()
+
+
+def test_a_shared_lab_begins_anew_for_each_test(run: Run) -> None:
+    done = run(
+        f"""
+        import pytest
+
+        pytestmark = pytest.mark.skblab(root="host", trace=True)
+        labs = set()
+
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_it(shared_lab, number):
+            labs.add(shared_lab.guest.pid)
+            shared_lab.rule("icmp_rcv = trace")
+            shared_lab.run({PING})
+            assert shared_lab.counters["IcmpInEchos"] == 2
+            assert len(shared_lab.visited("icmp_echo")) == 2
+            assert len(labs) == 1
+
+        @pytest.mark.skblab(memory_mib=96, trace=False)
+        def test_of_its_own(shared_lab):
+            assert shared_lab.guest.pid not in labs
+            assert shared_lab.agent.channel.probes == 0
+        """
+    )
+    done.assert_outcomes(passed=3)
+
+
+@pytest.mark.parametrize(
+    ("marker", "said"),
+    [
+        ('rot="host"', "the marker skblab knows no rot"),
+        ('root="/none"', "no such directory: /none"),
+        ('"host"', "the marker skblab takes keywords"),
+    ],
+)
+def test_a_marker_that_is_wrong(run: Run, marker: str, said: str) -> None:
+    done = run(f"import pytest\n@pytest.mark.skblab({marker})\ndef test_it(lab):\n    pass\n")
+    done.assert_outcomes(errors=1)
+    assert said in done.stdout.str()
+
+
+def test_what_a_lab_without_programs_or_trace_cannot_say(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+        from skblab.errors import UsageError
+
+        def test_it(lab):
+            with pytest.raises(UsageError, match="counters need a program"):
+                lab.counters
+            with pytest.raises(UsageError, match="nothing is traced"):
+                lab.visited("ip_rcv")
+
+        @pytest.mark.skblab(trace=True)
+        def test_a_function_that_no_trace_follows(lab):
+            with pytest.raises(UsageError, match="no trace follows"):
+                lab.visited("ip_recv")
+        """
+    )
+    done.assert_outcomes(passed=2)
+
+
+def test_side_by_side(run: Run) -> None:
+    done = run(
+        f"""
+        import pytest
+
+        @pytest.mark.parametrize("number", range(8))
+        def test_it(lab, number):
+            with lab.rule("icmp_rcv = drop @2 if icmp"):
+                assert "1 received" in lab.run({PING}).stdout
+        """,
+        "-n4",
+    )
+    done.assert_outcomes(passed=8)
+
+
+def test_a_server_in_the_guest(run: Run) -> None:
+    """The README's test, in real time."""
+    done = run(
+        """
+        import pytest
+
+        @pytest.mark.skblab(root="host", serve="python3 -m http.server -d / 80")
+        @pytest.mark.parametrize("which", [2, 2000])
+        def test_one_lost_segment(lab, which):
+            with lab.rule(f"tcp_v4_rcv = drop @{which} if tcp dst port 80"):
+                got = lab.run(["curl", "-4", "-s", "http://guest/etc/services"], timeout_s=30)
+            assert got.stdout == open("/etc/services").read()
+        """
+    )
+    done.assert_outcomes(passed=1, failed=1)
+    assert "drop @2000 if tcp dst port 80: never fired" in done.stdout.str()
+
+
+def test_in_virtual_time(run: Run) -> None:
+    """A second on the guest's clock; the same on every run; and what Python decides takes no time."""
+    done = run(
+        """
+        import pytest
+
+        @pytest.mark.skblab(root="host", time="virtual", serve="python3 -m http.server -d / 80")
+        @pytest.mark.parametrize("which", [2, 2, 2000])
+        def test_one_lost_segment(lab, which, counted=[]):
+            with lab.rule(f"tcp_v4_rcv = drop @{which} if tcp src port 80 and len > 500"):
+                got = lab.run(["curl", "-4", "-s", "http://guest/etc/services"])
+            assert got.stdout == open("/etc/services").read()
+            if which == 2:
+                counted.append(lab.counters.changed())
+                assert counted[0] == counted[-1]
+                assert lab.counters["TcpRetransSegs"] >= 1
+
+        @pytest.mark.skblab(time="virtual")
+        def test_policy(lab):
+            before = lab.clock.now
+            with lab.on("icmp_rcv", "icmp[icmptype] == icmp-echo", lambda packet: "delay 300ms") as policy:
+                assert lab.rtts_ms(3) == [300, 300, 300]
+            assert (policy.decided, policy.counts.expired) == (3, 0)
+            assert lab.clock.now - before < 0.6
+        """
+    )
+    done.assert_outcomes(passed=3, failed=1)
+    assert "drop @2000 if tcp src port 80 and len > 500: never fired" in done.stdout.str()
+
+
+def test_in_a_clean_environment_with_only_the_wheel(tmp_path: Path, image: Image) -> None:
+    uv, wheels, made = ROOT / ".uv/bin/uv", tmp_path / "wheels", tmp_path / "venv"
+    built = process.run([uv, "build", "--quiet", "--wheel", "--out-dir", wheels, ROOT], timeout_s=60)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = wheels.glob("skblab-*.whl")
+    python = made / "bin/python"
+    for words in (["venv", str(made)], ["pip", "install", "--python", str(python), f"{wheel}[test]"]):
+        more = ["--python", sys.executable] if words[0] == "venv" else []
+        done = process.run([uv, *words, "--quiet", *more], timeout_s=100)
+        assert done.returncode == 0, done.stderr
+    test = tmp_path / "test_it.py"
+    test.write_text(
+        "import skblab\nfrom skblab.strategies import faults\n\n"
+        "def test_it(lab, pytestconfig):\n"
+        f"    assert skblab.__file__.startswith({str(made)!r})\n"
+        "    assert faults(['icmp_rcv'])\n"
+        "    with lab.rule('icmp_rcv = drop @2 if icmp'):\n"
+        f"        assert '1 received' in lab.run({PING}).stdout\n\n"
+        "def test_unfired(lab):\n"
+        "    lab.rule('icmp_rcv = drop @2')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    environment["SKBLAB_CACHE"] = str(image.path.parents[1])
+    done = process.run([python, "-m", "pytest", "-p", "no:cacheprovider", test], env=environment, timeout_s=100)
+    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert "icmp_rcv = drop @2: never fired" in done.stdout
