@@ -70,7 +70,7 @@ class LabSpec:
     :param boot_timeout_s: how long the guest may take to boot
     :param root: a directory, or ``"host"`` for ``/``: the guest's programs see its files;
         what they write stays in memory
-    :param userspace: how the kernel runs the guest's programs: ``"ptrace"``, or ``"seccomp"``, which is twice as fast,
+    :param userspace: how the kernel runs the guest's programs: ``"ptrace"``, or ``"seccomp"``, which is faster,
         needs Linux 7.x, and trusts them: such a program can read and write the guest's whole memory, its kernel's too.
         Default: seccomp with ``root="host"`` on a kernel that has it, else ptrace
     :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first

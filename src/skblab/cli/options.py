@@ -105,7 +105,7 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
                        help="a directory whose files the guest's programs see, or host for this machine's; "
                        "what they write stays in memory")  # fmt: skip
     group.add_argument("--userspace", default="", choices=USERSPACES,
-                       help="how the kernel runs the guest's programs: seccomp is twice as fast, needs Linux 7.x, and "
+                       help="how the kernel runs the guest's programs: seccomp is faster, needs Linux 7.x, and "
                        "trusts them with the guest's whole memory (default: seccomp with --root host where the kernel "
                        "has it, else ptrace)")  # fmt: skip
     group.add_argument("--disk", action="append", default=[], metavar="FILE[,BACKING]", dest="disks",
