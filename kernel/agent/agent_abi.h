@@ -71,6 +71,7 @@ struct agent_shared {
 	__u64 farewells; /* of controllers whose rules and traces have ended */
 	__u64 events_tail __attribute__((aligned(64))); /* host */
 	__u64 host_waits; /* host: ring when there is an event */
+	__u64 clock_now_ns, clock_next_ns, clock_rests; /* host, for the next one: the clock of virtual time */
 	__u64 steps_head __attribute__((aligned(64))); /* agent */
 	__u64 steps_lost; /* steps, returns and kinships that found the ring full */
 	__u64 forgotten; /* packets that a trace gave up because it followed too many */

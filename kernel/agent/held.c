@@ -14,6 +14,7 @@
 #include <linux/slab.h>
 #include <linux/version.h>
 #include <net/net_namespace.h>
+#include <net/sock.h>
 
 #include "clock.h"
 #include "keep.h"
@@ -170,6 +171,19 @@ static u64 rate_delay_ns(struct agent_rule *rule, const struct sk_buff *skb, u64
 	return max(rule->sent_ns - now_ns, 1ull);
 }
 
+/*
+ * On its way between two nodes of one guest a packet still counts as the sender's, up to ip_rcv_core() (veth does not orphan
+ * it). A link ends that: else the sender's TCP would believe what is held here to be in its own queue, and would not send it
+ * again (net/ipv4/tcp_output.c skb_still_in_host_queue()). The other destructors are those of a receiver's socket that was
+ * looked up early.
+ */
+static void leave_sender(struct sk_buff *skb)
+{
+	if (skb->sk && skb->skb_iif && skb->destructor != sock_edemux && skb->destructor != sock_efree &&
+	    skb->destructor != sock_pfree)
+		skb_orphan(skb);
+}
+
 /* Hold a packet and report the hit; return its number, or 0, counted, where it cannot be held. Interrupts are off. */
 u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb, struct agent_place place)
 {
@@ -195,6 +209,7 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	held->drop = held->ended = false;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		held->arguments[i] = agent_argument(regs, i);
+	leave_sender(skb);
 	if (!agent_keep(&held->kept, arm, held->arguments, skb)) {
 		counts->going++;
 		kfree(held);

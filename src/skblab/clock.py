@@ -60,6 +60,10 @@ class Clock:
 
     is_virtual = False
 
+    def fileno(self) -> int:
+        """Return the descriptor by which time is granted: there is none."""
+        return -1
+
     @property
     def is_listening(self) -> bool:
         """Whether this thread is in a callback of ``attend()``, and so cannot wait."""
@@ -96,6 +100,11 @@ class Clock:
 
     def attend(self, listen: Callable[[], bool]) -> None:
         """Have *listen* called whenever the guest may have said something; in virtual time alone."""
+
+    @contextlib.contextmanager
+    def paced(self) -> Iterator[None]:
+        """Let time pass no faster than this machine's meanwhile: a person is at a terminal of the guest's."""
+        yield
 
     @property
     def monotonic_ns(self) -> int:
@@ -141,6 +150,9 @@ class VirtualClock(Clock):
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self.changed: Callable[[int, int, int], object] = lambda *_: None  # called with what begin_at() takes
+        self._is_paced = False
+        self._is_adopted = False  # it ran when its last controller left, and has said nothing since
         self.nudge: Callable[[], object] = _nothing  # sends the guest's kernel a SIGALRM: a second passes
         self._unread = b""
         self._changed = threading.Condition()  # guards all that follows; a turn is taken without it
@@ -153,6 +165,24 @@ class VirtualClock(Clock):
         self._expected = 0  # threads that are about to decide
         self._until_ns: list[int] = []  # of each who waits
         self._listeners: list[Callable[[], bool]] = []
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, for the next controller."""
+        return self._connection.fileno()
+
+    def begin_at(self, now_ns: int, next_ns: int, rests: int) -> None:
+        """Go on with a guest at *now_ns* that rests until *next_ns*, or runs."""
+        self._now_ns, self._next_ns, self._at_rest = now_ns, next_ns, bool(rests)
+        self._is_adopted = now_ns > 0 and not rests
+
+    @contextlib.contextmanager
+    def paced(self) -> Iterator[None]:
+        """Let time pass no faster than this machine's meanwhile: a person is at a terminal of the guest's."""
+        self._is_paced = True
+        try:
+            yield
+        finally:
+            self._is_paced = False
 
     def close(self) -> None:
         """Hang up; the guest's time stands still, and its kernel panics when it asks again."""
@@ -222,7 +252,7 @@ class VirtualClock(Clock):
             ready[:] = wait([*reads, *at_once], 0, writes)
             return bool(ready)
 
-        if not self._wait(is_ready, timeout_s, at_once) and self._gone:
+        if not self.wait_until(is_ready, timeout_s, at_once) and self._gone:
             return wait([*reads, *at_once], timeout_s, writes)  # what a guest leaves behind when it ends
         return ready
 
@@ -230,23 +260,23 @@ class VirtualClock(Clock):
         """Let the guest run until *done*; return whether it is. *condition* is held, and is not meanwhile."""
         condition.release()
         try:
-            return self._wait(done, timeout_s)
+            return self.wait_until(done, timeout_s)
         finally:
             condition.acquire()
 
     def settle(self) -> None:
         """Let the guest do what it can at this moment."""
-        self._wait(lambda: False, 0)
+        self.wait_until(lambda: False, 0)
 
     def advance(self, length: str | float) -> None:
         """Let a time pass in the guest: ``"30s"``, ``"200ms"``, or seconds."""
-        self._wait(lambda: False, seconds(length))
+        self.wait_until(lambda: False, seconds(length))
 
     def step(self) -> float:
         """Let time pass to the guest's next timer; return ``now``."""
         self.settle()
         before_ns = self._now_ns
-        self._wait(lambda: self._now_ns > before_ns, None)
+        self.wait_until(lambda: self._now_ns > before_ns, None)
         return self.now
 
     def run_until(self, when: str | float | Callable[[], bool], *, timeout_s: float | None = None) -> bool:
@@ -255,10 +285,10 @@ class VirtualClock(Clock):
         :param timeout_s: of virtual time, for a function; return whether it has returned true
         """
         if callable(when):
-            return self._wait(when, timeout_s)
-        return not self._wait(lambda: False, max(seconds(when) - self.now, 0))
+            return self.wait_until(when, timeout_s)
+        return not self.wait_until(lambda: False, max(seconds(when) - self.now, 0))
 
-    def _wait(self, done: Callable[[], bool], timeout_s: float | None, at_once: Iterable[Watched] = ()) -> bool:
+    def wait_until(self, done: Callable[[], bool], timeout_s: float | None, at_once: Iterable[Watched] = ()) -> bool:
         """Let the guest run until *done*; return False after *timeout_s* of virtual time, or if the guest is gone.
 
         :raises Timeout: MOST_S have passed for one who waits without limit; or the guest waits for nothing
@@ -296,11 +326,12 @@ class VirtualClock(Clock):
         if self._at_rest:
             run_ns = self._now_ns if self._given else max(min(self._next_ns, *self._until_ns, FOREVER_NS), self._now_ns)
             self._at_rest = self._given = False
+            self.changed(self._now_ns, self._next_ns, 0)
         self._turning = True
         self._changed.release()
         try:
             if run_ns is not None:
-                self._say(Op.RUN, run_ns)
+                self._say(Op.RUN, self._at_this_pace(run_ns, at_once) if self._is_paced else run_ns)
             rests = self._hear(at_once)
             self._listening = threading.current_thread()
             for listen in tuple(self._listeners):
@@ -312,6 +343,14 @@ class VirtualClock(Clock):
             self._turning = False
             self._changed.notify_all()
         self._at_rest = rests
+        self.changed(self._now_ns, self._next_ns, int(rests))
+
+    def _at_this_pace(self, run_ns: int, at_once: list[Watched]) -> int:
+        """Wait until a moment has come by this machine's clock, too; return it, or now if *at_once* is ready."""
+        began_ns = time.monotonic_ns()
+        if wait(at_once, max(run_ns - self._now_ns, 0) / 1e9):
+            return min(self._now_ns + time.monotonic_ns() - began_ns, run_ns)
+        return run_ns
 
     def _say(self, op: Op, time_ns: int, seq: int = 0) -> None:
         with contextlib.suppress(ConnectionError):  # _hear() finds that the guest is gone
@@ -327,10 +366,16 @@ class VirtualClock(Clock):
             watched: list[Any] = [self._connection, *at_once]
             ready = wait(watched, SPIN_S)
             if self._connection in ready:
+                self._is_adopted = False
                 if not self._read():
                     return False
             elif ready:
                 return False
+            elif self._is_adopted and spins:
+                raise Timeout(
+                    "the guest waits for an answer about its time, which a command that was killed has not given",
+                    hint="this lab cannot go on: skblab down NAME, and skblab up",
+                )
             elif spins == MOST_SPINS:
                 raise Timeout(
                     f"the guest has run for {MOST_SPINS * SPIN_S:g} s, and does not rest",

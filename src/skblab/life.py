@@ -78,7 +78,17 @@ class LabLife(HostPrograms):
                 self.agent.wait_ready()
                 start_commands(self.guest, self.agent, self.spec.commands, self._nodes)
             self._stack = stack.pop_all()
+        if self._joins and parts.clock.is_virtual:
+            self._take_clock()
         return self
+
+    def _take_clock(self) -> None:
+        """Take over a clock that another controller has left: it comes with the agent."""
+        try:
+            self.agent.wait_ready()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def _nodes(self) -> tuple[str, ...]:
@@ -87,11 +97,8 @@ class LabLife(HostPrograms):
     def keep(self) -> None:
         """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it.
 
-        :raises UsageError: it runs in virtual time, which this process grants
+        In virtual time one process at a time can use it: the one that grants time.
         """
-        if self.guest.clock.is_virtual:
-            raise UsageError(f"lab {self.name} runs in virtual time, which this process grants: it ends with it",
-                             hint="skblab run --time virtual, or a program in Python")  # fmt: skip
         self._running.keep(self._ready_agent().channel)
 
     def __exit__(
@@ -152,9 +159,10 @@ class LabLife(HostPrograms):
         argv: Sequence[process.Argument],
         stdio: tuple[process.Stream, process.Stream, process.Stream],
         env: dict[str, str] | None,
+        directory: str,
     ) -> process.Client:
         stdin, stdout, stderr = stdio
-        where = str(Path.cwd()) if self.spec.root == HOST_ROOT else ""
+        where = directory or (str(Path.cwd()) if self._running.root == HOST_ROOT else "")
         return self.guest.popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=where, env=env, node=HOST)
 
     def _why_lost(self) -> SkblabError:

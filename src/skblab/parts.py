@@ -47,6 +47,8 @@ class Parts:
         self._name = name
         self._spec = spec
         self._lost = lost
+        self._given: tuple[int, int, int] | None = None  # the agent of a lab in virtual time that was joined
+        self.root = spec.root
 
     def boot(self, stack: ExitStack, image: Image | None) -> None:
         """Boot a guest; *image* is the spec's, where it is open already.
@@ -59,13 +61,16 @@ class Parts:
         modules, archive = self._check()
         self.console = Console()
         stack.callback(self.console.close)  # after the kernel's end, so that its last words are read
-        self.clock, clock_fds = self._make_clock(stack)
+        self.clock, clock_sockets = self._make_clock(stack)
+        clock_fds = tuple(one.fileno() for one in clock_sockets)
         self.namespaces = stack.enter_context(
             Namespaces(self._name, link=self._sound_links(), within=self.clock.is_virtual)
         )
         if modules:
             append(archive, modules, archive := registry.first_files(self._name))
         channel, guest_socket = Channel.make(spec.steps_bytes)
+        if isinstance(self.clock, VirtualClock):
+            channel.keep_clock(self.clock)
         self.agent = Agent(channel, self.image, self._lost, spec.lease_s, self.clock)
         stack.callback(self.agent.close)
         stack.enter_context(guest_socket)
@@ -91,7 +96,8 @@ class Parts:
         self._learn_modules({str(one.file): self.guest.module_sections.get(one.name, {}) for one in modules})
         for terminal in self.terminals:
             terminal.hand_over()
-        guest_socket.close()  # the guest has it now: when it closes its end, we see the end of the stream
+        for one in (guest_socket, *clock_sockets):
+            one.close()  # the guest has it now: when it closes its end, we see the end of the stream
         if not spec.from_boot:
             self.receive_one_by_one()
         if isinstance(self.clock, VirtualClock):
@@ -99,15 +105,15 @@ class Parts:
             self.clock.run_until(READY_AT_S)
         stack.callback(self._end_kernel)
 
-    def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[int, ...]]:
-        """Return the guest's clock, and the descriptor by which its kernel asks a virtual one."""
+    def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[socket.socket, ...]]:
+        """Return the guest's clock, and the socket by which its kernel asks a virtual one."""
         if self._spec.time == "real":
             return REAL, ()
         ours, theirs = socket.socketpair()
         stack.enter_context(theirs)
         clock = VirtualClock(ours)
         stack.callback(clock.close)
-        return clock, (theirs.fileno(),)
+        return clock, (theirs,)
 
     def _virtual_words(self) -> tuple[str, ...]:
         addresses = self.namespaces.addresses
@@ -185,13 +191,27 @@ class Parts:
         self.image = Image.open(Path(about["image"]))
         self.console = Console(console_fd)
         stack.callback(self.console.close)
-        self.clock = REAL
+        self.clock = self._join_clock(stack)
         self.guest = Guest(
             namespaces, self.console, kernel_pidfd, notify_fd, about["pid"], kernel=self.image.kernel, clock=self.clock
         )
         stack.callback(self.guest.close)
         self._learn_modules(about.get("modules", {}))
-        self.guest.frozen = about.get("frozen", False)
+        self.guest.frozen = about["frozen"]
+        self.root = about["root"]
+
+    def _join_clock(self, stack: ExitStack) -> Clock:
+        """Return the guest's clock; in virtual time it comes with the agent, to one controller at a time.
+
+        :raises LabBusy: another controller has it
+        """
+        assert isinstance(self.namespaces, JoinedNamespaces)
+        if not self.namespaces.about["virtual"]:
+            return REAL
+        self._given, (clock_fd,) = self.namespaces.agent()
+        clock = VirtualClock(socket.socket(fileno=clock_fd))
+        stack.callback(clock.close)
+        return clock
 
     def take_agent(self, stack: ExitStack) -> Agent:
         """Return the agent of a lab that was joined; its end is left on *stack*.
@@ -199,9 +219,10 @@ class Parts:
         :raises LabBusy: another controller has it
         """
         assert isinstance(self.namespaces, JoinedNamespaces)
-        channel = Channel.take_over(*self.namespaces.agent())
+        memory_fd, socket_fd, farewells = self._given or self.namespaces.agent()[0]
+        channel = Channel.take_over(memory_fd, socket_fd, farewells, self.clock)
         self._freeze(channel, frozen=self.guest.frozen)
-        self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s)
+        self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s, self.clock)
         stack.callback(self.agent.close)
         return self.agent
 
@@ -229,6 +250,12 @@ class Parts:
             channel.socket.fileno(),
             *(terminal.fd for terminal in self.terminals),
         )
-        about = {"image": str(self.image.path), "modules": self.guest.modules, "frozen": self.guest.frozen}
-        self.namespaces.keep(descriptors, about)
+        about = {
+            "image": str(self.image.path),
+            "modules": self.guest.modules,
+            "frozen": self.guest.frozen,
+            "virtual": self.clock.is_virtual,
+            "root": self._spec.root,
+        }
+        self.namespaces.keep((*descriptors, self.clock.fileno()) if self.clock.is_virtual else descriptors, about)
         channel.kept = True

@@ -151,6 +151,7 @@ class Session:
         stdin: process.Stream = subprocess.DEVNULL,
         capture: bool = False,
         timeout_s: float | None = None,
+        directory: str = "",
     ) -> Outcome:
         """Run a command on the host side to its end; take the rules away, and return what came of it.
 
@@ -158,6 +159,7 @@ class Session:
 
         :param stdin: of the command; not where a rule stops the kernel, for then a person may be asked
         :param capture: keep what the command writes
+        :param directory: the command's; default: this process's
         :raises GuestLost: the kernel has panicked, or ended, before the command
         :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
         :raises CallbackFailed: the watcher raised
@@ -168,7 +170,9 @@ class Session:
             files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2 * capture)]
             out, err = files or (None, None)
             stdin = subprocess.DEVNULL if self._debugger else stdin
-            client = self._lab.popen(command, stdin=stdin, stdout=out, stderr=err) if command else None
+            client = (
+                self._lab.popen(command, stdin=stdin, stdout=out, stderr=err, directory=directory) if command else None
+            )
             status = self._wait(client, timeout_s)
             duration_s = (clock.monotonic_ns - began_ns) / 1e9
             self._lab.check()

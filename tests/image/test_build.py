@@ -19,6 +19,7 @@ from skblab.host import process
 from skblab.image.build import Request, build_image
 from skblab.image.difference import compare
 from skblab.image.image import MANIFEST, Image
+from skblab.image.reasons import reasons
 from skblab.image.recipe import DEFAULT_SERIES
 from skblab.image.source import find_source, series_of, unpack
 from skblab.image.store import cache_dir, find_image
@@ -163,6 +164,16 @@ def test_of_debians_source_that_is_unpacked_which_is_read(tree: Path) -> None:
     assert (tree / "drivers/gpu/drm/Kconfig").exists()
     assert not list(tree.glob("drivers/gpu/**/*.c"))
     assert not (tree / "Documentation/admin-guide").exists()
+
+
+def test_the_subsystems_of_a_source_have_drop_reasons_of_their_own(tree: Path) -> None:
+    """Openvswitch and mac80211 are in no image of skblab's options, but may be in a developer's."""
+    found = reasons(tree)
+    subsystems = {name: number >> 16 for name, number in found.items() if number >> 16}
+    assert set(subsystems.values()) == {1, 2, 3}  # include/net/dropreason.h
+    assert (found["RX_DROP_U_MIC_FAIL"], found["RX_DROP_M_UNEXPECTED_4ADDR_FRAME"]) == (0x10001, 0x20001)
+    assert (found["OVS_DROP_LAST_ACTION"], found["OVS_DROP_IP_TTL"]) == (0x30001, 0x3000B)
+    assert found["QDISC_DROP"] < found["MAX"]
 
 
 def test_what_a_killed_build_left_is_swept_away_by_the_next(cache: Path, image: Image) -> None:

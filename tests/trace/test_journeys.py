@@ -15,6 +15,7 @@ from skblab.agent.abi import Role
 from skblab.errors import TraceError
 from skblab.image.fields import Field
 from skblab.image.image import Image
+from skblab.image.missing import of_the_link
 from skblab.lab import Lab
 from skblab.trace.journey import Followed, Journey, journeys
 from skblab.trace.model import Step, Trace
@@ -26,9 +27,13 @@ GUEST = "192.168.10.1"
 ETH_P_ALL = 3
 # In this order; what receives a packet on its own or in a list differs with the device.
 WAY_OF_A_PING = (
-    "napi_gro_receive", "netif_receive_skb_list_internal", "ip_rcv", "ip_local_deliver", "icmp_rcv", "icmp_echo",
+    "netif_receive_skb_list_internal", "ip_rcv", "ip_local_deliver", "icmp_rcv", "icmp_echo",
     "icmp_reply", "ip_output", "dev_hard_start_xmit",
 )  # fmt: skip
+SLOW_CODEL = (
+    "tc qdisc add dev vec0 root handle 1: tbf rate 80kbit burst 1600 latency 9s"
+    " && tc qdisc add dev vec0 parent 1: fq_codel target 1us interval 1ms noecn"
+)
 DROP_ECHO_REQUESTS = (
     "nft add table ip t && nft 'add chain ip t c { type filter hook input priority 0 ; }'"
     " && nft add rule ip t c icmp type echo-request drop && exec python3 -m http.server 80"
@@ -78,7 +83,7 @@ def test_a_pings_way_and_its_reply(every_lab: Lab) -> None:
         assert "1 received" in pinged(every_lab)
     trace = tracer.trace()
     (journey,) = ours(trace, "echo request")
-    in_order(WAY_OF_A_PING, names(journey))
+    in_order((of_the_link(every_lab.image), *WAY_OF_A_PING), names(journey))
     request, reply = journey.packets.values()
     assert "echo reply" in reply.summary
     assert reply.origin
@@ -115,7 +120,7 @@ def test_without_returns(every_lab: Lab) -> None:
     trace = complete(tracer.trace())
     assert {step.took_ns for step in trace.steps} == {None}
     assert not trace.kin  # who calls whom is not known then
-    in_order(WAY_OF_A_PING[:7], names(ours(trace, "echo request")[0]))
+    in_order(WAY_OF_A_PING[:6], names(ours(trace, "echo request")[0]))
 
 
 def test_a_filter_follows_through_other_headers(every_lab: Lab) -> None:
@@ -264,6 +269,17 @@ def test_a_rule_of_nftables_drops(filtering: Lab) -> None:
     assert "ip_local_deliver" in frames
 
 
+def test_a_qdiscs_own_reason(every_image: Image) -> None:
+    """CoDel drops what has waited; only 7.3 has reasons of qdiscs (include/net/dropreason-qdisc.h)."""
+    with Lab(image=every_image, root="host", memory_mib=96) as lab:
+        assert "1 received" in pinged(lab)  # the neighbour is known from here on
+        assert lab.guest.run(["sh", "-c", SLOW_CODEL]).returncode == 0
+        with lab.trace(filter="icmp") as tracer:
+            pinged(lab, "-c", "20", "-i", "0.01", "-s", "500")
+        found = {reason for _, reason in drops(complete(tracer.trace()))}
+    assert found == {"QDISC_DROP_CONGESTED" if every_image.series == "7.3" else "NOT_SPECIFIED"}
+
+
 def test_within_the_guest(filtering: Lab) -> None:
     """Over loopback a packet is received twice by the backlog: the request, and the reply that came of it."""
     with filtering.trace(filter="icmp and host 127.0.0.2") as tracer:
@@ -333,7 +349,8 @@ def test_nothing_is_lost_in_a_flood(every_lab: Lab) -> None:
 
 
 def test_a_drop_without_a_reason_is_a_drop(every_lab: Lab) -> None:
-    """A martian, from the guest's own address (net/ipv4/ip_input.c ip_rcv_finish_core())."""
+    """A martian, from the guest's own address (net/ipv4/ip_input.c ip_rcv_finish_core()). 7.3 has a reason for it."""
+    reason = "IP_LOCAL_SOURCE" if every_lab.image.series == "7.3" else "NOT_SPECIFIED"
     with every_lab.trace(filter=f"src host {GUEST}") as tracer:
         with every_lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as host:
             host.sendto(bytes(IP(src=GUEST, dst=GUEST) / ICMP(seq=7)), (GUEST, 0))
@@ -342,7 +359,7 @@ def test_a_drop_without_a_reason_is_a_drop(every_lab: Lab) -> None:
     martian, *answered = ours(trace, f"{GUEST} > ")
     assert "seq 7" in martian.first.summary
     said = [line.plain for line in lines(trace, martian)]
-    assert any(line.endswith("  drop: NOT_SPECIFIED") for line in said), said
+    assert any(line.endswith(f"  drop: {reason}") for line in said), said
     assert not [line.plain for one in answered for line in lines(trace, one) if "drop: " in line.plain]
 
 

@@ -27,7 +27,7 @@ OFFSETS = {
     "steps_offset": 80, "steps_bytes": 88, "trampoline_address": 96, "by_hand_address": 104,
     "commands_head": 128, "commands_tail": 192,
     "events_head": 256, "lost": 264, "held": 272, "probes": 280, "farewells": 288,
-    "events_tail": 320, "host_waits": 328,
+    "events_tail": 320, "host_waits": 328, "clock_now_ns": 336, "clock_next_ns": 344, "clock_rests": 352,
     "steps_head": 384, "steps_lost": 392, "forgotten": 400, "unhooked": 408,
     "steps_tail": 448, "steps_wanted": 456, "steps_soon_ms": 464, "longest_off_ns": 472,
     "link_cut": 480, "link_no_memory": 488, "link_refused": 496, "counts": 512,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from skblab.agent import abi
+from skblab.clock import REAL, Clock, VirtualClock
 from skblab.errors import AgentDamaged, GuestLost, Timeout
 from skblab.host.waiting import wait
 
@@ -72,8 +73,10 @@ class Channel:
         return channel, guests
 
     @classmethod
-    def take_over(cls, memory_fd: int, socket_fd: int, farewells: int) -> "Channel":
+    def take_over(cls, memory_fd: int, socket_fd: int, farewells: int, clock: Clock = REAL) -> "Channel":
         """Return the channel of a lab when the agent has undone what *farewells* controllers before had asked for.
+
+        :param clock: the guest's; one in virtual time goes on where the last controller has left it
 
         :raises Timeout: the agent does not answer: the guest is stopped, or has too much to do
         :raises GuestLost: the guest kernel is gone
@@ -81,7 +84,9 @@ class Channel:
         channel = cls(memory_fd, socket.socket(fileno=socket_fd))
         channel.kept = True
         try:
-            channel._wait_for_farewells(farewells)
+            if isinstance(clock, VirtualClock):
+                channel.keep_clock(clock)
+            channel._wait_for_farewells(farewells, clock)
         except BaseException:
             channel.close()
             raise
@@ -89,7 +94,19 @@ class Channel:
         channel._write("steps_tail", channel._read("steps_head"))
         return channel
 
-    def _wait_for_farewells(self, count: int) -> None:
+    def keep_clock(self, clock: VirtualClock) -> None:
+        """Keep a clock's state where the next controller finds it."""
+        clock.begin_at(self._read("clock_now_ns"), self._read("clock_next_ns"), self._read("clock_rests"))
+        clock.changed = self._keep_clock
+
+    def _keep_clock(self, now_ns: int, next_ns: int, rests: int) -> None:
+        self._write("clock_now_ns", now_ns)
+        self._write("clock_next_ns", next_ns)
+        self._write("clock_rests", rests)
+
+    def _wait_for_farewells(self, count: int, clock: Clock) -> None:
+        if isinstance(clock, VirtualClock):
+            clock.wait_until(lambda: self._read("farewells") >= count, FAREWELL_TIMEOUT_S)
         deadline = time.monotonic() + FAREWELL_TIMEOUT_S
         self._ask_to_be_rung()
         while self._read("farewells") < count:

@@ -77,6 +77,7 @@ class _Edits:
         self._ended = False
         self._named = changing(rule.changes)
         self.edited = self.failed = 0
+        self._added = self._done = 0
         self.why_failed = ""  # the first time
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
         self._thread = threading.Thread(target=self._run, name="skblab-edit", daemon=True)
@@ -86,7 +87,14 @@ class _Edits:
         """Add a packet to be changed."""
         with self._changed:
             self._work.append((held, self._clock.expect()))
+            self._added += 1
             self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait until what was added before this call is done: its rule may end then."""
+        with self._changed:
+            added = self._added
+            self._changed.wait_for(lambda: self._done >= added)
 
     def close(self) -> None:
         """Finish what was added, and end."""
@@ -124,6 +132,9 @@ class _Edits:
             _release(held)
             self._report(self._rules.event(held.hit, held.function, said, before))
             has_decided()
+            with self._changed:
+                self._done += 1
+                self._changed.notify_all()
 
 
 def _release(held: HeldPacket) -> None:
@@ -213,6 +224,8 @@ class Running:
         self._close(raising=True)
 
     def _close(self, *, raising: bool) -> None:
+        if self._edits:
+            self._edits.finish()
         self.armed.disarm(raising=raising)
         if self._edits:
             self._edits.close()

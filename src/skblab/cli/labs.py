@@ -247,7 +247,8 @@ def _console(arguments: argparse.Namespace) -> int:
                 stack.enter_context(raw_keyboard())
                 termios.tcsetwinsize(terminal.fd, termios.tcgetwinsize(keyboard))
             os.write(terminal.fd, b"\r")  # makes the shell print its prompt
-            ended = terminal.talk(keyboard, sys.stdout.buffer, lab.guest.pidfd)
+            stack.enter_context(lab.guest.clock.paced())
+            ended = terminal.talk(keyboard, sys.stdout.buffer, lab.guest.pidfd, lab.guest.clock)
         if ended:
             raise lab.guest.lost()
     return 0

@@ -13,6 +13,7 @@ from skblab.image.recipe import DEFAULT_SERIES, USERSPACES, VARIANTS
 if TYPE_CHECKING:
     from skblab.image.image import Image
     from skblab.lab import Lab
+    from skblab.spec import LabSpec
 
 
 def complete(action: argparse.Action, candidates: Callable[..., Iterable[str]]) -> None:
@@ -127,16 +128,24 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
     :raises UsageError: options contradict one another
     """
     from skblab.lab import Lab  # noqa: PLC0415
-    from skblab.spec import LabSpec  # noqa: PLC0415
 
-    lease_s = getattr(arguments, "lease", 0.0)
     if getattr(arguments, "lab", None):
         if getattr(arguments, "from_boot", False):
             raise UsageError("a lab that is up has booted already", hint="without --from-boot, or without a lab's name")
         if getattr(arguments, "guest_commands", ()):
             raise UsageError("a lab that is up has its guest's commands already", hint="give -g to skblab up")
-        return Lab.join(arguments.lab, lease_s=lease_s)
-    spec = LabSpec(
+        return Lab.join(arguments.lab, lease_s=getattr(arguments, "lease", 0.0))
+    return spec_from(arguments).start(getattr(arguments, "name", None))
+
+
+def spec_from(arguments: argparse.Namespace) -> "LabSpec":
+    """Return the description of the lab that the options describe.
+
+    :raises UsageError: options contradict one another
+    """
+    from skblab.spec import LabSpec  # noqa: PLC0415
+
+    return LabSpec(
         image=chosen_image(arguments),
         link=arguments.links or "auto",
         root=getattr(arguments, "root", ""),
@@ -148,10 +157,9 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
         memory_mib=getattr(arguments, "memory", 64),
         from_boot=getattr(arguments, "from_boot", False),
         steps_bytes=getattr(arguments, "ring", 64) << 20,
-        lease_s=lease_s,
+        lease_s=getattr(arguments, "lease", 0.0),
         time=getattr(arguments, "time", "real"),
         seed=getattr(arguments, "seed", 0),
         clock=getattr(arguments, "clock", "running"),
         nodes=getattr(arguments, "nodes", ()),
     )
-    return spec.start(getattr(arguments, "name", None))

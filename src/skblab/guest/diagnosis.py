@@ -172,7 +172,7 @@ CAUSES = (
         "rm {initramfs}   (it is made again)",
     ),
     _cause(
-        r"(?P<line>initrd=\S*).*VFS: Cannot open root device \"(?:/dev/)?ram0\"",
+        r"VFS: Cannot open root device \"(?:/dev/)?ram0\"",
         "the guest's first files cannot be read, or have no init",
         "rm {initramfs}   (it is made again), and look for an initrd= or rdinit= of your own",
     ),

@@ -8,9 +8,9 @@ import termios
 import tty
 from collections.abc import Iterator, Sequence
 
+from skblab.clock import Clock
 from skblab.guest.exec import Command
 from skblab.guest.programs import Programs
-from skblab.host.waiting import wait
 
 AT_ONCE_BYTES = 1 << 16
 
@@ -61,8 +61,8 @@ def _on_terminal(guest: Programs, argv: Sequence[str]) -> int:
     pipe = subprocess.PIPE
     environment = {"TERM": os.environ.get("TERM", "dumb")}
     with guest.popen(argv, stdin=pipe, stdout=pipe, env=environment, terminal=termios.tcgetwinsize(0)) as command:
-        with raw_keyboard(), _window_followed(command):
-            _talk(command)
+        with raw_keyboard(), _window_followed(command), guest.clock.paced():
+            _talk(command, guest.clock)
         return command.wait()
 
 
@@ -87,7 +87,7 @@ def _window_followed(command: Command) -> Iterator[None]:
         signal.signal(signal.SIGWINCH, before)
 
 
-def _talk(command: Command) -> None:
+def _talk(command: Command, clock: Clock) -> None:
     """Copy bytes between the terminals until the command's is closed; typed bytes wait until the command reads them."""
     assert command.stdin
     assert command.stdout
@@ -96,8 +96,7 @@ def _talk(command: Command) -> None:
     os.set_blocking(to, False)
     listening = True
     while True:
-        reads = [said] if typed or not listening else [said, 0]
-        ready = wait(reads, writes=[to] if typed else ())
+        ready = clock.wait([said], None, [to] if typed else (), at_once=() if typed or not listening else [0])
         if said in ready:
             data = os.read(said, AT_ONCE_BYTES)
             if not data:

@@ -5,7 +5,7 @@ import pty
 from contextlib import ExitStack
 from typing import IO, Self
 
-from skblab.host.waiting import wait
+from skblab.clock import Clock
 
 LEAVE = b"\x1d"  # Ctrl-], as in telnet and virsh console
 NAME_OF_LEAVE = "Ctrl-]"
@@ -34,10 +34,10 @@ class Terminal:
             os.close(self.guest_fd)
             self.guest_fd = -1
 
-    def talk(self, keyboard: int, screen: IO[bytes], ended: int) -> bool:
+    def talk(self, keyboard: int, screen: IO[bytes], ended: int, clock: Clock) -> bool:
         """Copy bytes both ways until the user leaves, or the descriptor *ended* is readable; return whether it is."""
         while True:
-            ready = wait([self.fd, keyboard, ended])
+            ready = clock.wait([self.fd], at_once=[keyboard, ended])
             if ended in ready:
                 return True
             if self.fd in ready:

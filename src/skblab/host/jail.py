@@ -261,9 +261,14 @@ def _loader(program: str) -> str:
 
 
 def _libraries() -> list[str]:
-    """Return this process's C library: a UML kernel needs no other library."""
+    """Return this process's C library, and beside it libgcc: a UML kernel needs no other.
+
+    7.x ends its threads by pthread_cancel(3), which loads libgcc (arch/um/os-Linux/helper.c os_kill_helper_thread()).
+    """
     paths = {line.split(maxsplit=5)[-1].rstrip() for line in read_file("/proc/self/maps").splitlines()}
-    return sorted(path for path in paths if os.path.basename(path).startswith("libc.so."))  # noqa: PTH119
+    of_c = sorted(path for path in paths if os.path.basename(path).startswith("libc.so."))  # noqa: PTH119
+    beside = (os.path.join(os.path.dirname(path), "libgcc_s.so.1") for path in of_c)  # noqa: PTH118, PTH120
+    return [*of_c, *(path for path in beside if os.path.exists(path))]  # noqa: PTH110
 
 
 LIBRARIES = _libraries()

@@ -61,7 +61,7 @@ CONSOLE, AGENT_MEMORY, AGENT_SOCKET, TERMINAL = range(4)  # indexes of the descr
 FAREWELL = 1  # kernel/agent/agent_abi.h
 # Version of requests and answers, of the kept descriptors, and of the memory shared with the agent: a newer skblab may
 # join a lab that an older one has started.
-VERSION = 2
+VERSION = 3
 BAD_REQUEST, NO_COMMANDS = "request", "no commands"
 
 # gai.conf(5), as RFC 6724 section 2.1 has it for private addresses: "ping guest" is the ping of the textbooks.
@@ -304,7 +304,11 @@ class LabInit:
         about = {**self.about, "version": VERSION, "pid": self.kernel}
         self.given = self.notifications.listen()
         about_kernel = [self.kernel_pidfd, self.kept[CONSOLE], self.given.fileno()]
-        return about, [self.own_pidfd, *about_kernel, *self.kept[TERMINAL:]]
+        return about, [self.own_pidfd, *about_kernel, *self.kept[TERMINAL : self.behind_terminals()]]
+
+    def behind_terminals(self) -> int:
+        """Return the index behind the kept terminals: in virtual time, of the connection of the guest's clock."""
+        return len(self.kept) - bool(self.about.get("virtual"))
 
     def do_agent(self, fds: list[int], who: dict[str, Any]) -> Answer:
         """Give a controller the agent's memory and socket, unless another has them."""
@@ -312,11 +316,14 @@ class LabInit:
         if self.agent_user:
             return {"busy": self.agent_user[1]}, []
         self.agent_user = (self.asking, who)
-        return {"farewells": self.farewells}, [self.kept[AGENT_MEMORY], self.kept[AGENT_SOCKET]]
+        agent = [self.kept[AGENT_MEMORY], self.kept[AGENT_SOCKET]]
+        return {"farewells": self.farewells}, [*agent, *self.kept[self.behind_terminals() :]]
 
     def do_end(self, fds: list[int]) -> Answer:
         """End the lab, even while others use it."""
         del fds
+        if self.kernel:  # first: in virtual time it would find its clock gone, and panic
+            os.kill(self.kernel, signal.SIGKILL)
         os._exit(0)
 
     def become_kernel(

@@ -286,8 +286,10 @@ class JoinedNamespaces(Namespaces):
         """Whether a skblab with this protocol version has started the lab."""
         return self.about.get("version") == lab_init.VERSION
 
-    def agent(self) -> tuple[int, int, int]:
+    def agent(self) -> tuple[tuple[int, int, int], list[int]]:
         """Return the agent's memory, its socket, and its number of earlier controllers; they are ours until we leave.
+
+        In virtual time, the list has the connection of the guest's clock.
 
         :raises LabBusy: another controller has them
         """
@@ -299,7 +301,7 @@ class JoinedNamespaces(Namespaces):
                 found=f"pid {user['pid']}: {user['command']}",
                 hint=f"wait until it has ended, or end it: kill {user['pid']}",
             )
-        return fds[0], fds[1], reply["farewells"]
+        return (fds[0], fds[1], reply["farewells"]), fds[2:]
 
     def end(self) -> None:
         """End the lab, even while others use it; return when it is gone."""

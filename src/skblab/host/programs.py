@@ -4,6 +4,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from skblab.errors import UsageError
 from skblab.host import process
@@ -36,6 +37,7 @@ class HostPrograms:
         argv: Sequence[process.Argument],
         stdio: tuple[process.Stream, process.Stream, process.Stream],
         env: dict[str, str] | None,
+        directory: str,
     ) -> process.Client:
         """Start a program on the guest's node "host"."""
         raise NotImplementedError
@@ -44,7 +46,7 @@ class HostPrograms:
         """Return the stack of what ends when the lab is left."""
         raise NotImplementedError
 
-    def popen(
+    def popen(  # noqa: PLR0913 - subprocess.Popen's keywords
         self,
         argv: Sequence[process.Argument],
         *,
@@ -54,12 +56,15 @@ class HostPrograms:
         new_session: bool = False,
         pass_fds: Sequence[int] = (),
         env: dict[str, str] | None = None,
+        directory: str = "",
     ) -> process.Client:
         """Start a program on the host side, where the names ``guest`` and ``host`` resolve; it ends with the lab.
 
         Of a guest on another lab's switch, that is the other lab's host side, where each guest has its lab's name.
 
-        In virtual time it runs on the guest's node ``host``, in this process's directory, with its own environment.
+        In virtual time it runs on the guest's node ``host``, with an environment of its own.
+
+        :param directory: the program's; default: this process's
 
         :raises GuestLost: the guest kernel is gone
         :raises NoSuchLab: the other lab is gone
@@ -67,11 +72,12 @@ class HostPrograms:
         self.check()
         stdio = (stdin, stdout, stderr)
         if self._is_within:
-            client = self._start_within(argv, stdio, env)
+            client = self._start_within(argv, stdio, env, directory)
         else:
             host_side = self._host_side()
             client = process.start(
                 host_side.command(argv),
+                cwd=Path(directory) if directory else None,
                 env=env,
                 stdin=stdin,
                 stdout=stdout,

@@ -30,9 +30,14 @@ def describe(address: int) -> tuple[object, ...] | None:
 
 
 def _is_function_at(block: gdb.Block, address: int) -> bool:
-    """Whether a block is a function's outermost one and begins here; an inlined copy is inside another function's."""
+    """Whether a block is a function's outermost one and is entered here; an inlined copy is inside another function's.
+
+    A block begins at its lowest address, which is its cold part's where the kernel puts those first (Linux 7.3).
+    """
     outer = block.superblock
-    return block.function is not None and block.start == address and (outer is None or outer.function is None)
+    if block.function is None or (outer is not None and outer.function is not None):
+        return False
+    return block.start == address or int(block.function.value().address) == address
 
 
 def address_of(expression: str) -> int | None:

@@ -14,7 +14,7 @@ SHOWN = 4
 # The link's driver receives by NAPI with GRO, which passes packets on in lists (net/core/gro.c gro_normal_list()).
 # These functions are for single packets and the loopback device.
 NOT_OF_THE_LINK = {"netif_receive_skb", "netif_receive_skb_core", "netif_rx", "netif_rx_internal", "process_backlog"}
-OF_THE_LINK = "napi_gro_receive"
+OF_THE_LINK = ("gro_receive_skb", "napi_gro_receive")  # 7.3 inlines the second (include/linux/netdevice.h)
 
 
 def find_function(image: Image, name: str) -> Function:
@@ -42,12 +42,17 @@ def explain_missing(image: Image, name: str) -> UnknownFunction:
             found=in_words(places),
             hint=f"stop at {passed[0]}"
             if passed
-            else f"stop at {OF_THE_LINK}: packets of the link do not pass {places[0][0]}",
+            else f"stop at {of_the_link(image)}: packets of the link do not pass {places[0][0]}",
         )
     near = image.functions.near(name)
     return UnknownFunction(
         f'no function "{name}" in Linux {image.release}', found=f"near: {', '.join(near)}" if near else ""
     )
+
+
+def of_the_link(image: Image) -> str:
+    """Return the first function that gets each packet of the link."""
+    return next(name for name in OF_THE_LINK if image.functions.lookup(name))
 
 
 def in_words(places: list[tuple[str, str]]) -> str:

@@ -1,4 +1,4 @@
-"""Drop reasons by name: enum skb_drop_reason in this image's source."""
+"""Drop reasons by name: enum skb_drop_reason in this image's source, and those of its subsystems."""
 
 import re
 from functools import lru_cache
@@ -8,6 +8,18 @@ from skblab.errors import RuleError
 from skblab.image.image import Image
 
 HEADERS = ("include/net/dropreason-core.h", "include/net/dropreason.h", "include/linux/skbuff.h")
+# Reasons of subsystems: each list begins behind its subsystem's number (include/net/dropreason.h), in the upper half.
+SUBSYSTEMS_HEADER = "include/net/dropreason.h"
+SUBSYSTEM = re.compile(r"^\s*SKB_DROP_REASON_SUBSYS_(\w+),", re.MULTILINE)
+SUBSYS_SHIFT = 16
+LISTS = {  # subsystem -> header, the macro that lists its reasons, what precedes each there
+    "MAC80211_UNUSABLE": ("net/mac80211/drop.h", "MAC80211_DROP_REASONS_UNUSABLE", ""),
+    "MAC80211_MONITOR": ("net/mac80211/drop.h", "MAC80211_DROP_REASONS_MONITOR", ""),
+    "OPENVSWITCH": ("net/openvswitch/drop.h", "OVS_DROP_REASONS", ""),
+    "QDISC": ("include/net/dropreason-qdisc.h", "DEFINE_QDISC_DROP_REASON", "QDISC_DROP_"),
+}
+LISTED = re.compile(r"\b(?:R|FN)\((\w+)\)")
+NO_REASON = "UNSPEC"  # the first of QDISC, which is 0
 ENUM = re.compile(r"enum skb_drop_reason \{(.*?)\};", re.DOTALL)
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 ENTRY = re.compile(r"^\s*(SKB_\w+)\s*(?:=\s*(\w+))?,", re.MULTILINE)
@@ -19,7 +31,7 @@ MOST = (1 << 31) - 1  # of an enum
 
 @lru_cache(maxsize=8)
 def reasons(source: Path) -> dict[str, int]:
-    """Return the drop reasons of a kernel's source: name without prefix -> number."""
+    """Return the drop reasons of a kernel's source: name, a core reason's without prefix -> number."""
     for header in HEADERS:
         path = source / header
         found = ENUM.search(path.read_text()) if path.exists() else None
@@ -33,7 +45,20 @@ def reasons(source: Path) -> dict[str, int]:
         number = int(value, 0) if value.isdecimal() else number
         numbers[name.removeprefix(PREFIX)] = number
         number += 1
-    return numbers
+    return numbers | _of_subsystems(source)
+
+
+def _of_subsystems(source: Path) -> dict[str, int]:
+    path = source / SUBSYSTEMS_HEADER
+    found: dict[str, int] = {}
+    for number, subsystem in enumerate(SUBSYSTEM.findall(COMMENT.sub("", path.read_text())) if path.exists() else ()):
+        header, macro, prefix = LISTS.get(subsystem, ("", "", ""))
+        if header and (source / header).exists():  # a kernel without the subsystem lacks its header
+            text = COMMENT.sub("", (source / header).read_text()).replace("\\\n", " ")
+            listed = re.search(rf"^#define {macro}\(.*?\)(.*)$", text, re.MULTILINE)
+            names = [name for name in LISTED.findall(listed[1] if listed else "") if name != NO_REASON]
+            found |= {f"{prefix}{name}": (number << SUBSYS_SHIFT) + at for at, name in enumerate(names, 1)}
+    return found
 
 
 def drop_reason(image: Image, name: str) -> int:

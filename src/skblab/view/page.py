@@ -1,24 +1,18 @@
-"""A trace as one page that is complete in itself: no server, no network, no other file.
+"""A trace as one page that is complete in itself.
 
 The data are columns with a number for each step, which a browser parses fast. What few steps have (changes, bytes,
-reasons) is stored by the step's index. The script sets what comes from packets as text, never as HTML.
+reasons) is stored by the step's index.
 """
 
-import base64
-import hashlib
-import html
-import json
-import re
 from pathlib import Path
 from typing import Any
 
-from skblab import files
 from skblab.trace.journey import Call, Journey, journeys, packet_at
 from skblab.trace.model import Trace
 from skblab.trace.words import drop_in_words, fields_of, kin_in_words, value_in_words
+from skblab.view import self_contained
 
 HERE = Path(__file__).parent
-PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def write_page(trace: Trace, path: Path) -> None:
@@ -26,22 +20,8 @@ def write_page(trace: Trace, path: Path) -> None:
 
     :raises CannotWrite: there is such a file, or it cannot be written
     """
-    style, script = ((HERE / f"page.{kind}").read_text() for kind in ("css", "js"))
-    words = {
-        "title": html.escape(" ".join(trace.about.get("command") or ["trace"])),
-        "style": style,
-        "script": script,
-        "style_hash": _hash(style),
-        "script_hash": _hash(script),
-        "data": json.dumps(_data(trace), separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    page = PLACE.sub(lambda place: words[place[1]], (HERE / "page.html").read_text())
-    with files.whole(path, new=True) as file:
-        file.write(page.encode())
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    title = " ".join(trace.about.get("command") or ["trace"])
+    self_contained.write(HERE / "page.html", title, _data(trace), path)
 
 
 def _data(trace: Trace) -> dict[str, Any]:

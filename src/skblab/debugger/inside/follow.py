@@ -1,5 +1,8 @@
 """gdb's settings for a User Mode Linux kernel."""
 
+import os
+import signal
+
 import gdb
 
 SET_UP = (
@@ -21,15 +24,21 @@ SET_UP = (
 
 # Until it executes the kernel, the process is another program without symbols here, and has stopped itself.
 EXECUTE = (
-    "handle SIGSTOP nostop noprint nopass",
+    "handle SIGSTOP SIGCONT nostop noprint nopass",
     "tcatch exec",
     "continue",
     "handle SIGSTOP stop print pass",
+    "handle SIGCONT stop print nopass",
 )
 
 
 def execute_kernel() -> None:
-    """Let the attached process execute the kernel, and stop it at the first instruction."""
+    """Let the attached process execute the kernel, and stop it at the first instruction.
+
+    SIGCONT ends the stop for the host, too: each new thread of the kernel would join it (kernel/signal.c
+    task_join_group_stop()).
+    """
+    os.kill(gdb.selected_inferior().pid, signal.SIGCONT)
     for command in EXECUTE:
         gdb.execute(command, to_string=True)
 

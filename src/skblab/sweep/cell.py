@@ -1,0 +1,257 @@
+"""A cell: one run of a scenario in virtual time with one set of faults, which has the same outcome every time."""
+
+import dataclasses
+import hashlib
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from skblab.errors import GuestCommandFailed, GuestLost, NoSuchProgram, Timeout, UsageError
+from skblab.event import Hit
+from skblab.guest.nodes import HOST
+from skblab.lab import Lab
+from skblab.packet import Packet
+from skblab.rule import Rule
+from skblab.session import Session, Watcher
+from skblab.spec import HOST_ROOT, LabSpec
+
+AT = ("ip_rcv", "ipv6_rcv")  # every packet that a device receives, in both directions
+PARTS = ("status", "stdout", "stderr")
+LIMIT_S = 300.0  # TCP gives up a connection after 127 s without an answer (net.ipv4.tcp_syn_retries)
+MOST_KEPT = 32768  # characters of each output; the digest is of all
+COUNTERS = tuple(f"/proc/{whose}/net/{file}" for whose in ("self", "1") for file in ("snmp", "snmp6", "netstat"))
+
+End = Literal["ended", "hung", "died", "lost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """What every cell runs. It can be pickled.
+
+    :param spec: the guest, in virtual time, with its seed and its servers
+    :param client: the command on the host side
+    :param directory: the client's; default: this process's
+    :param limit_s: of virtual time; a client that runs longer hangs
+    :param at: functions at which packets are counted and meet faults
+    :param filter: which packets: pcap-filter(7)
+    :param judged: what has to be as without a fault: ``"status"``, ``"stdout"``, ``"stderr"``
+
+    :raises UsageError: it is not in virtual time, or a field makes no sense
+    """
+
+    spec: LabSpec
+    client: tuple[str, ...]
+    directory: str = ""
+    limit_s: float = LIMIT_S
+    at: tuple[str, ...] = AT
+    filter: str = ""
+    judged: tuple[str, ...] = PARTS
+
+    def __post_init__(self) -> None:
+        if self.spec.time != "virtual":
+            raise UsageError("a cell runs in virtual time: else it is another one each time", hint='time="virtual"')
+        if not self.client:
+            raise UsageError("a scenario needs a command", hint="skblab sweep ... -- curl -s http://guest/")
+        if unknown := [one for one in self.judged if one not in PARTS]:
+            raise UsageError(f"nothing of an outcome is called {unknown[0]}", hint=f"of {', '.join(PARTS)}")
+        if not self.at:
+            raise UsageError("no function at which packets meet faults", hint=f"for example {AT[0]}")
+        if not self.directory and self.spec.root == HOST_ROOT:
+            object.__setattr__(self, "directory", str(Path.cwd()))
+
+    def command(self, rules: Sequence[str]) -> str:
+        """Return the line for a shell that runs the scenario once under some rules."""
+        spec, words = self.spec, ["skblab", "run", "--time", "virtual"]
+        if spec.image_path:
+            words += ["--image", spec.image_path.name if _is_in_store(spec.image_path) else str(spec.image_path)]
+        else:
+            words += ["--series", spec.series, "--variant", spec.variant]
+        words += ["--seed", str(spec.seed)] if spec.seed else []
+        words += ["--root", spec.root]
+        words += ["--userspace", spec.userspace] if spec.userspace else []
+        words += ["--memory", str(spec.memory_mib)] if spec.memory_mib != LabSpec().memory_mib else []
+        for option, values in (
+            ("--node", spec.nodes),
+            ("--module", spec.modules),
+            ("-g", spec.commands),
+            ("-r", rules),
+        ):
+            words += [word for value in values for word in (option, value)]
+        return shlex.join([*words, "--", *self.client])
+
+
+def _is_in_store(path: Path) -> bool:
+    from skblab.image.store import images_dir  # noqa: PLC0415 - it makes the directory
+
+    return path.parent == images_dir()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A packet where it entered a function.
+
+    :param at_s: since the client began
+    :param verdict: what a fault did with it; "": nothing
+    """
+
+    at_s: float
+    function: str
+    packet: Packet
+    verdict: str = ""
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Its addresses: from, to."""
+        return self.packet.source, self.packet.destination
+
+    @property
+    def summary(self) -> str:
+        """The packet in one line."""
+        return self.packet.summary()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellOutcome:
+    """What came of a cell.
+
+    :param end: the client ended; it hung; the guest's kernel died; or the process that ran the cell did
+    :param status: of the client, as a shell has it
+    :param duration_s: of the client, in virtual time
+    :param stdout: its beginning, like *stderr*
+    :param digests: of the whole of both
+    :param counters: of the kernel's network, of both nodes, those that are not 0: ``host Tcp RetransSegs``
+    :param complaints: first lines of what the guest's kernel complained of
+    :param packets: at the functions of the scenario
+    :param fired: for each rule, whether it did its verdict
+    :param why: more about an end that is no end of the client
+    """
+
+    end: End = "ended"
+    status: int = 0
+    duration_s: float = 0.0
+    stdout: str = ""
+    stderr: str = ""
+    digests: tuple[str, str] = ("", "")
+    counters: dict[str, int] = dataclasses.field(default_factory=dict)
+    complaints: tuple[str, ...] = ()
+    packets: tuple[Seen, ...] = ()
+    fired: tuple[bool, ...] = ()
+    why: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """Return it for a file of JSON."""
+        packets = [[one.at_s, one.function, one.packet.data.hex(), one.packet.protocol, one.verdict]
+                   for one in self.packets]  # fmt: skip
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {"packets": packets}
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> "CellOutcome":
+        """Return an outcome as ``fields()`` wrote it."""
+        packets = [Seen(at_s, function, Packet(bytes.fromhex(data), protocol), verdict)
+                   for at_s, function, data, protocol, verdict in fields["packets"]]  # fmt: skip
+        tuples = {name: tuple(fields[name]) for name in ("digests", "complaints", "fired")}
+        return cls(**{**fields, **tuples, "packets": tuple(packets)})
+
+
+class _Watcher(Watcher):
+    """Keeps every hit."""
+
+    def __init__(self) -> None:
+        self.hits: list[Hit] = []
+
+    def hit(self, hit: Hit) -> None:
+        self.hits.append(hit)
+
+
+def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
+    """Run a scenario under some rules; return what came of it.
+
+    :raises SkblabError: the guest cannot be booted, its servers do not start, or a rule cannot be put in force
+    """
+    faults = [Rule.parse(rule) for rule in rules]
+    seen = [Rule(function, "trace", filter=scenario.filter) for function in scenario.at]
+    watcher = _Watcher()
+    with scenario.spec.start() as lab:
+        began_ns, found = lab.guest.clock.monotonic_ns, CellOutcome()
+        try:
+            with Session(lab, [*faults, *seen], watcher) as session:
+                outcome = session.run(
+                    scenario.client, capture=True, timeout_s=scenario.limit_s, directory=scenario.directory
+                )
+            stdout, stderr = outcome.output
+            found = CellOutcome(
+                status=outcome.status,
+                duration_s=round(outcome.duration_s, 9),
+                stdout=stdout[:MOST_KEPT],
+                stderr=stderr[:MOST_KEPT],
+                digests=(_digest(stdout), _digest(stderr)),
+                counters=_counters(lab),
+            )
+        except subprocess.TimeoutExpired:
+            found = CellOutcome(end="hung", why=f"it still ran after {scenario.limit_s:g} s", counters=_counters(lab))
+        except Timeout as error:  # one of its programs computes for ever
+            found = CellOutcome(end="hung", why=error.what)
+        except GuestLost as error:
+            found = CellOutcome(end="died", why=str(error.what))
+        complaints = tuple(one.title for one in lab.new_complaints)
+    hits = sorted(watcher.hits, key=lambda hit: hit.at_ns)
+    return dataclasses.replace(
+        found,
+        complaints=complaints,
+        packets=tuple(_seen(hit, began_ns) for hit in hits),
+        fired=tuple(any(_is_of(hit, rule) for hit in hits) for rule in faults),
+    )
+
+
+def _seen(hit: Hit, began_ns: int) -> Seen:
+    return Seen((hit.at_ns - began_ns) / 1e9, hit.function, hit.packet, "" if hit.verdict == "trace" else hit.verdict)
+
+
+def _is_of(hit: Hit, rule: Rule) -> bool:
+    """Whether a hit is of a rule whose verdict was done."""
+    last = rule.occurrence.last or hit.occurrence
+    at = rule.occurrence.first <= hit.occurrence <= last
+    return at and hit.function == rule.function and hit.verdict.split(" ", 1)[0] == rule.verdict \
+        and not hit.verdict.startswith("edit failed")  # fmt: skip
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _counters(lab: Lab) -> dict[str, int]:
+    """Return the network counters of the node "host" and of the guest's own, by one program."""
+    try:
+        with lab.guest.popen(["cat", *COUNTERS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, node=HOST) as cat:
+            said, _ = cat.communicate(timeout=10)
+    except (NoSuchProgram, GuestCommandFailed, subprocess.TimeoutExpired):
+        return {}
+    return parse_counters(said.decode(errors="replace"))
+
+
+def parse_counters(text: str) -> dict[str, int]:
+    """Read /proc/net/snmp, snmp6 and netstat of the host's node, then of the guest's; leave out what is 0.
+
+    net/ipv4/proc.c writes a line of names, then one of values, for each group; net/ipv6/proc.c a line for each counter.
+    """
+    counters: dict[str, int] = {}
+    names: dict[str, list[str]] = {}
+    node, groups = "host", set[str]()
+    for line in text.splitlines():
+        group, found, rest = line.partition(": ")
+        words = rest.split() if found else line.split()
+        if not found:
+            if len(words) == 2 and words[1].isdigit():
+                counters[f"{node} {words[0]}"] = int(words[1])
+        elif group not in names:
+            if group in groups:
+                node, groups = "guest", set()
+            names[group] = words
+        else:
+            groups.add(group)
+            for name, value in zip(names.pop(group), words, strict=True):
+                counters[f"{node} {group} {name}"] = int(value)
+    return {name: value for name, value in counters.items() if value}

@@ -1,0 +1,126 @@
+"""Which faults a sweep tries: each packet of a conversation with each verdict, alone or two at once."""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from skblab.errors import RuleError
+from skblab.packet import Packet
+from skblab.rule import Occurrence, Rule
+from skblab.summary import ETH_P_IP, ETH_P_IPV6
+from skblab.sweep.cell import CellOutcome
+
+REORDER = "reorder"  # a packet behind the one that follows it at the same function
+CORRUPT = "corrupt"  # one byte of the outermost checksum that covers the payload
+VERDICTS = ("drop", "duplicate", "delay 300ms", REORDER, CORRUPT)
+CHECKSUMS = {6: ("tcp.chksum", 16), 17: ("udp.chksum", 6), 1: ("icmp.chksum", 2)}  # by IP protocol: name, offset
+IPV4_CHECKSUM = ("ip.chksum", 10)
+FLIPPED = 0x0101  # both bytes: a checksum of UDP that becomes 0 would mean that there is no checksum
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A packet of the conversation without a fault: the *number*-th at its function."""
+
+    row: int
+    function: str
+    number: int
+    is_last: bool
+    packet: Packet
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens to one packet: a row and a column of the table, and the rule."""
+
+    row: int
+    verdict: str
+    rule: Rule
+
+
+Faults = tuple[Fault, ...]
+
+
+def targets(baseline: CellOutcome) -> list[Target]:
+    """Return the packets of the run without a fault, in the order in which they came."""
+    totals: dict[str, int] = {}
+    for one in baseline.packets:
+        totals[one.function] = totals.get(one.function, 0) + 1
+    counted: dict[str, int] = {}
+    found = []
+    for row, one in enumerate(baseline.packets, 1):
+        number = counted[one.function] = counted.get(one.function, 0) + 1
+        found.append(Target(row, one.function, number, number == totals[one.function], one.packet, one.at_s))
+    return found
+
+
+def check(verdicts: Sequence[str]) -> None:
+    """Check that each is a verdict of rules, or one of a sweep's own.
+
+    :raises RuleError: it is not
+    """
+    for verdict in verdicts:
+        if verdict not in {REORDER, CORRUPT} and Rule.parse(f"f = {verdict}").occurrence != Occurrence():
+            raise RuleError(f"a sweep says at which packet: {verdict}", hint="a verdict without @ and without if")
+
+
+def fault_of(target: Target, verdict: str, filter: str) -> Fault | None:  # noqa: A002
+    """Return the fault that a verdict is for a packet; None: it has no meaning for this one."""
+    at = Occurrence(target.number, target.number)
+    if verdict == REORDER:
+        if target.is_last:
+            return None
+        both = Occurrence(target.number, target.number + 1)
+        return Fault(target.row, verdict, Rule(target.function, "hold", both, filter, hold_count=2, order="reverse"))
+    if verdict == CORRUPT:
+        change = _corrupted(target.packet)
+        rule = Rule(target.function, "edit", at, filter, changes=(change,), fix=False) if change else None
+        return Fault(target.row, verdict, rule) if rule else None
+    behind = f" if {filter}" if filter else ""
+    return Fault(target.row, verdict, Rule.parse(f"{target.function} = {verdict} {at}{behind}"))
+
+
+def _corrupted(packet: Packet) -> tuple[str, str] | None:
+    """Return the change that makes a checksum wrong, as a byte that changes on the way does."""
+    data, header = packet.data, packet.header_bytes
+    if packet.protocol == ETH_P_IP and len(data) >= header >= 20:
+        name, offset = CHECKSUMS.get(data[9], ("", 0))
+    elif packet.protocol == ETH_P_IPV6 and len(data) >= header >= 40:
+        name, offset = CHECKSUMS.get(data[6], ("", 0)) if data[6] != 1 else ("", 0)
+    else:
+        return None
+    place = header + offset
+    if not name and packet.protocol == ETH_P_IP:
+        name, place = IPV4_CHECKSUM
+    if not name or len(data) < place + 2:
+        return None
+    before = int.from_bytes(data[place : place + 2])
+    if not before and name == "udp.chksum":  # it has no checksum: nothing would notice
+        return None
+    return name, f"{before ^ FLIPPED:#06x}"
+
+
+def singles(baseline: CellOutcome, verdicts: Sequence[str], filter: str) -> Iterator[Faults]:  # noqa: A002
+    """Yield each packet with each verdict."""
+    for target in targets(baseline):
+        for verdict in verdicts:
+            if fault := fault_of(target, verdict, filter):
+                yield (fault,)
+
+
+def pairs(alone: Sequence[Faults], count: int, seed: int) -> list[Faults]:
+    """Return so many pairs of faults of two packets, chosen by a seed, in the order of the packets."""
+    every = [(a, b) for (a,), (b,) in itertools.combinations(alone, 2) if a.row != b.row]
+    chosen = random.Random(seed).sample(range(len(every)), min(count, len(every)))  # noqa: S311 - to be repeated
+    return [every[place] for place in sorted(chosen)]
+
+
+def rules(faults: Faults) -> tuple[str, ...]:
+    """Return the rules of some faults.
+
+    A packet that a rule takes is not counted by the rules behind it. So the rule of a later packet stands before that
+    of an earlier one.
+    """
+    return tuple(str(fault.rule) for fault in sorted(faults, key=lambda one: one.row, reverse=True))

@@ -1,0 +1,72 @@
+"""What an interrupted sweep has done, so that it can go on: a file of JSON lines in the cache."""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from skblab import files
+from skblab.image.store import ANOTHER_CACHE, cache_dir
+from skblab.sweep.cell import CellOutcome, Scenario
+
+
+class Store:
+    """The outcomes of one scenario, by their rules. They are written as they come.
+
+    :param resume: keep what an interrupted sweep has done, if its run without a fault was the same
+
+    :raises CannotWrite: another sweep of this scenario runs
+    """
+
+    def __init__(self, scenario: Scenario, baseline: CellOutcome, *, resume: bool) -> None:
+        self.path = directory() / f"{_key(scenario)}.jsonl"
+        self.done: dict[tuple[str, ...], CellOutcome] = _read(self.path, baseline) if resume else {}
+        self._fd = files.to_write(self.path, os.O_WRONLY)
+        self._write([], baseline)
+        for rules, outcome in self.done.items():
+            self._write(list(rules), outcome)
+
+    def add(self, rules: tuple[str, ...], outcome: CellOutcome) -> None:
+        """Keep an outcome."""
+        self.done[rules] = outcome
+        self._write(list(rules), outcome)
+
+    def _write(self, rules: list[str], outcome: CellOutcome) -> None:
+        left = memoryview(json.dumps({"rules": rules, "outcome": outcome.fields()}).encode() + b"\n")
+        try:
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except OSError as error:
+            raise files.cannot_write(self.path, error) from error
+
+    def close(self, *, forget: bool) -> None:
+        """Close the file; *forget*: the sweep is complete, and nothing has to go on."""
+        if forget:
+            self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def directory() -> Path:
+    """Return the directory of interrupted sweeps, made if it is missing."""
+    return files.directory(
+        cache_dir() / "sweeps", 0o700, what="the directory of interrupted sweeps", hint=ANOTHER_CACHE
+    )
+
+
+def _key(scenario: Scenario) -> str:
+    return hashlib.sha256(repr(scenario).encode()).hexdigest()[:16]
+
+
+def _read(path: Path, baseline: CellOutcome) -> dict[tuple[str, ...], CellOutcome]:
+    """Return what a file has; the last line may be cut short. Nothing, if another baseline stands in it."""
+    done: dict[tuple[str, ...], CellOutcome] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text().splitlines():
+            try:
+                said: dict[str, Any] = json.loads(line)
+                done[tuple(said["rules"])] = CellOutcome.read(said["outcome"])
+            except (ValueError, KeyError, TypeError):
+                break
+    return done if done.pop((), None) == baseline else {}

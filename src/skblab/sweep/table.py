@@ -1,0 +1,55 @@
+"""A sweep as a table: packets down, verdicts across, in each cell what became of the program."""
+
+from collections import Counter
+
+from rich.table import Table
+from rich.text import Text
+
+from skblab.sweep.judge import KINDS
+from skblab.sweep.sweep import Done, Sweep
+
+COLOURS = {"same": "green", "slower": "yellow", "faster": "yellow", "unfired": "magenta"}  # the others: red
+WAITING, NO_CELL = "", "-"
+
+
+def table(sweep: Sweep) -> Table:
+    """Return the table of the single faults, as far as they are done."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("#", justify="right")
+    shown.add_column("ms", justify="right")
+    shown.add_column(f"packet at {', '.join(sweep.scenario.at)}")
+    for verdict in sweep.verdicts:
+        shown.add_column(verdict)
+    alone = {(one.row, one.verdict): sweep.done.get(faults) for faults in sweep.cells for one in faults[:1]
+             if len(faults) == 1}  # fmt: skip
+    for target in sweep.targets:
+        row = [_cell(alone[target.row, verdict]) if (target.row, verdict) in alone else Text(NO_CELL, "dim")
+               for verdict in sweep.verdicts]  # fmt: skip
+        line = _short(target.packet.summary())
+        shown.add_row(str(target.row), f"{target.at_s * 1e3:.3f}", Text(line), *row)
+    return shown
+
+
+def _short(summary: str) -> str:
+    """Leave the options of TCP out."""
+    before, found, behind = summary.partition(", options [")
+    return before + behind.partition("]")[2] if found else summary
+
+
+def _cell(done: Done | None) -> Text:
+    if done is None:
+        return Text(WAITING)
+    return Text(done.judgement.words, COLOURS.get(done.judgement.kind, "bold red"))
+
+
+def summary(sweep: Sweep) -> str:
+    """Return one line: how many cells of each kind."""
+    kinds = Counter(one.judgement.kind for one in sweep.in_order)
+    counted = ", ".join(f"{kind} {kinds[kind]}" for kind in KINDS if kinds[kind])
+    of_all = "" if sweep.is_complete else f" of {len(sweep.cells)}"
+    return f"{len(sweep.done)}{of_all} cells: {counted}"
+
+
+def named(done: Done) -> str:
+    """Return the name of a cell: ``#7 drop`` or ``#7 drop, #9 duplicate``."""
+    return ", ".join(f"#{fault.row} {fault.verdict}" for fault in done.faults)

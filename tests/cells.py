@@ -1,0 +1,21 @@
+"""Cells for tests of pools, in a module that their processes can import."""
+
+import os
+import signal
+from pathlib import Path
+
+from skblab.sweep.cell import CellOutcome, Scenario
+
+
+def empty(_: Scenario, rules: tuple[str, ...]) -> CellOutcome:
+    """Cost nothing."""
+    return CellOutcome(stdout=" ".join(rules))
+
+
+def deadly(scenario: Scenario, rules: tuple[str, ...]) -> CellOutcome:
+    """Kill the process: for one cell always, for another the first time."""
+    once = Path(scenario.directory) / "once"
+    if rules == ("always",) or (rules == ("once",) and not once.exists()):
+        once.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return empty(scenario, rules)

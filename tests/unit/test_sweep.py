@@ -1,0 +1,184 @@
+"""Sweeps without a kernel: which faults there are, what an outcome is beside another, and pools that lose no cell."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from cells import deadly, empty
+from skblab.errors import CannotWrite, RuleError, UsageError
+from skblab.packet import Packet
+from skblab.rule import Rule
+from skblab.spec import LabSpec
+from skblab.summary import ETH_P_IP, ETH_P_IPV6
+from skblab.sweep import junit, page, plan
+from skblab.sweep.cell import CellOutcome, Scenario, Seen, parse_counters
+from skblab.sweep.judge import differences, judge
+from skblab.sweep.pool import Local
+from skblab.sweep.store import Store
+from skblab.sweep.sweep import Sweep
+
+TCP = Packet(bytes.fromhex("45000028000100004006a5c9c0a80afec0a80a01")
+             + bytes.fromhex("1f9000500000000100000002501020001a2b0000"), ETH_P_IP)  # fmt: skip
+UDP = Packet(bytes.fromhex("4500001c000100004011a5ca c0a80afec0a80a01".replace(" ", ""))
+             + bytes.fromhex("1f90003500080000"), ETH_P_IP)  # fmt: skip
+TCP6 = Packet(bytes.fromhex("6000000000140640") + bytes(32) + TCP.data[20:], ETH_P_IPV6)
+OF_IGMP = Packet(bytes.fromhex("45000020000100000102a5c9c0a80afee0000001") + bytes(8), ETH_P_IP)
+THREE = CellOutcome(
+    packets=(Seen(0.1, "ip_rcv", TCP), Seen(0.2, "ipv6_rcv", TCP6), Seen(0.3, "ip_rcv", UDP)), fired=(), stdout="yes",
+    digests=("a", "b"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Scenario:
+    return Scenario(spec=LabSpec(time="virtual"), client=("client",), directory=str(tmp_path))
+
+
+@pytest.fixture
+def sweep(scenario: Scenario) -> Sweep:
+    """Return a sweep that has begun with THREE."""
+    one = Sweep(scenario, ("drop", "reorder", "corrupt"))
+    one.baseline, one.targets = THREE, plan.targets(THREE)
+    one.cells = list(plan.singles(THREE, one.verdicts, ""))
+    return one
+
+
+def test_each_packet_with_each_verdict() -> None:
+    rules = [str(fault.rule) for (fault,) in plan.singles(THREE, ("drop", "reorder", "corrupt", "delay 3s"), "")]
+    assert rules == [
+        "ip_rcv = drop @1", "ip_rcv = hold 2 release reverse @1-2", "ip_rcv = edit tcp.chksum=0x1b2a fix=False @1",
+        "ip_rcv = delay 3s @1",
+        "ipv6_rcv = drop @1", "ipv6_rcv = edit tcp.chksum=0x1b2a fix=False @1", "ipv6_rcv = delay 3s @1",
+        "ip_rcv = drop @2", "ip_rcv = delay 3s @2",
+    ]  # fmt: skip
+    assert all(str(Rule.parse(rule)) == rule for rule in rules)
+
+
+def test_a_filter_stands_in_each_rule() -> None:
+    for (fault,) in plan.singles(THREE, plan.VERDICTS, "tcp or udp"):
+        assert str(fault.rule).endswith(" if tcp or udp")
+
+
+def test_what_has_another_checksum_is_corrupted_there() -> None:
+    (target,) = plan.targets(replace(THREE, packets=(Seen(0, "ip_rcv", OF_IGMP),)))
+    fault = plan.fault_of(target, "corrupt", "")
+    assert fault
+    assert fault.rule.changes == (("ip.chksum", "0xa4c8"),)
+
+
+def test_pairs_are_of_two_packets_and_chosen_by_the_seed() -> None:
+    alone = list(plan.singles(THREE, ("drop", "duplicate"), ""))
+    pairs = plan.pairs(alone, 5, seed=1)
+    assert len(set(pairs)) == 5
+    assert all(a.row < b.row for a, b in pairs)
+    assert plan.pairs(alone, 5, seed=1) == pairs
+    assert plan.pairs(alone, 5, seed=2) != pairs
+    assert len(plan.pairs(alone, 1000, seed=1)) == 12
+
+
+def test_the_rule_of_a_later_packet_stands_first() -> None:
+    first, _, last = plan.singles(THREE, ("drop",), "")
+    assert plan.rules((*first, *last)) == ("ip_rcv = drop @2", "ip_rcv = drop @1")
+
+
+@pytest.mark.parametrize("verdict", ["drip", "drop @3"])
+def test_a_verdict_is_one_of_rules(scenario: Scenario, verdict: str) -> None:
+    with pytest.raises(RuleError):
+        Sweep(scenario, (verdict,))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({}, "same", "same"),
+        ({"duration_s": 0.2}, "slower", "+0.200 s"),
+        ({"stdout": "no", "digests": ("c", "b")}, "output", "other output"),
+        ({"status": 3}, "failed", "failed 3"),
+        ({"end": "hung"}, "hung", "hung"),
+        ({"end": "died"}, "died", "died"),
+        ({"complaints": ("WARNING: CPU: 0",)}, "complaint", "complaint"),
+        ({"fired": (True, False)}, "unfired", "no such packet"),
+        ({"status": 3, "duration_s": 9, "digests": ("c", "d")}, "failed", "failed 3"),
+    ],
+)
+def test_what_a_fault_changed(scenario: Scenario, change: dict[str, object], kind: str, words: str) -> None:
+    outcome = CellOutcome.read({**THREE.fields(), **change})
+    judgement = judge(THREE, outcome, scenario)
+    assert (judgement.kind, judgement.words) == (kind, words)
+    assert judgement.is_bad == (kind in {"output", "failed", "hung", "died", "complaint"})
+    assert bool(differences(THREE, outcome)) == (outcome != THREE)
+
+
+def test_only_what_is_judged_counts(scenario: Scenario) -> None:
+    outcome = replace(THREE, digests=("other", "other"), status=1)
+    assert judge(THREE, outcome, replace(scenario, judged=("stderr",))).kind == "output"
+    assert judge(THREE, replace(outcome, digests=THREE.digests), replace(scenario, judged=("stdout",))).kind == "same"
+
+
+def test_counters_of_both_nodes() -> None:
+    one = "Ip: Forwarding InReceives\nIp: 2 {}\nTcp: MaxConn\nTcp: -1\nIp6InReceives {}\nTcpExt: Pruned\nTcpExt: 0\n"
+    assert parse_counters(one.format(5, 6) + one.format(7, 0)) == {
+        "host Ip Forwarding": 2, "host Ip InReceives": 5, "host Tcp MaxConn": -1, "host Ip6InReceives": 6,
+        "guest Ip Forwarding": 2, "guest Ip InReceives": 7, "guest Tcp MaxConn": -1,
+    }  # fmt: skip
+
+
+def test_a_store_has_what_was_done(scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path))
+    store = Store(scenario, THREE, resume=False)
+    store.add(("ip_rcv = drop @1",), replace(THREE, status=1))
+    with pytest.raises(CannotWrite, match="being written already"):
+        Store(scenario, THREE, resume=True)
+    store.close(forget=False)
+    with store.path.open("a") as file:
+        file.write('{"rules": ["ip_rcv = dr')
+    store = Store(scenario, THREE, resume=True)
+    assert store.done == {("ip_rcv = drop @1",): replace(THREE, status=1)}
+    store.close(forget=False)
+    store = Store(scenario, replace(THREE, duration_s=1), resume=True)  # a program has changed
+    assert not store.done
+    store.close(forget=True)
+    assert not store.path.exists()
+
+
+def test_a_process_that_dies_loses_no_cell(scenario: Scenario) -> None:
+    cells = [(str(number),) for number in range(20)]
+    cells.insert(3, ("once",))
+    cells.insert(9, ("always",))
+    done = dict(Local(2, deadly)(scenario, cells))
+    assert set(done) == set(cells)
+    assert [rules for rules, outcome in done.items() if outcome.end == "lost"] == [("always",)]
+
+
+def test_a_pool_that_is_closed_begins_no_more(scenario: Scenario) -> None:
+    running = Local(2, empty)(scenario, [(str(number),) for number in range(10_000)])
+    next(running)
+    running.close()  # type: ignore[attr-defined] # a generator's
+    assert next(running, None) is None
+
+
+def test_files_of_a_sweep(sweep: Sweep, tmp_path: Path) -> None:
+    for at, faults in enumerate(sweep.cells):
+        done = replace(THREE, fired=(True,))
+        sweep._note(faults, replace(done, status=1, stderr="</script>\x1b[1m") if at == 2 else done)
+    assert [plan.rules(one.faults) for one in sweep.bad] == [("ip_rcv = edit tcp.chksum=0x1b2a fix=False @1",)]
+    junit.write(sweep, tmp_path / "out.xml")
+    suite = ET.parse(tmp_path / "out.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == (str(len(sweep.cells)), "1")
+    (failure,) = suite.iter("failure")
+    assert "-r 'ip_rcv = edit" in str(failure.text)
+    page.write(sweep, tmp_path / "out.html")
+    text = (tmp_path / "out.html").read_text()
+    assert text.count("</script>") == 2
+    data = text.partition('id="data">')[2].partition("</script>")[0]
+    assert [cell["bad"] for cell in json.loads(data)["cells"]].count(True) == 1
+    with pytest.raises(CannotWrite):
+        page.write(sweep, tmp_path / "out.html")
+
+
+def test_no_scenario_without_a_function(scenario: Scenario) -> None:
+    with pytest.raises(UsageError, match="no function"):
+        replace(scenario, at=())
