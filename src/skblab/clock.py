@@ -61,7 +61,7 @@ class Clock:
     is_virtual = False
 
     def fileno(self) -> int:
-        """Return the descriptor by which time is granted: there is none."""
+        """Return the descriptor by which time is granted; -1 in real time."""
         return -1
 
     @property
@@ -352,7 +352,7 @@ class VirtualClock(Clock):
         self.changed(self._now_ns, self._next_ns, int(rests))
 
     def _at_this_pace(self, run_ns: int, at_once: list[Watched]) -> int:
-        """Wait until a moment has come by this machine's clock, too; return it, or now if *at_once* is ready."""
+        """Wait for a moment on this machine's clock, too; return it, or now if *at_once* is ready."""
         began_ns = time.monotonic_ns()
         if wait(at_once, max(run_ns - self._now_ns, 0) / 1e9):
             return min(self._now_ns + time.monotonic_ns() - began_ns, run_ns)

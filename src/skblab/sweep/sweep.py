@@ -61,7 +61,7 @@ class Sweep:
         """Run the scenario twice without a fault, and plan the cells.
 
         :raises NotRepeatable: the two runs differ
-        :raises SkblabError: it fails without a fault, or no packet comes by its functions
+        :raises SkblabError: it fails without a fault, or no packet enters its functions
         """
         if pool is None:
             first, second = run_cell(self.scenario), run_cell(self.scenario)
