@@ -76,7 +76,8 @@ class LabSpec:
     :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first
     :param modules: kernel modules to load first, ``"FILE.ko"`` or ``"FILE.ko,NAME=VALUE,..."``
     :param consoles: how many virtual consoles the guest has, each with a shell, or a login of the disk's; with a root
-    :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port
+    :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port; a line that
+        begins with ``udp:`` has to bind a UDP socket
     :param steps_bytes: memory between a trace's kernel and its file, a power of two
     :param lease_s: a held packet is released after that time if nobody has decided on it; 0: never
     :param from_boot: the kernel stands before its first instruction until ``gdb_prompt()`` lets it run
