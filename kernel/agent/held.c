@@ -162,15 +162,6 @@ static bool is_memory_short(void)
 	return memory_is_short;
 }
 
-/* How long a packet waits until those before it, and itself, have passed at the rule's rate. */
-static u64 rate_delay_ns(struct agent_rule *rule, const struct sk_buff *skb, u64 now_ns)
-{
-	const u64 bits = (u64)skb->len * BITS_PER_BYTE;
-
-	rule->sent_ns = max(rule->sent_ns, now_ns) + div64_u64(bits * NSEC_PER_SEC, rule->arm.argument);
-	return max(rule->sent_ns - now_ns, 1ull);
-}
-
 /*
  * On its way between two nodes of one guest a packet still counts as the sender's, up to ip_rcv_core() (veth does not orphan
  * it). A link ends that: else the sender's TCP would believe what is held here to be in its own queue, and would not send it
@@ -182,6 +173,15 @@ static void leave_sender(struct sk_buff *skb)
 	if (skb->sk && skb->skb_iif && skb->destructor != sock_edemux && skb->destructor != sock_efree &&
 	    skb->destructor != sock_pfree)
 		skb_orphan(skb);
+}
+
+/* How long a packet waits until those before it, and itself, have passed at the rule's rate. */
+static u64 rate_delay_ns(struct agent_rule *rule, const struct sk_buff *skb, u64 now_ns)
+{
+	const u64 bits = (u64)skb->len * BITS_PER_BYTE;
+
+	rule->sent_ns = max(rule->sent_ns, now_ns) + div64_u64(bits * NSEC_PER_SEC, rule->arm.argument);
+	return max(rule->sent_ns - now_ns, 1ull);
 }
 
 /* Hold a packet and report the hit; return its number, or 0, counted, where it cannot be held. Interrupts are off. */

@@ -291,9 +291,15 @@ class VirtualClock(Clock):
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None, at_once: Iterable[Watched] = ()) -> bool:
         """Let the guest run until *done*; return False after *timeout_s* of virtual time, or if the guest is gone.
 
-        :raises Timeout: MOST_S have passed for one who waits without limit; or the guest waits for nothing
+        :raises Timeout: MOST_S have passed for one who waits without limit; or a program computes for ever
+        :raises UsageError: this is a callback
         """
         at_once = list(at_once)
+        if self.is_listening and not done():
+            raise UsageError(
+                "a callback cannot wait in virtual time: the guest runs on once it has returned",
+                hint="decide in a thread of your own: lab.hold(), and take(); or lab.on()",
+            )
         with self._changed:
             until_ns = self._now_ns + round((MOST_S if timeout_s is None else timeout_s) * 1e9)
             self._until_ns.append(until_ns)

@@ -11,31 +11,43 @@ from skblab.guest.boot import Guest
 from skblab.guest.exec import Command
 
 LISTEN = "inet_csk_listen_start"  # net/ipv4/inet_connection_sock.c: every listen(2) on a TCP socket calls it
+BIND = "udp_lib_get_port"  # net/ipv4/udp.c: every bind(2) of a UDP socket calls it
+UDP = "udp:"
 TIMEOUT_S = 20.0
 
 
 def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequence[str] = ()) -> None:
     """Run shell command lines in the guest; return when each listens on a TCP port. They run as long as the lab does.
 
-    They begin in the guest's `/`. Their output goes to the kernel's log.
+    They begin in the guest's `/`. Their output goes to the kernel's log. A line that begins with ``udp:`` has to bind a
+    UDP socket instead.
 
     :param nodes: of the lab; a line that begins with ``NODE:`` runs on that one
 
     :raises GuestCommandFailed: one has ended before it listened
     :raises Timeout: one has done neither in TIMEOUT_S
     """
-    with ExitStack() as stack:
-        heard = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        stack.callback(os.close, heard)
-        # Removing the watch needs a task of the guest, and the guest has one CPU: by then the task in listen(2) has
-        # returned from it.
-        stack.enter_context(agent.watch(LISTEN, lambda *_: os.eventfd_write(heard, 1)))
-        _wait(guest, heard, [stack.enter_context(_start(guest, line, nodes)) for line in lines])
+    for function, of_udp in ((LISTEN, False), (BIND, True)):
+        chosen = [(node, line) for node, line, is_udp in (_read(line, nodes) for line in lines) if is_udp is of_udp]
+        if not chosen:
+            continue
+        with ExitStack() as stack:
+            heard = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            stack.callback(os.close, heard)
+            # Removing the watch needs a task of the guest, and the guest has one CPU: by then the task in listen(2) or
+            # bind(2) has returned from it.
+            stack.enter_context(agent.watch(function, lambda *_, heard=heard: os.eventfd_write(heard, 1)))
+            _wait(guest, heard, [stack.enter_context(_start(guest, node, line)) for node, line in chosen])
 
 
-def _start(guest: Guest, line: str, nodes: Sequence[str]) -> Command:
+def _read(line: str, nodes: Sequence[str]) -> tuple[str, str, bool]:
+    """Return a line's node, its command, and whether that is a server of UDP."""
     node, found, there = line.partition(":")
     node, line = (node, there) if found and node in nodes else ("", line)
+    return node, line.removeprefix(UDP), line.startswith(UDP)
+
+
+def _start(guest: Guest, node: str, line: str) -> Command:
     log = guest.console.writer
     environment = {"PYTHONUNBUFFERED": "1"}
     return guest.popen(

@@ -70,13 +70,14 @@ class LabSpec:
     :param boot_timeout_s: how long the guest may take to boot
     :param root: a directory, or ``"host"`` for ``/``: the guest's programs see its files;
         what they write stays in memory
-    :param userspace: how the kernel runs the guest's programs: ``"ptrace"``, or ``"seccomp"``, which is twice as fast,
+    :param userspace: how the kernel runs the guest's programs: ``"ptrace"``, or ``"seccomp"``, which is faster,
         needs Linux 7.x, and trusts them: such a program can read and write the guest's whole memory, its kernel's too.
         Default: seccomp with ``root="host"`` on a kernel that has it, else ptrace
     :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first
     :param modules: kernel modules to load first, ``"FILE.ko"`` or ``"FILE.ko,NAME=VALUE,..."``
     :param consoles: how many virtual consoles the guest has, each with a shell, or a login of the disk's; with a root
-    :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port
+    :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port; a line that
+        begins with ``udp:`` has to bind a UDP socket
     :param steps_bytes: memory between a trace's kernel and its file, a power of two
     :param lease_s: a held packet is released after that time if nobody has decided on it; 0: never
     :param from_boot: the kernel stands before its first instruction until ``gdb_prompt()`` lets it run

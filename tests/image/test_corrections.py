@@ -120,20 +120,17 @@ def test_a_correction_for_newer_kernels_leaves_older_images_as_they_are(monkeypa
     assert recipe_for("6.18", "default").key != keys["6.18"]
 
 
-def test_the_patch_for_upstream_is_what_kernels_here_have(tmp_path: Path) -> None:
-    """The mailed text applies to 7.3's own source, and makes of it what is compiled."""
+def test_the_patch_for_upstream_is_the_correction(tmp_path: Path) -> None:
+    """The text to be mailed applies to 7.3's own source, and makes the same of it."""
     image = find_image("7.3")
     (finding,) = (one for one in examine(image.path / SOURCE, recipe_for("7.3", "default").faults)
                   if one.fault.name == "lost wake-ups")  # fmt: skip
     files = sorted({change.file for change in finding.changes})
+    patched, corrected = tmp_path / "patched", tmp_path / "corrected"
     for file in files:
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(image.path / SOURCE / file, tmp_path / file)
-    done = process.run(["git", "-C", tmp_path, "apply", "--verbose", PATCH], timeout_s=10)
+        (patched / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image.path / SOURCE / file, patched / file)
+    done = process.run(["git", "-C", patched, "apply", "--verbose", PATCH], timeout_s=10)
     assert done.returncode == 0, done.stderr
-    for file in files:
-        corrected = (image.path / SOURCE / file).read_text()
-        for one in finding.changes:
-            if one.file == file:
-                corrected = corrected.replace(one.old, one.new)
-        assert (tmp_path / file).read_text() == corrected
+    put_copies(image.path / SOURCE, corrected, [finding])
+    assert [(patched / file).read_text() for file in files] == [(corrected / file).read_text() for file in files]

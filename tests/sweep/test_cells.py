@@ -11,7 +11,7 @@ from skblab.spec import LabSpec
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 
 FETCH = ("curl", "-sf", "http://guest/etc/services")
-SERVE = "python3 -m http.server -d / 80"
+SERVE = "python3 -m http.server 80"
 NOT_THERE = ("curl", "-s", "http://192.168.10.98/")
 
 

@@ -75,9 +75,9 @@ class _Edits:
         self._work: collections.deque[tuple[HeldPacket, Callable[[], None]]] = collections.deque()
         self._changed = threading.Condition()
         self._ended = False
+        self._added = self._done = 0
         self._named = changing(rule.changes)
         self.edited = self.failed = 0
-        self._added = self._done = 0
         self.why_failed = ""  # the first time
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
         self._thread = threading.Thread(target=self._run, name="skblab-edit", daemon=True)

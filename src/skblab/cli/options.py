@@ -105,7 +105,7 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
                        help="a directory whose files the guest's programs see, or host for this machine's; "
                        "what they write stays in memory")  # fmt: skip
     group.add_argument("--userspace", default="", choices=USERSPACES,
-                       help="how the kernel runs the guest's programs: seccomp is twice as fast, needs Linux 7.x, and "
+                       help="how the kernel runs the guest's programs: seccomp is faster, needs Linux 7.x, and "
                        "trusts them with the guest's whole memory (default: seccomp with --root host where the kernel "
                        "has it, else ptrace)")  # fmt: skip
     group.add_argument("--disk", action="append", default=[], metavar="FILE[,BACKING]", dest="disks",
@@ -116,8 +116,8 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--consoles", type=int, default=1, metavar="N",
                        help="number of virtual consoles, for skblab console (default: %(default)s)")  # fmt: skip
     group.add_argument("-g", "--guest", action="append", default=[], metavar="CMD", dest="guest_commands",
-                       help="start CMD in the guest first, and wait until it listens on a TCP port; "
-                       "may be given several times")  # fmt: skip
+                       help="start CMD in the guest first, and wait until it listens on a TCP port; of udp:CMD, until "
+                       "it binds a UDP socket; may be given several times")  # fmt: skip
     group.add_argument("--memory", type=int, default=64, metavar="MIB",
                        help="the guest's memory (default: %(default)s); at most 1984 for rules and traces")  # fmt: skip
 

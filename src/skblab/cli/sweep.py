@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  skblab sweep --root host -g 'python3 -m http.server -d / 80' -- curl -sf http://guest/etc/services
+  skblab sweep --root host -g 'python3 -m http.server 80' -- curl -sf http://guest/etc/services
   skblab sweep --verdicts drop,duplicate,'delay 3s' --html report.html -g ./server -- ./client
   skblab sweep --pairs 200 --seed 1 -g ./server -- ./client         and 200 pairs of these faults, chosen by the seed
-  skblab sweep --filter udp --at ip_rcv,ip_output -g 'python3 -m http.server -d / 80' -- ./my-test guest
+  skblab sweep --filter udp --at ip_rcv,ip_output -g 'python3 -m http.server 80' -- ./my-test guest
 
 The command runs in virtual time, without a fault, twice; the two runs must be the same. Then it runs once for each
 packet and each verdict:
-  drop, duplicate, delay 300ms, and every other verdict of skblab run, without an occurrence
+  drop, duplicate, delay 300ms, corrupt, and every other verdict of skblab run, without an occurrence
   reorder   the packet goes on behind the next one at the same function
-  corrupt   a bit of its checksum changes: the receiver's kernel finds it damaged
 
 What a cell of the table says:
   same, +0.204 s                as without a fault; it took longer

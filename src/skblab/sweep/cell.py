@@ -188,6 +188,7 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
                 stdout=stdout[:MOST_KEPT],
                 stderr=stderr[:MOST_KEPT],
                 digests=(_digest(stdout), _digest(stderr)),
+                fired=tuple(rule.fired for rule in outcome.rules[: len(faults)]),
                 counters=_counters(lab),
             )
         except subprocess.TimeoutExpired:
@@ -202,7 +203,7 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
         found,
         complaints=complaints,
         packets=tuple(_seen(hit, began_ns) for hit in hits),
-        fired=tuple(any(_is_of(hit, rule) for hit in hits) for rule in faults),
+        fired=found.fired or tuple(any(_is_of(hit, rule) for hit in hits) for rule in faults),
     )
 
 
@@ -211,11 +212,11 @@ def _seen(hit: Hit, began_ns: int) -> Seen:
 
 
 def _is_of(hit: Hit, rule: Rule) -> bool:
-    """Whether a hit is of a rule whose verdict was done."""
+    """Whether a hit is of a rule that fired."""
     last = rule.occurrence.last or hit.occurrence
-    at = rule.occurrence.first <= hit.occurrence <= last
-    return at and hit.function == rule.function and hit.verdict.split(" ", 1)[0] == rule.verdict \
-        and not hit.verdict.startswith("edit failed")  # fmt: skip
+    is_taken = hit.function == rule.function and rule.occurrence.first <= hit.occurrence <= last
+    done, *how = hit.verdict.split(" ", 2)
+    return is_taken and done == rule.verdict and how[:1] != ["failed,"]
 
 
 def _digest(text: str) -> str:

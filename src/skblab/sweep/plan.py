@@ -5,18 +5,15 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from skblab.errors import RuleError
+from skblab.edit.corrupt import corrupting
+from skblab.errors import PacketError, RuleError
 from skblab.packet import Packet
 from skblab.rule import Occurrence, Rule
-from skblab.summary import ETH_P_IP, ETH_P_IPV6
 from skblab.sweep.cell import CellOutcome
 
 REORDER = "reorder"  # a packet behind the one that follows it at the same function
-CORRUPT = "corrupt"  # one byte of the outermost checksum that covers the payload
+CORRUPT = "corrupt"  # a rule's verdict, which needs a payload
 VERDICTS = ("drop", "duplicate", "delay 300ms", REORDER, CORRUPT)
-CHECKSUMS = {6: ("tcp.chksum", 16), 17: ("udp.chksum", 6), 1: ("icmp.chksum", 2)}  # by IP protocol: name, offset
-IPV4_CHECKSUM = ("ip.chksum", 10)
-FLIPPED = 0x0101  # both bytes: a checksum of UDP that becomes 0 would mean that there is no checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +54,12 @@ def targets(baseline: CellOutcome) -> list[Target]:
 
 
 def check(verdicts: Sequence[str]) -> None:
-    """Check that each is a verdict of rules, or one of a sweep's own.
+    """Check that each is a verdict of rules, or "reorder".
 
     :raises RuleError: it is not
     """
     for verdict in verdicts:
-        if verdict not in {REORDER, CORRUPT} and Rule.parse(f"f = {verdict}").occurrence != Occurrence():
+        if verdict != REORDER and Rule.parse(f"f = {verdict}").occurrence != Occurrence():
             raise RuleError(f"a sweep says at which packet: {verdict}", hint="a verdict without @ and without if")
 
 
@@ -74,32 +71,18 @@ def fault_of(target: Target, verdict: str, filter: str) -> Fault | None:  # noqa
             return None
         both = Occurrence(target.number, target.number + 1)
         return Fault(target.row, verdict, Rule(target.function, "hold", both, filter, hold_count=2, order="reverse"))
-    if verdict == CORRUPT:
-        change = _corrupted(target.packet)
-        rule = Rule(target.function, "edit", at, filter, changes=(change,), fix=False) if change else None
-        return Fault(target.row, verdict, rule) if rule else None
+    if verdict.split()[0] == CORRUPT and not _has_payload(target.packet):
+        return None
     behind = f" if {filter}" if filter else ""
     return Fault(target.row, verdict, Rule.parse(f"{target.function} = {verdict} {at}{behind}"))
 
 
-def _corrupted(packet: Packet) -> tuple[str, str] | None:
-    """Return the change that makes a checksum wrong, as a byte that changes on the way does."""
-    data, header = packet.data, packet.header_bytes
-    if packet.protocol == ETH_P_IP and len(data) >= header >= 20:
-        name, offset = CHECKSUMS.get(data[9], ("", 0))
-    elif packet.protocol == ETH_P_IPV6 and len(data) >= header >= 40:
-        name, offset = CHECKSUMS.get(data[6], ("", 0)) if data[6] != 1 else ("", 0)
-    else:
-        return None
-    place = header + offset
-    if not name and packet.protocol == ETH_P_IP:
-        name, place = IPV4_CHECKSUM
-    if not name or len(data) < place + 2:
-        return None
-    before = int.from_bytes(data[place : place + 2])
-    if not before and name == "udp.chksum":  # it has no checksum: nothing would notice
-        return None
-    return name, f"{before ^ FLIPPED:#06x}"
+def _has_payload(packet: Packet) -> bool:
+    try:
+        corrupting(1, "")(packet.layers)
+    except PacketError:
+        return False
+    return True
 
 
 def singles(baseline: CellOutcome, verdicts: Sequence[str], filter: str) -> Iterator[Faults]:  # noqa: A002
