@@ -71,7 +71,7 @@ def fault_of(target: Target, verdict: str, filter: str) -> Fault | None:  # noqa
             return None
         both = Occurrence(target.number, target.number + 1)
         return Fault(target.row, verdict, Rule(target.function, "hold", both, filter, hold_count=2, order="reverse"))
-    if verdict.split()[0] == CORRUPT and not _has_payload(target.packet):
+    if verdict.split(maxsplit=1)[0] == CORRUPT and not _has_payload(target.packet):
         return None
     behind = f" if {filter}" if filter else ""
     return Fault(target.row, verdict, Rule.parse(f"{target.function} = {verdict} {at}{behind}"))
