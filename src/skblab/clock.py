@@ -161,6 +161,7 @@ class VirtualClock(Clock):
         self._at_rest = False
         self._given = False
         self._gone = False
+        self._stuck: Timeout | None = None  # why the guest cannot go on
         self._now_ns = self._next_ns = 0
         self._expected = 0  # threads that are about to decide
         self._until_ns: list[int] = []  # of each who waits
@@ -306,6 +307,8 @@ class VirtualClock(Clock):
             self._given = True  # what was done before may concern the guest
             try:
                 while not done():
+                    if self._stuck:
+                        raise self._stuck
                     if self._gone:
                         return False
                     if self._at_rest and not self._given and self._now_ns >= until_ns:
@@ -378,15 +381,17 @@ class VirtualClock(Clock):
             elif ready:
                 return False
             elif self._is_adopted and spins:
-                raise Timeout(
+                self._stuck = Timeout(
                     "the guest waits for an answer about its time, which a command that was killed has not given",
                     hint="this lab cannot go on: skblab down NAME, and skblab up",
                 )
+                raise self._stuck
             elif spins == MOST_SPINS:
-                raise Timeout(
+                self._stuck = Timeout(
                     f"the guest has run for {MOST_SPINS * SPIN_S:g} s, and does not rest",
                     found="one of its programs computes for ever, or gdb has stopped the kernel",
                 )
+                raise self._stuck
             else:
                 spins += 1
                 self.nudge()
