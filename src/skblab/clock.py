@@ -144,12 +144,14 @@ class VirtualClock(Clock):
     the guest has said, so callbacks run on it.
 
     :param connection: the other end of the socket that the guest's kernel has
+    :param most_s: how much time a wait without limit may take
     """
 
     is_virtual = True
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, most_s: float = MOST_S) -> None:
         self._connection = connection
+        self._most_s = most_s
         self.changed: Callable[[int, int, int], object] = lambda *_: None  # called with what begin_at() takes
         self._is_paced = False
         self._is_adopted = False  # it ran when its last controller left, and has said nothing since
@@ -292,7 +294,7 @@ class VirtualClock(Clock):
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None, at_once: Iterable[Watched] = ()) -> bool:
         """Let the guest run until *done*; return False after *timeout_s* of virtual time, or if the guest is gone.
 
-        :raises Timeout: MOST_S have passed for one who waits without limit; or a program computes for ever
+        :raises Timeout: *most_s* has passed for one who waits without limit; or a program computes for ever
         :raises UsageError: this is a callback
         """
         at_once = list(at_once)
@@ -302,7 +304,7 @@ class VirtualClock(Clock):
                 hint="decide in a thread of your own: lab.hold(), and take(); or lab.on()",
             )
         with self._changed:
-            until_ns = self._now_ns + round((MOST_S if timeout_s is None else timeout_s) * 1e9)
+            until_ns = self._now_ns + round((self._most_s if timeout_s is None else timeout_s) * 1e9)
             self._until_ns.append(until_ns)
             self._given = True  # what was done before may concern the guest
             try:
@@ -314,8 +316,9 @@ class VirtualClock(Clock):
                     if self._at_rest and not self._given and self._now_ns >= until_ns:
                         if timeout_s is None:
                             raise Timeout(
-                                f"{MOST_S / 3600:g} h have passed in the guest, and nothing has come",
-                                hint="its programs wait for what does not happen; a wait with a limit ends sooner",
+                                f"{self._most_s:g} s have passed in the guest, and what is waited for has not come",
+                                found="its programs wait for what does not happen, or take long",
+                                hint="LabSpec(most_s=...), --most SECONDS",
                             )
                         return False
                     if self._turning or (self._at_rest and not self._given and self._expected):

@@ -113,6 +113,13 @@ def test_a_wait_ends_at_its_moment(lab: Lab) -> None:
         lab.run(["sleep", "100"], timeout_s=7)
 
 
+def test_time_that_runs_away(image: Image) -> None:
+    with LabSpec(image=image, time="virtual", most_s=30).start() as lab:
+        with pytest.raises(Timeout, match="30 s have passed in the guest"):
+            lab.run(["sleep", "1000"])
+        assert lab.clock.now == pytest.approx(31, abs=0.1)
+
+
 def test_a_callback_cannot_wait(lab: Lab) -> None:
     refused: list[UsageError] = []
 
