@@ -20,6 +20,7 @@ examples:
   skblab run -r 'icmp_rcv = delay 300ms @2' -- ping -c3 guest
                                                a verdict on single packets while the kernel runs on
   skblab trace -- ping -c1 guest               the ping's journey through the kernel, call by call
+  skblab sweep -g ./server -- ./client         every packet lost, late, twice ...: which one breaks it?
   skblab hold -- ping guest                    hold packets on a screen, and decide about each
   skblab gdb -- ping guest                     gdb's own prompt on the guest's kernel, with commands for packets
   skblab up; skblab exec lab -- ping guest     a lab for several terminals; skblab down ends it

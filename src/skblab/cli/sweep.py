@@ -164,7 +164,7 @@ def _shown(sweep: "Sweep") -> Iterator["Callable[[Done], None]"]:
         took_s, done = max(time.monotonic() - began_s, 0.1), len(sweep.done)
         left_s = round((len(sweep.cells) - done) * took_s / done) if done else 0
         pace = f"{done / took_s:.1f} cells a second, {left_s // MINUTE_S}:{left_s % MINUTE_S:02} left" if done else ""
-        return Group(table(sweep), Text(f"{summary(sweep)}; {pace}" if done else "begins"))
+        return Group(Text(f"{summary(sweep)}; {pace}" if done else "begins"), table(sweep))
 
     with Live(get_renderable=now, console=console, transient=True, refresh_per_second=4):
         yield lambda _: None

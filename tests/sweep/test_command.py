@@ -1,0 +1,122 @@
+"""``skblab sweep`` as a user has it: planted faults are found, results are the same, interrupted sweeps go on."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from skblab.host import process
+from skblab.image.store import images_dir
+from support import SKBLAB, Person, skblab
+
+FAULTS = Path(__file__).resolve().parents[2] / "examples/faults"
+PING = ("ping", "-n", "-c1", "-W1", "guest")
+
+
+def sweep(*options: str, name: str = "", client: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    example = FAULTS / f"{name}.py"
+    of_udp = "udp:" if name == "lookup" else ""
+    server = ["-g", f"{of_udp}python3 {example} serve"] if name else []
+    return skblab("sweep", *options, *server, "--", *(client or ("python3", str(example))))
+
+
+def bad(path: Path) -> list[tuple[int, str]]:
+    """Return the packet and the verdict of each bad cell in a file of JSON lines."""
+    cells = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(one["packets"][0], one["verdicts"][0]) for one in cells if one["event"] == "cell" and one["bad"]]
+
+
+def test_one_duplicate_breaks_the_lookup(tmp_path: Path) -> None:
+    """The table is the same the next time, and the line below it fails in the same way."""
+    files = ["--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html"), "--junit", str(tmp_path / "a.xml")]
+    done = sweep(*files, name="lookup")
+    assert done.returncode == 1, done.stderr
+    assert bad(tmp_path / "a.json") == [(2, "duplicate")]
+    assert "19 cells: same 3, slower 15, output 1" in done.stdout
+    assert sweep(name="lookup").stdout == done.stdout
+    (repeat,) = re.findall(r"^  (skblab run .*)$", done.stdout, re.MULTILINE)
+    again = skblab(*shlex.split(repeat)[1:])
+    outcome = next(
+        cell["outcome"] for cell in map(json.loads, (tmp_path / "a.json").read_text().splitlines())
+        if cell["event"] == "cell" and cell["bad"]
+    )  # fmt: skip
+    assert again.stdout == outcome["stdout"] == "ada 1815\ngrace 1815\n"
+    assert 'failures="1"' in (tmp_path / "a.xml").read_text()
+
+
+def test_a_lost_tail_breaks_one_recv(tmp_path: Path) -> None:
+    done = sweep("--verdicts", "drop", "--json", str(tmp_path / "a.json"), name="one_recv")
+    assert done.returncode == 1, done.stderr
+    assert bad(tmp_path / "a.json") == [(5, "drop")]
+
+
+def test_a_reset_makes_the_client_pay_twice(tmp_path: Path) -> None:
+    done = sweep("--verdicts", "drop,edit tcp.flags=R", "--json", str(tmp_path / "a.json"), name="retry")
+    assert done.returncode == 1, done.stderr
+    assert bad(tmp_path / "a.json") == [(5, "edit tcp.flags=R")]
+
+
+def test_two_faults_at_once(tmp_path: Path) -> None:
+    """ping -c1 sends one request: what is lost fails it, and what comes twice does not."""
+    options = ["--verdicts", "drop,duplicate", "--pairs", "3", "--judge", "status", "--json", str(tmp_path / "a.json")]
+    done = sweep(*options, client=PING)
+    assert done.returncode == 1, done.stderr
+    cells = [one for one in map(json.loads, (tmp_path / "a.json").read_text().splitlines()) if one["event"] == "cell"]
+    assert len(cells) == 7
+    assert all(one["bad"] == ("drop" in one["verdicts"]) for one in cells), done.stdout
+
+
+def test_a_sweep_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle leaves what is done; --resume runs only the other cells."""
+    (tmp_path / "images").symlink_to(images_dir())
+    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path))
+    words = ("--verdicts", "drop,delay 3s", "--judge", "status", "--", "ping", "-n", "-c20", "-i1", "guest")
+    person = Person("sweep", *words)
+    person.reads("cells a second")
+    person.types(b"\x03")
+    person.reads("--resume goes on with it")
+    assert person.program.wait() == 130
+    (file,) = (tmp_path / "sweeps").iterdir()
+    begin, first, *rest = file.read_text().splitlines()
+    fields = json.loads(first)
+    fields["outcome"]["status"] = 77  # so that it is seen where it comes from
+    file.write_text("\n".join((begin, json.dumps(fields), *rest)) + "\n")
+    done = skblab("sweep", "--resume", *words)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1] == "80 cells: same 40, slower 39, failed 1" or "failed 1" in done.stdout
+    assert done.stdout.count("failed 77") == 2  # in the table, and below it
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "client", "says"),
+    [
+        ((), ("false",), "fails without a fault (status 1)"),
+        ((), ("cat", "/proc/sys/kernel/random/uuid"), "no packet enters ip_rcv, ipv6_rcv"),
+        (("--filter", "sctp"), PING, "no packet that 'sctp' takes"),
+        (("--verdicts", "drip"), PING, "no such verdict: drip"),
+        (("--time", "real"), PING, "a sweep is in virtual time"),
+        (("--workers", "-1"), PING, "no number of workers"),
+        (("--html", "/proc/self/comm"), PING, "there is a file"),
+    ],
+)
+def test_what_cannot_be_swept(options: tuple[str, ...], client: tuple[str, ...], says: str) -> None:
+    done = sweep(*options, client=client)
+    assert done.returncode in {1, 2}
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_not_the_same_twice_is_said(tmp_path: Path) -> None:
+    """The client reads what this sweep writes."""
+    log = tmp_path / "log"
+    client = ("sh", "-c", f"ping -c1 guest >/dev/null; cat {log}")
+    with log.open("wb") as file:
+        running = process.start([*SKBLAB, "-v", "sweep", "--", *client], stdout=subprocess.PIPE, stderr=file)
+        running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "two runs without a fault differ" in log.read_text()
+    assert "stdout: " in log.read_text()
