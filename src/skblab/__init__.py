@@ -6,25 +6,36 @@ for the rest.
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing: a lab's first process starts with this
 if TYPE_CHECKING:
+    from skblab.agent.packets import HeldPacket
     from skblab.debugger.session import Debugger
     from skblab.errors import SkblabError
+    from skblab.event import Hit
     from skblab.guest.complaint import Complaint
     from skblab.image.image import Image
     from skblab.lab import Lab
     from skblab.packet import Packet
+    from skblab.policy import Policy
+    from skblab.rule import Rule
     from skblab.session import Outcome, Session, Watcher
     from skblab.spec import LabSpec
 
-__all__ = ["Complaint", "Debugger", "Image", "Lab", "LabSpec", "Outcome", "Packet", "Session", "SkblabError", "Watcher"]
+__all__ = [
+    "Complaint", "Debugger", "HeldPacket", "Hit", "Image", "Lab", "LabSpec", "Outcome", "Packet", "Policy", "Rule",
+    "Session", "SkblabError", "Watcher",
+]  # fmt: skip
 
 _HOMES = {
     "Complaint": "skblab.guest.complaint",
     "Debugger": "skblab.debugger.session",
+    "HeldPacket": "skblab.agent.packets",
+    "Hit": "skblab.event",
     "Image": "skblab.image.image",
     "Lab": "skblab.lab",
     "LabSpec": "skblab.spec",
     "Outcome": "skblab.session",
     "Packet": "skblab.packet",
+    "Policy": "skblab.policy",
+    "Rule": "skblab.rule",
     "Session": "skblab.session",
     "SkblabError": "skblab.errors",
     "Watcher": "skblab.session",

@@ -14,15 +14,14 @@ and looks again whether what is waited for has come. Nobody waits: no time passe
 from __future__ import annotations
 
 import contextlib
-import struct
 import threading
 import time
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from skblab.errors import RuleError, SkblabError, Timeout, UsageError
+from skblab.errors import RuleError, Timeout, UsageError
 from skblab.host.waiting import wait
 from skblab.line import Line
+from skblab.timetravel import BEGIN_NS, Guest
 
 if TYPE_CHECKING:
     import socket
@@ -30,29 +29,9 @@ if TYPE_CHECKING:
 
     from skblab.host.waiting import Watched
 
-MESSAGE = struct.Struct("=IIQ")  # include/uapi/linux/um_timetravel.h struct um_timetravel_msg: op, seq, time
-IDLE = 1 << 63  # of WAIT's time
 FOREVER_NS = 1 << 62  # the guest asks for about 292 years where it has no timer
-BEGIN_NS = 1_767_225_600 * 10**9  # 2026-01-01 00:00 UTC, the guest's time of day at its boot
 MOST_NS = 1 << 60  # 36 years
 MOST_S = 3600.0  # of virtual time, for those who wait without limit
-SPIN_S = 2.0  # of real time: a guest that neither rests nor asks has a program that spins
-MOST_SPINS = 30
-
-
-class Op(IntEnum):
-    """The kind of a message: include/uapi/linux/um_timetravel.h enum um_timetravel_ops."""
-
-    ACK = 0
-    START = 1
-    REQUEST = 2
-    WAIT = 3
-    GET = 4
-    UPDATE = 5
-    RUN = 6
-    FREE_UNTIL = 7
-    GET_TOD = 8
-    BROADCAST = 9
 
 
 class Clock:
@@ -61,7 +40,7 @@ class Clock:
     is_virtual = False
 
     def fileno(self) -> int:
-        """Return the descriptor by which time is granted: there is none."""
+        """Return the descriptor by which time is granted; -1 in real time."""
         return -1
 
     @property
@@ -144,36 +123,37 @@ class VirtualClock(Clock):
     the guest has said, so callbacks run on it.
 
     :param connection: the other end of the socket that the guest's kernel has
+    :param most_s: how much time a wait without limit may take
     """
 
     is_virtual = True
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, connection: socket.socket, most_s: float = MOST_S) -> None:
+        self._guest = Guest(connection)
+        self._most_s = most_s
         self.changed: Callable[[int, int, int], object] = lambda *_: None  # called with what begin_at() takes
         self._is_paced = False
-        self._is_adopted = False  # it ran when its last controller left, and has said nothing since
-        self.nudge: Callable[[], object] = _nothing  # sends the guest's kernel a SIGALRM: a second passes
-        self._unread = b""
         self._changed = threading.Condition()  # guards all that follows; a turn is taken without it
         self._turning = False
         self._listening: threading.Thread | None = None
         self._at_rest = False
         self._given = False
-        self._gone = False
-        self._now_ns = self._next_ns = 0
         self._expected = 0  # threads that are about to decide
         self._until_ns: list[int] = []  # of each who waits
         self._listeners: list[Callable[[], bool]] = []
 
     def fileno(self) -> int:
         """Return the connection's descriptor, for the next controller."""
-        return self._connection.fileno()
+        return self._guest.connection.fileno()
 
     def begin_at(self, now_ns: int, next_ns: int, rests: int) -> None:
         """Go on with a guest at *now_ns* that rests until *next_ns*, or runs."""
-        self._now_ns, self._next_ns, self._at_rest = now_ns, next_ns, bool(rests)
-        self._is_adopted = now_ns > 0 and not rests
+        self._guest.now_ns, self._guest.next_ns, self._at_rest = now_ns, next_ns, bool(rests)
+        self._guest.is_adopted = now_ns > 0 and not rests
+
+    def nudge_by(self, nudge: Callable[[], object]) -> None:
+        """Have *nudge* called for a guest whose program computes for ever: it sends the kernel a SIGALRM."""
+        self._guest.nudge = nudge
 
     @contextlib.contextmanager
     def paced(self) -> Iterator[None]:
@@ -186,22 +166,22 @@ class VirtualClock(Clock):
 
     def close(self) -> None:
         """Hang up; the guest's time stands still, and its kernel panics when it asks again."""
-        self._connection.close()
+        self._guest.connection.close()
 
     @property
     def now(self) -> float:
         """The guest's time since it booted, in seconds."""
-        return self._now_ns / 1e9
+        return self._guest.now_ns / 1e9
 
     @property
     def monotonic_ns(self) -> int:
         """The moment, on the clock that has the times of events: the guest's time since it booted."""
-        return self._now_ns
+        return self._guest.now_ns
 
     @property
     def realtime_ns(self) -> int:
         """The guest's time of day, since 1970."""
-        return BEGIN_NS + self._now_ns
+        return BEGIN_NS + self._guest.now_ns
 
     def given(self) -> None:
         """Note that the guest was given something that it has to look at."""
@@ -252,7 +232,7 @@ class VirtualClock(Clock):
             ready[:] = wait([*reads, *at_once], 0, writes)
             return bool(ready)
 
-        if not self.wait_until(is_ready, timeout_s, at_once) and self._gone:
+        if not self.wait_until(is_ready, timeout_s, at_once) and self._guest.gone:
             return wait([*reads, *at_once], timeout_s, writes)  # what a guest leaves behind when it ends
         return ready
 
@@ -275,8 +255,8 @@ class VirtualClock(Clock):
     def step(self) -> float:
         """Let time pass to the guest's next timer; return ``now``."""
         self.settle()
-        before_ns = self._now_ns
-        self.wait_until(lambda: self._now_ns > before_ns, None)
+        before_ns = self._guest.now_ns
+        self.wait_until(lambda: self._guest.now_ns > before_ns, None)
         return self.now
 
     def run_until(self, when: str | float | Callable[[], bool], *, timeout_s: float | None = None) -> bool:
@@ -291,22 +271,31 @@ class VirtualClock(Clock):
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None, at_once: Iterable[Watched] = ()) -> bool:
         """Let the guest run until *done*; return False after *timeout_s* of virtual time, or if the guest is gone.
 
-        :raises Timeout: MOST_S have passed for one who waits without limit; or the guest waits for nothing
+        :raises Timeout: *most_s* has passed for one who waits without limit; or a program computes for ever
+        :raises UsageError: this is a callback
         """
         at_once = list(at_once)
+        if self.is_listening and not done():
+            raise UsageError(
+                "a callback cannot wait in virtual time: the guest runs on once it has returned",
+                hint="decide in a thread of your own: lab.hold(), and take(); or lab.on()",
+            )
         with self._changed:
-            until_ns = self._now_ns + round((MOST_S if timeout_s is None else timeout_s) * 1e9)
+            until_ns = self._guest.now_ns + round((self._most_s if timeout_s is None else timeout_s) * 1e9)
             self._until_ns.append(until_ns)
             self._given = True  # what was done before may concern the guest
             try:
                 while not done():
-                    if self._gone:
+                    if self._guest.stuck:
+                        raise self._guest.stuck
+                    if self._guest.gone:
                         return False
-                    if self._at_rest and not self._given and self._now_ns >= until_ns:
+                    if self._at_rest and not self._given and self._guest.now_ns >= until_ns:
                         if timeout_s is None:
                             raise Timeout(
-                                f"{MOST_S / 3600:g} h have passed in the guest, and nothing has come",
-                                hint="its programs wait for what does not happen; a wait with a limit ends sooner",
+                                f"{self._most_s:g} s have passed in the guest, and what is waited for has not come",
+                                found="its programs wait for what does not happen, or take long",
+                                hint="LabSpec(most_s=...), --most SECONDS",
                             )
                         return False
                     if self._turning or (self._at_rest and not self._given and self._expected):
@@ -324,15 +313,19 @@ class VirtualClock(Clock):
         """
         run_ns = None
         if self._at_rest:
-            run_ns = self._now_ns if self._given else max(min(self._next_ns, *self._until_ns, FOREVER_NS), self._now_ns)
+            run_ns = (
+                self._guest.now_ns
+                if self._given
+                else max(min(self._guest.next_ns, *self._until_ns, FOREVER_NS), self._guest.now_ns)
+            )
             self._at_rest = self._given = False
-            self.changed(self._now_ns, self._next_ns, 0)
+            self.changed(self._guest.now_ns, self._guest.next_ns, 0)
         self._turning = True
         self._changed.release()
         try:
             if run_ns is not None:
-                self._say(Op.RUN, self._at_this_pace(run_ns, at_once) if self._is_paced else run_ns)
-            rests = self._hear(at_once)
+                self._guest.run(self._at_this_pace(run_ns, at_once) if self._is_paced else run_ns)
+            rests = self._guest.hear(at_once)
             self._listening = threading.current_thread()
             for listen in tuple(self._listeners):
                 if not listen():
@@ -343,72 +336,11 @@ class VirtualClock(Clock):
             self._turning = False
             self._changed.notify_all()
         self._at_rest = rests
-        self.changed(self._now_ns, self._next_ns, int(rests))
+        self.changed(self._guest.now_ns, self._guest.next_ns, int(rests))
 
     def _at_this_pace(self, run_ns: int, at_once: list[Watched]) -> int:
-        """Wait until a moment has come by this machine's clock, too; return it, or now if *at_once* is ready."""
+        """Wait for a moment on this machine's clock, too; return it, or now if *at_once* is ready."""
         began_ns = time.monotonic_ns()
-        if wait(at_once, max(run_ns - self._now_ns, 0) / 1e9):
-            return min(self._now_ns + time.monotonic_ns() - began_ns, run_ns)
+        if wait(at_once, max(run_ns - self._guest.now_ns, 0) / 1e9):
+            return min(self._guest.now_ns + time.monotonic_ns() - began_ns, run_ns)
         return run_ns
-
-    def _say(self, op: Op, time_ns: int, seq: int = 0) -> None:
-        with contextlib.suppress(ConnectionError):  # _hear() finds that the guest is gone
-            self._connection.sendall(MESSAGE.pack(op, seq, time_ns))
-
-    def _hear(self, at_once: list[Watched]) -> bool:
-        """Answer the guest until it is at rest; return False where it is gone, or one of *at_once* is ready."""
-        spins = 0
-        while True:
-            for op, seq, time_ns in self._messages():
-                if self._answer(op, seq, time_ns):
-                    return True
-            watched: list[Any] = [self._connection, *at_once]
-            ready = wait(watched, SPIN_S)
-            if self._connection in ready:
-                self._is_adopted = False
-                if not self._read():
-                    return False
-            elif ready:
-                return False
-            elif self._is_adopted and spins:
-                raise Timeout(
-                    "the guest waits for an answer about its time, which a command that was killed has not given",
-                    hint="this lab cannot go on: skblab down NAME, and skblab up",
-                )
-            elif spins == MOST_SPINS:
-                raise Timeout(
-                    f"the guest has run for {MOST_SPINS * SPIN_S:g} s, and does not rest",
-                    found="one of its programs computes for ever, or gdb has stopped the kernel",
-                )
-            else:
-                spins += 1
-                self.nudge()
-
-    def _answer(self, op: Op, seq: int, time_ns: int) -> bool:
-        """Answer a message; return whether the guest is at rest now."""
-        if op is Op.REQUEST:
-            self._next_ns = time_ns
-        elif op is Op.WAIT:
-            self._now_ns = time_ns & ~IDLE
-        if op is not Op.ACK:
-            self._say(Op.ACK, {Op.GET: self._now_ns, Op.GET_TOD: self.realtime_ns}.get(op, 0), seq)
-        return op is Op.WAIT
-
-    def _read(self) -> bool:
-        """Read what the guest has said of time; return False where it is gone."""
-        data = b""
-        with contextlib.suppress(ConnectionError):
-            data = self._connection.recv(4096)
-        self._unread += data
-        self._gone = not data
-        return not self._gone
-
-    def _messages(self) -> Iterator[tuple[Op, int, int]]:
-        while len(self._unread) >= MESSAGE.size:
-            op, seq, time_ns = MESSAGE.unpack_from(self._unread)
-            self._unread = self._unread[MESSAGE.size :]
-            try:
-                yield Op(op), seq, time_ns
-            except ValueError:  # the guest's root can write to any of its kernel's descriptors
-                raise SkblabError(f"the guest's kernel says something of time that has no meaning: {op}") from None

@@ -111,7 +111,7 @@ class Parts:
             return REAL, ()
         ours, theirs = socket.socketpair()
         stack.enter_context(theirs)
-        clock = VirtualClock(ours)
+        clock = VirtualClock(ours, self._spec.most_s)
         stack.callback(clock.close)
         return clock, (theirs,)
 

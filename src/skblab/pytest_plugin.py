@@ -3,6 +3,7 @@
 Every run of pytest imports this module, with skblab or without: everything else is imported with the first lab.
 """
 
+import shlex
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ MARKER = (
 )
 OWN_IMAGE = {"image", "series", "variant"}  # fields that say which image it is
 
-_lab = pytest.StashKey["LabInTest"]()
+_labs = pytest.StashKey["list[LabInTest]"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -101,15 +102,20 @@ def _begin(lab: "LabInTest", request: pytest.FixtureRequest, factory: pytest.Tem
     always = request.config.getoption("skblab_trace")
     lab.begin_test(wanted, trace="" if always and wanted.trace is None else wanted.trace)
     lab.directory_of = lambda: factory.mktemp("skblab-" + "".join(c if c.isalnum() else "-" for c in request.node.name))
-    request.node.stash[_lab] = lab
+    request.node.stash[_labs].append(lab)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Forget the labs of a run before, which was repeated."""
+    item.stash[_labs] = []
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Fail a test that passed though a rule never fired, the guest's kernel complained, or the guest is gone."""
     result = yield
-    if lab := item.stash.get(_lab, None):
-        _fail_for(lab.wrong())
+    _fail_for([one for lab in item.stash[_labs] for one in lab.wrong()])
     return result
 
 
@@ -119,8 +125,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Put what the lab knows into the report of a test that failed."""
     report = yield
-    lab = item.stash.get(_lab, None)
-    if lab and call.when == "call" and report.failed:
-        command = f"cd {item.config.rootpath} && pytest '{item.nodeid}' --skblab-trace"
-        report.sections += [(f"skblab: {title}", text) for title, text in lab.evidence(command)]
+    labs = item.stash.get(_labs, [])
+    if labs and call.when == "call" and report.failed:
+        report.sections += [(f"skblab: {title}", text) for lab in labs for title, text in lab.evidence()]
+        command = f"cd {shlex.quote(str(item.config.rootpath))} && pytest {shlex.quote(item.nodeid)} --skblab-trace"
+        report.sections.append(("skblab: the same again", command))
     return report

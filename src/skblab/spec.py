@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 from skblab.agent.channel import STEPS_BYTES
 from skblab.agent.control import DEFAULT_LEASE_S
 from skblab.agent.packets import MOST_DELAY_S
+from skblab.clock import MOST_S
 from skblab.errors import UsageError
 from skblab.guest import nodes
 from skblab.guest.disk import Disk
@@ -48,6 +49,7 @@ class LabFields(TypedDict, total=False):
     time: Time
     seed: int
     nodes: Sequence[str]
+    most_s: float
     clock: Stops
 
 
@@ -70,7 +72,7 @@ class LabSpec:
     :param boot_timeout_s: how long the guest may take to boot
     :param root: a directory, or ``"host"`` for ``/``: the guest's programs see its files;
         what they write stays in memory
-    :param userspace: how the kernel runs the guest's programs: ``"ptrace"``, or ``"seccomp"``, which is twice as fast,
+    :param userspace: how the kernel runs the guest's programs: ``"ptrace"``, or ``"seccomp"``, which is faster,
         needs Linux 7.x, and trusts them: such a program can read and write the guest's whole memory, its kernel's too.
         Default: seccomp with ``root="host"`` on a kernel that has it, else ptrace
     :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first
@@ -87,6 +89,7 @@ class LabSpec:
     :param clock: in real time, while gdb has stopped the kernel: ``"running"``, it jumps by the length of the stop, and
         timers end at once; or ``"frozen"``
     :param nodes: in virtual time, names of more network namespaces in the guest, each with an address on the link
+    :param most_s: in virtual time, how much of it a wait without limit may take
 
     :raises UsageError: a field is out of its range, or two do not go together
     """
@@ -110,6 +113,7 @@ class LabSpec:
     time: Time = "real"
     seed: int = 0
     nodes: Sequence[str] = ()
+    most_s: float = MOST_S
     clock: Stops = "running"
 
     def __post_init__(self) -> None:
@@ -167,6 +171,8 @@ class LabSpec:
             )
         if self.clock != "running":
             raise UsageError("in virtual time the clock is ours", hint='without clock="frozen", or --clock')
+        if not 0 < self.most_s < 1e9:
+            raise UsageError(f"a wait of {self.most_s:g} s at most", hint="more than 0, less than 1e9")
         if not 0 <= self.seed < 1 << 64:
             raise UsageError(f"no seed: {self.seed}", hint="0 to 2^64 - 1")
         nodes.nodes(self.nodes, Addresses())

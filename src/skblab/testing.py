@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from skblab.errors import CallbackFailed, GuestLost, SkblabError, UsageError
+from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError
 from skblab.guest.complaint import in_words
 from skblab.host.clients import parse_ping
 from skblab.lab import Lab
@@ -126,6 +126,7 @@ class LabInTest(Lab):
         super().__init__(spec=spec)
         self.directory_of: Callable[[], Path] | None = None
         self._outcomes: list[Running | Policy] = []
+        self._at_close: list[RuleOutcome] = []  # if the test itself closes it
         self._counters: Counters | None = None
         self._tracer: Tracer | None = None
         self._settings = Settings(spec, frozenset())
@@ -133,7 +134,7 @@ class LabInTest(Lab):
 
     def begin_test(self, wanted: Settings, trace: str | None) -> None:
         """Begin a test: counters and trace begin here."""
-        self._settings, self._outcomes, self._counters = wanted, [], None
+        self._settings, self._outcomes, self._at_close, self._counters = wanted, [], [], None
         self.__dict__.pop("traced", None)
         if self.spec.root or self.spec.disks:
             self._counters = Counters(self._read_counters)
@@ -183,19 +184,35 @@ class LabInTest(Lab):
         return [one for one in journeys(self.traced) if one.is_of_network]
 
     def visited(self, function: str) -> "list[Step]":
-        """Return the steps in which a packet entered a kernel function; none is false.
+        """Return the steps in which a packet entered a kernel function; an empty list is false.
 
         :raises UsageError: the trace does not follow that function, or nothing is traced
+        :raises TraceError: the trace has lost steps
         """
+        self._check_whole()
         followed = {name for name, *_ in self.traced.about["functions"].values()}
         if function not in followed:
             raise UsageError(f"no trace follows {function}()", hint=f"skblab probes {function}")
         return [step for step in self.traced.steps if step.function.name == function]
 
     def dropped(self, reason: str = "") -> "list[Step]":
-        """Return the steps that dropped a packet, for a drop reason of the kernel's (``NO_SOCKET``), or for any."""
+        """Return the steps that dropped a packet, for a drop reason of the kernel's (``NO_SOCKET``), or for any.
+
+        :raises UsageError: nothing is traced
+        :raises TraceError: the trace has lost steps
+        """
+        self._check_whole()
         said = ((step, reason_in_words(self.traced, step)) for step in self.traced.steps)
         return [step for step, why in said if why and (not reason or why == reason)]
+
+    def _check_whole(self) -> None:
+        """Refuse to say what was not visited where steps are missing."""
+        end = self.traced.end
+        if lost := end["lost"] + end["forgotten"]:
+            raise TraceError(
+                f"the trace has lost {lost} steps or packets, so it cannot say what was not there",
+                hint="trace=FILTER follows fewer packets; steps_bytes=1 << 28 has more room",
+            )
 
     def rtts_ms(self, count: int = 1) -> list[float]:
         """Ping the guest; return the RTT of each reply, in ms."""
@@ -217,16 +234,28 @@ class LabInTest(Lab):
             self.check()
         except GuestLost as error:
             return [str(error)]
+        except UsageError:  # the test itself has closed it
+            return self._wrong_rules(self._at_close) + self.new_complaints_in_words()
         policies = [one for one in self._outcomes if isinstance(one, Policy)]
         wrong = [
             str(CallbackFailed(f"the policy at {one.rule.function}()", one.error)) for one in policies if one.error
         ]
-        for one in map(_outcome_of, self._outcomes):
+        return wrong + self._wrong_rules(map(_outcome_of, self._outcomes)) + self.new_complaints_in_words()
+
+    def _wrong_rules(self, outcomes: Iterable[RuleOutcome]) -> list[str]:
+        wrong = []
+        for one in outcomes:
             if one.unedited:
                 wrong.append(f"{one.rule}: {one.unedited} unedited; {one.why_unedited}")
             elif not one.fired and not self._settings.allow_unfired:
                 wrong.append(f"{one.rule}: never fired, so this test has not tested what the rule is for")
-        return wrong + self.new_complaints_in_words()
+        return wrong
+
+    def close(self) -> None:
+        """End the lab, as ``Lab.close()``; its rules are judged as they are now."""
+        if self._stack is not None:
+            self._at_close = [_outcome_of(one) for one in self._outcomes]
+        super().close()
 
     def new_complaints_in_words(self) -> list[str]:
         """Return the complaints of the guest's kernel that were not returned before, if the test allows none."""
@@ -243,8 +272,10 @@ class LabInTest(Lab):
         if self._tracer and self.is_alive:
             self._tracer.end()
 
-    def evidence(self, command: str) -> Iterator[tuple[str, str]]:
+    def evidence(self) -> Iterator[tuple[str, str]]:
         """Yield what a failure shows, each with its title."""
+        if self._stack is None:  # the test itself has closed it
+            return
         if self._outcomes:
             yield "rules", "\n".join("\n  ".join(_outcome_of(one).lines()) for one in self._outcomes)
         for words in self.new_complaints_in_words():
@@ -256,7 +287,6 @@ class LabInTest(Lab):
         yield "console of the guest", self.console.evidence()
         if self._tracer:
             yield "trace", "\n".join(self._trace_lines())
-        yield "the same again", command
 
     def _trace_lines(self) -> Iterator[str]:
         from skblab.view.page import write_page  # noqa: PLC0415 - only where a test has failed

@@ -282,6 +282,17 @@ ROWS = (
         write=lambda given: [str(given.corrupted_bytes)] if given.corrupted_bytes != 1 else [],
     ),
     Verdict(
+        word="reset",
+        help="it becomes a TCP RST for its receiver; the sender gets one in answer to its next segment",
+        example="reset",
+        number=2,
+        owns=True,
+        needs="host",
+        whole=True,
+        changes_bytes=True,
+        read=lambda _: {"changes": (("tcp.flags", "R"),)},
+    ),
+    Verdict(
         word="rate",
         grammar="RATE",
         help="it is held until the packets before have passed at that rate: 1mbit",

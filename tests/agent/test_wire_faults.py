@@ -25,7 +25,7 @@ PING = ["ping", "-n", "-c", "2", "-i", "0.1", "-W", "1", "guest"]
 @pytest.fixture(scope="module")
 def served(image: Image) -> Iterator[Lab]:
     with Lab(image=image, root="host") as lab:
-        lab.serve("python3 -m http.server -d / 80")
+        lab.serve("python3 -m http.server -d / --bind :: 80")
         yield lab
 
 
@@ -51,6 +51,21 @@ def test_a_corrupted_ping_is_lost(served: Lab) -> None:
     with served.rule("icmp_rcv = corrupt @1 if icmp"):
         assert [reply.icmp_seq for reply in parse_ping(served.run(PING).stdout)] == [2]
     assert counters(served)["IcmpInCsumErrors"] - before["IcmpInCsumErrors"] == 1
+
+
+@pytest.mark.parametrize(("address", "function"), [("192.168.10.1", "tcp_v4_rcv"), ("[fd00:10::1]", "tcp_v6_rcv")])
+def test_a_reset_reaches_both_ends(served: Lab, address: str, function: str) -> None:
+    before = counters(served)
+    with served.rule(f"{function} = reset @3 if tcp") as rule:  # SYN, ACK, request
+        done = served.run(["curl", "-s", "-S", f"http://{address}/etc/services"], timeout_s=20)
+    after = counters(served)
+    assert "Connection reset by peer" in done.stderr
+    assert (rule.fired, rule.unedited, rule.counts.arrived) == (True, 0, 4)  # the request comes again
+    assert after["TcpEstabResets"] - before["TcpEstabResets"] == 1
+    assert after["TcpOutRsts"] - before["TcpOutRsts"] == 1
+    with served.rule("icmp_rcv = reset @1") as rule:
+        assert served.run(PING).returncode == 0
+    assert rule.unedited == 1
 
 
 def test_a_packet_without_payload_has_nothing_to_corrupt(served: Lab) -> None:

@@ -130,7 +130,7 @@ def test_what_a_failure_shows(run: Run, pytester: pytest.Pytester) -> None:
         assert f" skblab: {title} " in said
     assert "icmp_rcv = drop @2 if icmp: arrived 2, passed 1, dropped 1" in said
     assert re.search(r"IcmpInEchos +1$", said, re.MULTILINE)
-    (again,) = re.findall(r"^cd (\S+) && pytest '(.*)' --skblab-trace$", said, re.MULTILINE)
+    (again,) = re.findall(r"^cd (\S+) && pytest (\S+) --skblab-trace$", said, re.MULTILINE)
     assert again == (str(pytester.path), "test_what_a_failure_shows.py::test_fails")
     traced = run(text, again[1], "--skblab-trace", f"--basetemp={pytester.path / 'kept'}")
     traced.assert_outcomes(failed=1)
@@ -247,6 +247,50 @@ def test_what_a_lab_without_programs_or_trace_cannot_say(run: Run) -> None:
         """
     )
     done.assert_outcomes(passed=2)
+
+
+def test_two_labs_and_one_that_the_test_closes(run: Run) -> None:
+    done = run(
+        """
+        def test_two(lab, shared_lab):
+            lab.rule("icmp_rcv = drop @7")
+            shared_lab.rule("icmp_rcv = drop @8")
+
+        def test_closes(lab):
+            lab.rule("icmp_rcv = drop @9")
+            lab.close()
+
+        def test_closes_and_fails(lab):
+            lab.rule("icmp_rcv = drop @9")
+            lab.close()
+            assert False
+        """
+    )
+    outcomes = done.parseoutcomes()
+    assert (outcomes["failed"], outcomes.get("errors", 0)) == (3, 0)
+    said = done.stdout.str()
+    assert said.count("drop @9: never fired") == 1
+    assert said.count("drop @7: never fired") == said.count("drop @8: never fired") == 1
+    assert "INTERNALERROR" not in said
+
+
+def test_a_trace_that_has_lost_steps_does_not_say_what_was_not_there(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+        from skblab.errors import TraceError
+
+        @pytest.mark.skblab(trace="icmp")
+        def test_it(lab):
+            assert lab.rtts_ms()
+            assert lab.visited("icmp_rcv") and not lab.dropped()
+            lab.traced.end["lost"] = 3
+            for ask in (lab.dropped, lambda: lab.visited("udp_rcv")):
+                with pytest.raises(TraceError, match="has lost 3 steps"):
+                    ask()
+        """
+    )
+    done.assert_outcomes(passed=1)
 
 
 def test_side_by_side(run: Run) -> None:

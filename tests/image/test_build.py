@@ -18,7 +18,8 @@ from skblab.errors import UsageError
 from skblab.host import process
 from skblab.image.build import Request, build_image
 from skblab.image.difference import compare
-from skblab.image.image import MANIFEST, Image
+from skblab.image.headers import FIRST
+from skblab.image.image import MANIFEST, SOURCE, Image
 from skblab.image.reasons import reasons
 from skblab.image.recipe import DEFAULT_SERIES
 from skblab.image.source import find_source, series_of, unpack
@@ -350,3 +351,11 @@ def test_a_missing_tool_is_named(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "building a kernel needs: make, gcc," in done.stderr
     assert "make setup" in done.stderr
+
+
+def test_the_headers_of_an_image_are_those_of_its_source(every_image: Image) -> None:
+    """While it was built, one was another, and precompiled."""
+    first = every_image.path / SOURCE / FIRST
+    assert "SKBLAB" not in first.read_text()
+    assert not list(first.parent.glob("*.gch"))
+    assert "skblab-headers" not in "".join(path.name for path in (every_image.path / SOURCE / "obj").iterdir())

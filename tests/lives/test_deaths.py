@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from skblab.host import process
+from skblab.image.recipe import SERIES
 from support import eventually_nothing, kill, remains, skblab, start_skblab
 
 TIMES = int(os.environ.get("SKBLAB_KILLS", "12"))
@@ -126,13 +127,14 @@ LABS = (
 @pytest.mark.timeout(0)
 @pytest.mark.complains("panic")  # of a guest whose first process is killed, or stopped under it
 def test_one_process_of_a_lab_is_killed_at_a_random_moment() -> None:
-    """Each time another process of another kind of lab, in one of three ways."""
+    """Each time another process of another kind of lab, in one of three ways; each kind on each series."""
     seed = int(os.environ.get("SKBLAB_KILLS_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
     chance = random.Random(seed)
     before = remains()
     killed: Counter[str] = Counter()
     for number in range(TIMES):
-        words = LABS[number % len(LABS)]
+        command, *options = LABS[number % len(LABS)]
+        words = (command, "--series", SERIES[number // len(LABS) % len(SERIES)], *options)
         running = start_skblab(*words)
         assert running.stdout is not None
         lab = live(running, chance)

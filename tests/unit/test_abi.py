@@ -15,7 +15,7 @@ HEADER = kernel_dir() / "agent" / "agent_abi.h"
 STRUCTS = {
     "agent_counts": abi.Counts.LAYOUT, "agent_record": abi.RECORD, "agent_arm": abi.Arm.LAYOUT,
     "agent_decide": abi.DECIDE, "agent_write": abi.WRITE,
-    "agent_hit": abi.Hit.LAYOUT, "agent_done": abi.Done.LAYOUT, "agent_end": abi.End.LAYOUT,
+    "agent_hit": abi.HIT_LAYOUT, "agent_done": abi.Done.LAYOUT, "agent_end": abi.End.LAYOUT,
     "agent_field": abi.Field.LAYOUT, "agent_follow": abi.Follow.LAYOUT, "agent_trace_probe": abi.TraceProbe.LAYOUT,
     "agent_step": abi.STEP, "agent_more": abi.MORE, "agent_by_hand": abi.BY_HAND_LAYOUT, "agent_return": abi.RETURN,
     "agent_kin": abi.KIN, "agent_device": abi.DEVICE,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from skblab.errors import Timeout
+from skblab.errors import Timeout, UsageError
+from skblab.event import Hit
 from skblab.host.waiting import wait
 from skblab.image.image import Image
 from skblab.lab import Lab
@@ -110,6 +111,26 @@ def test_a_wait_ends_at_its_moment(lab: Lab) -> None:
         assert lab.clock.now == pytest.approx(before_s + 5, abs=1e-3)
     with pytest.raises(subprocess.TimeoutExpired):
         lab.run(["sleep", "100"], timeout_s=7)
+
+
+def test_time_that_runs_away(image: Image) -> None:
+    with LabSpec(image=image, time="virtual", most_s=30).start() as lab:
+        with pytest.raises(Timeout, match="30 s have passed in the guest"):
+            lab.run(["sleep", "1000"])
+        assert lab.clock.now == pytest.approx(31, abs=0.1)
+
+
+def test_a_callback_cannot_wait(lab: Lab) -> None:
+    refused: list[UsageError] = []
+
+    def report(_: Hit) -> None:
+        with pytest.raises(UsageError, match="a callback cannot wait") as caught:
+            lab.clock.advance(1)
+        refused.append(caught.value)
+
+    with lab.rule("icmp_rcv = trace", report):
+        lab.run(["ping", "-c1", "guest"])
+    assert len(refused) == 2  # the request, and the reply
 
 
 def test_steps(lab: Lab) -> None:

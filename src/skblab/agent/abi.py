@@ -290,8 +290,7 @@ class TraceProbe:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header.
 
     Of a packet in a trace ``followed`` is its number, and ``call`` that of its step; else 0.
@@ -317,8 +316,6 @@ class Hit:
     data: bytes
     stack_words: bytes = b""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH6QIIiIIIIHHHH4x")
-
     @property
     def stack(self) -> tuple[tuple[int, int], ...]:
         """Each word on the stack that can be a return address; empty where the verdict needs no stack.
@@ -327,6 +324,9 @@ class Hit:
         """
         words = struct.iter_unpack("=Q", self.stack_words)
         return tuple((word >> STACK_SHIFT, word & STACK_ADDRESS) for (word,) in words)
+
+
+HIT_LAYOUT = struct.Struct("=IHH6QIIiIIIIHHHH4x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,10 +360,10 @@ def decode(record: bytes) -> Hit | Done | End:
     """
     _, kind, rule = RECORD.unpack_from(record)
     if kind == Event.HIT:
-        *fields, captured_bytes, checksum_start, checksum_offset = Hit.LAYOUT.unpack_from(record)
-        end = Hit.LAYOUT.size + captured_bytes
+        *fields, captured_bytes, checksum_start, checksum_offset = HIT_LAYOUT.unpack_from(record)
+        end = HIT_LAYOUT.size + captured_bytes
         words = record[-(-end // ALIGNMENT) * ALIGNMENT :]
-        data = record[Hit.LAYOUT.size : end]
+        data = record[HIT_LAYOUT.size : end]
         return Hit(*(rule, *fields[3:], checksum_start, checksum_offset, data, words))
     if kind == Event.DONE:
         cookie, result, note = Done.LAYOUT.unpack_from(record)[3:]

@@ -93,6 +93,8 @@ def _add_time_options(group: "argparse._ArgumentGroup") -> None:
                        "the stop, and timers end at once (default: %(default)s)")  # fmt: skip
     group.add_argument("--seed", type=int, default=0, metavar="N",
                        help="determines all randomness of a guest in virtual time (default: %(default)s)")  # fmt: skip
+    group.add_argument("--most", type=float, default=3600.0, metavar="SECONDS",
+                       help="how much virtual time a wait without limit may take (default: %(default)g)")  # fmt: skip
     group.add_argument("--node", action="append", default=[], dest="nodes", metavar="NAME",
                        help="one more machine on the link, in a guest in virtual time, with an address and this name; "
                        "may be given several times; -g NAME:CMD starts a command on it")  # fmt: skip
@@ -105,7 +107,7 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
                        help="a directory whose files the guest's programs see, or host for this machine's; "
                        "what they write stays in memory")  # fmt: skip
     group.add_argument("--userspace", default="", choices=USERSPACES,
-                       help="how the kernel runs the guest's programs: seccomp is twice as fast, needs Linux 7.x, and "
+                       help="how the kernel runs the guest's programs: seccomp is faster, needs Linux 7.x, and "
                        "trusts them with the guest's whole memory (default: seccomp with --root host where the kernel "
                        "has it, else ptrace)")  # fmt: skip
     group.add_argument("--disk", action="append", default=[], metavar="FILE[,BACKING]", dest="disks",
@@ -162,4 +164,5 @@ def spec_from(arguments: argparse.Namespace) -> "LabSpec":
         seed=getattr(arguments, "seed", 0),
         clock=getattr(arguments, "clock", "running"),
         nodes=getattr(arguments, "nodes", ()),
+        most_s=getattr(arguments, "most", 3600.0),
     )

@@ -150,7 +150,7 @@ class Guest(Programs):
         self.inner_pid = inner_pid  # in the lab's PID namespace
         self.pid = process.pid_of(pidfd)
         if isinstance(clock, VirtualClock):
-            clock.nudge = self._nudge
+            clock.nudge_by(self._nudge)
         self._notify = socket.socket(fileno=notify_fd)
         self.mconsole = mconsole.Mconsole(self._open_mconsole, pidfd, self.pid, self.lost, clock)
 

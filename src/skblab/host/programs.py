@@ -121,4 +121,7 @@ class HostPrograms:
 
     def _end_clients(self) -> None:
         for client in self._clients:
-            process.end(client)
+            if self._is_within:  # it ends with the guest
+                client.__exit__(None, None, None)
+            else:
+                process.end(client)

@@ -162,8 +162,14 @@ def _build(
         if source.is_tarball and source.of_debian and not wanted.own:
             _make(tree, obj, progress, flags, "modules_prepare")
             kept.result()
-            with headers.precompiled(tree, obj, partial(_make, tree, obj, progress, flags, *headers.MAKE_VARIABLES)):
-                _make(tree, obj, progress, flags, *headers.MAKE_VARIABLES, "vmlinux")
+            try:
+                with headers.precompiled(
+                    tree, obj, partial(_make, tree, obj, progress, flags, *headers.MAKE_VARIABLES)
+                ):
+                    _make(tree, obj, progress, flags, *headers.MAKE_VARIABLES, "vmlinux")
+            except BuildFailed as error:  # a newer kernel may have a file that does not take them
+                progress(f"compiling again, without precompiled headers: {error.found.splitlines()[0]}", 0, 0)
+                _make(tree, obj, progress, flags, "vmlinux")
         else:
             _make(tree, obj, progress, flags, "modules_prepare", "vmlinux")
         progress("indexing functions", 0, 0)

@@ -37,8 +37,9 @@ PASTED = """
 #define __KBUILD_MODNAME SKBLAB__MOD ## NAME
 #endif
 """
-# scripts/Makefile.lib's, with other names; lib/sort.c has a parameter that is named as a macro of linux/minmax.h.
-PLAIN = "$(filter lib lib/%,$(obj))"
+# scripts/Makefile.lib's, with other names. lib/sort.c has a parameter that is named as a macro of linux/minmax.h; 7.3's
+# kernel/sched/core.c, softirq.c and rseq.c define macros before their first include, for headers.
+PLAIN = "$(filter lib lib/% kernel kernel/sched,$(obj))"
 MODNAME = "MODNAME=$(call name-fix,$(modname))"
 _MODNAME = "_MODNAME=kmod_$(call name-fix-token,$(modname))"
 BASENAME = "BASENAME=$(call name-fix,$(basetarget))"

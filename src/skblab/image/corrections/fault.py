@@ -22,12 +22,13 @@ class Change:
 class Correction:
     """The changes that correct one fault. A source that has all the old texts has the fault.
 
-    *since*: the first series that is searched for them. Without it, a correction of newer kernels would change the
-    key of every older image.
+    *since*: the first series that is searched for them, *until*: the first that is not. Without these, a correction of
+    newer kernels would change the key of every older image, or the other way round.
     """
 
     changes: tuple[Change, ...]
     since: tuple[int, int] = (0, 0)
+    until: tuple[int, int] = field(default=(1000, 0), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Fault:
 
     def of_series(self, series: tuple[int, ...]) -> "Fault":
         """Return this fault with what is searched for in a kernel of *series*."""
-        corrections = tuple(one for one in self.corrections if one.since <= series)
+        corrections = tuple(one for one in self.corrections if one.since <= series < one.until)
         absent = tuple(one for one in self.absent if one.since <= series)
         return Fault(self.name, self.does, corrections, absent, self.variant)
 

@@ -9,6 +9,9 @@ inherited, by its number.
 **No descriptors.** From 6.11 on, the answer to START may carry descriptors. Where it carries none, the kernel closed
 those whose numbers stood on its stack (time_travel_handle_message()).
 
+**Lost input.** A SIGIO that came while the guest waited took the events from the epoll descriptor, which reports each
+once, and only noted that some had come (irq.c sigio_reg_handler()). Now it leaves them there; 6.12 notes them.
+
 **Randomness.** All of the guest's comes from os_getrandom(). With ``random_seed=N``, N determines it.
 
 **System calls take time.** A program that waits for a coarse clock, as times(2) is, by calling again and again waited
@@ -27,6 +30,7 @@ TIME = Path("arch/um/kernel/time.c")
 UTIL = Path("arch/um/os-Linux/util.c")
 SYSCALL = Path("arch/um/kernel/skas/syscall.c")
 PROCESS = Path("arch/um/kernel/process.c")
+IRQ = Path("arch/um/kernel/irq.c")
 
 EXT_FD = "static int time_travel_ext_fd = -1;\n"
 ASKS = """\
@@ -84,6 +88,17 @@ TAKE = """\
 
 """
 DESCRIPTORS = "int fd[UM_TIMETRAVEL_SHARED_MAX_FDS];"
+
+HANDLER_USED = "\tif (timetravel_handlers_only && !um_irq_timetravel_handler_used())\n\t\treturn;\n"
+LEFT_THERE = """\
+#ifdef CONFIG_UML_TIME_TRAVEL_SUPPORT
+	if (timetravel_handlers_only && time_travel_mode == TT_MODE_EXTERNAL) {
+		mark_sigio_pending();
+		return;
+	}
+#endif
+
+"""
 
 GETRANDOM = """\
 ssize_t os_getrandom(void *buf, size_t len, unsigned int flags)
@@ -213,6 +228,12 @@ NO_DESCRIPTORS = Fault(
     corrections=(Correction((Change(TIME, DESCRIPTORS, DESCRIPTORS.replace(";", " = { -1, -1 };")),)),),
     absent=(Sign("its START takes no descriptors", TIME, has=("UM_TIMETRAVEL_START",), lacks=("os_rcv_fd_msg",)),),
 )
+LOST_INPUT = Fault(
+    name="input that is lost",
+    does="in virtual time, the guest does not see what comes while it waits",
+    corrections=(Correction((Change(IRQ, HANDLER_USED, f"{LEFT_THERE}{HANDLER_USED}"),), until=(6, 12)),),
+    absent=(Sign("a SIGIO notes which events it took", IRQ, has=("irq_do_pending_events(",)),),
+)
 RANDOMNESS = Fault(
     name="randomness without a seed",
     does="no run of a guest in virtual time is like another",
@@ -237,4 +258,4 @@ SPINNING = Fault(
         for pid in ("pid", "u.pid")
     ),
 )
-VIRTUAL_TIME_FAULTS = (CONTROLLER, NO_DESCRIPTORS, RANDOMNESS, FREE_CALLS, SPINNING)
+VIRTUAL_TIME_FAULTS = (CONTROLLER, NO_DESCRIPTORS, LOST_INPUT, RANDOMNESS, FREE_CALLS, SPINNING)

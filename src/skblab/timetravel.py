@@ -1,0 +1,132 @@
+"""The conversation about time with a guest's kernel in virtual time (``time-travel=ext:``).
+
+include/uapi/linux/um_timetravel.h has the messages; what the kernel says more is in image/corrections/virtual_time.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from skblab.errors import SkblabError, Timeout
+from skblab.host.waiting import wait
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
+    from skblab.host.waiting import Watched
+
+MESSAGE = struct.Struct("=IIQ")  # struct um_timetravel_msg: op, seq, time
+IDLE = 1 << 63  # of WAIT's time
+BEGIN_NS = 1_767_225_600 * 10**9  # 2026-01-01 00:00 UTC, the guest's time of day at its boot
+SPIN_S = 2.0  # of real time: a guest that neither rests nor asks has a program that spins
+MOST_SPINS = 30
+
+
+class Op(IntEnum):
+    """The kind of a message: enum um_timetravel_ops."""
+
+    ACK = 0
+    START = 1
+    REQUEST = 2
+    WAIT = 3
+    GET = 4
+    UPDATE = 5
+    RUN = 6
+    FREE_UNTIL = 7
+    GET_TOD = 8
+    BROADCAST = 9
+
+
+class Guest:
+    """A guest's kernel that asks before time passes.
+
+    :param connection: the other end of its socket
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.now_ns = 0  # when it has rested last
+        self.next_ns = 0  # the moment of its next timer, from then
+        self.gone = False
+        self.stuck: Timeout | None = None  # why it cannot go on
+        self.nudge: Callable[[], object] = lambda: None  # sends its kernel a SIGALRM: a second passes
+        self.is_adopted = False  # it ran when its last controller left, and has said nothing since
+        self._unread = b""
+
+    def run(self, until_ns: int) -> None:
+        """Let a guest that rests run, at this moment or another before ``next_ns``."""
+        self._say(Op.RUN, until_ns)
+
+    def hear(self, at_once: list[Watched]) -> bool:
+        """Answer the guest until it rests; return False where it is gone, or one of *at_once* is ready.
+
+        :raises Timeout: it does not rest, or cannot go on
+        """
+        spins = 0
+        while True:
+            for op, seq, time_ns in self._messages():
+                if self._answer(op, seq, time_ns):
+                    return True
+            watched: list[Any] = [self.connection, *at_once]
+            ready = wait(watched, SPIN_S)
+            if self.connection in ready:
+                self.is_adopted = False
+                if not self._read():
+                    return False
+            elif ready:
+                return False
+            else:
+                self._spins(spins)
+                spins += 1
+
+    def _spins(self, before: int) -> None:
+        """Move a guest on that has said nothing for SPIN_S, or give up."""
+        if self.is_adopted and before:
+            self.stuck = Timeout(
+                "the guest waits for an answer about its time, which a command that was killed has not given",
+                hint="this lab cannot go on: skblab down NAME, and skblab up",
+            )
+        elif before == MOST_SPINS:
+            self.stuck = Timeout(
+                f"the guest has run for {MOST_SPINS * SPIN_S:g} s, and does not rest",
+                found="one of its programs computes for ever, or gdb has stopped the kernel",
+            )
+        if self.stuck:
+            raise self.stuck
+        self.nudge()
+
+    def _answer(self, op: Op, seq: int, time_ns: int) -> bool:
+        """Answer a message; return whether the guest rests now."""
+        if op is Op.REQUEST:
+            self.next_ns = time_ns
+        elif op is Op.WAIT:
+            self.now_ns = time_ns & ~IDLE
+        if op is not Op.ACK:
+            self._say(Op.ACK, {Op.GET: self.now_ns, Op.GET_TOD: BEGIN_NS + self.now_ns}.get(op, 0), seq)
+        return op is Op.WAIT
+
+    def _say(self, op: Op, time_ns: int, seq: int = 0) -> None:
+        with contextlib.suppress(ConnectionError):  # hear() finds that the guest is gone
+            self.connection.sendall(MESSAGE.pack(op, seq, time_ns))
+
+    def _read(self) -> bool:
+        """Read what the guest has said of time; return False where it is gone."""
+        data = b""
+        with contextlib.suppress(ConnectionError):
+            data = self.connection.recv(4096)
+        self._unread += data
+        self.gone = not data
+        return not self.gone
+
+    def _messages(self) -> Iterator[tuple[Op, int, int]]:
+        while len(self._unread) >= MESSAGE.size:
+            op, seq, time_ns = MESSAGE.unpack_from(self._unread)
+            self._unread = self._unread[MESSAGE.size :]
+            try:
+                yield Op(op), seq, time_ns
+            except ValueError:  # the guest's root can write to any of its kernel's descriptors
+                raise SkblabError(f"the guest's kernel says something of time that has no meaning: {op}") from None
