@@ -12,6 +12,11 @@ def empty(_: Scenario, rules: tuple[str, ...]) -> CellOutcome:
     return CellOutcome(stdout=" ".join(rules))
 
 
+def with_image(scenario: Scenario, rules: tuple[str, ...]) -> CellOutcome:
+    """Say which image it would run."""
+    return CellOutcome(stdout=f"{scenario.spec.image_path} {' '.join(rules)}")
+
+
 def deadly(scenario: Scenario, rules: tuple[str, ...]) -> CellOutcome:
     """Kill the process: for one cell always, for another the first time."""
     once = Path(scenario.directory) / "once"

@@ -1,5 +1,8 @@
 """A cell: what its faults do, and that it has the same outcome every time."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from skblab.image.image import Image
 from skblab.session import Session
 from skblab.spec import LabSpec
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
+from skblab.sweep.pool import Local
 
 FETCH = ("curl", "-sf", "http://guest/etc/services")
 SERVE = "python3 -m http.server 80"
@@ -108,3 +112,18 @@ def test_a_command_has_its_directory(image: Image, tmp_path: Path) -> None:
         assert session.run(["pwd"], capture=True, directory=str(tmp_path)).output[0].strip() == str(tmp_path)
     with LabSpec(image=image).start() as lab, Session(lab) as session:
         assert session.run(["pwd"], capture=True, directory=str(tmp_path)).output[0].strip() == str(tmp_path)
+
+
+def test_a_cell_is_the_same_in_another_process(fetching: Scenario, baseline: CellOutcome) -> None:
+    """Whatever else is open there, and wherever the image is."""
+    with open_files(20):
+        ((_, there),) = Local(1)(fetching, [()])
+        assert there == baseline == run_cell(fetching)
+
+
+@contextlib.contextmanager
+def open_files(count: int) -> Iterator[None]:
+    files = [os.open("/dev/null", os.O_RDONLY) for _ in range(count)]
+    yield
+    for one in files:
+        os.close(one)

@@ -78,12 +78,18 @@ def add_pool_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where cells run."""
     parser.add_argument("--workers", type=int, default=0, metavar="N",
                         help="how many cells run at once (default: one for each processor)")  # fmt: skip
+    parser.add_argument("--dask", metavar="ADDRESS", help="run the cells on the workers of a Dask scheduler: "
+                        "tcp://MACHINE:8786 (needs skblab[dask])")  # fmt: skip
 
 
 def pool_from(arguments: argparse.Namespace) -> "Pool":
     """Return what runs the cells."""
     from skblab.sweep.pool import Local  # noqa: PLC0415
 
+    if arguments.dask:
+        from skblab.sweep.cluster import Dask  # noqa: PLC0415
+
+        return Dask(arguments.dask)
     if arguments.workers < 0:
         raise UsageError(f"no number of workers: {arguments.workers}", hint="--workers 2")
     return Local(arguments.workers)

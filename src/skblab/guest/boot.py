@@ -75,13 +75,14 @@ class Boot:
 def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
     """Return the kernel's command line.
 
-    Process 1 of the lab replaces ``{link}`` and ``{private}``. ``con`` and ``ssl`` are null, because their default
-    starts an xterm.
+    Process 1 of the lab replaces what is in braces; ``{private}`` has a link to the first files. The kernel's
+    randomness begins with this line (drivers/char/random.c random_init_early()), so it has no path of the store.
+    ``con`` and ``ssl`` are null, because their default starts an xterm.
     """
     return [
         str(boot.kernel.resolve()),
         f"mem={boot.memory_mib}M",
-        f"initrd={boot.initramfs.resolve()}",
+        "initrd={private}/initramfs",
         "root=/dev/ram0",
         "uml_dir={private}/uml",
         "umid=guest",

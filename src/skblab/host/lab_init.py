@@ -64,6 +64,9 @@ FAREWELL = 1  # kernel/agent/agent_abi.h
 VERSION = 3
 BAD_REQUEST, NO_COMMANDS = "request", "no commands"
 
+# The kernel's first descriptor of ours: its command line, with which its randomness begins, is the same each time.
+FIRST_FD = 500
+
 # gai.conf(5), as RFC 6724 section 2.1 has it for private addresses: "ping guest" is the ping of the textbooks.
 PREFER_IP4 = "precedence ::ffff:0:0/96 100\nprecedence ::1/128 50\nprecedence ::/0 40\n"
 
@@ -345,15 +348,17 @@ class LabInit:
             os.dup2(fds[0], 1)
             os.dup2(fds[0], 2)
             first = [self.link.guest_fd] if self.link else []
-            values = {"{private}": PRIVATE, "{link}": str(*first)}
-            values["{requests}"] = str(self.guest_requests.fileno())
-            values |= {f"{{fd{number}}}": str(descriptor) for number, descriptor in enumerate(fds)}
-            for descriptor in (*first, self.guest_requests.fileno(), *fds[1:]):
-                os.set_inheritable(descriptor, True)  # noqa: FBT003
+            places = ["{link}"] * len(first) + ["{requests}", *(f"{{fd{number}}}" for number in range(1, len(fds)))]
+            values = {"{private}": PRIVATE, "{link}": ""}
+            given = (*first, self.guest_requests.fileno(), *fds[1:])
+            for number, (place, descriptor) in enumerate(zip(places, given, strict=True), FIRST_FD):
+                os.dup2(descriptor, number)
+                values[place] = str(number)
             words = argv
             for place, value in values.items():
                 words = [word.replace(place, value) for word in words]
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.symlink(sees["readable"][0], f"{PRIVATE}/initramfs")  # noqa: PTH211
             libraries = confine(words[0], **sees)
             os.close(refuse)
             if stopped:

@@ -18,6 +18,7 @@ LISTS = {  # subsystem -> header, the macro that lists its reasons, what precede
     "OPENVSWITCH": ("net/openvswitch/drop.h", "OVS_DROP_REASONS", ""),
     "QDISC": ("include/net/dropreason-qdisc.h", "DEFINE_QDISC_DROP_REASON", "QDISC_DROP_"),
 }
+READ = {*HEADERS, SUBSYSTEMS_HEADER, *(header for header, _, _ in LISTS.values())}  # all that is read of a source
 LISTED = re.compile(r"\b(?:R|FN)\((\w+)\)")
 NO_REASON = "UNSPEC"  # the first of QDISC, which is 0
 ENUM = re.compile(r"enum skb_drop_reason \{(.*?)\};", re.DOTALL)

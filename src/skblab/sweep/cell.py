@@ -175,9 +175,10 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
     seen = [Rule(function, "trace", filter=scenario.filter) for function in scenario.at]
     watcher = _Watcher()
     with scenario.spec.start() as lab:
-        began_ns, found = lab.guest.clock.monotonic_ns, CellOutcome()
+        began_ns, found, runs = lab.guest.clock.monotonic_ns, CellOutcome(), False
         try:
             with Session(lab, [*faults, *seen], watcher) as session:
+                runs = True
                 outcome = session.run(
                     scenario.client, capture=True, timeout_s=scenario.limit_s, directory=scenario.directory
                 )
@@ -194,6 +195,8 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
         except subprocess.TimeoutExpired:
             found = CellOutcome(end="hung", why=f"it still ran after {scenario.limit_s:g} s", counters=_counters(lab))
         except Timeout as error:  # one of its programs computes for ever
+            if not runs:
+                raise
             found = CellOutcome(end="hung", why=error.what)
         except GuestLost as error:
             found = CellOutcome(end="died", why=str(error.what))

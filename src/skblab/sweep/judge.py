@@ -1,8 +1,9 @@
 """What a fault changed: the outcome of a cell beside that of the run without a fault."""
 
+import itertools
 from dataclasses import dataclass, fields
 
-from skblab.sweep.cell import CellOutcome, Scenario
+from skblab.sweep.cell import CellOutcome, Scenario, Seen
 
 SLOWER_S = 0.001  # work takes no time: what takes longer has waited for a timer
 KINDS = ("same", "slower", "faster", "unfired", "output", "failed", "hung", "complaint", "died", "lost")
@@ -51,9 +52,9 @@ def differences(first: CellOutcome, second: CellOutcome) -> list[str]:
         if field.name == "counters":
             lines += [f"{name}: {one}, then {other}" for name, one, other in counters(first, second)]
         elif field.name == "packets":
-            numbers = [at for at, (a, b) in enumerate(zip(before, now, strict=False), 1) if a != b]
-            lines.append(f"packets: {len(before)}, then {len(now)}; the first that differs is "
-                         f"#{numbers[0] if numbers else min(len(before), len(now)) + 1}")  # fmt: skip
+            pairs = itertools.zip_longest(before, now)
+            number, one, other = next((at, *pair) for at, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+            lines.append(f"packets: {len(before)}, then {len(now)}; #{number} is {_packet(one)}, then {_packet(other)}")
         elif field.name != "digests":
             lines.append(f"{field.name}: {_short(before)}, then {_short(now)}")
     return lines or (["what it wrote differs behind its beginning"] if first != second else [])
@@ -64,6 +65,11 @@ def counters(first: CellOutcome, second: CellOutcome) -> list[tuple[str, int, in
     names = sorted(first.counters | second.counters)
     both = ((name, first.counters.get(name, 0), second.counters.get(name, 0)) for name in names)
     return [(name, before, now) for name, before, now in both if before != now]
+
+
+def _packet(seen: Seen | None) -> str:
+    """Return a packet in words: when it came, and what its bytes were."""
+    return f"at {seen.at_s * 1e3:.6f} ms {seen.summary} ({seen.packet.data.hex()})" if seen else "missing"
 
 
 def _short(value: object) -> str:

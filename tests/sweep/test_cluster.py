@@ -1,0 +1,110 @@
+"""Cells on a Dask cluster: a real scheduler, and two real workers with stores and directories of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cells import empty, with_image
+from skblab.errors import ImageDamaged, SkblabError
+from skblab.host import process
+from skblab.image.image import Image
+from skblab.spec import LabSpec
+from skblab.sweep import cluster
+from skblab.sweep.cell import Scenario
+from skblab.sweep.pool import Local
+from skblab.sweep.sweep import Sweep
+from support import read_until
+
+TESTS = Path(__file__).resolve().parents[1]
+THOUSAND = [(str(number),) for number in range(1000)]
+PING = ("ping", "-n", "-c2", "-i9", "guest")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    workers: list[process.Process]
+    directories: list[Path]
+
+
+def started(words: list[str], directory: Path, ready: str) -> tuple[process.Process, str]:
+    environment = os.environ | {"SKBLAB_CACHE": str(directory), "PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": "1"}
+    running = process.start(
+        [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]],
+        cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert running.stdout
+    return running, read_until(running.stdout.fileno(), lambda text: ready in text, within_s=60)
+
+
+@pytest.fixture
+def dask(tmp_path: Path) -> Iterator[Cluster]:
+    directories = [tmp_path / name for name in ("scheduler", "one", "two")]
+    for directory in directories:
+        directory.mkdir()
+    scheduler, said = started(
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"], directories[0], "Scheduler at:"
+    )
+    address = said.partition("Scheduler at:")[2].split()[0]
+    running = [scheduler]
+    try:
+        for directory in directories[1:]:
+            worker = ["worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+            running.append(started(worker, directory, "Registered to:")[0])
+        yield Cluster(address, running[1:], directories[1:])
+    finally:
+        for one in reversed(running):
+            process.end(one)
+
+
+def test_a_thousand_cells_and_a_worker_that_is_killed(dask: Cluster, image: Image, tmp_path: Path) -> None:
+    """Each worker gets the image; all cells have the outcomes that they have on one machine."""
+    scenario = Scenario(spec=LabSpec(image=image, time="virtual"), client=("client",), directory=str(tmp_path))
+    done = {}
+    for rules, outcome in cluster.Dask(dask.address, empty)(scenario, THOUSAND):
+        done[rules] = outcome
+        if len(done) == 100:
+            dask.workers[0].send_signal(signal.SIGKILL)
+    assert done == dict(Local(1, empty)(scenario, THOUSAND))
+    for directory in dask.directories:
+        copy = Image.open(directory / "images" / image.name)
+        assert copy.check() == ["source"]
+        assert copy.path != image.path
+    ((_, outcome),) = cluster.Dask(dask.address, with_image)(scenario, [("a",)])
+    assert outcome.stdout == f"{dask.directories[1] / 'images' / image.name} a"
+
+
+def test_a_sweep_is_the_same_on_a_cluster(dask: Cluster, image: Image) -> None:
+    scenario = Scenario(spec=LabSpec(image=image, time="virtual", seed=5), client=PING, judged=("status",))
+    here, there = (Sweep(scenario, ("drop", "duplicate")) for _ in range(2))
+    here.begin()
+    there.begin(cluster.Dask(dask.address))
+    assert there.baseline == here.baseline
+    assert len(list(here.run())) == 8
+    for _ in there.run(cluster.Dask(dask.address)):
+        if len(there.done) == 3:
+            dask.workers[1].send_signal(signal.SIGKILL)
+    assert there.in_order == here.in_order
+
+
+def test_no_scheduler() -> None:
+    scenario = Scenario(spec=LabSpec(time="virtual"), client=("client",))
+    with pytest.raises(SkblabError, match="no scheduler answers"):
+        next(cluster.Dask("tcp://127.0.0.1:1")(scenario, THOUSAND))
+
+
+def test_a_damaged_image_is_not_kept(image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = cluster.packed(image)
+    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path))
+    assert cluster.lacks(image.name, "agent.ko")
+    digest = Image.check
+    monkeypatch.setattr(Image, "check", lambda self: (self.config.write_text("CONFIG_X=y"), digest(self))[1])
+    with pytest.raises(ImageDamaged):
+        cluster.keep(image.name, archive)
+    assert not list((tmp_path / "images").iterdir())
