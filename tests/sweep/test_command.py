@@ -69,6 +69,22 @@ def test_two_faults_at_once(tmp_path: Path) -> None:
     assert all(one["bad"] == ("drop" in one["verdicts"]) for one in cells), done.stdout
 
 
+def test_the_fewest_faults_are_found() -> None:
+    example = FAULTS / "lookup.py"
+    words = ("--runs", "30", "--seed", "1", "--verdicts", "drop,duplicate", "-g", f"udp:python3 {example} serve")
+    done = skblab("explore", *words, "--", "python3", str(example))
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"^the fewest of \d+ sets: #2 duplicate: other output\n  skblab run .*-r 'ip_rcv = duplicate @2'",
+                     done.stdout), done.stdout  # fmt: skip
+
+
+def test_a_command_that_copes_with_every_set() -> None:
+    words = ("--runs", "5", "--verdicts", "duplicate", "--judge", "status")
+    done = skblab("explore", *words, "--", *PING)
+    assert done.returncode == 0, done.stderr
+    assert "copes with all" in done.stdout
+
+
 def test_a_sweep_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle leaves what is done; --resume runs only the other cells."""
     (tmp_path / "images").symlink_to(images_dir())

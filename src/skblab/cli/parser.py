@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-WITH_CLIENT = ("run", "hold", "trace", "gdb", "exec", "sweep")
+WITH_CLIENT = ("run", "hold", "trace", "gdb", "exec", "sweep", "explore")
 WITH_FILTER = "trace"
 
 

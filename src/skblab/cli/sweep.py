@@ -60,14 +60,17 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.set_defaults(run=run, time="virtual", lease=60.0)  # the lease of skblab run, which repeats a cell
 
 
-def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+def add_sweep_options(parser: argparse.ArgumentParser, *, pairs: bool = True) -> None:
     """Add the options that say which faults there are, and what counts."""
     parser.add_argument("--verdicts", metavar="V,...", help="the faults, with commas between them "
                         "(default: drop,duplicate,delay 300ms,reorder,corrupt)")  # fmt: skip
     parser.add_argument("--at", metavar="FUNCTION,...", help="where packets are counted and meet their faults "
                         "(default: ip_rcv,ipv6_rcv: all that a device receives, in both directions)")  # fmt: skip
     parser.add_argument("--filter", default="", metavar="FILTER", help="only these packets: pcap-filter(7)")
-    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="also so many cells with two faults at once")
+    if pairs:
+        parser.add_argument(
+            "--pairs", type=int, default=0, metavar="N", help="also so many cells with two faults at once"
+        )
     parser.add_argument("--judge", metavar="PART,...", help="what must be as without a fault: status, stdout, stderr "
                         "(default: all three)")  # fmt: skip
     parser.add_argument("--limit", type=float, default=300.0, metavar="SECONDS",

@@ -1,0 +1,63 @@
+"""Several faults at once, at random from a seed; where a program does not cope, the fewest that it does not cope with.
+
+Hypothesis generates the sets of faults and shrinks the one that was found.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from skblab.errors import MissingPrerequisite
+from skblab.sweep import plan
+from skblab.sweep.cell import run_cell
+from skblab.sweep.judge import judge
+from skblab.sweep.sweep import Done, Sweep
+
+if TYPE_CHECKING:
+    from skblab.sweep.plan import Faults
+
+MOST_FAULTS = 6  # at once
+
+
+def explore(
+    sweep: Sweep, runs: int, seed: int, note: Callable[[Done], object] = lambda _: None
+) -> tuple[Done | None, int]:
+    """Try sets of faults until one is bad; return the smallest such set that was found, and the number of cells run.
+
+    :param sweep: one that has begun: its baseline, and its packets
+    :param runs: how many sets to try before one is bad; shrinking takes more
+    :param note: called for each cell
+    :raises MissingPrerequisite: Hypothesis is not installed
+    """
+    try:
+        from hypothesis import HealthCheck, Phase, find, settings, strategies  # noqa: PLC0415 - an extra
+        from hypothesis.errors import NoSuchExample  # noqa: PLC0415
+    except ImportError:
+        raise MissingPrerequisite("hypothesis is not installed", hint="pip install 'skblab[test]'") from None
+    single = [fault for (fault,) in plan.singles(sweep.baseline, sweep.verdicts, sweep.scenario.filter)]
+    done: dict[Faults, Done] = {}
+
+    def outcome(chosen: Sequence[plan.Fault]) -> Done:
+        faults = tuple(sorted(chosen, key=lambda fault: fault.row))
+        if faults not in done:
+            result = run_cell(sweep.scenario, plan.rules(faults))
+            done[faults] = Done(faults, result, judge(sweep.baseline, result, sweep.scenario))
+            note(done[faults])
+        return done[faults]
+
+    sets = strategies.lists(
+        strategies.sampled_from(single), min_size=1, max_size=MOST_FAULTS, unique_by=lambda fault: fault.row
+    )
+    how = settings(
+        max_examples=runs, database=None, deadline=None, phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    try:
+        least = find(sets, lambda one: outcome(one).judgement.is_bad, settings=how, random=random.Random(seed))  # noqa: S311
+    except NoSuchExample:
+        return None, len(done)
+    for fault in tuple(least):  # Hypothesis leaves one in where it has not tried without it
+        fewer = [one for one in least if one != fault]
+        if fewer and outcome(fewer).judgement.is_bad:
+            least = fewer
+    return outcome(least), len(done)
