@@ -17,8 +17,8 @@ examples:
   skblab explore --verdicts drop,'delay 3s' --filter udp -g udp:./server -- ./client
 
 The command runs in virtual time: first without a fault, twice, then with one to six faults at once, of different
-packets, chosen by the seed. If it does not cope, Hypothesis looks for the fewest faults with which it does not; the command that
-runs these again is printed, and the exit status is 1. The faults are those of skblab sweep.
+packets, chosen by the seed. If it does not cope, Hypothesis looks for the fewest faults with which it does not; the
+command that runs these again is printed, and the exit status is 1. The faults are those of skblab sweep.
 """
 
 
