@@ -14,6 +14,8 @@ and looks again whether what is waited for has come. Nobody waits: no time passe
 from __future__ import annotations
 
 import contextlib
+import os
+import random
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -85,6 +87,10 @@ class Clock:
         """Let time pass no faster than this machine's meanwhile: a person is at a terminal of the guest's."""
         yield
 
+    def seed(self) -> int:
+        """Return a seed for a rule that has none, 32 bits: another each time."""
+        return int.from_bytes(os.urandom(4))
+
     @property
     def monotonic_ns(self) -> int:
         """The moment, on the clock that has the times of events: the host's CLOCK_MONOTONIC."""
@@ -124,12 +130,14 @@ class VirtualClock(Clock):
 
     :param connection: the other end of the socket that the guest's kernel has
     :param most_s: how much time a wait without limit may take
+    :param seed: the lab's
     """
 
     is_virtual = True
 
-    def __init__(self, connection: socket.socket, most_s: float = MOST_S) -> None:
+    def __init__(self, connection: socket.socket, most_s: float = MOST_S, seed: int = 0) -> None:
         self._guest = Guest(connection)
+        self._random = random.Random(seed)  # noqa: S311 - the same again is what is wanted
         self._most_s = most_s
         self.changed: Callable[[int, int, int], object] = lambda *_: None  # called with what begin_at() takes
         self._is_paced = False
@@ -182,6 +190,10 @@ class VirtualClock(Clock):
     def realtime_ns(self) -> int:
         """The guest's time of day, since 1970."""
         return BEGIN_NS + self._guest.now_ns
+
+    def seed(self) -> int:
+        """Return a seed for a rule that has none, 32 bits; the lab's seed determines it."""
+        return self._random.getrandbits(32)
 
     def given(self) -> None:
         """Note that the guest was given something that it has to look at."""

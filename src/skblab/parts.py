@@ -111,7 +111,7 @@ class Parts:
             return REAL, ()
         ours, theirs = socket.socketpair()
         stack.enter_context(theirs)
-        clock = VirtualClock(ours, self._spec.most_s)
+        clock = VirtualClock(ours, self._spec.most_s, self._spec.seed)
         stack.callback(clock.close)
         return clock, (theirs,)
 

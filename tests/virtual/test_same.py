@@ -56,6 +56,14 @@ def test_two_trace_files_are_equal(tmp_path: Path) -> None:
     assert trace(tmp_path / "c.skblab", "--seed", "8") != first
 
 
+def test_a_rule_at_random_without_a_seed(image: Image) -> None:
+    said = []
+    for seed in (7, 7, 8):
+        with LabSpec(image=image, time="virtual", seed=seed).start() as lab, lab.rule("icmp_rcv = drop @random 50%"):
+            said.append(lab.run(["ping", "-c20", "-i0.1", "-W1", "guest"]).stdout)
+    assert said[0] == said[1] != said[2]
+
+
 def test_nobody_answers(image: Image) -> None:
     """TCP gives up after its last retransmission."""
     with LabSpec(image=image, time="virtual").start() as lab:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -169,7 +168,7 @@ class Rules:
 
     def _compile(self, rule: Rule, function: Function, lease_s: float | None = None) -> abi.Arm:
         lease_s = self._lease_s if lease_s is None else lease_s
-        return compile_rule(rule, function, self.image, lease_s, int.from_bytes(os.urandom(4)))
+        return compile_rule(rule, function, self.image, lease_s, self._link.clock.seed())
 
     def _send(self, number: int, arm: abi.Arm, what: str) -> None:
         self._link.ask(lambda cookie: arm.encode(number, cookie), what)

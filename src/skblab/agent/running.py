@@ -5,7 +5,6 @@ import contextlib
 import random
 import re
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -44,8 +43,9 @@ class _Reports:
 class _Groups:
     """``hold N release ...``: releases every N packets together."""
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, clock: Clock) -> None:
         self._rule = rule
+        self._clock = clock
         self._group: list[HeldPacket] = []
         self.complete = 0
 
@@ -59,7 +59,7 @@ class _Groups:
         if self._rule.order == "reverse":
             group.reverse()
         elif self._rule.order == "random":
-            random.Random(self._rule.occurrence.seed or time.monotonic_ns()).shuffle(group)  # noqa: S311
+            random.Random(self._rule.occurrence.seed or self._clock.seed()).shuffle(group)  # noqa: S311
         for one in group:
             _release(one)
 
@@ -157,7 +157,7 @@ class Running:
         self._report = _Reports(report)
         self._link = agent.link
         self._hits = 0
-        self._groups = _Groups(rule) if rule.hold_count else None
+        self._groups = _Groups(rule, agent.link.clock) if rule.hold_count else None
         changes = VERDICTS[rule.verdict].changes_bytes
         self._edits = _Edits(rule, agent.rules, self._report, agent.link.clock) if changes else None
         try:
