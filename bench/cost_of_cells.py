@@ -69,10 +69,8 @@ def main(cells: int) -> None:
         python, ready, run = (
             median(part) for part in zip(*(of_a_cell(commands, client) for _ in range(RUNS)), strict=True)
         )
-        print(
-            f"{name}: Python {python * 1e3:.0f} ms, guest until it is ready {ready * 1e3:.0f} ms, then {run * 1e3:.0f} ms"
-        )
-        print(f"  on two processors: {2 / (python + ready + run):.1f} cells a second")
+        print(f"{name}: Python {python * 1e3:.0f} ms, guest until it is ready {ready * 1e3:.0f} ms")
+        print(f"  then {run * 1e3:.0f} ms; on two processors: {2 / (python + ready + run):.1f} cells a second")
     print(f"an empty cell: {of_a_pool(Local(2, empty), cells) * 1e6:.0f} us in two processes of ours")
     from distributed import LocalCluster  # noqa: PLC0415 - an extra
 

@@ -64,6 +64,14 @@ def test_tcp_sends_again_what_is_held(fetching: Scenario, baseline: CellOutcome,
     assert outcome.digests == baseline.digests
 
 
+def test_a_packet_that_waits_for_a_next_one_was_held(fetching: Scenario, baseline: CellOutcome) -> None:
+    """The server's last ACK answers the client's FIN, which is held for it; the client has ended by then."""
+    last = len(baseline.packets)
+    outcome = run_cell(fetching, [f"ip_rcv = hold 2 release reverse @{last - 1}-{last}"])
+    assert outcome.fired == (True,)
+    assert outcome.digests == baseline.digests
+
+
 def test_a_rule_ends_when_its_edits_are_done(fetching: Scenario, baseline: CellOutcome) -> None:
     """The client does not wait for the server's FIN, and ends while that is held."""
     at = next(at for at, one in enumerate(baseline.packets, 1) if "[F.]" in one.summary)

@@ -206,7 +206,10 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
         found,
         complaints=complaints,
         packets=tuple(_seen(hit, began_ns) for hit in hits),
-        fired=found.fired or tuple(any(_is_of(hit, rule) for hit in hits) for rule in faults),
+        fired=tuple(
+            has_fired or any(_is_of(hit, rule) for hit in hits)  # a packet that was held, and no other came behind it
+            for has_fired, rule in zip(found.fired or (False,) * len(faults), faults, strict=True)
+        ),
     )
 
 
