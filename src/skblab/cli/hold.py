@@ -82,7 +82,8 @@ def show(lab: "Lab", rules: Sequence[Rule], command: Sequence[str]) -> int:
         if app.client.last_words:
             print("\n".join(app.client.last_words).strip("\n"))
         for one in running:
-            counts = ", ".join(f"{name} {count}" for name, count in asdict(one.counts).items() if count)
+            counts = ", ".join(f"{name} {count}" for name, count in asdict(one.counts).items()
+                               if count and name != "verdicts")  # fmt: skip
             print(f"{one.armed.rule}: {counts or 'arrived 0'}", *one.counts.caveats, sep="\n  ")
         print(f"events lost: {held.lost}")
     return app.return_code or 0 if status is None else status

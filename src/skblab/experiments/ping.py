@@ -220,7 +220,7 @@ class PingExperiment:
         except subprocess.TimeoutExpired:
             client.send_signal(signal.SIGINT)  # ping prints its summary and ends
             said = client.communicate()[0].decode(errors="replace")
-        replies = parse_ping(said)
+        replies = parse_ping(said, exact=self.lab.guest.clock.is_virtual)
         sent = int(said.split(" packets transmitted")[0].split()[-1]) if " packets transmitted" in said else 0
         if not sent:
             self.lab.check()

@@ -16,12 +16,13 @@ class PingReply:
     duplicate: bool
 
 
-def parse_ping(output: str) -> list[PingReply]:
+def parse_ping(output: str, *, exact: bool = False) -> list[PingReply]:
     """Return the replies in ping's output, in their order.
 
-    From 100 ms on, a reply's line has whole ms (iputils ping_common.c gather_statistics()); the summary has us.
+    :param exact: take an only reply's RTT from the summary, which has us; from 100 ms on, the reply's line has whole ms
+        (iputils ping_common.c gather_statistics())
     """
     replies = [PingReply(int(seq), float(rtt), bool(dup)) for seq, rtt, dup in REPLY.findall(output)]
-    if len(replies) == 1 and (exact := SUMMARY.search(output)):
-        return [replace(replies[0], rtt_ms=float(exact.group(1)))]
+    if exact and len(replies) == 1 and (summary := SUMMARY.search(output)):
+        return [replace(replies[0], rtt_ms=float(summary.group(1)))]
     return replies

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import time
@@ -326,7 +327,8 @@ class LabInit:
         """End the lab, even while others use it."""
         del fds
         if self.kernel:  # first: in virtual time it would find its clock gone, and panic
-            os.kill(self.kernel, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self.kernel, signal.SIGKILL)
         os._exit(0)
 
     def become_kernel(
@@ -351,14 +353,13 @@ class LabInit:
             places = ["{link}"] * len(first) + ["{requests}", *(f"{{fd{number}}}" for number in range(1, len(fds)))]
             values = {"{private}": PRIVATE, "{link}": ""}
             given = (*first, self.guest_requests.fileno(), *fds[1:])
-            for number, (place, descriptor) in enumerate(zip(places, given, strict=True), FIRST_FD):
-                os.dup2(descriptor, number)
-                values[place] = str(number)
+            values |= dict(zip(places, map(str, _inherited(given)), strict=True))
             words = argv
             for place, value in values.items():
                 words = [word.replace(place, value) for word in words]
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            os.symlink(sees["readable"][0], f"{PRIVATE}/initramfs")  # noqa: PTH211
+            for first_files in sees["readable"][:1]:
+                os.symlink(first_files, f"{PRIVATE}/initramfs")  # noqa: PTH211
             libraries = confine(words[0], **sees)
             os.close(refuse)
             if stopped:
@@ -444,6 +445,23 @@ class LabInit:
         del fds
         ip(*lines, program=program)
         return {}, []
+
+
+def _inherited(descriptors: tuple[int, ...]) -> list[int]:
+    """Let the program that is executed next have descriptors; return their numbers, from FIRST_FD if the limit allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    behind = FIRST_FD + len(descriptors)
+    if most != resource.RLIM_INFINITY and most < behind:
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)  # noqa: FBT003
+        return list(descriptors)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < behind:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (behind, most))
+    numbers = [os.dup2(descriptor, number) for number, descriptor in enumerate(descriptors, FIRST_FD)]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return numbers
 
 
 def _refusal(error: Exception) -> SetUpError:
