@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
@@ -119,6 +119,9 @@ class LabLife(HostPrograms):
             return
         if self._losses:
             self._losses.count()
+        if isinstance(self.guest.clock, VirtualClock) and (self._joins or self.namespaces.kept):
+            with suppress(SkblabError):  # the next controller finds the guest at rest
+                self.guest.clock.settle()
         self._is_closed = True
         stack.close()
 

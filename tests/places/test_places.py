@@ -96,8 +96,8 @@ IMAGES = (
     Place("manifest-list", "described '[]'; skblab image ls", 1,
           ("image x: manifest.json was written by another version of skblab", "skblab image rm x")),
     Place("manifest-empty", "described '{}'; skblab image ls", 1, ("manifest.json was written by another version",)),
-    Place("manifest-number", "described '{\"series\":1,\"variant\":1,\"release\":1,\"recipe\":1,\"corrections\":{},\"files\":{}}';"
-          "skblab image ls", 1, ("image x: manifest.json cannot be read",)),
+    Place("manifest-number", "described '{\"series\":1,\"variant\":1,\"release\":1,\"recipe\":1,\"corrections\":{},'"
+          "'\"files\":{}}'; skblab image ls", 1, ("image x: manifest.json cannot be read",)),
     Place("manifest-directory", "mkdir -p c/images/x/manifest.json; SKBLAB_CACHE=$PWD/c skblab image ls", 1,
           ("image x: manifest.json cannot be read", "Is a directory")),
     Place("config-garbled", "linked; garbled cache/images/$NAME/config; skblab image check; echo $?; skblab image diff "

@@ -18,12 +18,14 @@ from skblab.errors import SkblabError, Timeout, UsageError
 from skblab.guest.losses import Losses
 from skblab.host import process
 from skblab.host.clients import PingReply, parse_ping
+from skblab.host.gdb import find_gdb
 from skblab.host.waiting import wait
 from skblab.image.missing import in_words, inlined_into
 from skblab.lab import Lab
 from skblab.packet import Packet, echo_request
 
 ARRIVAL_TIMEOUT_S = 5.0
+SLOW_ARRIVAL_TIMEOUT_S = 30.0  # with another gdb than ours: Debian 12's takes seconds to find its place
 LINGER_S = 10.0  # for the last reply, after the last release
 FOREVER_S = 86400
 ECHO_REQUEST = "icmp[icmptype] == icmp-echo"
@@ -103,7 +105,8 @@ class PingExperiment:
         :raises Timeout: the packet does not enter the function
         """
         client = self._ping(count, interval_s)
-        deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
+        patience_s = ARRIVAL_TIMEOUT_S if find_gdb().origin == "wheel" else SLOW_ARRIVAL_TIMEOUT_S
+        deadline = time.monotonic() + patience_s
         while True:
             try:
                 stopped = self.debugger.wait_stop(max(deadline - time.monotonic(), 0))
@@ -113,7 +116,7 @@ class PingExperiment:
                 if places := inlined_into(self.lab.image, self.function):
                     said += f"\n{self.function}() was also {in_words(places)}: packets there do not stop here"
                 raise Timeout(
-                    f"no ping has entered {self.function}() within {ARRIVAL_TIMEOUT_S:g} s", found=said,
+                    f"no ping has entered {self.function}() within {patience_s:g} s", found=said,
                     hint="choose a function on a ping's way: ip_rcv, icmp_rcv, icmp_echo, ip_output",
                 ) from None  # fmt: skip
             raw = stopped.packet

@@ -448,7 +448,7 @@ class LabInit:
 
 
 def _inherited(descriptors: tuple[int, ...]) -> list[int]:
-    """Let the program that is executed next have descriptors; return their numbers, from FIRST_FD if the limit allows."""
+    """Let the program that is executed next have descriptors; return their numbers: from FIRST_FD, if allowed."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     behind = FIRST_FD + len(descriptors)
     if most != resource.RLIM_INFINITY and most < behind:
