@@ -35,6 +35,11 @@ EXPECTED_IN_CI: frozenset[str] = frozenset(
     {"no sshd here: openssh-server has it, and would begin to listen on this machine"}
 )
 
+# What others have set changes what programs print (in CI, pytest cuts no line of its summary): tests run without it.
+SAID_OTHERWISE = (
+    "BUILD_NUMBER", "CI", "COLUMNS", "FORCE_COLOR", "LANGUAGE", "LINES", "NO_COLOR", "PYTEST_ADDOPTS", "PY_COLORS",
+)  # fmt: skip
+
 # Of the tests that were run, how many may have been run a second time; one in any case.
 MOST_RERUN = 0.01
 ABOVE_SELECT = 1500
@@ -56,7 +61,12 @@ _began_s = time.monotonic()
 _unexpected: list[str] = []
 _first_failures: list[pytest.TestReport] = []
 _ran: set[str] = set()
+_in_ci = bool(os.environ.get("CI"))
 _complained: set[str] = set()
+
+for _name in SAID_OTHERWISE:
+    os.environ.pop(_name, None)
+os.environ["LC_ALL"] = "C.UTF-8"
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # whose interpreter has done so
     orphans.adopt()
@@ -98,7 +108,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _complained.add(report.nodeid)
     if str(report.outcome) == "rerun":  # pytest-rerunfailures' own outcome
         _first_failures.append(report)
-    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+    if report.skipped and _in_ci and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if reason.removeprefix("Skipped: ") not in EXPECTED_IN_CI:
             _unexpected.append(f"{report.nodeid}: {reason}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from skblab.host import process
 
+THEIRS = {"CI": "true", "COLUMNS": "40", "NO_COLOR": "1", "LC_ALL": "C"}
 TESTS = Path(__file__).resolve().parent
 THEY = """
 import os, select, time
@@ -35,6 +36,10 @@ def test_alone(number):
 def test_beside_others(number):
     takes_time("beside others")
 
+def test_what_others_have_set():
+    assert not {"CI", "COLUMNS", "NO_COLOR"} & os.environ.keys()
+    assert os.environ["LC_ALL"] == "C.UTF-8"
+
 @pytest.mark.wall_clock
 def test_that_is_late_once():
     assert not first_time("late")
@@ -50,10 +55,10 @@ def test_what_looks_at_a_clock_runs_alone_and_is_counted(tmp_path: Path) -> None
     (tmp_path / "test_they.py").write_text(THEY)
     argv = [sys.executable, "-m", "pytest", "-n3", "-pconftest", f"-c{TESTS.parent}/pyproject.toml", str(tmp_path)]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = process.run(argv, env=outside | {"PYTHONPATH": str(TESTS)}, timeout_s=100)
+    done = process.run(argv, env=outside | THEIRS | {"PYTHONPATH": str(TESTS)}, timeout_s=100)
     said = done.stdout + done.stderr
     assert done.returncode == 1, said  # for the kernel that complained
-    assert re.search(r"^18 tests in \d+ s; run a second time: 2, 1% at most$", said, re.MULTILINE), said
+    assert re.search(r"^19 tests in \d+ s; run a second time: 2, 1% at most$", said, re.MULTILINE), said
     assert "a guest's kernel complained in " in said
     lines = [line.rsplit(maxsplit=2) for line in (tmp_path / "spans").read_text().splitlines()]
     spans = [(kind, float(began), float(ended)) for kind, began, ended in lines]
