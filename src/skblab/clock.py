@@ -21,6 +21,8 @@ import time
 from typing import TYPE_CHECKING
 
 from skblab.errors import RuleError, Timeout, UsageError
+from skblab.host.process import undisturbed
+from skblab.host.signals import wakeup
 from skblab.host.waiting import wait
 from skblab.line import Line
 from skblab.timetravel import BEGIN_NS, Guest
@@ -122,6 +124,15 @@ def _nothing() -> None:
     """Do nothing."""
 
 
+@contextlib.contextmanager
+def _released(condition: threading.Condition) -> Iterator[None]:
+    condition.release()
+    try:
+        yield
+    finally:
+        condition.acquire()
+
+
 class VirtualClock(Clock):
     """A clock of ours.
 
@@ -156,7 +167,8 @@ class VirtualClock(Clock):
 
     def begin_at(self, now_ns: int, next_ns: int, rests: int) -> None:
         """Go on with a guest at *now_ns* that rests until *next_ns*, or runs."""
-        self._guest.now_ns, self._guest.next_ns, self._at_rest = now_ns, next_ns, bool(rests)
+        self._guest.now_ns, self._guest.next_ns = now_ns, next_ns
+        self._guest.rests = self._at_rest = bool(rests)
         self._guest.is_adopted = now_ns > 0 and not rests
 
     def nudge_by(self, nudge: Callable[[], object]) -> None:
@@ -250,11 +262,8 @@ class VirtualClock(Clock):
 
     def wait_for(self, condition: threading.Condition, done: Callable[[], bool], timeout_s: float | None) -> bool:
         """Let the guest run until *done*; return whether it is. *condition* is held, and is not meanwhile."""
-        condition.release()
-        try:
+        with _released(condition):
             return self.wait_until(done, timeout_s)
-        finally:
-            condition.acquire()
 
     def settle(self) -> None:
         """Let the guest do what it can at this moment."""
@@ -319,10 +328,22 @@ class VirtualClock(Clock):
                 self._until_ns.remove(until_ns)
 
     def _turn(self, at_once: list[Watched]) -> None:
-        """Let the guest run until it is at rest again, or one of *at_once* is ready.
+        """Let the guest run until it is at rest again, or one of *at_once* is ready, and hear what it has said.
 
-        ``_changed`` is held, and is not while the guest runs.
+        ``_changed`` is held, and is not meanwhile.
         """
+        try:
+            self._turning = True
+            with undisturbed(), wakeup() as woken:  # a signal ends the conversation between two of its messages
+                self._converse([*at_once, woken])
+            with _released(self._changed):
+                self._hear()
+        finally:
+            self._turning = False
+            self._at_rest = self._guest.rests
+            self._changed.notify_all()
+
+    def _converse(self, at_once: list[Watched]) -> None:
         run_ns = None
         if self._at_rest:
             run_ns = (
@@ -332,23 +353,20 @@ class VirtualClock(Clock):
             )
             self._at_rest = self._given = False
             self.changed(self._guest.now_ns, self._guest.next_ns, 0)
-        self._turning = True
-        self._changed.release()
-        try:
+        with _released(self._changed):
             if run_ns is not None:
                 self._guest.run(self._at_this_pace(run_ns, at_once) if self._is_paced else run_ns)
-            rests = self._guest.hear(at_once)
-            self._listening = threading.current_thread()
+            self._guest.hear(at_once)
+        self.changed(self._guest.now_ns, self._guest.next_ns, int(self._guest.rests))
+
+    def _hear(self) -> None:
+        self._listening = threading.current_thread()
+        try:
             for listen in tuple(self._listeners):
                 if not listen():
                     self._listeners.remove(listen)
         finally:
             self._listening = None
-            self._changed.acquire()
-            self._turning = False
-            self._changed.notify_all()
-        self._at_rest = rests
-        self.changed(self._guest.now_ns, self._guest.next_ns, int(rests))
 
     def _at_this_pace(self, run_ns: int, at_once: list[Watched]) -> int:
         """Wait for a moment on this machine's clock, too; return it, or now if *at_once* is ready."""

@@ -51,6 +51,7 @@ class Guest:
         self.connection = connection
         self.now_ns = 0  # when it has rested last
         self.next_ns = 0  # the moment of its next timer, from then
+        self.rests = False
         self.gone = False
         self.stuck: Timeout | None = None  # why it cannot go on
         self.nudge: Callable[[], object] = lambda: None  # sends its kernel a SIGALRM: a second passes
@@ -59,26 +60,28 @@ class Guest:
 
     def run(self, until_ns: int) -> None:
         """Let a guest that rests run, at this moment or another before ``next_ns``."""
+        self.rests = False
         self._say(Op.RUN, until_ns)
 
-    def hear(self, at_once: list[Watched]) -> bool:
-        """Answer the guest until it rests; return False where it is gone, or one of *at_once* is ready.
+    def hear(self, at_once: list[Watched]) -> None:
+        """Answer the guest until it rests, or is gone, or one of *at_once* is ready.
 
         :raises Timeout: it does not rest, or cannot go on
         """
         spins = 0
         while True:
             for op, seq, time_ns in self._messages():
-                if self._answer(op, seq, time_ns):
-                    return True
+                self.rests = self._answer(op, seq, time_ns)
+                if self.rests:
+                    return
             watched: list[Any] = [self.connection, *at_once]
             ready = wait(watched, SPIN_S)
             if self.connection in ready:
                 self.is_adopted = False
                 if not self._read():
-                    return False
+                    return
             elif ready:
-                return False
+                return
             else:
                 self._spins(spins)
                 spins += 1

@@ -109,6 +109,8 @@ def test_what_is_wrong_is_raised(lab: Lab) -> None:
 @pytest.mark.complains("panic")
 def test_a_guest_that_panics(image: Image) -> None:
     with LabSpec(image=image, root="host").start() as lab, Session(lab) as session:
-        command = lab.guest.popen(["sh", "-c", "echo c >/proc/sysrq-trigger"])
+        command = lab.guest.popen(["sh", "-c", "read go; echo c >/proc/sysrq-trigger"], stdin=subprocess.PIPE)
+        assert command.stdin
+        command.stdin.close()
         with command, pytest.raises(GuestLost, match="panic"):
             session.run(["sleep", "1000"])

@@ -66,7 +66,8 @@ def test_the_next_goes_on_where_one_was_interrupted() -> None:
     assert running.stdout
     read_until(running.stdout.fileno(), lambda said: "begun" in said, within_s=30)
     running.send_signal(signal.SIGTERM)
-    process.end(running)
+    running.communicate(timeout=30)
+    assert running.returncode == 128 + signal.SIGTERM
     assert "1 received" in skblab("exec", NAME, "--", "ping", "-c1", "guest").stdout
 
 

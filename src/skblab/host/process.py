@@ -238,9 +238,9 @@ def undisturbed() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in INTERRUPTIONS}
     handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
     came: list[int] = []
-    for number in handlers:
-        signal.signal(number, lambda number, _: came.append(number))
     try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: came.append(number))
         yield
     finally:
         for number, handler in handlers.items():
