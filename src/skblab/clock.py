@@ -74,6 +74,13 @@ class Clock:
         """
         return condition.wait_for(done, timeout_s)
 
+    def countdown(self, timeout_s: float | None) -> Callable[[], float | None]:
+        """Return a function that returns how much is left of a time that begins now, 0 at least; of None, None."""
+        if timeout_s is None:
+            return lambda: None
+        end_ns = self.monotonic_ns + round(timeout_s * 1e9)
+        return lambda: max(end_ns - self.monotonic_ns, 0) / 1e9
+
     def given(self) -> None:
         """Note that the guest was given something that it has to look at."""
 

@@ -57,11 +57,11 @@ def _start(guest: Guest, node: str, line: str) -> Command:
 
 def _wait(guest: Guest, heard: int, commands: list[Command]) -> None:
     clock = guest.clock
-    deadline_s = clock.monotonic_ns / 1e9 + TIMEOUT_S
+    left_s = clock.countdown(TIMEOUT_S)
     listening = 0
     while listening < len(commands):
         watched: list[int | Command] = [heard, *commands]
-        ready = clock.wait(watched, max(deadline_s - clock.monotonic_ns / 1e9, 0), at_once=[guest.pidfd])
+        ready = clock.wait(watched, left_s(), at_once=[guest.pidfd])
         if guest.pidfd in ready:
             raise guest.lost()
         evidence = "\n".join((*(command.args[-1] for command in commands), guest.console.evidence()))

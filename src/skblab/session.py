@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from skblab.agent.running import Running
 
 Watched = Debugger | socket.socket | int
+TimeLeft = Callable[[], float | None]
 
 STOP_TIMEOUT_S = 1.0  # gdb has said that there is one
 
@@ -193,14 +194,14 @@ class Session:
         A client may end before gdb has reported a stop: the watcher gets every stop.
         """
         guest, debugger = self._lab.guest, self._debugger
-        deadline_s = None if timeout_s is None else self._lab.guest.clock.monotonic_ns / 1e9 + timeout_s
+        left_s = self._lab.guest.clock.countdown(timeout_s)
         watched: list[Watched] = [guest.notifications, guest.pidfd, *([debugger] if debugger else [])]
         reported, ended = 0, False
         with contextlib.ExitStack() as stack:
             end = _end_of(client, stack) if client else None
             while True:
                 try:
-                    ready = self._ready(None if ended else end, watched, client, deadline_s)
+                    ready = self._ready(None if ended else end, watched, client, left_s)
                 except KeyboardInterrupt:
                     if client:
                         raise
@@ -219,30 +220,29 @@ class Session:
                     return client.wait()
 
     def _ready(
-        self, end: int | None, watched: Sequence[Watched], client: process.Client | None, deadline_s: float | None
+        self, end: int | None, watched: Sequence[Watched], client: process.Client | None, left_s: TimeLeft
     ) -> list[Watched]:
         """Wait for a client's end, or for one of those that are watched, and pass a Ctrl-C on to the client.
 
         :raises subprocess.TimeoutExpired: the time is over; the client was killed
         """
         try:
-            return self._waited(end, watched, client, deadline_s)
+            return self._waited(end, watched, client, left_s)
         except KeyboardInterrupt:
             if client is None:
                 raise
         process.interrupt(client)
-        return self._waited(end, watched, client, deadline_s)
+        return self._waited(end, watched, client, left_s)
 
     def _waited(
-        self, end: int | None, watched: Sequence[Watched], client: process.Client | None, deadline_s: float | None
+        self, end: int | None, watched: Sequence[Watched], client: process.Client | None, left_s: TimeLeft
     ) -> list[Watched]:
         clock = self._lab.guest.clock
         began_s = clock.monotonic_ns / 1e9
         with wakeup() as woken:
             while True:
-                left_s = None if deadline_s is None else max(deadline_s - clock.monotonic_ns / 1e9, 0)
                 ends: list[Watched] = [] if end is None else [end]
-                ready = clock.wait(ends, left_s, at_once=[*watched, woken])
+                ready = clock.wait(ends, left_s(), at_once=[*watched, woken])
                 if not ready:
                     if client:
                         process.end(client)

@@ -197,11 +197,10 @@ class Guest(Programs):
 
     def _wait_ready(self, boot: Boot) -> None:
         """Wait for "ready" from init through /proc/mconsole, for a panic, or for the kernel's end."""
-        deadline_s = self.clock.monotonic_ns / 1e9 + boot.timeout_s
+        left_s = self.clock.countdown(boot.timeout_s)
         while True:
-            left = deadline_s - self.clock.monotonic_ns / 1e9
             watched: list[socket.socket | int] = [self._notify]
-            ready = self.clock.wait(watched, max(left, 0), at_once=[self.pidfd])
+            ready = self.clock.wait(watched, left_s(), at_once=[self.pidfd])
             if self._notify in ready:
                 said = self.notification()
                 if said.kind is mconsole.Kind.USER and said.text == READY:
@@ -213,7 +212,7 @@ class Guest(Programs):
                     raise self._never_ready(boot, f"the guest kernel panicked at boot: {said.text}")
             elif self.pidfd in ready:
                 raise self._never_ready(boot, f"the guest kernel ended before it was ready ({self.how_it_ended()})")
-            elif left <= 0:
+            elif left_s() == 0:
                 raise self._not_ready(boot)
 
     def _relayed(self) -> bool:

@@ -172,7 +172,7 @@ class Command:
 
         :raises subprocess.TimeoutExpired: it is still running
         """
-        deadline_s = None if timeout is None else self._clock.monotonic_ns / 1e9 + timeout
+        left_s = self._clock.countdown(timeout)
         left = memoryview(input or b"")
         said: dict[IO[bytes], bytearray] = {pipe: bytearray() for pipe in (self.stdout, self.stderr) if pipe}
         reads = set(said)
@@ -180,8 +180,8 @@ class Command:
         if self.stdin:
             os.set_blocking(self.stdin.fileno(), False)
         while reads or writes:
-            wait_s = None if deadline_s is None else deadline_s - self._clock.monotonic_ns / 1e9
-            if wait_s is not None and wait_s <= 0:
+            wait_s = left_s()
+            if wait_s == 0:
                 assert timeout is not None
                 raise subprocess.TimeoutExpired(self.args, timeout)
             ready = self._clock.wait(reads, wait_s, writes)
@@ -201,7 +201,7 @@ class Command:
                 if not left:
                     writes.clear()
                     pipe.close()
-        self.wait(None if deadline_s is None else max(deadline_s - self._clock.monotonic_ns / 1e9, 0))
+        self.wait(left_s())
         out, err = (bytes(said[pipe]) if pipe else b"" for pipe in (self.stdout, self.stderr))
         return out, err
 

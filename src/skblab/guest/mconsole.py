@@ -208,13 +208,12 @@ class Mconsole:
 
     def _answer(self, channel: socket.socket, text: str, timeout_s: float) -> tuple[bool, str]:
         """Collect the datagrams of one answer; return whether it is an error, and its text."""
-        deadline_s = self._clock.monotonic_ns / 1e9 + timeout_s
+        left_s = self._clock.countdown(timeout_s)
         answer = []
         refused = False
         while True:
             watched: list[socket.socket | int] = [channel]
-            left_s = max(deadline_s - self._clock.monotonic_ns / 1e9, 0)
-            ready = self._clock.wait(watched, left_s, at_once=[self._pidfd])
+            ready = self._clock.wait(watched, left_s(), at_once=[self._pidfd])
             if not ready:
                 raise self._silent(text, timeout_s)
             if channel not in ready:
