@@ -5,11 +5,13 @@
  * Commands come with an interrupt. A tasklet carries out decisions on held packets at once. Arming and disarming write the
  * kernel's text and need process context, so the tasklet leaves them to a work item and goes on after it.
  */
+#include <asm/irq_regs.h>
 #include <irq_kern.h>
 #include <linux/init.h>
 #include <linux/interrupt.h>
 #include <linux/module.h>
 #include <linux/workqueue.h>
+#include <shared/timetravel.h>
 
 #include "agent.h"
 #include "packet.h"
@@ -143,6 +145,19 @@ static int module_changes(struct notifier_block *block, unsigned long state, voi
 	return NOTIFY_OK;
 }
 
+/*
+ * From 6.12 on, a guest in virtual time that rests runs the handlers of its input without the registers of what they interrupt
+ * (arch/um/kernel/irq.c irq_do_pending_events()), and mconsole_interrupt() (arch/um/drivers/mconsole_kern.c) copies these from
+ * wherever the pointer leads. Between two interrupts, it leads here then.
+ */
+static void have_registers(bool have)
+{
+	static struct pt_regs none;
+
+	if (time_travel_mode != TT_MODE_OFF)
+		set_irq_regs(have ? &none : NULL);
+}
+
 static struct notifier_block module_notifier = { .notifier_call = module_changes };
 
 static irqreturn_t doorbell_rang(int number, void *data)
@@ -177,6 +192,7 @@ static int __init agent_init(void)
 	if (error) /* rules and traces work without; commands in the guest do not */
 		pr_err("skblab agent: it opens no files of the host's: error %d\n", error);
 	register_module_notifier(&module_notifier);
+	have_registers(true);
 	agent_channel_ready();
 	tasklet_schedule(&commands_tasklet); /* commands may have come before the interrupt was requested */
 	return 0;
@@ -184,6 +200,7 @@ static int __init agent_init(void)
 
 static void __exit agent_exit(void)
 {
+	have_registers(false);
 	unregister_module_notifier(&module_notifier);
 	um_free_irq(irq, &commands_tasklet);
 	host_is_gone = true;
