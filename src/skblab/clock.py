@@ -30,6 +30,7 @@ from skblab.timetravel import BEGIN_NS, Guest
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from skblab.host.waiting import Watched
 
@@ -67,10 +68,18 @@ class Clock:
         """
         return wait([*reads, *at_once], timeout_s, writes)
 
-    def wait_for(self, condition: threading.Condition, done: Callable[[], bool], timeout_s: float | None) -> bool:
+    def wait_for(
+        self,
+        condition: threading.Condition,
+        done: Callable[[], bool],
+        timeout_s: float | None,
+        *,
+        of_agent: bool = False,  # noqa: ARG002 - of a clock of ours
+    ) -> bool:
         """Wait until *done*, which *condition* announces; return whether it is. *condition* is held.
 
         :param timeout_s: of the guest's time
+        :param of_agent: for an answer, which it also gives while the kernel stands still
         """
         return condition.wait_for(done, timeout_s)
 
@@ -87,6 +96,12 @@ class Clock:
     def expect(self) -> Callable[[], None]:
         """Let no time pass until the function that is returned is called: a thread is about to decide."""
         return _nothing
+
+    def decides_here(self, let_run: Callable[[], AbstractContextManager[None]]) -> None:
+        """Note that this thread decides about packets for which the guest's kernel stands still; in virtual time alone.
+
+        :param let_run: what is entered while the thread waits for the guest
+        """
 
     def attend(self, listen: Callable[[], bool]) -> None:
         """Have *listen* called whenever the guest may have said something; in virtual time alone."""
@@ -167,6 +182,7 @@ class VirtualClock(Clock):
         self._expected = 0  # threads that are about to decide
         self._until_ns: list[int] = []  # of each who waits
         self._listeners: list[Callable[[], bool]] = []
+        self._here = threading.local()  # let_run, of a thread that decides
 
     def fileno(self) -> int:
         """Return the connection's descriptor, for the next controller."""
@@ -231,6 +247,13 @@ class VirtualClock(Clock):
             self._given = True
             self._changed.notify_all()
 
+    def decides_here(self, let_run: Callable[[], AbstractContextManager[None]]) -> None:
+        """Note that this thread decides about packets for which the guest's kernel stands still.
+
+        :param let_run: what is entered while the thread waits for the guest
+        """
+        self._here.let_run = let_run
+
     def attend(self, listen: Callable[[], bool]) -> None:
         """Have *listen* called whenever the guest may have said something, before more time passes.
 
@@ -267,10 +290,20 @@ class VirtualClock(Clock):
             return wait([*reads, *at_once], timeout_s, writes)  # what a guest leaves behind when it ends
         return ready
 
-    def wait_for(self, condition: threading.Condition, done: Callable[[], bool], timeout_s: float | None) -> bool:
-        """Let the guest run until *done*; return whether it is. *condition* is held, and is not meanwhile."""
+    def wait_for(
+        self,
+        condition: threading.Condition,
+        done: Callable[[], bool],
+        timeout_s: float | None,
+        *,
+        of_agent: bool = False,
+    ) -> bool:
+        """Let the guest run until *done*; return whether it is. *condition* is held, and is not meanwhile.
+
+        :param of_agent: for an answer, which it also gives while the kernel stands still
+        """
         with _released(condition):
-            return self.wait_until(done, timeout_s)
+            return self._wait_until(done, timeout_s) if of_agent else self.wait_until(done, timeout_s)
 
     def settle(self) -> None:
         """Let the guest do what it can at this moment."""
@@ -302,6 +335,11 @@ class VirtualClock(Clock):
         :raises Timeout: *most_s* has passed for one who waits without limit; or a program computes for ever
         :raises UsageError: this is a callback
         """
+        let_run = getattr(self._here, "let_run", None)
+        with let_run() if let_run and not done() else contextlib.nullcontext():
+            return self._wait_until(done, timeout_s, at_once)
+
+    def _wait_until(self, done: Callable[[], bool], timeout_s: float | None, at_once: Iterable[Watched] = ()) -> bool:
         at_once = list(at_once)
         if self.is_listening and not done():
             raise UsageError(

@@ -27,7 +27,7 @@ MOST_SPINS = 30
 
 
 class Op(IntEnum):
-    """The kind of a message: enum um_timetravel_ops."""
+    """The kind of a message: enum um_timetravel_ops, and what the agent says beside the kernel (agent_abi.h)."""
 
     ACK = 0
     START = 1
@@ -39,6 +39,8 @@ class Op(IntEnum):
     FREE_UNTIL = 7
     GET_TOD = 8
     BROADCAST = 9
+    STANDS = 100  # enum agent_op
+    GOES_ON = 101
 
 
 class Guest:
@@ -52,6 +54,7 @@ class Guest:
         self.now_ns = 0  # when it has rested last
         self.next_ns = 0  # the moment of its next timer, from then
         self.rests = False
+        self.stands = False  # its agent waits for commands, and nothing else runs
         self.gone = False
         self.stuck: Timeout | None = None  # why it cannot go on
         self.nudge: Callable[[], object] = lambda: None  # sends its kernel a SIGALRM: a second passes
@@ -64,7 +67,7 @@ class Guest:
         self._say(Op.RUN, until_ns)
 
     def hear(self, at_once: list[Watched]) -> None:
-        """Answer the guest until it rests, or is gone, or one of *at_once* is ready.
+        """Answer the guest until it rests, or stands, or is gone, or one of *at_once* is ready.
 
         :raises Timeout: it does not rest, or cannot go on
         """
@@ -72,10 +75,10 @@ class Guest:
         while True:
             for op, seq, time_ns in self._messages():
                 self.rests = self._answer(op, seq, time_ns)
-                if self.rests:
+                if self.rests or op is Op.STANDS:
                     return
             watched: list[Any] = [self.connection, *at_once]
-            ready = wait(watched, SPIN_S)
+            ready = wait(watched, None if self.stands else SPIN_S)
             if self.connection in ready:
                 self.is_adopted = False
                 if not self._read():
@@ -104,11 +107,12 @@ class Guest:
 
     def _answer(self, op: Op, seq: int, time_ns: int) -> bool:
         """Answer a message; return whether the guest rests now."""
+        self.stands = op is Op.STANDS
         if op is Op.REQUEST:
             self.next_ns = time_ns
         elif op is Op.WAIT:
             self.now_ns = time_ns & ~IDLE
-        if op is not Op.ACK:
+        if op not in {Op.ACK, Op.STANDS, Op.GOES_ON}:
             self._say(Op.ACK, {Op.GET: self.now_ns, Op.GET_TOD: BEGIN_NS + self.now_ns}.get(op, 0), seq)
         return op is Op.WAIT
 

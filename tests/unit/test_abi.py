@@ -9,6 +9,7 @@ import pytest
 from skblab.agent import abi
 from skblab.host import process
 from skblab.image.recipe import kernel_dir
+from skblab.timetravel import Op
 from skblab.verdict import MOST_COPIES, ROWS, VERDICTS
 
 HEADER = kernel_dir() / "agent" / "agent_abi.h"
@@ -245,6 +246,8 @@ def test_numbers() -> None:
     ):
         for member in kind:
             assert in_c.pop(member.name) == member.value, member
+    for op in (Op.STANDS, Op.GOES_ON):
+        assert in_c.pop(op.name) == op
     assert in_c == {}
     verdicts = dict(re.findall(r"\bAGENT_(\w+) = (\d+)", HEADER.with_name("verdict.c").read_text()))
     assert {int(number) for number in verdicts.values()} == {row.number for row in ROWS}

@@ -49,6 +49,7 @@ class Command(enum.IntEnum):
     TRACE_PROBE = 9
     UNFOLLOW = 10
     LOSSES = 11
+    LATER = 12
 
 
 class Role(enum.IntEnum):
@@ -175,8 +176,9 @@ class Arm:
     device_arguments: int = 0
     socket_arguments: int = 0
     net_arguments: int = 0
+    at_once: int = 0
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH10Qq5I2i4BI4x")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH10Qq5I2i4B2I")
 
     def encode(self, rule: int, cookie: int) -> bytes:
         """Return the command's bytes."""
@@ -187,6 +189,7 @@ class Arm:
             self.chance, self.seed, self.verdict, self.reason, self.captured_bytes,
             self.held_returns, self.dropped_returns,
             self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments, len(self.filter) // 8,
+            self.at_once,
         )  # fmt: skip
         return head + self.filter
 

@@ -194,7 +194,7 @@ class Link:
 
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         with self.changed:
-            if not self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s):
+            if not self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s, of_agent=True):
                 raise Timeout(f"the agent did not answer within {timeout_s:g} s", found=f"waited for: {what}")
             if not done():
                 raise self._lost()
