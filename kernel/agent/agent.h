@@ -58,6 +58,9 @@ struct agent_rule {
 	u64 sent_ns; /* of a rate: when the packets so far have passed */
 };
 
+/* tasks.c */
+void agent_tell_tasks(void);
+
 /* main.c: commands */
 void agent_stand_still(const u64 *waits);
 

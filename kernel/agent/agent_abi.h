@@ -110,6 +110,7 @@ enum agent_command_kind {
 	 * the sum of these numbers is not 0: one who decides waits for the kernel.
 	 */
 	AGENT_LATER = 12,
+	AGENT_TASKS = 13, /* struct agent_decide; an AGENT_TASK for each program's task comes before the answer */
 };
 
 /* What the agent says to the controller of time (struct um_timetravel_msg), which does not answer. */
@@ -239,6 +240,7 @@ enum agent_event_kind {
 	AGENT_DONE = 2, /* struct agent_done */
 	AGENT_RELEASED = 3, /* struct agent_end */
 	AGENT_DROPPED = 4, /* struct agent_end */
+	AGENT_TASK = 5, /* struct agent_task */
 };
 
 struct agent_hit {
@@ -280,6 +282,16 @@ enum agent_cause { /* why a packet is held no more */
 	AGENT_LEASE = 1, /* the host did not decide in time */
 	AGENT_DEVICE_GOES = 2, /* a device that it needs is deleted, or moves to another namespace */
 	AGENT_NAMESPACE_GOES = 3,
+};
+
+struct agent_task {
+	struct agent_record record;
+	__s32 pid;
+	__s32 call; /* the number of the system call that it is in, or -1 */
+	char name[16];
+	__u8 runs; /* it is the current one */
+	__u8 is_kernels;
+	__u8 padding[6];
 };
 
 struct agent_end {

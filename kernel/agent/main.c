@@ -69,6 +69,9 @@ static long answer(const struct agent_decide *decide)
 	case AGENT_LOSSES:
 		agent_count_losses();
 		return 0;
+	case AGENT_TASKS:
+		agent_tell_tasks();
+		return 0;
 	default:
 		return agent_decide(decide);
 	}

@@ -6,7 +6,9 @@ include/uapi/linux/um_timetravel.h has the messages; what the kernel says more i
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
+import time
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +60,7 @@ class Guest:
         self.gone = False
         self.stuck: Timeout | None = None  # why it cannot go on
         self.nudge: Callable[[], object] = lambda: None  # sends its kernel a SIGALRM: a second passes
+        self.name_tasks: Callable[..., str] = lambda **_: ""
         self.is_adopted = False  # it ran when its last controller left, and has said nothing since
         self._unread = b""
 
@@ -66,8 +69,10 @@ class Guest:
         self.rests = False
         self._say(Op.RUN, until_ns)
 
-    def hear(self, at_once: list[Watched]) -> None:
+    def hear(self, at_once: list[Watched], deadline_s: float = math.inf) -> None:
         """Answer the guest until it rests, or stands, or is gone, or one of *at_once* is ready.
+
+        :param deadline_s: the moment on this machine's clock at which to stop
 
         :raises Timeout: it does not rest, or cannot go on
         """
@@ -78,14 +83,18 @@ class Guest:
                 if self.rests or op is Op.STANDS:
                     return
             watched: list[Any] = [self.connection, *at_once]
-            ready = wait(watched, None if self.stands else SPIN_S)
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return
+            patience_s = left_s if self.stands else min(left_s, SPIN_S)
+            ready = wait(watched, None if patience_s == math.inf else patience_s)
             if self.connection in ready:
                 self.is_adopted = False
                 if not self._read():
                     return
             elif ready:
                 return
-            else:
+            elif patience_s == SPIN_S:
                 self._spins(spins)
                 spins += 1
 
@@ -99,7 +108,7 @@ class Guest:
         elif before == MOST_SPINS:
             self.stuck = Timeout(
                 f"the guest has run for {MOST_SPINS * SPIN_S:g} s, and does not rest",
-                found="one of its programs computes for ever, or gdb has stopped the kernel",
+                found=self.name_tasks(in_turn=True) or "its kernel does not answer: gdb has stopped it, or it is stuck",
             )
         if self.stuck:
             raise self.stuck

@@ -17,6 +17,7 @@ STRUCTS = {
     "agent_counts": abi.Counts.LAYOUT, "agent_record": abi.RECORD, "agent_arm": abi.Arm.LAYOUT,
     "agent_decide": abi.DECIDE, "agent_write": abi.WRITE,
     "agent_hit": abi.HIT_LAYOUT, "agent_done": abi.Done.LAYOUT, "agent_end": abi.End.LAYOUT,
+    "agent_task": abi.Task.LAYOUT,
     "agent_field": abi.Field.LAYOUT, "agent_follow": abi.Follow.LAYOUT, "agent_trace_probe": abi.TraceProbe.LAYOUT,
     "agent_step": abi.STEP, "agent_more": abi.MORE, "agent_by_hand": abi.BY_HAND_LAYOUT, "agent_return": abi.RETURN,
     "agent_kin": abi.KIN, "agent_device": abi.DEVICE,
@@ -187,7 +188,7 @@ def test_an_event_says_the_same_under_the_same_name(tmp_path: Path, which: str, 
     event = abi.decode(bytes.fromhex(run(tmp_path, lines)) + bytes(captured))
     if isinstance(event, abi.Done):
         assert event.note == "said"
-    else:
+    elif not isinstance(event, abi.Task):
         assert event.rule == 7
     if isinstance(event, abi.Hit):
         assert len(event.data) == values.pop("captured_bytes")

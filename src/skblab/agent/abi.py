@@ -50,6 +50,7 @@ class Command(enum.IntEnum):
     UNFOLLOW = 10
     LOSSES = 11
     LATER = 12
+    TASKS = 13
 
 
 class Role(enum.IntEnum):
@@ -80,6 +81,7 @@ class Event(enum.IntEnum):
     DONE = 2
     RELEASED = 3
     DROPPED = 4
+    TASK = 5
 
 
 class Cause(enum.IntEnum):
@@ -356,7 +358,20 @@ class End:
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQI4x")
 
 
-def decode(record: bytes) -> Hit | Done | End:
+@dataclass(frozen=True, slots=True)
+class Task:
+    """struct agent_task: a task of a program of the guest's; ``call`` is the number of its system call, or -1."""
+
+    pid: int
+    call: int
+    name: str
+    runs: bool
+    is_kernels: bool
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHii16s2B6x")
+
+
+def decode(record: bytes) -> Hit | Done | End | Task:
     """Return the event of one record.
 
     :raises ValueError: not one
@@ -374,6 +389,9 @@ def decode(record: bytes) -> Hit | Done | End:
     if kind in {Event.RELEASED, Event.DROPPED}:
         at_ns, packet, cause = End.LAYOUT.unpack_from(record)[3:]
         return End(rule, at_ns, packet, kind == Event.DROPPED, Cause(cause))
+    if kind == Event.TASK:
+        pid, call, name, runs, is_kernels = Task.LAYOUT.unpack_from(record)[3:]
+        return Task(pid, call, name.partition(b"\0")[0].decode(errors="replace"), bool(runs), bool(is_kernels))
     raise ValueError(f"unknown event of kind {kind}")
 
 
