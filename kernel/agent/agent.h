@@ -58,16 +58,24 @@ struct agent_rule {
 	u64 sent_ns; /* of a rate: when the packets so far have passed */
 };
 
+/* tasks.c */
+void agent_tell_tasks(void);
+
+/* main.c: commands */
+void agent_stand_still(const u64 *waits);
+
 /* channel.c: memory and socket shared with the host */
 extern struct agent_shared *agent_shared;
 long agent_host_call(long number, long a, long b, long c, long d, long e, long f);
-int agent_channel_open(int memory_fd, int socket_fd);
+int agent_channel_open(int memory_fd, int socket_fd, int clock_fd);
 void agent_channel_ready(void);
 void agent_channel_close(void);
 void agent_steps_prepare(void);
 void agent_ring(void);
 void agent_ring_soon(void);
 bool agent_listen(u32 *farewells);
+void agent_say_of_time(u32 op);
+void agent_await_doorbell(void);
 
 /* hostfile.c: descriptors of the host's as files of the guest's */
 int agent_hostfiles_open(int socket_fd);
@@ -145,6 +153,8 @@ int agent_held_open(void);
 void agent_held_close(void);
 u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb, struct agent_place place);
 int agent_decide(const struct agent_decide *decide);
+bool agent_goes_on(u64 packet);
+void agent_be_patient(void);
 void agent_release_rule(u16 rule);
 void agent_held_flush(void);
 

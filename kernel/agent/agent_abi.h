@@ -105,6 +105,18 @@ enum agent_command_kind {
 	AGENT_TRACE_PROBE = 9, /* struct agent_trace_probe; record.rule: the probe's number */
 	AGENT_UNFOLLOW = 10, /* ends the trace, and disarms its probes */
 	AGENT_LOSSES = 11, /* struct agent_decide; count what the links have lost: agent_shared.link_cut, ... */
+	/*
+	 * struct agent_decide; the kernel stands still no longer for this packet, which stays held. packet 0: for none, while
+	 * the sum of these numbers is not 0: one who decides waits for the kernel.
+	 */
+	AGENT_LATER = 12,
+	AGENT_TASKS = 13, /* struct agent_decide; an AGENT_TASK for each program's task comes before the answer */
+};
+
+/* What the agent says to the controller of time (struct um_timetravel_msg), which does not answer. */
+enum agent_op {
+	AGENT_STANDS = 100, /* the kernel stands still, and waits for the host's commands; there may be events */
+	AGENT_GOES_ON = 101,
 };
 
 /* What a function does to a packet of a trace. */
@@ -182,7 +194,7 @@ struct agent_arm {
 	__u8 socket_arguments; /* struct sock * */
 	__u8 net_arguments; /* struct net * */
 	__u32 filter_length; /* instructions; 0: every packet */
-	__u32 padding;
+	__u32 at_once; /* of a hold in virtual time: the kernel stands still until the host has decided */
 };
 
 struct agent_by_hand {
@@ -228,6 +240,7 @@ enum agent_event_kind {
 	AGENT_DONE = 2, /* struct agent_done */
 	AGENT_RELEASED = 3, /* struct agent_end */
 	AGENT_DROPPED = 4, /* struct agent_end */
+	AGENT_TASK = 5, /* struct agent_task */
 };
 
 struct agent_hit {
@@ -269,6 +282,16 @@ enum agent_cause { /* why a packet is held no more */
 	AGENT_LEASE = 1, /* the host did not decide in time */
 	AGENT_DEVICE_GOES = 2, /* a device that it needs is deleted, or moves to another namespace */
 	AGENT_NAMESPACE_GOES = 3,
+};
+
+struct agent_task {
+	struct agent_record record;
+	__s32 pid;
+	__s32 call; /* the number of the system call that it is in, or -1 */
+	char name[16];
+	__u8 runs; /* it is the current one */
+	__u8 is_kernels;
+	__u8 padding[6];
 };
 
 struct agent_end {

@@ -8,12 +8,15 @@
 #include <linux/kernel.h>
 #include <linux/ktime.h>
 #include <shared/timetravel.h>
+#include <uapi/linux/poll.h>
+#include <uapi/linux/um_timetravel.h>
 
 #include "agent.h"
 
 /* The host's numbers (x86-64); the guest's own headers have the same, for the same architecture. */
 #define HOST_READ 0
 #define HOST_WRITE 1
+#define HOST_POLL 7
 #define HOST_MMAP 9
 #define HOST_MUNMAP 11
 #define HOST_MADVISE 28
@@ -26,7 +29,7 @@
 #define HOST_EAGAIN 11
 
 struct agent_shared *agent_shared;
-static int doorbell = -1;
+static int doorbell = -1, clock = -1;
 static bool bell_is_due;
 
 static void ring_late(struct tasklet_struct *tasklet);
@@ -78,7 +81,7 @@ void agent_ring_soon(void)
 	tasklet_schedule(&bell_tasklet);
 }
 
-int agent_channel_open(int memory_fd, int socket_fd)
+int agent_channel_open(int memory_fd, int socket_fd, int clock_fd)
 {
 	struct agent_shared *shared;
 	u64 now[2];
@@ -96,6 +99,7 @@ int agent_channel_open(int memory_fd, int socket_fd)
 		return mapped;
 	agent_shared = (struct agent_shared *)mapped;
 	doorbell = socket_fd;
+	clock = clock_fd;
 	agent_shared->stop_address = (u64)agent_stop;
 	agent_shared->trampoline_address = (u64)agent_trampoline;
 	agent_shared->by_hand_address = (u64)&agent_by_hand;
@@ -140,4 +144,21 @@ bool agent_listen(u32 *farewells)
 			*farewells += bytes[i] == AGENT_FAREWELL;
 	} while (got == sizeof(bytes));
 	return got == -HOST_EAGAIN || got == -HOST_EINTR || got > 0; /* else it is closed, or was reset */
+}
+
+/* The host's commands come with the doorbell: sleep until it rings. A signal may end that, too. */
+void agent_await_doorbell(void)
+{
+	struct pollfd watched = { .fd = doorbell, .events = POLLIN };
+
+	agent_host_call(HOST_POLL, (long)&watched, 1, -1, 0, 0, 0);
+}
+
+/* Tell the controller of virtual time something that it does not answer. */
+void agent_say_of_time(u32 op)
+{
+	const struct um_timetravel_msg message = { .op = op };
+
+	while (agent_host_call(HOST_WRITE, clock, (long)&message, sizeof(message), 0, 0, 0) == -HOST_EINTR)
+		;
 }

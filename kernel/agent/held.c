@@ -49,6 +49,8 @@ static LIST_HEAD(queue);
 static u64 last_packet;
 static s64 wakes_late_ns;
 static bool memory_is_short;
+static u64 undecided; /* the packet for which the kernel stands still until the host decides, or 0 */
+static int impatience; /* not 0: it stands still for none */
 
 static void run_queue_for_a_while(struct tasklet_struct *tasklet);
 static DECLARE_TASKLET(queue_tasklet, run_queue_for_a_while);
@@ -335,6 +337,8 @@ static int decide_once(const struct agent_decide *decide, struct agent_held *hel
 		break;
 	case AGENT_COPY:
 		return copy_held(held);
+	case AGENT_LATER:
+		return 0;
 	case AGENT_WRITE:
 		if (sizeof(*write) + write->data_bytes > write->record.bytes)
 			return -EINVAL;
@@ -352,6 +356,14 @@ int agent_decide(const struct agent_decide *decide)
 	const bool copies = decide->record.kind == AGENT_COPY;
 	int error = 0;
 
+	if (decide->record.kind == AGENT_LATER && !decide->packet) {
+		impatience += decide->number;
+		undecided = 0;
+		return 0;
+	}
+	if (decide->packet == undecided && !copies && decide->record.kind != AGENT_WRITE)
+		undecided = 0;
+
 	if (copies && (decide->number < 0 || decide->number > AGENT_MOST_COPIES))
 		return -EINVAL;
 	for (s32 left = copies ? decide->number : 1; left > 0 && !error; left--) {
@@ -364,6 +376,33 @@ int agent_decide(const struct agent_decide *decide)
 		local_irq_restore(flags);
 	}
 	return error;
+}
+
+/*
+ * Have the host decide on a packet now, while the kernel stands still: true if it goes on at once, and so keeps its place.
+ * Else it is held, or waits to be dropped. Interrupts are off.
+ */
+bool agent_goes_on(u64 packet)
+{
+	struct agent_held *held = held_packet(packet);
+
+	if (impatience)
+		return false;
+	undecided = packet;
+	agent_stand_still(&undecided);
+	undecided = 0;
+	if (!held->ended || held->drop)
+		return false;
+	list_del(&held->list); /* from the queue */
+	agent_unkeep(&held->kept);
+	kfree(held);
+	return true;
+}
+
+/* The host that was impatient is gone. */
+void agent_be_patient(void)
+{
+	impatience = 0;
 }
 
 /*

@@ -5,22 +5,25 @@
  * Commands come with an interrupt. A tasklet carries out decisions on held packets at once. Arming and disarming write the
  * kernel's text and need process context, so the tasklet leaves them to a work item and goes on after it.
  */
+#include <asm/irq_regs.h>
 #include <irq_kern.h>
 #include <linux/init.h>
 #include <linux/interrupt.h>
 #include <linux/module.h>
 #include <linux/workqueue.h>
+#include <shared/timetravel.h>
 
 #include "agent.h"
 #include "packet.h"
 
-static int memory_fd = -1, socket_fd = -1, requests_fd = -1, irq = -1;
-static bool host_is_gone;
+static int memory_fd = -1, socket_fd = -1, requests_fd = -1, clock_fd = -1, irq = -1;
+static bool host_is_gone, is_answering;
 static u32 farewells; /* heard, and not carried out yet */
 
 module_param(memory_fd, int, 0);
 module_param(socket_fd, int, 0);
 module_param(requests_fd, int, 0);
+module_param(clock_fd, int, 0); /* of virtual time */
 
 static void run_commands(struct tasklet_struct *tasklet);
 static void run_slow_command(struct work_struct *work);
@@ -66,9 +69,25 @@ static long answer(const struct agent_decide *decide)
 	case AGENT_LOSSES:
 		agent_count_losses();
 		return 0;
+	case AGENT_TASKS:
+		agent_tell_tasks();
+		return 0;
 	default:
 		return agent_decide(decide);
 	}
+}
+
+static void run_command(struct agent_record *record)
+{
+	const struct agent_decide *decide = (const struct agent_decide *)record;
+	const u64 cookie = decide->cookie;
+	long result;
+
+	is_answering = true;
+	result = answer(decide);
+	is_answering = false;
+	agent_command_done(record);
+	agent_answer(cookie, result);
 }
 
 static void run_commands(struct tasklet_struct *tasklet)
@@ -76,21 +95,45 @@ static void run_commands(struct tasklet_struct *tasklet)
 	struct agent_record *record;
 
 	while (!host_is_gone && !farewells && (record = agent_command())) {
-		const struct agent_decide *decide = (const struct agent_decide *)record;
-		u64 cookie;
-		long result;
-
 		if (is_slow(record)) {
 			schedule_work(&slow_command);
 			return;
 		}
-		cookie = decide->cookie;
-		result = answer(decide);
-		agent_command_done(record);
-		agent_answer(cookie, result);
+		run_command(record);
 	}
 	if (host_is_gone || farewells)
 		schedule_work(&slow_command);
+}
+
+/*
+ * Stand still, and carry out what the host commands, while *waits; in virtual time. A command that needs this kernel to run
+ * ends that. Interrupts are off.
+ */
+void agent_stand_still(const u64 *waits)
+{
+	struct agent_record *record;
+	bool has_said = false;
+
+	if (clock_fd < 0 || is_answering)
+		return;
+	while (*waits && !host_is_gone && !farewells) {
+		record = agent_command();
+		if (record && is_slow(record))
+			break;
+		if (record) {
+			run_command(record);
+			has_said = false;
+			continue;
+		}
+		if (!has_said)
+			agent_say_of_time(AGENT_STANDS);
+		has_said = true;
+		agent_await_doorbell();
+		if (!agent_listen(&farewells))
+			host_is_gone = true;
+	}
+	agent_say_of_time(AGENT_GOES_ON);
+	tasklet_schedule(&commands_tasklet);
 }
 
 /* The controller is gone: release and disarm everything. The next controller waits until this is done. */
@@ -102,6 +145,7 @@ static void let_everything_go(void)
 	if (any || host_is_gone)
 		pr_info("skblab agent: the host is gone; everything is released\n");
 	agent_commands_forget();
+	agent_be_patient();
 	local_irq_disable();
 	farewells -= heard;
 	agent_shared->farewells += heard;
@@ -143,6 +187,19 @@ static int module_changes(struct notifier_block *block, unsigned long state, voi
 	return NOTIFY_OK;
 }
 
+/*
+ * From 6.12 on, a guest in virtual time that rests runs the handlers of its input without the registers of what they interrupt
+ * (arch/um/kernel/irq.c irq_do_pending_events()), and mconsole_interrupt() (arch/um/drivers/mconsole_kern.c) copies these from
+ * wherever the pointer leads. Between two interrupts, it leads here then.
+ */
+static void have_registers(bool have)
+{
+	static struct pt_regs none;
+
+	if (time_travel_mode != TT_MODE_OFF)
+		set_irq_regs(have ? &none : NULL);
+}
+
 static struct notifier_block module_notifier = { .notifier_call = module_changes };
 
 static irqreturn_t doorbell_rang(int number, void *data)
@@ -155,7 +212,7 @@ static irqreturn_t doorbell_rang(int number, void *data)
 
 static int __init agent_init(void)
 {
-	int error = agent_channel_open(memory_fd, socket_fd);
+	int error = agent_channel_open(memory_fd, socket_fd, clock_fd);
 
 	if (error)
 		return error;
@@ -177,6 +234,7 @@ static int __init agent_init(void)
 	if (error) /* rules and traces work without; commands in the guest do not */
 		pr_err("skblab agent: it opens no files of the host's: error %d\n", error);
 	register_module_notifier(&module_notifier);
+	have_registers(true);
 	agent_channel_ready();
 	tasklet_schedule(&commands_tasklet); /* commands may have come before the interrupt was requested */
 	return 0;
@@ -184,6 +242,7 @@ static int __init agent_init(void)
 
 static void __exit agent_exit(void)
 {
+	have_registers(false);
 	unregister_module_notifier(&module_notifier);
 	um_free_irq(irq, &commands_tasklet);
 	host_is_gone = true;

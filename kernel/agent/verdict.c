@@ -108,9 +108,13 @@ u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct
 
 	if (verdict == AGENT_HOLD) {
 		/* Without memory, a route that lasts, or room in the ring of events, the packet goes on. */
-		if (agent_hold(rule, regs, skb, place)) {
+		const u64 packet = agent_hold(rule, regs, skb, place);
+
+		if (packet) {
 			counts->held++;
 			counts->verdicts++;
+			if (rule->arm.at_once && agent_goes_on(packet))
+				return AGENT_ACCEPT;
 			regs->rax = (long)rule->arm.held_returns;
 			return verdict;
 		}

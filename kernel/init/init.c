@@ -30,15 +30,15 @@
 static void load_agent(void)
 {
 	const char *memory = getenv("skblab_memory"), *doorbell = getenv("skblab_socket");
-	const char *requests = getenv("skblab_requests");
-	char parameters[96];
+	const char *requests = getenv("skblab_requests"), *clock = getenv("skblab_clock");
+	char parameters[128];
 	int fd;
 
 	if (!memory || !doorbell || !requests)
 		return;
 	fd = open("/agent.ko", O_RDONLY | O_CLOEXEC);
-	snprintf(parameters, sizeof(parameters), "memory_fd=%s socket_fd=%s requests_fd=%s", memory, doorbell,
-		 requests);
+	snprintf(parameters, sizeof(parameters), "memory_fd=%s socket_fd=%s requests_fd=%s clock_fd=%s", memory,
+		 doorbell, requests, clock ? clock : "-1");
 	if (fd < 0 || syscall(SYS_finit_module, fd, parameters, 0) < 0) {
 		/* A lab needs the agent: power off, so that the host fails at once instead of waiting. */
 		complain("cannot load the agent");

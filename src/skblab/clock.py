@@ -14,6 +14,7 @@ and looks again whether what is waited for has come. Nobody waits: no time passe
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import threading
@@ -30,11 +31,13 @@ from skblab.timetravel import BEGIN_NS, Guest
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from skblab.host.waiting import Watched
 
 FOREVER_NS = 1 << 62  # the guest asks for about 292 years where it has no timer
 MOST_NS = 1 << 60  # 36 years
+LEAST_S = 0.1  # of this machine's, for the guest to say something after its limit
 MOST_S = 3600.0  # of virtual time, for those who wait without limit
 
 
@@ -67,10 +70,18 @@ class Clock:
         """
         return wait([*reads, *at_once], timeout_s, writes)
 
-    def wait_for(self, condition: threading.Condition, done: Callable[[], bool], timeout_s: float | None) -> bool:
+    def wait_for(
+        self,
+        condition: threading.Condition,
+        done: Callable[[], bool],
+        timeout_s: float | None,
+        *,
+        of_agent: bool = False,  # noqa: ARG002 - of a clock of ours
+    ) -> bool:
         """Wait until *done*, which *condition* announces; return whether it is. *condition* is held.
 
         :param timeout_s: of the guest's time
+        :param of_agent: for an answer, which it also gives while the kernel stands still
         """
         return condition.wait_for(done, timeout_s)
 
@@ -87,6 +98,12 @@ class Clock:
     def expect(self) -> Callable[[], None]:
         """Let no time pass until the function that is returned is called: a thread is about to decide."""
         return _nothing
+
+    def decides_here(self, let_run: Callable[[], AbstractContextManager[None]]) -> None:
+        """Note that this thread decides about packets for which the guest's kernel stands still; in virtual time alone.
+
+        :param let_run: what is entered while the thread waits for the guest
+        """
 
     def attend(self, listen: Callable[[], bool]) -> None:
         """Have *listen* called whenever the guest may have said something; in virtual time alone."""
@@ -149,14 +166,19 @@ class VirtualClock(Clock):
     :param connection: the other end of the socket that the guest's kernel has
     :param most_s: how much time a wait without limit may take
     :param seed: the lab's
+    :param limit_s: how much of this machine's time all waiting may take
     """
 
     is_virtual = True
 
-    def __init__(self, connection: socket.socket, most_s: float = MOST_S, seed: int = 0) -> None:
+    def __init__(
+        self, connection: socket.socket, most_s: float = MOST_S, seed: int = 0, limit_s: float | None = None
+    ) -> None:
         self._guest = Guest(connection)
         self._random = random.Random(seed)  # noqa: S311 - the same again is what is wanted
         self._most_s = most_s
+        self._limit_s = limit_s
+        self._left_s = math.inf if limit_s is None else limit_s
         self.changed: Callable[[int, int, int], object] = lambda *_: None  # called with what begin_at() takes
         self._is_paced = False
         self._changed = threading.Condition()  # guards all that follows; a turn is taken without it
@@ -167,6 +189,7 @@ class VirtualClock(Clock):
         self._expected = 0  # threads that are about to decide
         self._until_ns: list[int] = []  # of each who waits
         self._listeners: list[Callable[[], bool]] = []
+        self._here = threading.local()  # let_run, of a thread that decides
 
     def fileno(self) -> int:
         """Return the connection's descriptor, for the next controller."""
@@ -177,6 +200,13 @@ class VirtualClock(Clock):
         self._guest.now_ns, self._guest.next_ns = now_ns, next_ns
         self._guest.rests = self._at_rest = bool(rests)
         self._guest.is_adopted = now_ns > 0 and not rests
+
+    def name_tasks(self, name: Callable[..., str]) -> None:
+        """Have errors say what the guest's tasks do.
+
+        :param name: returns it; with ``in_turn=True``, of a guest that does not rest, on the thread that has the turn
+        """
+        self._guest.name_tasks = name
 
     def nudge_by(self, nudge: Callable[[], object]) -> None:
         """Have *nudge* called for a guest whose program computes for ever: it sends the kernel a SIGALRM."""
@@ -231,6 +261,13 @@ class VirtualClock(Clock):
             self._given = True
             self._changed.notify_all()
 
+    def decides_here(self, let_run: Callable[[], AbstractContextManager[None]]) -> None:
+        """Note that this thread decides about packets for which the guest's kernel stands still.
+
+        :param let_run: what is entered while the thread waits for the guest
+        """
+        self._here.let_run = let_run
+
     def attend(self, listen: Callable[[], bool]) -> None:
         """Have *listen* called whenever the guest may have said something, before more time passes.
 
@@ -267,10 +304,24 @@ class VirtualClock(Clock):
             return wait([*reads, *at_once], timeout_s, writes)  # what a guest leaves behind when it ends
         return ready
 
-    def wait_for(self, condition: threading.Condition, done: Callable[[], bool], timeout_s: float | None) -> bool:
-        """Let the guest run until *done*; return whether it is. *condition* is held, and is not meanwhile."""
+    def wait_for(
+        self,
+        condition: threading.Condition,
+        done: Callable[[], bool],
+        timeout_s: float | None,
+        *,
+        of_agent: bool = False,
+    ) -> bool:
+        """Let the guest run until *done*; return whether it is. *condition* is held, and is not meanwhile.
+
+        :param of_agent: for an answer, which it also gives while the kernel stands still
+        """
         with _released(condition):
-            return self.wait_until(done, timeout_s)
+            if not of_agent:
+                return self.wait_until(done, timeout_s)
+            error = self._wait_until(done, timeout_s)
+            assert isinstance(error, bool)  # it has a limit
+            return error
 
     def settle(self) -> None:
         """Let the guest do what it can at this moment."""
@@ -302,6 +353,23 @@ class VirtualClock(Clock):
         :raises Timeout: *most_s* has passed for one who waits without limit; or a program computes for ever
         :raises UsageError: this is a callback
         """
+        let_run = getattr(self._here, "let_run", None)
+        with let_run() if let_run and not done() else contextlib.nullcontext():
+            error = self._wait_until(done, timeout_s, at_once, bounded=True)
+        if isinstance(error, Timeout):
+            error.found = error.found or self._guest.name_tasks(in_turn=False)
+            raise error
+        return error
+
+    def _wait_until(
+        self,
+        done: Callable[[], bool],
+        timeout_s: float | None,
+        at_once: Iterable[Watched] = (),
+        *,
+        bounded: bool = False,
+    ) -> bool | Timeout:
+        """Do what ``wait_until()`` does; return an error, which lacks the tasks' names, where time has run away."""
         at_once = list(at_once)
         if self.is_listening and not done():
             raise UsageError(
@@ -320,12 +388,13 @@ class VirtualClock(Clock):
                         return False
                     if self._at_rest and not self._given and self._guest.now_ns >= until_ns:
                         if timeout_s is None:
-                            raise Timeout(
+                            return Timeout(
                                 f"{self._most_s:g} s have passed in the guest, and what is waited for has not come",
-                                found="its programs wait for what does not happen, or take long",
-                                hint="LabSpec(most_s=...), --most SECONDS",
+                                hint="LabSpec(most_s=...), --most TIME",
                             )
                         return False
+                    if bounded and self._left_s <= 0:
+                        return self._too_late()
                     if self._turning or (self._at_rest and not self._given and self._expected):
                         self._changed.wait()
                     else:
@@ -334,11 +403,21 @@ class VirtualClock(Clock):
             finally:
                 self._until_ns.remove(until_ns)
 
+    def _too_late(self) -> Timeout:
+        """Return the error for a guest that has taken too much of this machine's time."""
+        return Timeout(
+            f"the guest has run for {self._limit_s:g} s of this machine's time, {self.now:.6g} s of its own, "
+            "and what is waited for has not come",
+            found="" if self._guest.rests else self._guest.name_tasks(in_turn=True),
+            hint="LabSpec(timeout_s=...), --timeout TIME",
+        )
+
     def _turn(self, at_once: list[Watched]) -> None:
         """Let the guest run until it is at rest again, or one of *at_once* is ready, and hear what it has said.
 
         ``_changed`` is held, and is not meanwhile.
         """
+        began_s = time.monotonic()
         try:
             self._turning = True
             with undisturbed(), wakeup() as woken:  # a signal ends the conversation between two of its messages
@@ -346,6 +425,7 @@ class VirtualClock(Clock):
             with _released(self._changed):
                 self._hear()
         finally:
+            self._left_s -= time.monotonic() - began_s
             self._turning = False
             self._at_rest = self._guest.rests
             self._changed.notify_all()
@@ -363,7 +443,7 @@ class VirtualClock(Clock):
         with _released(self._changed):
             if run_ns is not None:
                 self._guest.run(self._at_this_pace(run_ns, at_once) if self._is_paced else run_ns)
-            self._guest.hear(at_once)
+            self._guest.hear(at_once, time.monotonic() + max(self._left_s, LEAST_S))
         self.changed(self._guest.now_ns, self._guest.next_ns, int(self._guest.rests))
 
     def _hear(self) -> None:

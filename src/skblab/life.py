@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from skblab.agent.control import DEFAULT_LEASE_S, Agent
-from skblab.clock import VirtualClock
+from skblab.clock import MOST_S, VirtualClock
 from skblab.errors import GuestLost, SkblabError, UsageError
 from skblab.guest.boot import Guest
 from skblab.guest.complaint import Complaint, when_left
@@ -48,12 +48,21 @@ class LabLife(HostPrograms):
         self._complaints_before = 0
 
     @classmethod
-    def join(cls, name: str, *, lease_s: float = DEFAULT_LEASE_S) -> Self:
+    def join(
+        cls,
+        name: str,
+        *,
+        lease_s: float = DEFAULT_LEASE_S,
+        most_s: float = MOST_S,
+        timeout_s: float | None = None,
+    ) -> Self:
         """Return a lab that runs already (``keep()``, ``skblab up``); leaving it ends only what was asked for here.
 
         Entering raises NoSuchLab.
+
+        :param lease_s: as of ``LabSpec``; also the others
         """
-        lab = cls(name, lease_s=lease_s)
+        lab = cls(name, lease_s=lease_s, most_s=most_s, timeout_s=timeout_s)
         lab._joins = True
         return lab
 

@@ -108,12 +108,19 @@ class Parts:
     def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[socket.socket, ...]]:
         """Return the guest's clock, and the socket by which its kernel asks a virtual one."""
         if self._spec.time == "real":
+            self._refuse_timeout()
             return REAL, ()
         ours, theirs = socket.socketpair()
         stack.enter_context(theirs)
-        clock = VirtualClock(ours, self._spec.most_s, self._spec.seed)
+        clock = VirtualClock(ours, self._spec.most_s, self._spec.seed, self._spec.timeout_s)
         stack.callback(clock.close)
         return clock, (theirs,)
+
+    def _refuse_timeout(self) -> None:
+        if self._spec.timeout_s is not None:
+            raise UsageError(
+                "a limit of this machine's time is for virtual time", hint="timeout 30 COMMAND; or --time virtual"
+            )
 
     def _virtual_words(self) -> tuple[str, ...]:
         addresses = self.namespaces.addresses
@@ -207,9 +214,10 @@ class Parts:
         """
         assert isinstance(self.namespaces, JoinedNamespaces)
         if not self.namespaces.about["virtual"]:
+            self._refuse_timeout()
             return REAL
         self._given, (clock_fd,) = self.namespaces.agent()
-        clock = VirtualClock(socket.socket(fileno=clock_fd))
+        clock = VirtualClock(socket.socket(fileno=clock_fd), self._spec.most_s, limit_s=self._spec.timeout_s)
         stack.callback(clock.close)
         return clock
 

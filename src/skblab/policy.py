@@ -69,7 +69,8 @@ class Policy:
         self._clock = agent.link.clock
         self._work: queue.SimpleQueue[tuple[HeldPacket, Callable[[], None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="skblab-policy", daemon=True)
-        self._armed = agent.arm(rule, self._heard, lease_s=lease_s)
+        self._held = agent.held
+        self._armed = agent.arm(rule, self._heard, lease_s=lease_s, at_once=True)
         self._thread.start()
 
     def __enter__(self) -> Self:
@@ -119,10 +120,13 @@ class Policy:
             self._work.put((held, self._clock.expect()))
 
     def _run(self) -> None:
+        self._clock.decides_here(self._held.let_run)
         while work := self._work.get():
             held, has_decided = work
             try:
                 self._decide_about(held)
+                with contextlib.suppress(GuestLost):
+                    held.later()
             finally:
                 has_decided()
 

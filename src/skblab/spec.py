@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Time = Literal["real", "virtual"]
 Stops = Literal["running", "frozen"]
 HOST_ROOT = "host"  # LabSpec.root: this machine's own /
+MOST_LIMIT_S = 1e9
 MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
 LEAST_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
 
@@ -50,6 +51,7 @@ class LabFields(TypedDict, total=False):
     seed: int
     nodes: Sequence[str]
     most_s: float
+    timeout_s: float | None
     clock: Stops
 
 
@@ -90,6 +92,7 @@ class LabSpec:
         timers end at once; or ``"frozen"``
     :param nodes: in virtual time, names of more network namespaces in the guest, each with an address on the link
     :param most_s: in virtual time, how much of it a wait without limit may take
+    :param timeout_s: in virtual time, how much of this machine's time the guest may run, altogether
 
     :raises UsageError: a field is out of its range, or two do not go together
     """
@@ -114,6 +117,7 @@ class LabSpec:
     seed: int = 0
     nodes: Sequence[str] = ()
     most_s: float = MOST_S
+    timeout_s: float | None = None
     clock: Stops = "running"
 
     def __post_init__(self) -> None:
@@ -127,6 +131,7 @@ class LabSpec:
         elif self.nodes or self.seed:
             raise UsageError("nodes and a seed are for virtual time", hint='time="virtual", or --time virtual')
         self._check()
+        self._check_limits()
         # Another process has another working directory.
         if self.root and self.root != HOST_ROOT:
             self._set("root", str(Path(self.root).resolve()))
@@ -156,6 +161,10 @@ class LabSpec:
             raise UsageError("a command in the guest needs a root file system", hint='root="host", or --root host')
         if not 0 <= self.consoles <= MOST_CONSOLES:
             raise UsageError(f"a guest has no {self.consoles} consoles", hint=f"{MOST_CONSOLES} at most")
+
+    def _check_limits(self) -> None:
+        if self.timeout_s is not None and not 0 < self.timeout_s < MOST_LIMIT_S:
+            raise UsageError(f"a limit of {self.timeout_s:g} s", hint="more than 0, less than 1e9")
         if not 0 <= self.lease_s <= MOST_DELAY_S:
             raise UsageError(f"a lease of {self.lease_s:g} s", found=f"0 (none) to {MOST_DELAY_S:g} s")
 
@@ -171,7 +180,7 @@ class LabSpec:
             )
         if self.clock != "running":
             raise UsageError("in virtual time the clock is ours", hint='without clock="frozen", or --clock')
-        if not 0 < self.most_s < 1e9:
+        if not 0 < self.most_s < MOST_LIMIT_S:
             raise UsageError(f"a wait of {self.most_s:g} s at most", hint="more than 0, less than 1e9")
         if not 0 <= self.seed < 1 << 64:
             raise UsageError(f"no seed: {self.seed}", hint="0 to 2^64 - 1")

@@ -6,7 +6,9 @@ include/uapi/linux/um_timetravel.h has the messages; what the kernel says more i
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
+import time
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ MOST_SPINS = 30
 
 
 class Op(IntEnum):
-    """The kind of a message: enum um_timetravel_ops."""
+    """The kind of a message: enum um_timetravel_ops, and what the agent says beside the kernel (agent_abi.h)."""
 
     ACK = 0
     START = 1
@@ -39,6 +41,8 @@ class Op(IntEnum):
     FREE_UNTIL = 7
     GET_TOD = 8
     BROADCAST = 9
+    STANDS = 100  # enum agent_op
+    GOES_ON = 101
 
 
 class Guest:
@@ -52,9 +56,11 @@ class Guest:
         self.now_ns = 0  # when it has rested last
         self.next_ns = 0  # the moment of its next timer, from then
         self.rests = False
+        self.stands = False  # its agent waits for commands, and nothing else runs
         self.gone = False
         self.stuck: Timeout | None = None  # why it cannot go on
         self.nudge: Callable[[], object] = lambda: None  # sends its kernel a SIGALRM: a second passes
+        self.name_tasks: Callable[..., str] = lambda **_: ""
         self.is_adopted = False  # it ran when its last controller left, and has said nothing since
         self._unread = b""
 
@@ -63,8 +69,10 @@ class Guest:
         self.rests = False
         self._say(Op.RUN, until_ns)
 
-    def hear(self, at_once: list[Watched]) -> None:
-        """Answer the guest until it rests, or is gone, or one of *at_once* is ready.
+    def hear(self, at_once: list[Watched], deadline_s: float = math.inf) -> None:
+        """Answer the guest until it rests, or stands, or is gone, or one of *at_once* is ready.
+
+        :param deadline_s: the moment on this machine's clock at which to stop
 
         :raises Timeout: it does not rest, or cannot go on
         """
@@ -72,17 +80,21 @@ class Guest:
         while True:
             for op, seq, time_ns in self._messages():
                 self.rests = self._answer(op, seq, time_ns)
-                if self.rests:
+                if self.rests or op is Op.STANDS:
                     return
             watched: list[Any] = [self.connection, *at_once]
-            ready = wait(watched, SPIN_S)
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return
+            patience_s = left_s if self.stands else min(left_s, SPIN_S)
+            ready = wait(watched, None if patience_s == math.inf else patience_s)
             if self.connection in ready:
                 self.is_adopted = False
                 if not self._read():
                     return
             elif ready:
                 return
-            else:
+            elif patience_s == SPIN_S:
                 self._spins(spins)
                 spins += 1
 
@@ -96,7 +108,7 @@ class Guest:
         elif before == MOST_SPINS:
             self.stuck = Timeout(
                 f"the guest has run for {MOST_SPINS * SPIN_S:g} s, and does not rest",
-                found="one of its programs computes for ever, or gdb has stopped the kernel",
+                found=self.name_tasks(in_turn=True) or "its kernel does not answer: gdb has stopped it, or it is stuck",
             )
         if self.stuck:
             raise self.stuck
@@ -104,11 +116,12 @@ class Guest:
 
     def _answer(self, op: Op, seq: int, time_ns: int) -> bool:
         """Answer a message; return whether the guest rests now."""
+        self.stands = op is Op.STANDS
         if op is Op.REQUEST:
             self.next_ns = time_ns
         elif op is Op.WAIT:
             self.now_ns = time_ns & ~IDLE
-        if op is not Op.ACK:
+        if op not in {Op.ACK, Op.STANDS, Op.GOES_ON}:
             self._say(Op.ACK, {Op.GET: self.now_ns, Op.GET_TOD: BEGIN_NS + self.now_ns}.get(op, 0), seq)
         return op is Op.WAIT
 

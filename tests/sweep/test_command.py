@@ -56,7 +56,8 @@ def test_a_lost_tail_breaks_one_recv(tmp_path: Path) -> None:
 def test_a_reset_makes_the_client_pay_twice(tmp_path: Path) -> None:
     done = sweep("--verdicts", "drop,edit tcp.flags=R", "--json", str(tmp_path / "a.json"), name="retry")
     assert done.returncode == 1, done.stderr
-    assert bad(tmp_path / "a.json") == [(5, "edit tcp.flags=R")]
+    # The ACK of what was paid, and the answer.
+    assert bad(tmp_path / "a.json") == [(5, "edit tcp.flags=R"), (6, "edit tcp.flags=R")]
 
 
 def test_two_faults_at_once(tmp_path: Path) -> None:

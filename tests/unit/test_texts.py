@@ -10,7 +10,7 @@ from skblab.errors import UsageError
 from skblab.guest import mconsole
 from skblab.guest.console import Console
 from skblab.host.clients import PingReply, parse_ping
-from skblab.image.build import trouble
+from skblab.image.build import trouble, with_ticks
 from skblab.image.recipe import SERIES, VARIANTS, kernel_dir, parse_config, recipe_for, refused, wanted_options
 
 PING = """\
@@ -101,6 +101,15 @@ def test_every_variant_has_its_fragments() -> None:
         recipe_for("6.12", "nonsense")
     assert SERIES
     assert (kernel_dir() / "init" / "init.c").is_file()
+
+
+def test_ticks_are_an_option_before_the_kernels_own_definition() -> None:
+    """Kconfig takes the first definition's default, and a prompt from any of them."""
+    lines = with_ticks('# a comment\nmainmenu "Linux"\n\nsource "scripts/Kconfig.include"\nsource "a"\n').splitlines()
+    assert lines[:2] == ["# a comment", 'mainmenu "Linux"']
+    assert lines.index("config HZ") < lines.index('source "scripts/Kconfig.include"') < lines.index('source "a"')
+    assert wanted_options(recipe_for("6.12", "hz1000").fragments)["CONFIG_HZ"] == "1000"
+    assert "CONFIG_HZ" not in wanted_options(recipe_for("6.12", "default").fragments)
 
 
 def test_a_failed_build_shows_the_compilers_own_lines() -> None:

@@ -14,6 +14,7 @@ from skblab.host.waiting import wait
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.spec import LabSpec
+from support import skblab
 
 WAITS_FOR_TIMES = """
 import os, time
@@ -115,9 +116,35 @@ def test_a_wait_ends_at_its_moment(lab: Lab) -> None:
 
 def test_time_that_runs_away(image: Image) -> None:
     with LabSpec(image=image, time="virtual", most_s=30).start() as lab:
-        with pytest.raises(Timeout, match="30 s have passed in the guest"):
+        with pytest.raises(Timeout, match="30 s have passed in the guest") as caught:
             lab.run(["sleep", "1000"])
+        assert re.match(r"sleep \(pid \d+\) waits in clock_nanosleep\(2\)", caught.value.found)
         assert lab.clock.now == pytest.approx(31, abs=0.1)
+        lab.clock.advance(970)
+        assert "sleep" not in lab.guest.run(["ps", "-e"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("while True: pass", r"python3 \(pid \d+\) computes"),
+        ("import time\nwhile True: time.sleep(0.001)", r"python3 \(pid \d+\) "),
+    ],
+)
+def test_a_guest_that_takes_too_long_here(every_image: Image, program: str, says: str) -> None:
+    with LabSpec(image=every_image, time="virtual", most_s=1e6, timeout_s=1.5).start() as lab:
+        with pytest.raises(Timeout, match=r"has run for 1\.5 s of this machine's time") as caught:
+            lab.run(["python3", "-c", program])
+        assert re.match(says, caught.value.found)
+        with pytest.raises(Timeout, match=r"has run for 1\.5 s"):  # altogether
+            lab.clock.advance(1)
+
+
+def test_a_limit_of_this_machines_time_is_for_virtual_time() -> None:
+    done = skblab("run", "--timeout", "1m", "--", "true")
+    assert done.returncode == 2
+    assert "is for virtual time\n  hint: " in done.stderr
+    assert "not a time: '1x'" in skblab("run", "--timeout", "1x", "--", "true").stderr
 
 
 def test_a_callback_cannot_wait(lab: Lab) -> None:

@@ -1,10 +1,14 @@
 """Virtual time: what Python decides takes no time."""
 
 import re
+import subprocess
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from skblab.agent.packets import HeldPacket
 from skblab.image.image import Image
+from skblab.lab import Lab
 from skblab.spec import LabSpec
 
 
@@ -28,3 +32,46 @@ def test_an_edit_takes_no_time(every_image: Image) -> None:
             said = lab.run(["ping", "-c3", "guest"]).stdout
         assert rule.unedited == 0
     assert re.findall(r"ttl=(\d+) time=([\d.]+) ms", said) == [("9", "0.001"), ("9", "0.000"), ("9", "0.000")]
+
+
+SENDS = """
+import socket
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in b"123":
+    sender.sendto(bytes([number]), ("guest", 9999))
+"""
+RECEIVES = """
+import socket
+receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+receiver.bind(("", 9999))
+print(*(receiver.recv(9).decode() for _ in range(3)))
+"""
+
+
+def order(lab: Lab, deciding: AbstractContextManager[object]) -> str:
+    """Return in which order three datagrams come that are sent at one moment."""
+    with lab.guest.popen(["python3", "-c", RECEIVES], stdout=subprocess.PIPE) as receiver:
+        lab.clock.advance(1)
+        before_s = lab.clock.now
+        with deciding:
+            lab.run(["python3", "-c", SENDS])
+            said, _ = receiver.communicate(timeout=10)
+        assert lab.clock.now - before_s < 0.1
+        return said.decode().strip()
+
+
+def test_a_packet_that_goes_on_keeps_its_place(every_image: Image) -> None:
+    def says(word: str) -> Callable[[HeldPacket], str | None]:
+        return lambda held: word if held.packet.data.endswith(b"2") else None
+
+    def lets_it_run(held: HeldPacket) -> None:
+        assert lab.guest.run(["echo", held.function]).stdout == "udp_rcv\n"
+
+    with LabSpec(image=every_image, time="virtual").start() as lab:
+        udp = "udp port 9999"
+        assert order(lab, lab.rule(f"udp_rcv = edit udp.chksum=0 @2 if {udp}")) == "1 2 3"
+        assert order(lab, lab.rule(f"ip_rcv = edit ip.ttl=9 @1-2 if {udp}")) == "1 2 3"
+        assert order(lab, lab.on("udp_rcv", udp, says("edit udp.chksum=0"))) == "1 2 3"
+        assert order(lab, lab.on("udp_rcv", udp, says("delay 20ms"))) == "1 3 2"
+        assert order(lab, lab.on("udp_rcv", udp, says("hold"), lease_s=0.05)) == "1 3 2"
+        assert order(lab, lab.on("udp_rcv", udp, lets_it_run)) == "1 2 3"

@@ -26,9 +26,12 @@ def connects_s(image: Image, seed: int = 0) -> str:
 
 
 def test_four_syns_lost(every_image: Image) -> None:
-    """6.12 sends the first SYNs a second apart (net/ipv4/tcp_timer.c tcp_syn_linear_timeouts), 6.1 doubles at once."""
+    """6.12 sends the first SYNs a second apart (net/ipv4/tcp_timer.c tcp_syn_linear_timeouts), 6.1 doubles at once.
+
+    A timer of 8 s ends up to 0.64 s late at 100 ticks a second (kernel/time/timer.c, the table at its top).
+    """
     first = connects_s(every_image)
-    assert float(first.split()[0]) == pytest.approx(15.3 if every_image.name.startswith("6.1-") else 4.1, abs=0.3)
+    assert float(first.split()[0]) == pytest.approx(15.4 if every_image.name.startswith("6.1-") else 4.2, abs=0.5)
     assert connects_s(every_image) == first
     assert connects_s(every_image, seed=1) != first
 

@@ -49,6 +49,8 @@ class Command(enum.IntEnum):
     TRACE_PROBE = 9
     UNFOLLOW = 10
     LOSSES = 11
+    LATER = 12
+    TASKS = 13
 
 
 class Role(enum.IntEnum):
@@ -79,6 +81,7 @@ class Event(enum.IntEnum):
     DONE = 2
     RELEASED = 3
     DROPPED = 4
+    TASK = 5
 
 
 class Cause(enum.IntEnum):
@@ -175,8 +178,9 @@ class Arm:
     device_arguments: int = 0
     socket_arguments: int = 0
     net_arguments: int = 0
+    at_once: int = 0
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH10Qq5I2i4BI4x")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH10Qq5I2i4B2I")
 
     def encode(self, rule: int, cookie: int) -> bytes:
         """Return the command's bytes."""
@@ -187,6 +191,7 @@ class Arm:
             self.chance, self.seed, self.verdict, self.reason, self.captured_bytes,
             self.held_returns, self.dropped_returns,
             self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments, len(self.filter) // 8,
+            self.at_once,
         )  # fmt: skip
         return head + self.filter
 
@@ -353,7 +358,20 @@ class End:
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQI4x")
 
 
-def decode(record: bytes) -> Hit | Done | End:
+@dataclass(frozen=True, slots=True)
+class Task:
+    """struct agent_task: a task of a program of the guest's; ``call`` is the number of its system call, or -1."""
+
+    pid: int
+    call: int
+    name: str
+    runs: bool
+    is_kernels: bool
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHii16s2B6x")
+
+
+def decode(record: bytes) -> Hit | Done | End | Task:
     """Return the event of one record.
 
     :raises ValueError: not one
@@ -371,6 +389,9 @@ def decode(record: bytes) -> Hit | Done | End:
     if kind in {Event.RELEASED, Event.DROPPED}:
         at_ns, packet, cause = End.LAYOUT.unpack_from(record)[3:]
         return End(rule, at_ns, packet, kind == Event.DROPPED, Cause(cause))
+    if kind == Event.TASK:
+        pid, call, name, runs, is_kernels = Task.LAYOUT.unpack_from(record)[3:]
+        return Task(pid, call, name.partition(b"\0")[0].decode(errors="replace"), bool(runs), bool(is_kernels))
     raise ValueError(f"unknown event of kind {kind}")
 
 

@@ -271,7 +271,7 @@ class Channel:
         except ConnectionError:
             return b""
 
-    def events(self) -> Iterator[abi.Hit | abi.Done | abi.End]:
+    def events(self) -> Iterator[abi.Hit | abi.Done | abi.End | abi.Task]:
         """Take the events that are there."""
         tail, head = self._read("events_tail"), self._read("events_head")
         while tail != head:

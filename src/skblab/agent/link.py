@@ -8,10 +8,12 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from skblab.agent import abi
 from skblab.agent.channel import Channel
+from skblab.agent.tasks import described
 from skblab.clock import Clock, VirtualClock
 from skblab.errors import AgentDamaged, GuestLost, SkblabError, Timeout, UsageError
 
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 READY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 10.0
+TASKS_TIMEOUT_S = 3.0  # of this machine's time
 MOST_MEMORY_MIB = 1984  # of a guest: the agent lies behind it, and a call of 5 bytes reaches 2 GiB
 
 Encode = Callable[[int], bytes]
@@ -71,6 +74,7 @@ class Link:
         self._asked: set[int] = set()  # cookies whose answers are awaited
         self._answers: dict[int, abi.Done] = {}
         self._when_gone: list[Callable[[], None]] = []
+        self._tasks: list[abi.Task] = []
         self._reader: threading.Thread | None = None
 
     def start(
@@ -88,6 +92,7 @@ class Link:
         self._hear, self._steps, self._ended = hear, steps, ended
         if isinstance(self.clock, VirtualClock):
             self.clock.attend(lambda: self._listen(0))
+            self.clock.name_tasks(self._name_tasks)
             return
         self._reader = threading.Thread(target=self._read, name="skblab-agent", daemon=True)
         self._reader.start()
@@ -192,9 +197,36 @@ class Link:
                 for cookie in cookies:
                     self._answers.pop(cookie, None)
 
+    def _name_tasks(self, *, in_turn: bool) -> str:
+        """Return who runs in the guest, or waits for what; "" where the agent does not answer.
+
+        :param in_turn: the guest does not rest, and this thread has the turn: look here for the answer
+        """
+        self._tasks.clear()
+        try:
+            if in_turn:
+                self._look_for(next(self._cookies))
+            else:
+                self.ask(lambda cookie: abi.encode_decide(abi.Command.TASKS, cookie), "its tasks")
+        except SkblabError:
+            return ""
+        return described(self._tasks)
+
+    def _look_for(self, cookie: int) -> None:
+        """Ask for the tasks of a guest that does not rest, and read until the answer is there."""
+        self._asked.add(cookie)
+        try:
+            self.channel.send(abi.encode_decide(abi.Command.TASKS, cookie))
+            deadline_s = time.monotonic() + TASKS_TIMEOUT_S
+            while cookie not in self._answers and (left_s := deadline_s - time.monotonic()) > 0 and not self._gone:
+                self._listen(left_s)
+        finally:
+            self._asked.discard(cookie)
+            self._answers.pop(cookie, None)
+
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         with self.changed:
-            if not self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s):
+            if not self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s, of_agent=True):
                 raise Timeout(f"the agent did not answer within {timeout_s:g} s", found=f"waited for: {what}")
             if not done():
                 raise self._lost()
@@ -213,6 +245,8 @@ class Link:
             for event in events:
                 if isinstance(event, abi.Done):
                     self._take(event)
+                elif isinstance(event, abi.Task):
+                    self._tasks.append(event)
                 else:
                     self._hear(event)
         except AgentDamaged as error:

@@ -1,11 +1,12 @@
 """Packets that the agent holds: the life of one, what can be decided about it, and the table of all."""
 
+import contextlib
 import enum
 import errno
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from skblab.agent import abi
@@ -13,7 +14,7 @@ from skblab.agent.abi import Cause, Command, Hit
 from skblab.agent.functions import CONTRACTS, Contract
 from skblab.agent.link import Link
 from skblab.edit import Checksum, Edited, difference, edited
-from skblab.errors import PacketError, PacketGone, UsageError
+from skblab.errors import GuestLost, PacketError, PacketGone, UsageError
 from skblab.image.unwind import Frame, Unwinder
 from skblab.packet import Packet
 from skblab.verdict import MOST_COPIES, MOST_TIME_NS
@@ -93,18 +94,30 @@ class Holdings:
         for packets in of_rule.values():
             self._end(packets.values(), State.LOST, 0)
 
+    @contextlib.contextmanager
+    def let_run(self) -> Iterator[None]:
+        """Have the guest's kernel stand still for no decision meanwhile: one who decides waits for it."""
+        with contextlib.suppress(GuestLost):
+            self.decide(Command.LATER, 0, number=1)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(GuestLost):
+                self.decide(Command.LATER, 0, number=-1)
+
     def release_by_hand(self, packet: int = 0) -> None:
         """Release a packet that a debugger had the agent hold, or all of them (0)."""
         for number in [packet] if packet else list(self._of_rule.get(abi.BY_HAND, {})):
             self.decide(Command.RELEASE, number)
 
     def decide(self, command: Command, packet: int, *, after_ns: int = 0, number: int = 0) -> None:
-        """Send the agent a decision about a packet; RELEASE and DISCARD do not wait for the answer."""
+        """Send the agent a decision about a packet; RELEASE, DISCARD and LATER do not wait for the answer."""
 
         def encode(cookie: int) -> bytes:
             return abi.encode_decide(command, cookie, packet=packet, after_ns=after_ns, number=number)
 
-        if command in {Command.RELEASE, Command.DISCARD}:  # the packet may have gone by itself meanwhile: no error
+        # The packet may have gone by itself meanwhile: no error.
+        if command in {Command.RELEASE, Command.DISCARD, Command.LATER}:
             self.link.send(encode(0))
         else:
             self.link.ask(encode, command.name.lower())
@@ -199,6 +212,11 @@ class HeldPacket:
         """
         self._decide("drop")
         self._holdings.decide(Command.DISCARD, self.hit.packet)
+
+    def later(self) -> None:
+        """Have a kernel that stands still until this is decided on run on; it stays held."""
+        if self.state is State.HELD and self._holdings.link.clock.is_virtual:
+            self._holdings.decide(Command.LATER, self.hit.packet)
 
     def duplicate(self, copies: int = 1) -> None:
         """Send copies of it on their way, now; it stays held itself.

@@ -81,17 +81,21 @@ class Rules:
         """The condition of those who wait for events."""
         return self._link.changed
 
-    def arm(self, rule: Rule, listener: Listener = ignore, *, lease_s: float | None = None) -> Armed:
+    def arm(
+        self, rule: Rule, listener: Listener = ignore, *, lease_s: float | None = None, at_once: bool = False
+    ) -> Armed:
         """Put a rule in force.
 
         :param lease_s: how long a held packet waits for a decision, if not as long as for other rules
+        :param at_once: in virtual time, the guest's kernel stands still until a packet is decided on, or
+            ``HeldPacket.later()``
 
         :raises UnknownFunction: there is no such function
         :raises UnsupportedVerdict: the verdict is not sound there
         :raises RuleError: libpcap does not understand the filter
         """
         arm = self._compile(rule, find_function(self.image, rule.function), lease_s)
-        return self.arm_as(rule, arm, listener)
+        return self.arm_as(rule, dataclasses.replace(arm, at_once=int(at_once)), listener)
 
     def arm_at(self, rule: Rule, function: Function, listener: Listener = ignore) -> Armed:
         """Put a rule in force at a function that need not be the image's."""

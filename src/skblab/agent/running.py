@@ -12,7 +12,6 @@ from typing import Self
 from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.packets import HeldPacket
-from skblab.agent.rules import Rules
 from skblab.clock import Clock
 from skblab.edit import changing, corrupting
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout, UsageError
@@ -67,10 +66,11 @@ class _Groups:
 class _Edits:
     """``edit``, ``corrupt``: changes and releases packets, on a thread of its own: it waits for the agent's answers."""
 
-    def __init__(self, rule: Rule, rules: Rules, report: _Reports, clock: Clock) -> None:
+    def __init__(self, rule: Rule, agent: Agent, report: _Reports) -> None:
         self._rule = rule
-        self._rules = rules
-        self._clock = clock
+        self._rules = agent.rules
+        self._clock = agent.link.clock
+        self._held = agent.held
         self._report = report
         self._work: collections.deque[tuple[HeldPacket, Callable[[], None]]] = collections.deque()
         self._changed = threading.Condition()
@@ -111,6 +111,7 @@ class _Edits:
         return held.edit(self._named, fix=self._rule.fix)
 
     def _run(self) -> None:
+        self._clock.decides_here(self._held.let_run)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or bool(self._work))
@@ -159,9 +160,9 @@ class Running:
         self._hits = 0
         self._groups = _Groups(rule, agent.link.clock) if rule.hold_count else None
         changes = VERDICTS[rule.verdict].changes_bytes
-        self._edits = _Edits(rule, agent.rules, self._report, agent.link.clock) if changes else None
+        self._edits = _Edits(rule, agent, self._report) if changes else None
         try:
-            self.armed = agent.arm(rule, self._heard)
+            self.armed = agent.arm(rule, self._heard, at_once=bool(self._edits))
         except BaseException:
             if self._edits:
                 self._edits.close()

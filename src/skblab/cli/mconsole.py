@@ -25,7 +25,7 @@ examples:
 commands:
   version  help  proc FILE  stack PID  sysrq KEY  log TEXT  config DEVICE[=VALUE]  remove DEVICE
   cad      Ctrl-Alt-Del: a signal to the guest's init
-  stop go  stop the kernel, without a debugger; resume it
+  stop go  stop the kernel, without a debugger; resume it; in virtual time it stands still anyway
   halt     end the kernel; the lab's name is free after skblab down
   reboot   refused: a lab's kernel does not reboot, start another lab
 

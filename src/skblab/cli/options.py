@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from skblab.image.image import Image
     from skblab.lab import Lab
     from skblab.spec import LabSpec
+
+
+A_TIME = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|)")
 
 
 def complete(action: argparse.Action, candidates: Callable[..., Iterable[str]]) -> None:
@@ -84,6 +88,14 @@ def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> N
     add_strict(parser)
 
 
+def a_time(text: str) -> float:
+    """Return a time in seconds: of ``90``, ``1.5s``, ``5m``, ``2h``."""
+    found = A_TIME.fullmatch(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"not a time: {text!r}; 90, 1.5s, 5m, 2h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
 def _add_time_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--time", choices=("real", "virtual"), default="real",
                        help="virtual: time passes in the guest only while something waits, and as fast as it can; "
@@ -93,8 +105,10 @@ def _add_time_options(group: "argparse._ArgumentGroup") -> None:
                        "the stop, and timers end at once (default: %(default)s)")  # fmt: skip
     group.add_argument("--seed", type=int, default=0, metavar="N",
                        help="determines all randomness of a guest in virtual time (default: %(default)s)")  # fmt: skip
-    group.add_argument("--most", type=float, default=3600.0, metavar="SECONDS",
-                       help="how much virtual time a wait without limit may take (default: %(default)g)")  # fmt: skip
+    group.add_argument("--most", type=a_time, default=3600.0, metavar="TIME",
+                       help="how much virtual time a wait without limit may take: 90, 5m (default: 1h)")  # fmt: skip
+    group.add_argument("--timeout", type=a_time, metavar="TIME",
+                       help="how long a guest in virtual time may run on this machine (default: any)")  # fmt: skip
     group.add_argument("--node", action="append", default=[], dest="nodes", metavar="NAME",
                        help="one more machine on the link, in a guest in virtual time, with an address and this name; "
                        "may be given several times; -g NAME:CMD starts a command on it")  # fmt: skip
@@ -136,7 +150,12 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
             raise UsageError("a lab that is up has booted already", hint="without --from-boot, or without a lab's name")
         if getattr(arguments, "guest_commands", ()):
             raise UsageError("a lab that is up has its guest's commands already", hint="give -g to skblab up")
-        return Lab.join(arguments.lab, lease_s=getattr(arguments, "lease", 0.0))
+        return Lab.join(
+            arguments.lab,
+            lease_s=getattr(arguments, "lease", 0.0),
+            most_s=getattr(arguments, "most", 3600.0),
+            timeout_s=getattr(arguments, "timeout", None),
+        )
     return spec_from(arguments).start(getattr(arguments, "name", None))
 
 
@@ -165,4 +184,5 @@ def spec_from(arguments: argparse.Namespace) -> "LabSpec":
         clock=getattr(arguments, "clock", "running"),
         nodes=getattr(arguments, "nodes", ()),
         most_s=getattr(arguments, "most", 3600.0),
+        timeout_s=getattr(arguments, "timeout", None),
     )

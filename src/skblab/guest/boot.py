@@ -102,7 +102,7 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
             f"con{number}=fd:{{fd{number + len(boot.agent_fds) + len(boot.clock_fds)}}}"
             for number in range(1, len(boot.terminal_fds) + 1)
         ),
-        *([f"time-travel=ext:{{fd{1 + len(boot.agent_fds)}}}", *boot.words] if boot.clock_fds else []),
+        *(_clock_words(1 + len(boot.agent_fds), boot.words) if boot.clock_fds else []),
         *([f"lpj={lpj}"] if lpj else []),
         *boot.extra,
         # Complaints are read from the console, by their timestamps: neither the user nor a distribution may hide them
@@ -110,6 +110,11 @@ def arguments(boot: Boot, namespaces: Namespaces, lpj: int | None) -> list[str]:
         "ignore_loglevel",
         "printk.time=1",
     ]
+
+
+def _clock_words(number: int, more: Sequence[str]) -> list[str]:
+    """Return the arguments for virtual time: by which descriptor the kernel and the agent speak of it."""
+    return [f"time-travel=ext:{{fd{number}}}", f"skblab_clock={{fd{number}}}", *more]
 
 
 def links_of(links: Sequence[GuestLink], first_fd: int) -> list[str]:

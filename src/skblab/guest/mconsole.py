@@ -98,7 +98,11 @@ class Mconsole:
         self._lost = lost
 
     def command(self, text: str, *, timeout_s: float = TIMEOUT_S) -> str:
-        """Send one command unchanged; return the answer."""
+        """Send one command unchanged; return the answer.
+
+        :raises UsageError: it is too long; or cannot be in virtual time
+        """
+        self._check_possible(text)
         data = text.encode()
         if len(data) > LONGEST_BYTES:
             raise UsageError(f"a command for mconsole has {LONGEST_BYTES} bytes at most", found=f"{len(data)} bytes")
@@ -108,6 +112,19 @@ class Mconsole:
         if error:
             raise _refused(text, answer)
         return answer
+
+    def _check_possible(self, text: str) -> None:
+        """Refuse what makes no sense for a kernel in virtual time, which rests when it is asked."""
+        if self._clock.is_virtual and text.split()[:1] == ["stop"]:
+            raise UsageError(
+                "a kernel in virtual time is not stopped by mconsole: it stands still while nobody waits",
+                hint="lab.clock, or the next command, lets it run",
+            )
+        if self._clock.is_virtual and text.split() == ["sysrq", "p"]:
+            raise UsageError(
+                "a kernel in virtual time has no registers to show: it rests when it is asked",
+                hint="stack PID shows one task",
+            )
 
     def version(self) -> str:
         """Return the guest's ``uname -a``."""
@@ -156,7 +173,10 @@ class Mconsole:
         self.command("cad")
 
     def stop(self) -> None:
-        """Stop the kernel, without a debugger, until ``go()``; until then it answers only mconsole."""
+        """Stop the kernel, without a debugger, until ``go()``; until then it answers only mconsole.
+
+        :raises UsageError: it runs in virtual time
+        """
         self.command("stop")
 
     def go(self) -> None:
@@ -168,7 +188,7 @@ class Mconsole:
 
         ``b``, ``c`` (a real panic) and ``o`` end the kernel; they return when it is gone.
 
-        :raises UsageError: the key is ``t``, which panics this kernel, or not one character
+        :raises UsageError: the key is ``t``, which panics this kernel, or ``p`` in virtual time, or not one character
         """
         if len(key) != 1 or key.isspace():
             raise UsageError(f"a key for sysrq is one character, not {key!r}", hint="h lists them")

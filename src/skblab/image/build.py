@@ -36,6 +36,7 @@ JOBS = (os.cpu_count() or 1) + 1  # one more, because a compiler may wait for a 
 AUTO_CONF = "include/config/auto.conf"
 KCONFIG_FILE = re.compile(r"^\t(\S+) \\$", re.MULTILINE)
 BUILDING = ".building-"
+TICKS = "Kconfig.ticks"
 CONCURRENT = ("CONFIG_PREEMPT", "CONFIG_PREEMPTION", "CONFIG_SMP")  # kernel/agent/agent.h
 
 Progress = Callable[[str, int, int], None]
@@ -229,8 +230,10 @@ def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress)
         if _asks_anew(tree, obj / AUTO_CONF):
             _make(tree, obj, progress, "olddefconfig")
         return
-    _make(tree, obj, progress, "tinyconfig")
     options = recipe.wanted_options((*wanted.fragments, *wanted.own))
+    if "CONFIG_HZ" in options:
+        (obj / TICKS).write_text(with_ticks((tree / "Kconfig").read_text()))
+    _make(tree, obj, progress, "tinyconfig")
     lines = [f"# {name} is not set" if value == "n" else f"{name}={value}" for name, value in options.items()]
     kept = [line for line in config.read_text().splitlines() if not recipe.parse_config(line).keys() & options.keys()]
     config.write_text("\n".join([*kept, *lines, ""]))
@@ -246,6 +249,16 @@ def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress)
         progress(f"this kernel does not take: {', '.join(missing)}", 0, 0)
     _refuse_concurrency(config)
     configured.touch()
+
+
+def with_ticks(kconfig: str) -> str:
+    """Return the top of a kernel's Kconfig files with HZ as an option, 100 by default.
+
+    arch/um/Kconfig has it without a prompt; of several definitions, the first one's default counts.
+    """
+    title, newline, rest = kconfig.partition("\nsource ")
+    option = 'config HZ\n\tint "Ticks of the timer in a second"\n\trange 24 1000\n\tdefault 100\n'
+    return f"{title}\n{option}{newline}{rest}"
 
 
 def _refuse_concurrency(config: Path) -> None:
@@ -281,6 +294,8 @@ def _make(tree: Path, obj: Path, progress: Progress, *arguments: str) -> None:
     :raises BuildFailed: with make's and the compiler's own lines
     """
     argv = ["make", f"-j{JOBS}", "-C", str(tree), f"O={obj}", "ARCH=um", *arguments]
+    if (obj / TICKS).exists():
+        argv.append(f"KBUILD_KCONFIG={obj / TICKS}")
     make = process.start(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, guarded=True)
     assert make.stdout is not None
     said: list[str] = []

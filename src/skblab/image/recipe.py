@@ -21,6 +21,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "lockdep": ("base", "net", "lockdep"),
     "kcov": ("base", "net", "kcov"),
     "debug": ("base", "net", "debug"),
+    "hz1000": ("base", "net", "hz1000"),
 }
 
 # The agent patches the five NOPs at a function's entry; what it calls there may clobber every caller-saved register
