@@ -1,4 +1,4 @@
-"""A program that only computes, told from one that is slow: by real processes, a sleeping parent and its child."""
+"""A program that only computes, and those that do not: real processes, a sleeping parent and its child."""
 
 import select
 import subprocess

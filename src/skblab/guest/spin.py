@@ -1,4 +1,4 @@
-"""A guest in which a program computes and calls nothing, told from one whose machine is slow or busy."""
+"""Whether a program of a guest computes and calls nothing; on a slow or busy machine, a guest only seems so."""
 
 import time
 from pathlib import Path
