@@ -22,7 +22,7 @@ setup: ## make .venv/bin/skblab ready
 	@tools/setup
 
 images:
-	@tools/setup linux-source-6.1 gdb curl iperf3 tmux mmdebstrap e2fsprogs uml-utilities tcpdump tshark jq chromium nftables zsh fish
+	@tools/setup linux-source-6.1 gdb curl iperf3 tmux mmdebstrap e2fsprogs uml-utilities tcpdump tshark jq chromium nftables zsh fish nginx-light redis-server dnsmasq-base postgresql openssh-server
 	@for series in $(TESTED_SERIES); do $(SKBLAB) image build --series $$series || exit 1; done
 	@$(SKBLAB) image build --variant kasan
 

@@ -209,7 +209,7 @@ class VirtualClock(Clock):
         self._guest.name_tasks = name
 
     def nudge_by(self, nudge: Callable[[], object]) -> None:
-        """Have *nudge* called for a guest whose program computes for ever: it sends the kernel a SIGALRM."""
+        """Have *nudge* called for a guest that does not rest: it lets a second pass if a program only computes."""
         self._guest.nudge = nudge
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError
 from skblab.guest.complaint import in_words
+from skblab.guest.nodes import HOST, OWN
 from skblab.host.clients import parse_ping
 from skblab.lab import Lab
 from skblab.policy import Policy
@@ -80,7 +82,7 @@ def settings(node: "pytest.Item") -> Settings:
 
 
 class Counters(Mapping[str, int]):
-    """The guest kernel's counters, as nstat(8) names them, since the test began: ``TcpRetransSegs``."""
+    """A node's counters of the kernel, as nstat(8) names them, since the test began: ``TcpRetransSegs``."""
 
     def __init__(self, read: Callable[[], dict[str, int]]) -> None:
         self._read = read
@@ -127,17 +129,19 @@ class LabInTest(Lab):
         self.directory_of: Callable[[], Path] | None = None
         self._outcomes: list[Running | Policy] = []
         self._at_close: list[RuleOutcome] = []  # if the test itself closes it
-        self._counters: Counters | None = None
+        self._counters: dict[str, Counters] = {}  # by node
         self._tracer: Tracer | None = None
         self._settings = Settings(spec, frozenset())
         self._complaints_seen = 0
 
     def begin_test(self, wanted: Settings, trace: str | None) -> None:
         """Begin a test: counters and trace begin here."""
-        self._settings, self._outcomes, self._at_close, self._counters = wanted, [], [], None
+        self._settings, self._outcomes, self._at_close = wanted, [], []
         self.__dict__.pop("traced", None)
-        if self.spec.root or self.spec.disks:
-            self._counters = Counters(self._read_counters)
+        own = [OWN] if self.spec.root or self.spec.disks else []
+        self._counters = {
+            node: Counters(functools.partial(self._read_counters, node)) for node in (*own, HOST, *self.spec.nodes)
+        }
         self._tracer = None
         if trace is not None:
             self._tracer = super().trace(filter=trace, about={"command": ["pytest"]})
@@ -156,18 +160,33 @@ class LabInTest(Lab):
 
     @property
     def counters(self) -> Counters:
-        """The guest kernel's counters since the test began.
+        """The guest's counters since the test began; those of a kernel are counted in each network namespace.
 
         :raises UsageError: the guest has no programs to read them
         """
-        if self._counters is None:
-            raise UsageError(
-                "counters need a program in the guest that reads /proc", hint='@pytest.mark.skblab(root="host")'
-            )
-        return self._counters
+        return self.counters_of(OWN)
 
-    def _read_counters(self) -> dict[str, int]:
-        return parse_counters(self.guest.run(["cat", *COUNTER_FILES], timeout_s=PING_TIMEOUT_S).stdout)
+    def counters_of(self, node: str) -> Counters:
+        """Return a node's counters since the test began: of ``"host"``, where the clients are, or one of the spec's.
+
+        :raises UsageError: there is no such node, or the guest has no programs to read its own
+        """
+        if node not in self._counters:
+            if node == OWN:
+                raise UsageError(
+                    "counters need a program in the guest that reads /proc", hint='@pytest.mark.skblab(root="host")'
+                )
+            raise UsageError(f"no node is called {node}", found=f"nodes: {', '.join(self._counters)}")
+        return self._counters[node]
+
+    def _read_counters(self, node: str) -> dict[str, int]:
+        words = ["cat", *COUNTER_FILES]
+        if node == HOST:
+            return parse_counters(self.run(words, timeout_s=PING_TIMEOUT_S).stdout)
+        if node == OWN:
+            return parse_counters(self.guest.run(words, timeout_s=PING_TIMEOUT_S).stdout)
+        with self.guest.popen(words, stdout=subprocess.PIPE, node=node) as reading:
+            return parse_counters(reading.communicate(timeout=PING_TIMEOUT_S)[0].decode())
 
     @functools.cached_property
     def traced(self) -> "Trace":
@@ -280,8 +299,8 @@ class LabInTest(Lab):
             yield "rules", "\n".join("\n  ".join(_outcome_of(one).lines()) for one in self._outcomes)
         for words in self.new_complaints_in_words():
             yield "complaints", words
-        if self._counters and self.is_alive:
-            yield "counters", "\n".join(f"{name:28} {value}" for name, value in self._counters.changed().items())
+        for node, counters in self._counters.items() if self.is_alive else ():
+            yield f"counters of {node}", "\n".join(f"{name:28} {value}" for name, value in counters.changed().items())
         if panic := self.guest.panic():
             yield "panic", str(panic)
         yield "console of the guest", self.console.evidence()

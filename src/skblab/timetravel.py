@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 MESSAGE = struct.Struct("=IIQ")  # struct um_timetravel_msg: op, seq, time
 IDLE = 1 << 63  # of WAIT's time
 BEGIN_NS = 1_767_225_600 * 10**9  # 2026-01-01 00:00 UTC, the guest's time of day at its boot
-SPIN_S = 2.0  # of real time: a guest that neither rests nor asks has a program that spins
-MOST_SPINS = 30
+SPIN_S = 1.0  # of real time: a guest that neither rests nor asks may have a program that spins
+MOST_SPINS = 60
 
 
 class Op(IntEnum):
@@ -59,7 +59,7 @@ class Guest:
         self.stands = False  # its agent waits for commands, and nothing else runs
         self.gone = False
         self.stuck: Timeout | None = None  # why it cannot go on
-        self.nudge: Callable[[], object] = lambda: None  # sends its kernel a SIGALRM: a second passes
+        self.nudge: Callable[[], object] = lambda: None  # lets a second pass where one does
         self.name_tasks: Callable[..., str] = lambda **_: ""
         self.is_adopted = False  # it ran when its last controller left, and has said nothing since
         self._unread = b""
@@ -100,7 +100,7 @@ class Guest:
 
     def _spins(self, before: int) -> None:
         """Move a guest on that has said nothing for SPIN_S, or give up."""
-        if self.is_adopted and before:
+        if self.is_adopted and before >= 3:
             self.stuck = Timeout(
                 "the guest waits for an answer about its time, which a command that was killed has not given",
                 hint="this lab cannot go on: skblab down NAME, and skblab up",

@@ -57,6 +57,7 @@ def test_a_test_that_passes_and_what_a_lab_knows(run: Run) -> None:
             assert lost.fired and lost.counts.dropped == 1
             assert lab.counters["IcmpInEchos"] == 1
             assert "Icmp6InMsgs" in lab.counters
+            assert (lab.counters_of("host")["IcmpInEchos"], lab.counters_of("host")["IcmpInEchoReps"]) == (0, 1)
             assert len(lab.visited("icmp_rcv")) == 2
             assert not lab.visited("udp_rcv")
             assert len(lab.dropped()) == 1 and not lab.dropped("NO_SOCKET")
@@ -126,7 +127,7 @@ def test_what_a_failure_shows(run: Run, pytester: pytest.Pytester) -> None:
     done = run(text)
     done.assert_outcomes(failed=1)
     said = done.stdout.str()
-    for title in ("rules", "counters", "console of the guest", "the same again"):
+    for title in ("rules", "counters of guest", "counters of host", "console of the guest", "the same again"):
         assert f" skblab: {title} " in said
     assert "icmp_rcv = drop @2 if icmp: arrived 2, passed 1, dropped 1" in said
     assert re.search(r"IcmpInEchos +1$", said, re.MULTILINE)
@@ -343,6 +344,15 @@ def test_in_virtual_time(run: Run) -> None:
                 assert counted[0] == counted[-1]
                 assert lab.counters["TcpRetransSegs"] >= 1
 
+        @pytest.mark.skblab(time="virtual", nodes=["a"])
+        def test_counters_of_nodes(shared_lab):
+            with shared_lab.guest.popen(["ping", "-c2", "guest"], node="a") as ping:
+                assert ping.wait() == 0
+            counted = {node: shared_lab.counters_of(node)["IcmpInEchoReps"] for node in ("guest", "host", "a")}
+            assert counted == {"guest": 0, "host": 0, "a": 2}
+            with pytest.raises(Exception, match="no node is called b"):
+                shared_lab.counters_of("b")
+
         @pytest.mark.skblab(time="virtual")
         def test_policy(lab):
             before = lab.clock.now
@@ -352,7 +362,7 @@ def test_in_virtual_time(run: Run) -> None:
             assert lab.clock.now - before < 0.6
         """
     )
-    done.assert_outcomes(passed=3, failed=1)
+    done.assert_outcomes(passed=4, failed=1)
     assert "drop @2000 if tcp src port 80 and len > 500: never fired" in done.stdout.str()
 
 

@@ -83,8 +83,6 @@ def _is_grey(code: str) -> bool:
 @pytest.fixture
 def ssh(tmp_path: Path) -> tuple[str, ...]:
     """How to log in here, at a server of the test's own, with a key of the test's own."""
-    if not Path("/usr/sbin/sshd").exists():
-        pytest.skip("no sshd here: openssh-server has it, and would begin to listen on this machine")
     for name in ("host", "mine"):
         argv: list[process.Argument] = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name]
         assert process.run(argv, timeout_s=20).returncode == 0
@@ -108,7 +106,7 @@ def test_over_ssh(terminal: Open, ssh: tuple[str, ...]) -> None:
     tmux.clicks(*tmux.place_of("seq 2 "))
     tmux.shows(r"#2 icmp_rcv\(\)")
     tmux.types("R")
-    tmux.shows(r"icmp_seq=2 ttl=64")
+    tmux.shows(r"replies [2-9]")  # the lines of the first ones may be gone by now
     tmux.types("q")
     tmux.shows("status 0")
 

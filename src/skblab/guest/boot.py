@@ -20,6 +20,7 @@ from skblab.guest.disk import inspect
 from skblab.guest.modules import parse_sections
 from skblab.guest.panic import GuestPanicked, PanicWatch, panicked
 from skblab.guest.programs import Programs
+from skblab.guest.spin import Spin
 from skblab.host import process
 from skblab.host.namespace import GuestLink, Namespaces
 from skblab.host.waiting import wait
@@ -154,6 +155,7 @@ class Guest(Programs):
         self.modules: dict[str, dict[str, int]] = {}  # the same, by the modules' files
         self.inner_pid = inner_pid  # in the lab's PID namespace
         self.pid = process.pid_of(pidfd)
+        self._spin = Spin(self.pid)
         if isinstance(clock, VirtualClock):
             clock.nudge_by(self._nudge)
         self._notify = socket.socket(fileno=notify_fd)
@@ -267,8 +269,8 @@ class Guest(Programs):
         )
 
     def _nudge(self) -> None:
-        """Let a second pass in virtual time, unless gdb holds the kernel (image/corrections/virtual_time.py)."""
-        if "\nTracerPid:\t0\n" in Path(f"/proc/{self.pid}/status").read_text():
+        """Let a second pass in virtual time where a program only computes (image/corrections/virtual_time.py)."""
+        if self._spin.is_there():
             signal.pidfd_send_signal(self.pidfd, signal.SIGALRM)
 
     @property
