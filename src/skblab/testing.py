@@ -43,6 +43,7 @@ class Settings:
     :param spec: the lab's description, but for the image where no marker names one
     :param named: the fields that are named
     :param trace: a pcap-filter(7) expression of what to trace, "" for everything, None for nothing
+    :param counters: whether the guest's counters are read as the test begins, by a program of the guest
     """
 
     spec: LabSpec
@@ -50,6 +51,7 @@ class Settings:
     trace: str | None = None
     allow_unfired: bool = False
     allow_complaints: bool = False
+    counters: bool = True
 
     def spec_with(self, image: "Image | None") -> LabSpec:
         """Return the description with an image, if there is one."""
@@ -68,15 +70,16 @@ def settings(node: "pytest.Item") -> Settings:
         said |= marker.kwargs
     serve, trace = said.pop("serve", ()), said.pop("trace", False)
     allowed = {name: bool(said.pop(name, False)) for name in ("allow_unfired", "allow_complaints")}
+    counters = bool(said.pop("counters", True))
     if unknown := sorted(said.keys() - SPEC_FIELDS):
         raise UsageError(
             f"the marker skblab knows no {unknown[0]}",
-            found=f"fields: {', '.join(sorted(SPEC_FIELDS | allowed.keys() | {'serve', 'trace'}))}",
+            found=f"fields: {', '.join(sorted(SPEC_FIELDS | allowed.keys() | {'serve', 'trace', 'counters'}))}",
         )
     if serve:
         said["commands"] = (*said.get("commands", ()), *([serve] if isinstance(serve, str) else serve))
     traced = str(trace) if trace is not False else None
-    return Settings(LabSpec(**said), frozenset(said), "" if trace is True else traced, **allowed)
+    return Settings(LabSpec(**said), frozenset(said), "" if trace is True else traced, **allowed, counters=counters)
 
 
 class Counters(Mapping[str, int]):
@@ -136,7 +139,7 @@ class LabInTest(Lab):
         """Begin a test: counters and trace begin here."""
         self._settings, self._outcomes, self._at_close, self._counters = wanted, [], [], None
         self.__dict__.pop("traced", None)
-        if self.spec.root or self.spec.disks:
+        if wanted.counters and (self.spec.root or self.spec.disks):
             self._counters = Counters(self._read_counters)
         self._tracer = None
         if trace is not None:
@@ -162,7 +165,8 @@ class LabInTest(Lab):
         """
         if self._counters is None:
             raise UsageError(
-                "counters need a program in the guest that reads /proc", hint='@pytest.mark.skblab(root="host")'
+                "counters need a program in the guest that reads /proc",
+                hint='@pytest.mark.skblab(root="host"), without counters=False',
             )
         return self._counters
 
