@@ -202,7 +202,7 @@ class Deciding:
         self._holds[next(self._there)] = hold
 
     def due_s(self, now_ns: int) -> float | None:
-        """Return how long the next decision has still to wait; None if there is none, or its packet is missing."""
+        """Return how long the next decision has still to wait; None if its packet is missing, or all are done."""
         if not self._left:
             return None
         left_ns = self._began_ns + self._left[0].at_ns - now_ns

@@ -13,6 +13,7 @@
     status = 0
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -21,17 +22,17 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from skblab import files, toml
 from skblab.decision import Decision
-from skblab.errors import GuestLost, ImageMissing, UsageError
+from skblab.errors import CannotWrite, GuestLost, ImageMissing, UsageError
 from skblab.image.image import Image
 from skblab.image.store import find_image, open_named
 from skblab.lab import Lab
 from skblab.rule import Rule
 from skblab.scenario import LAB, lab_spec, lab_table, words
-from skblab.session import Session, Watcher
+from skblab.session import RuleOutcome, Session, Watcher
 from skblab.spec import HOST_ROOT, LabSpec
 
 LIMIT_S = 300.0  # behind the last decision; TCP gives up a connection after 127 s without an answer
@@ -43,7 +44,7 @@ KEYS = {"client": (), "servers": (), "rules": (), "decisions": (), "directory": 
         "image": ""}  # fmt: skip
 OF_OUTCOME = {
     "end": "", "status": 0, "duration_s": 0.0, "stdout": "", "stderr": "", "stdout_sha256": "", "stderr_sha256": "",
-    "rules": (), "unfired": (), "went": (), "undecided": (), "complaints": (),
+    "counts": (), "unfired": (), "went": (), "undecided": (), "complaints": (),
 }  # fmt: skip
 TIMES = re.compile(
     r"\d+(?:\.\d+)?(?=\s?(?:ns|us|\N{MICRO SIGN}s|ms|s|seconds?)\b)"  # 0.3 ms
@@ -55,6 +56,12 @@ FORM = 'client = ["ping", "-c1", "guest"], rules = ["..."], [lab] (docs/how-to/r
 def but_for_times(text: str) -> str:
     """Return a text without its times, which differ each time in real time: ``time=0.3 ms`` becomes ``time=# ms``."""
     return TIMES.sub("#", text)
+
+
+def counted(rule: RuleOutcome) -> str:
+    """Return a rule's counts in words, without the rule."""
+    first, *rest = rule.lines()
+    return "; ".join([first.removeprefix(f"{rule.rule}: "), *rest])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +155,7 @@ class SavedRun:
             said = "\n".join([*self._test_lines(path.stem), ""])
         else:
             said = "\n".join([*self._lines(), ""])
-        with files.whole(path, new=True) as file:
+        with _new(path) as file:
             file.write(said.encode())
 
     def _lines(self) -> Iterator[str]:
@@ -172,7 +179,8 @@ class SavedRun:
         yield from (f"# {line}".rstrip() for line in (*self.note.splitlines(), f"It ran on the image {self.image}."))
         if not is_virtual:
             yield "# It was in real time: here the times are about these; the order of the decisions is kept."
-        uses = [] if is_virtual else ["from skblab.saved import but_for_times"]
+        uses = ["counted"] if "counts" in self.outcome else [] if is_virtual else ["but_for_times"]
+        uses = [f"from skblab.saved import {one}" for one in uses]
         yield from (*(["import hashlib", ""] if any("_sha256" in key for key in self.outcome) else []), "import pytest")
         yield from ("", "from skblab import Session", *uses, "")
         yield from (*_python("RULES", self.rules), *(_python("DECISIONS", self.decisions) if self.decisions else []))
@@ -205,8 +213,8 @@ class SavedRun:
                     yield from ("assert " + same.format(now) + " == (", *_parts(value, same), ")")
             elif key == "duration_s":
                 yield f"assert round(outcome.duration_s, 9) == {value!r}"
-            elif key == "rules":
-                yield from ('assert ["; ".join(one.lines()) for one in outcome.rules] == [', *_listed(value), "]")
+            elif key == "counts":
+                yield from ("assert [counted(one) for one in outcome.rules] == [", *_listed(value), "]")
             elif key == "went":
                 yield from ("assert outcome.went == (", *_listed(value), ")")
             elif key == "status":
@@ -216,7 +224,7 @@ class SavedRun:
     def found_image(self) -> Image:
         """Return the image to run on: the one that it ran on, if it is there, else the newest of its kind.
 
-        :raises ImageMissing: there is none of its kind
+        :raises ImageMissing: no image of its kind is there
         """
         if self.spec.image_path:
             return open_named(str(self.spec.image_path))
@@ -281,7 +289,7 @@ class Difference:
         lines = [line for line in difflib.unified_diff(before, after, n=0, lineterm="") if not line.startswith("@@")]
         shown = [f"  {line[0]} {line[1:]}" for line in lines[2:]] or [f"  - {self.saved!r}", f"  + {self.now!r}"]
         more = [f"  ... {len(shown) - MOST_SHOWN} lines more"] if len(shown) > MOST_SHOWN else []
-        return "\n".join([f"{self.what} differs:", *shown[:MOST_SHOWN], *more])
+        return "\n".join([f"differs: {self.what}", *shown[:MOST_SHOWN], *more])
 
 
 def _as_lines(value: object) -> list[str]:
@@ -324,7 +332,7 @@ def _outcome_of(session: Session, end: str = "") -> dict[str, Any]:
             stdout, stderr = outcome.output
             found |= output("stdout", stdout) | (output("stderr", stderr) if stderr else {})
         if is_virtual and outcome.rules:
-            found["rules"] = tuple("; ".join(one.lines()) for one in outcome.rules)
+            found["counts"] = tuple(map(counted, outcome.rules))
     some = {
         "unfired": tuple(map(str, outcome.unfired)) if outcome else (),
         "went": outcome.went if outcome else (),
@@ -354,6 +362,16 @@ def check_new(path: Path) -> None:
     """
     if path.suffix == ".py" and not path.name.startswith("test_"):
         raise UsageError(f"pytest would not find {path.name}", hint=f"--save test_{path.name}; or NAME.toml")
-    with files.whole(path, new=True):
+    with _new(path):
         pass
     path.unlink()
+
+
+@contextlib.contextmanager
+def _new(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with files.whole(path, new=True) as file:
+            yield file
+    except CannotWrite as error:
+        error.hint = error.hint or f"another name, or rm {path}"
+        raise

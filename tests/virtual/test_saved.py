@@ -85,7 +85,7 @@ def test_the_command_saves_and_replays_and_shows_a_difference(tmp_path: Path, im
     done = skblab("replay", str(path), "--json")
     said = json.loads(done.stdout)
     assert done.returncode == 1
-    assert {one["what"] for one in said["differences"]} == {"duration_s", "stdout", "rules"}
+    assert [one["what"] for one in said["differences"]] == ["stdout"]
     assert (said["same"], said["image"], said["saved_image"]) == (False, image.name, "6.12-default-000000000000")
     assert "saved on the image 6.12-default-000000000000, which is not here" in done.stderr
     done = skblab("replay", str(path))

@@ -40,7 +40,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def pinned(rules: Sequence[Rule], arguments: argparse.Namespace) -> list[Rule]:
-    """Return rules with a seed for what they do at random, if they are to be saved.
+    """Return rules with a seed for what they do at random, if ``--save`` is given.
 
     In virtual time the lab's seed determines it.
     """
