@@ -47,6 +47,11 @@ def places(rules: Sequence[Rule]) -> list[str]:
     return names
 
 
+def by_hand(decision: "Decision") -> "Decision":
+    """Return a decision of a person's, whose time is not more exact than a millisecond."""
+    return dataclasses.replace(decision, at_ns=decision.at_ns // 10**6 * 10**6)
+
+
 def is_decided(rule: Rule) -> bool:
     """Whether a rule's packets wait for a decision."""
     return rule.verdict == "hold" and not rule.hold_count
@@ -240,7 +245,8 @@ class Deciding:
     @property
     def undecided(self) -> tuple[str, ...]:
         """The decisions that could not be carried out, and why."""
-        return (*self._failed, *(f"{one}: the command has ended before" for one in self._left))
+        ended, missing = "the command has ended before", "no such packet was held"
+        return (*self._failed, *(f"{one}: {ended if self._is_possible(one) else missing}" for one in self._left))
 
     @property
     def went(self) -> tuple[str, ...]:
@@ -295,9 +301,7 @@ class Decided:
     def decisions(self) -> tuple[Decision, ...]:
         """The decisions, in their order."""
         noted = sorted(self._noted, key=lambda one: one.at_ns)
-        if self._clock.is_virtual:
-            return tuple(noted)
-        return tuple(dataclasses.replace(one, at_ns=one.at_ns // 10**6 * 10**6) for one in noted)  # of a person
+        return tuple(noted if self._clock.is_virtual else map(by_hand, noted))
 
     @property
     def went(self) -> tuple[str, ...]:

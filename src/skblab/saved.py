@@ -373,5 +373,5 @@ def _new(path: Path) -> Iterator[IO[bytes]]:
         with files.whole(path, new=True) as file:
             yield file
     except CannotWrite as error:
-        error.hint = error.hint or f"another name, or rm {path}"
+        error.hint = error.hint or (f"another name, or rm {path}" if path.exists() else "another name")
         raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from skblab.agent.abi import Counts
 from skblab.agent.streams import Hold
 from skblab.debugger.session import Debugger
-from skblab.decision import INTERRUPT, Deciding, Decision, is_decided
+from skblab.decision import INTERRUPT, Deciding, Decision, by_hand, is_decided
 from skblab.event import Hit, Stop
 from skblab.guest.boot import LAST_WORDS_S
 from skblab.guest.complaint import Complaint
@@ -320,7 +320,8 @@ class Session:
         except KeyboardInterrupt:
             if client is None:
                 raise
-        self._interrupts.append(Decision(self.lab.guest.clock.monotonic_ns - self._began_ns, INTERRUPT))
+        decision = Decision(self.lab.guest.clock.monotonic_ns - self._began_ns, INTERRUPT)
+        self._interrupts.append(decision if self.lab.guest.clock.is_virtual else by_hand(decision))
         process.interrupt(client)
         return self._waited(end, watched, client, left_s)
 
