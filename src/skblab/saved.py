@@ -36,7 +36,7 @@ from skblab.session import RuleOutcome, Session, Watcher
 from skblab.spec import HOST_ROOT, LabSpec
 
 LIMIT_S = 300.0  # behind the last decision; TCP gives up a connection after 127 s without an answer
-MOST_KEPT = 32768  # characters of an output; of a longer one the file has the digest
+MOST_KEPT = 4096  # characters of an output; of a longer one the file has the digest
 WORSE = ("end", "unfired", "undecided", "complaints")  # of an outcome: where they are not meant, it is another one
 MOST_SHOWN = 40  # lines of a difference
 OUTCOME = "outcome"
@@ -99,6 +99,8 @@ class SavedRun:
             raise UsageError("a run needs a command", hint='client = ["ping", "-c1", "guest"]')
         if self.limit_s < 0:
             raise UsageError(f"no limit: {self.limit_s:g} s", hint="more than 0")
+        if zero := [one for one in (*self.client, *self.spec.commands, self.directory) if "\0" in one]:
+            raise UsageError(f"a word with a NUL byte: {zero[0]!r}")
         for rule in self.rules:
             Rule.parse(rule)
         for decision in self.decisions:
@@ -219,7 +221,12 @@ class SavedRun:
                 yield from ("assert outcome.went == (", *_listed(value), ")")
             elif key == "status":
                 yield f"assert outcome.status == {value!r}"
-        yield from ("assert outcome.undecided == (", *_listed(self.outcome.get("undecided", ())), ")")
+        undecided = self.outcome.get("undecided", ())
+        yield from (
+            ("assert outcome.undecided == (", *_listed(undecided), ")")
+            if undecided
+            else ("assert outcome.undecided == ()",)
+        )
 
     def found_image(self) -> Image:
         """Return the image to run on: the one that it ran on, if it is there, else the newest of its kind.
@@ -243,6 +250,11 @@ class SavedRun:
         :raises SkblabError: the guest cannot be booted, its servers do not start, or a rule cannot be put in force
         """
         spec = dataclasses.replace(self.spec, image=self.found_image())
+        is_here = spec.time == "real" or spec.root == HOST_ROOT
+        if self.directory and is_here and not Path(self.directory).is_dir():
+            raise UsageError(
+                f"the run's directory is not there: {self.directory}", hint='directory = "..." in the file'
+            )
         with spec.start() as lab, Session(lab, self.rules, watcher, decisions=self.decisions) as session:
             end, last_ns = "", max((one.at_ns for one in session.decisions), default=0)
             limit_s = self.limit_s or LIMIT_S + last_ns // 10**9

@@ -11,6 +11,7 @@ from skblab import LabSpec, toml
 from skblab.decision import Decision
 from skblab.errors import RuleError, SkblabError, UsageError
 from skblab.saved import SavedRun, but_for_times
+from skblab.scenario import lab_spec, lab_table
 
 TEXTS = some.text(some.characters(codec="utf-8"))
 
@@ -95,6 +96,8 @@ GOOD = 'client = ["ping", "-c1", "guest"]\n'
         (GOOD + "decisions = ['2s icmp_rcv = release']", "which packet?"),
         (GOOD + "decision = []", "is it decisions?"),
         (GOOD + "limit_s = -1", "no limit: -1 s"),
+        (GOOD.replace("guest", "a\\u0000b"), "a word with a NUL byte"),
+        (GOOD + "servers = ['a', 'b']", "a command in the guest needs a root file system"),
         (GOOD + "limit_s = nan", "limit_s is a number"),
         (GOOD + "lab = 3", "lab is no table"),
         (GOOD + "[lab]\nmemory_mb = 3", "is it memory_mib?"),
@@ -121,6 +124,21 @@ def test_a_wrong_file_is_one_clear_error(text: str, words: str, tmp_path: Path) 
         SavedRun.read(path)
     assert words in str(error.value)
     assert error.value.exit_status in {2, 3}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        LabSpec(),
+        LabSpec(series="7.3", variant="kasan", link=("lan,tap", "wan,veth"), lease_s=0, clock="frozen"),
+        LabSpec(
+            time="virtual", seed=(1 << 63) - 1, nodes=("a", "b"), commands=("cd /; exec x 'y'", "udp:z"), most_s=9.5
+        ),
+        LabSpec(root="/tmp", memory_mib=256, kernel_arguments=("a=b",), consoles=0),
+    ],
+)
+def test_a_guest_is_written_and_read(spec: LabSpec) -> None:
+    assert lab_spec("x", tomllib.loads("\n".join(toml.lines(lab_table(spec)))), tuple(spec.commands)) == spec
 
 
 @pytest.mark.parametrize("data", [b"client = ['\xff']", b"\0", b"\x7fELF\x02\x01\x01\0\0"])
