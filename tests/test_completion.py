@@ -34,6 +34,8 @@ def completions(line: str) -> set[str]:
     ("line", "offered"),
     [
         ("skblab ", {"ping", "image", "doctor"}),
+        ("skblab re", {"replay"}),
+        ("skblab replay --", {"--json", "--save"}),
         ("skblab ping --at icmp_r", {"icmp_rcv", "icmp_reply", "icmp_redirect"}),
         ("skblab ping --link ", {"auto", "tap", "veth"}),
         ("skblab image ", {"build", "ls", "check", "rm"}),

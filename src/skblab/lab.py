@@ -63,12 +63,20 @@ class Lab(LabLife):
         """
         return Running(self._ready_agent(), rule if isinstance(rule, Rule) else Rule.parse(rule), report)
 
-    def hold(self, function: str, filter: str = "", *, occurrence: Occurrence | None = None) -> Hold:  # noqa: A002
+    def hold(
+        self,
+        function: str,
+        filter: str = "",  # noqa: A002
+        *,
+        occurrence: Occurrence | None = None,
+        report: Callable[[Hit], object] = lambda _: None,
+    ) -> Hold:
         """Hold packets that enter a function, while the kernel runs on. Use in a ``with``.
 
         :param filter: which packets: pcap-filter(7)
+        :param report: called for each, as that of ``rule()``
         """
-        return Hold(self._ready_agent(), Rule(function, "hold", occurrence or Occurrence(), filter))
+        return Hold(self._ready_agent(), Rule(function, "hold", occurrence or Occurrence(), filter), report)
 
     def probe(self, function: str, filter: str = "", *, occurrence: Occurrence | None = None) -> Probe:  # noqa: A002
         """See packets where they enter a function. Use in a ``with``."""

@@ -103,6 +103,11 @@ class LabLife(HostPrograms):
     def _nodes(self) -> tuple[str, ...]:
         return (HOST, *self.spec.nodes) if self.guest.clock.is_virtual else ()
 
+    @property
+    def is_joined(self) -> bool:
+        """Whether it ran already: ``Lab.join()``."""
+        return self._joins
+
     def keep(self) -> None:
         """Let the lab outlive this process: ``Lab.join(name)`` finds it, ``end()`` and ``skblab down`` end it.
 

@@ -2,16 +2,19 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self
 
 from skblab.agent.abi import Counts
+from skblab.agent.streams import Hold
 from skblab.debugger.session import Debugger
+from skblab.decision import INTERRUPT, Deciding, Decision, by_hand, is_decided
 from skblab.event import Hit, Stop
 from skblab.guest.boot import LAST_WORDS_S
 from skblab.guest.complaint import Complaint
@@ -19,6 +22,7 @@ from skblab.guest.exec import Command
 from skblab.guest.losses import Losses
 from skblab.guest.mconsole import Kind
 from skblab.host import process
+from skblab.host.output import Kept
 from skblab.host.signals import wakeup
 from skblab.host.waiting import wait
 from skblab.lab import Lab
@@ -29,7 +33,7 @@ from skblab.verdict import VERDICTS
 if TYPE_CHECKING:
     from skblab.agent.running import Running
 
-Watched = Debugger | socket.socket | int
+Watched = Debugger | Deciding | socket.socket | int
 TimeLeft = Callable[[], float | None]
 
 STOP_TIMEOUT_S = 1.0  # gdb has said that there is one
@@ -64,8 +68,10 @@ class RuleOutcome:
     why_unedited: str = ""
 
     @classmethod
-    def of(cls, running: "Running") -> Self:
+    def of(cls, running: "Running | Hold") -> Self:
         """Return what became of a rule's packets so far."""
+        if isinstance(running, Hold):
+            return cls(running.armed.rule, running.counts, running.fired)
         return cls(running.armed.rule, running.counts, running.fired, running.unedited, running.why_unedited)
 
     def named_counts(self) -> dict[str, int]:
@@ -89,6 +95,8 @@ class Outcome:
     :param complaints: of the guest's kernel, since the lab was booted or joined
     :param link: frames that the lab's links have lost since then
     :param events_lost: hits that found the ring of events full
+    :param undecided: decisions that could not be carried out, each with its reason
+    :param went: how the packets went that were decided about, in that order: ``icmp_rcv @2 released``
     """
 
     status: int
@@ -98,6 +106,8 @@ class Outcome:
     complaints: tuple[Complaint, ...]
     link: Losses
     events_lost: int
+    undecided: tuple[str, ...] = ()
+    went: tuple[str, ...] = ()
 
     @property
     def unfired(self) -> tuple[Rule, ...]:
@@ -118,24 +128,45 @@ class Session:
         with LabSpec().start() as lab, Session(lab, ["icmp_rcv = delay 300ms @2"]) as session:
             outcome = session.run(["ping", "-c", "3", "guest"])
 
+    :param decisions: what is done with packets that the rules hold, and when (``skblab.decision``):
+        ``"2.5s icmp_rcv = release @2"``
+
     Entering raises RuleError, UnknownFunction, UnsupportedVerdict, DebuggerError.
     """
 
-    def __init__(self, lab: Lab, rules: Sequence[Rule | str] = (), watcher: Watcher | None = None) -> None:
-        self._lab = lab
-        self._rules = [rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in rules]
+    def __init__(
+        self,
+        lab: Lab,
+        rules: Sequence[Rule | str] = (),
+        watcher: Watcher | None = None,
+        *,
+        decisions: Sequence[Decision | str] = (),
+    ) -> None:
+        self.lab = lab
+        self.rules = [rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in rules]
+        self.decisions = [one if isinstance(one, Decision) else Decision.parse(one) for one in decisions]
         self._watcher = watcher or Watcher()
         self._stack = contextlib.ExitStack()
-        self._running: list[Running] = []
+        self._running: list[Running | Hold] = []
         self._debugger: Debugger | None = None
+        self._client: process.Client | None = None
+        self._interrupts: list[Decision] = []
+        self._began_ns = 0
+        self.command: tuple[str, ...] = ()
+        self.directory = ""
+        self.is_captured = False
+        self.outcome: Outcome | None = None
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            for rule in self._rules:
-                self._running.append(stack.enter_context(self._lab.rule(rule, self._watcher.hit)))
-            if any(VERDICTS[rule.verdict].needs == "gdb" for rule in self._rules):
-                self._debugger = stack.enter_context(self._lab.debugger())
-                self._lab.stop_on_rules(self._debugger)
+            self._deciding = stack.enter_context(contextlib.closing(Deciding(self.decisions, self.rules)))
+            for rule in self.rules:
+                running = self._in_force(rule)
+                stack.push(running)
+                self._running.append(running)
+            if any(VERDICTS[rule.verdict].needs == "gdb" for rule in self.rules):
+                self._debugger = stack.enter_context(self.lab.debugger())
+                self.lab.stop_on_rules(self._debugger)
                 self._debugger.resume()
             self._stack = stack.pop_all()
         return self
@@ -145,12 +176,27 @@ class Session:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
+    def _in_force(self, rule: Rule) -> "Running | Hold":
+        """Put a rule in force."""
+        if not (self.decisions and is_decided(rule)):
+            return self.lab.rule(rule, self._watcher.hit)
+
+        def report(hit: Hit) -> None:
+            self._deciding.note(hit)
+            self._watcher.hit(hit)
+
+        hold = self.lab.hold(rule.function, rule.filter, occurrence=rule.occurrence, report=report)
+        self._deciding.follow(hold)
+        return hold
+
     def run(
         self,
         command: Sequence[process.Argument] = (),
         *,
         stdin: process.Stream = subprocess.DEVNULL,
         capture: bool = False,
+        shown: bool = False,
+        terminal: bool = False,
         timeout_s: float | None = None,
         directory: str = "",
     ) -> Outcome:
@@ -160,41 +206,84 @@ class Session:
 
         :param stdin: of the command; not where a rule stops the kernel, for then a person may be asked
         :param capture: keep what the command writes
+        :param shown: what is captured goes to this process's own streams, too, at once
+        :param terminal: what is captured is written to a terminal, standard error with standard output
         :param directory: the command's; default: this process's
         :raises GuestLost: the kernel has panicked, or ended, before the command
         :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
         :raises CallbackFailed: the watcher raised
         """
-        clock = self._lab.guest.clock
-        began_ns = clock.monotonic_ns
+        clock = self.lab.guest.clock
+        self.command, self.directory, self.is_captured = tuple(map(os.fsdecode, command)), directory, capture
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2 * capture)]
-            out, err = files or (None, None)
+            kept = [
+                stack.enter_context(Kept(number if shown else None, terminal=terminal))
+                for number in ((1,) if terminal else (1, 2))
+                if capture
+            ]
+            out, err = (kept[0].fileno(), kept[-1].fileno()) if kept else (None, None)
             stdin = subprocess.DEVNULL if self._debugger else stdin
-            client = (
-                self._lab.popen(command, stdin=stdin, stdout=out, stderr=err, directory=directory) if command else None
-            )
+            self._began_ns = clock.monotonic_ns
+            self._deciding.begin(self._began_ns)
+            self._client = client = (
+                self.lab.popen(
+                    command, stdin=stdin, stdout=out, stderr=err, directory=directory,
+                    new_session=terminal or any(one.word == INTERRUPT for one in self.decisions),
+                ) if command else None
+            )  # fmt: skip
             status = self._wait(client, timeout_s)
-            duration_s = (clock.monotonic_ns - began_ns) / 1e9
-            self._lab.check()
+            duration_s = (clock.monotonic_ns - self._began_ns) / 1e9
+            self.lab.check()
             self._stack.close()
-            return Outcome(
+            self.outcome = Outcome(
                 process.exit_status(status),
                 duration_s,
-                tuple(map(_text, files)) or ("", ""),  # type: ignore[arg-type] # two, or none
+                (kept[0].text() if kept else "", kept[1].text() if kept[1:] else ""),
                 tuple(map(RuleOutcome.of, self._running)),
-                self._lab.new_complaints,
-                self._lab.link_losses,
-                self._lab.agent.channel.lost,
+                self.lab.new_complaints,
+                self.lab.link_losses,
+                self.lab.agent.channel.lost,
+                self.undecided,
+                self._deciding.went,
             )
+            return self.outcome
+
+    def save(self, path: Path | str, *, end: str = "") -> None:
+        """Write the run to a new file, which ``skblab replay`` does again; to ``test_*.py``, as a test for pytest.
+
+        :param end: how it ended, if not with its command
+        :raises UsageError: nothing has run to its end; or the lab was joined: what was done in it before is not known
+        :raises CannotWrite: there is such a file, or it cannot be written
+        """
+        from skblab.saved import SavedRun  # noqa: PLC0415 - a saved run is run by a session
+
+        SavedRun.of(self, end).write(path)
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """The decisions that were not carried out."""
+        return self._deciding.undecided
+
+    @property
+    def interrupts(self) -> tuple[Decision, ...]:
+        """The Ctrl-C that the command was given, as a decision."""
+        return tuple(self._interrupts)
+
+    def _interrupt(self) -> None:
+        """Give the command, which is in a session of its own, a Ctrl-C."""
+        if isinstance(self._client, Command):
+            self._client.send_signal(signal.SIGINT)
+        elif self._client:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._client.pid, signal.SIGINT)
 
     def _wait(self, client: process.Client | None, timeout_s: float | None) -> int:
         """Wait for a client's end; return its status. Without one, a Ctrl-C ends it, with status 0.
 
         A client may end before gdb has reported a stop: the watcher gets every stop.
         """
-        guest, debugger = self._lab.guest, self._debugger
-        left_s = self._lab.guest.clock.countdown(timeout_s)
+        guest, debugger = self.lab.guest, self._debugger
+        left_s = self.lab.guest.clock.countdown(timeout_s)
         watched: list[Watched] = [guest.notifications, guest.pidfd, *([debugger] if debugger else [])]
         reported, ended = 0, False
         with contextlib.ExitStack() as stack:
@@ -231,24 +320,34 @@ class Session:
         except KeyboardInterrupt:
             if client is None:
                 raise
+        decision = Decision(self.lab.guest.clock.monotonic_ns - self._began_ns, INTERRUPT)
+        self._interrupts.append(decision if self.lab.guest.clock.is_virtual else by_hand(decision))
         process.interrupt(client)
         return self._waited(end, watched, client, left_s)
 
     def _waited(
         self, end: int | None, watched: Sequence[Watched], client: process.Client | None, left_s: TimeLeft
     ) -> list[Watched]:
-        clock = self._lab.guest.clock
+        clock = self.lab.guest.clock
         began_s = clock.monotonic_ns / 1e9
         with wakeup() as woken:
             while True:
                 ends: list[Watched] = [] if end is None else [end]
-                ready = clock.wait(ends, left_s(), at_once=[*watched, woken])
+                due_s = self._deciding.due_s(clock.monotonic_ns) if end is not None else None
+                next_s = min((one for one in (left_s(), due_s) if one is not None), default=None)
+                ready = clock.wait(ends, next_s, at_once=[*watched, woken, self._deciding])
+                if not ready and due_s is not None and due_s == next_s:
+                    self._deciding.carry_out(clock.monotonic_ns, self._interrupt)
+                    continue
+                if ready == [self._deciding]:
+                    self._deciding.hear()
+                    continue
                 if not ready:
                     if client:
                         process.end(client)
                     raise subprocess.TimeoutExpired(client.args if client else "", clock.monotonic_ns / 1e9 - began_s)
                 if ready != [woken]:
-                    return ready
+                    return [one for one in ready if one is not self._deciding]
                 os.read(woken, 4096)
 
     @property
@@ -262,11 +361,6 @@ class Session:
         frames = tuple((frame.function, frame.file, frame.line) for frame in stopped.frames if not frame.inline)
         self._watcher.stopped(Stop(stopped.at_ns, packet, frames))
         self._watcher.resumed((debugger.resume() - stopped.at_ns) / 1e9)
-
-
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
 
 
 def _end_of(client: process.Client, stack: contextlib.ExitStack) -> int:

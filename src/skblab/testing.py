@@ -45,6 +45,7 @@ class Settings:
     :param spec: the lab's description, but for the image where no marker names one
     :param named: the fields that are named
     :param trace: a pcap-filter(7) expression of what to trace, "" for everything, None for nothing
+    :param counters: whether the guest's counters are read as the test begins, by a program of the guest
     """
 
     spec: LabSpec
@@ -52,6 +53,7 @@ class Settings:
     trace: str | None = None
     allow_unfired: bool = False
     allow_complaints: bool = False
+    counters: bool = True
 
     def spec_with(self, image: "Image | None") -> LabSpec:
         """Return the description with an image, if there is one."""
@@ -70,15 +72,16 @@ def settings(node: "pytest.Item") -> Settings:
         said |= marker.kwargs
     serve, trace = said.pop("serve", ()), said.pop("trace", False)
     allowed = {name: bool(said.pop(name, False)) for name in ("allow_unfired", "allow_complaints")}
+    counters = bool(said.pop("counters", True))
     if unknown := sorted(said.keys() - SPEC_FIELDS):
         raise UsageError(
             f"the marker skblab knows no {unknown[0]}",
-            found=f"fields: {', '.join(sorted(SPEC_FIELDS | allowed.keys() | {'serve', 'trace'}))}",
+            found=f"fields: {', '.join(sorted(SPEC_FIELDS | allowed.keys() | {'serve', 'trace', 'counters'}))}",
         )
     if serve:
         said["commands"] = (*said.get("commands", ()), *([serve] if isinstance(serve, str) else serve))
     traced = str(trace) if trace is not False else None
-    return Settings(LabSpec(**said), frozenset(said), "" if trace is True else traced, **allowed)
+    return Settings(LabSpec(**said), frozenset(said), "" if trace is True else traced, **allowed, counters=counters)
 
 
 class Counters(Mapping[str, int]):
@@ -139,9 +142,8 @@ class LabInTest(Lab):
         self._settings, self._outcomes, self._at_close = wanted, [], []
         self.__dict__.pop("traced", None)
         own = [OWN] if self.spec.root or self.spec.disks else []
-        self._counters = {
-            node: Counters(functools.partial(self._read_counters, node)) for node in (*own, HOST, *self.spec.nodes)
-        }
+        nodes = (*own, HOST, *self.spec.nodes) if wanted.counters else ()
+        self._counters = {node: Counters(functools.partial(self._read_counters, node)) for node in nodes}
         self._tracer = None
         if trace is not None:
             self._tracer = super().trace(filter=trace, about={"command": ["pytest"]})
@@ -172,9 +174,10 @@ class LabInTest(Lab):
         :raises UsageError: there is no such node, or the guest has no programs to read its own
         """
         if node not in self._counters:
-            if node == OWN:
+            if node == OWN or not self._settings.counters:
                 raise UsageError(
-                    "counters need a program in the guest that reads /proc", hint='@pytest.mark.skblab(root="host")'
+                    "counters need a program in the guest that reads /proc",
+                    hint='@pytest.mark.skblab(root="host"), without counters=False',
                 )
             raise UsageError(f"no node is called {node}", found=f"nodes: {', '.join(self._counters)}")
         return self._counters[node]

@@ -2,13 +2,14 @@
 
 import collections
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.packets import HeldPacket
+from skblab.agent.rules import ignore
 from skblab.errors import Timeout
 from skblab.event import Hit
 from skblab.rule import Rule
@@ -108,12 +109,19 @@ class Stream(Generic[Item]):
 
 
 class Hold(Stream[HeldPacket]):
-    """Packets that are held, and wait for a decision."""
+    """Packets that are held, and wait for a decision.
+
+    :param report: called for each, on the reading thread
+    """
+
+    def __init__(self, agent: Agent, rule: Rule, report: Callable[[Hit], object] = ignore) -> None:
+        self._report = report
+        super().__init__(agent, rule)
 
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
-        del hit
         if held:
             self._put(held)
+        self._report(self._rules.event(hit, self._rule.function, self._rule.verdict))
 
 
 class Probe(Stream[Hit]):

@@ -34,8 +34,8 @@ completion:  eval "$(skblab completion bash)"; also for zsh and fish
 """
 # In the order of --help; each module registers its own commands.
 COMMANDS = (
-    "run", "hold", "ping", "trace", "show", "export", "diff", "probes", "determinism", "sweep", "explore", "gdb",
-    "labs", "cp", "mconsole", "image", "module", "disk", "doctor", "completion",
+    "run", "hold", "ping", "replay", "trace", "show", "export", "diff", "probes", "determinism", "sweep", "explore",
+    "gdb", "labs", "cp", "mconsole", "image", "module", "disk", "doctor", "completion",
 )  # fmt: skip
 
 

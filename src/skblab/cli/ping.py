@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from skblab.cli import hold
+from skblab.cli import hold, saving
 from skblab.cli.options import add_lab_options, complete, function_names, lab_from
 from skblab.errors import UsageError
 from skblab.rule import Rule
@@ -22,6 +22,7 @@ examples:
   skblab ping --holds 0.5,1,2 --staircase  unattended: three holds, then pings that pile up
   skblab ping --at icmp_echo --holds 1 --json
   skblab ping -c 3                         boot, ping three times, nothing else
+  skblab ping --save hand.toml             by hand, and again: skblab replay hand.toml
 """
 
 
@@ -53,6 +54,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--walk", action="store_true",
                         help="walk through the experiment under gdb on a terminal, step by step")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    saving.add_save_option(parser)
     add_lab_options(parser)
     parser.set_defaults(run=run)
 
@@ -89,9 +91,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--walk needs a person at a terminal", hint="skblab ping --holds 0.5,1,2 runs unattended")
     if arguments.walk and arguments.time == "virtual":
         raise UsageError("--walk is for a person, in real time", hint="--time virtual --holds 0.5,1,2")
+    if arguments.walk and arguments.save:
+        raise UsageError("what a person does under gdb is not saved", hint="--save without --walk: on the screen")
+    saving.check(arguments)
     if not unattended and on_terminal and not arguments.walk and arguments.time == "real":
         rule = Rule.parse_hold(f"{arguments.at} if icmp[icmptype] == icmp-echo")
-        return hold.show(lab_from(arguments), [rule], ["ping", "-i", f"{arguments.interval or 1:g}", "guest"])
+        words = ["ping", "-i", f"{arguments.interval or 1:g}", "guest"]
+        return hold.show(lab_from(arguments), [rule], words, arguments.save)
     if arguments.walk:
         from skblab.cli import ping_walk  # noqa: PLC0415
 
@@ -107,13 +113,19 @@ def run(arguments: argparse.Namespace) -> int:
         staircase_s=max(STAIRCASE_HOLD_S, 14 * interval_s) if arguments.staircase else None,
     )
     progress = _Progress(quiet=not sys.stderr.isatty())
-    with lab_from(arguments) as lab:
+    lab = lab_from(arguments)
+    if arguments.save:
+        progress("the run that is saved")
+        plan.as_run(lab.spec).run().write(arguments.save)
+    with lab:
         result = ping_run.run(lab, plan, progress)
     progress.done()
     if arguments.json:
         print(json.dumps(asdict(result) | {"complaints": [one.fields() for one in lab.new_complaints]}))
     else:
         ping_report.print_report(result)
+    if arguments.save:
+        saving.tell(arguments.save)
     return 0
 
 

@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
+import subprocess
 import sys
 import threading
 from dataclasses import asdict
 from typing import TextIO
 
+from skblab.cli import saving
 from skblab.cli.complaints import STATUS
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
 from skblab.cli.results import JsonLines, add_json_option
@@ -26,6 +28,7 @@ examples:
   skblab run -r 'tcp_v4_rcv = drop @1 if tcp[tcpflags] & tcp-syn != 0' \\
              --root host -g 'python3 -m http.server 80' -- curl -4 -s http://guest/
   skblab run -r 'icmp_rcv = edit ip.ttl=3' -r 'ip_output = trace' --json run.json -- ping -c1 guest
+  skblab run --time virtual --save lost.toml -r 'icmp_rcv = drop @2' -- ping -c3 guest; skblab replay lost.toml
   skblab run -f faults.rules --series 6.1 -- ./my-test guest     rules from a file, one a line
 
 a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]:
@@ -52,6 +55,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add_rule_options(parser, "a rule; the first one that matches at a function wins; may be given several times")
     add_allow_unfired(parser)
     add_json_option(parser, "events and results")
+    saving.add_save_option(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print only the summary")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="the command to run on the host side, after --")
     add_lab_options(parser)
@@ -63,7 +67,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command under the rules; return its status."""
-    rules = rules_from(arguments)
+    saving.check(arguments)
+    rules = saving.pinned(rules_from(arguments), arguments)
+    save, stdin = arguments.save, subprocess.DEVNULL if arguments.save else None  # a replay has nothing to read
     json_lines = JsonLines(arguments.json)
     reporter = _Reporter(sys.stderr, json_lines, quiet=arguments.quiet)
     with lab_from(arguments) as lab:
@@ -71,12 +77,17 @@ def run(arguments: argparse.Namespace) -> int:
         events = arguments.hearing.as_they_come(lab, json_lines.write) if arguments.json else contextlib.nullcontext()
         with events, Session(lab, rules, reporter) as session:
             try:
-                outcome = session.run(arguments.command, stdin=None)
-            except GuestLost:
+                outcome = session.run(arguments.command, stdin=stdin, capture=bool(save), shown=True)
+            except GuestLost as error:
                 reporter.panicked(lab.guest.panic())
+                if save:
+                    session.save(save, end=error.what)
                 raise
             status = status_of(outcome, arguments)
             reporter.summary(outcome, status)
+            if save:
+                session.save(save)
+                saving.tell(save)
     return status
 
 

@@ -4,9 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from skblab.errors import UsageError
-from skblab.experiments.ping import PingExperiment, Result, Staircase, Stop
+from skblab.experiments.ping import ECHO_REQUEST, FOREVER_S, PingExperiment, Result, Staircase, Stop
 from skblab.image.missing import find_function
 from skblab.lab import Lab
+from skblab.rule import Rule
+from skblab.saved import SavedRun
+from skblab.spec import LabSpec
+
+LONGER_S = 0.1
+NOTE = "The pings of skblab ping as one command; a rule holds each that was held, while the kernel runs on."
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +24,24 @@ class Plan:
     count: int
     interval_s: float
     staircase_s: float | None
+
+    def as_run(self, spec: LabSpec) -> SavedRun:
+        """Return it as one ping command with a rule for each hold, which can be saved.
+
+        :raises UsageError: it has a staircase
+        """
+        if self.staircase_s:
+            raise UsageError("the staircase is a queue of this machine's: no rule makes one", hint="without --save")
+        rules = [
+            Rule(
+                self.function, "delay", filter=f"{ECHO_REQUEST} and icmp[6:2] == {number}", delay_ns=round(hold_s * 1e9)
+            )
+            for number, hold_s in enumerate(self.holds_s, self.count + 1)
+        ]
+        # ping waits for its last reply as long as for its next interval (iputils ping_common.c schedule_exit()).
+        pause_s = max(self.interval_s, *(hold_s + LONGER_S for hold_s in (0, *self.holds_s)))
+        words = ["-n", "-c", self.count + len(self.holds_s), "-i", f"{pause_s:g}", "-W", FOREVER_S, "guest"]
+        return SavedRun(spec=spec, client=("ping", *map(str, words)), rules=tuple(map(str, rules)), note=NOTE)
 
 
 def run(lab: Lab, plan: Plan, progress: Callable[[str], None] = lambda _: None) -> Result:

@@ -1,20 +1,17 @@
 """The console log of the guest's kernel, in memory that is freed with the lab."""
 
 import codecs
-import ctypes
 import fcntl
 import os
 import re
 import threading
 
-from skblab.errors import MissingPrerequisite
 from skblab.guest.complaint import Complaint, Complaints
-from skblab.host.link import libc
+from skblab.host.output import watch
 
 # Colours, log levels and all terminal control sequences: the guest may print anything.
 NO_TEXT = re.compile(r"\x1b\[[0-9;]*m|^<\d>|[\x00-\x08\x0b-\x1f\x7f-\x9f]+", re.MULTILINE)
 MOST_BYTES = 16 << 20  # read of the log, its end: the guest can make the file as long as it likes
-IN_MODIFY = 2  # sys/inotify.h
 TAIL_LINES = 12
 AFTER_PANIC_LINES = 1  # the task's name; the stack's bytes follow
 
@@ -73,14 +70,7 @@ class Console:
 
         :raises MissingPrerequisite: this user may have no more inotify instances
         """
-        descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if descriptor < 0:
-            raise MissingPrerequisite(
-                "the guest's console cannot be watched", found=os.strerror(ctypes.get_errno()),
-                hint="sysctl -w fs.inotify.max_user_instances=1024   (as root)",
-            )  # fmt: skip
-        libc.inotify_add_watch(descriptor, f"/proc/self/fd/{self.descriptor}".encode(), IN_MODIFY)
-        return int(descriptor)
+        return watch(self.descriptor, "the guest's console")
 
     def _read(self) -> None:
         if self.descriptor < 0:

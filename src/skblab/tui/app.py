@@ -76,7 +76,8 @@ class HoldApp(Decisions):
     def on_mount(self) -> None:
         """Start the client, and the timer that updates the screen."""
         try:
-            self.client = Client(self.lab, self.command)
+            self.held.decided.begin()
+            self.client = Client(self.lab, self.command, self.held.decided.end)
         except SkblabError as error:
             self._leave_for(error)
             return
@@ -191,6 +192,8 @@ class HoldApp(Decisions):
         """Quit: release the held packets, and let the client print its summary."""
         status = self.client.status or 0
         if self.lost is None:
+            if self.client.status is None:
+                self.held.decided.interrupt()
             await self.client.interrupt(LAST_WORDS_S)
         self._leave_for(self.lost, status)
 

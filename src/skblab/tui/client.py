@@ -4,13 +4,10 @@ import asyncio
 import codecs
 import collections
 import contextlib
-import fcntl
+import io
 import os
-import re
 import signal
-import struct
-import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -20,18 +17,23 @@ from textual.widgets import Sparkline, Static
 
 from skblab.host import process
 from skblab.host.clients import parse_ping
+from skblab.host.output import CONTROL, open_terminal
 from skblab.lab import Lab
 
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|[\x00-\x07\x0b\x0c\x0e-\x1f]")
 KEPT_LINES, KEPT_RTTS, LONGEST_LINE = 1000, 300, 4000
 READ_BYTES = 1 << 16
-TERMINAL = struct.pack("HHHH", 24, 80, 0, 0)
+MOST_OUTPUT = 1 << 20  # characters
 
 
 class Client:
-    """A running program. It writes to a terminal of its own, because it would buffer its output into a pipe."""
+    """A running program. It writes to a terminal of its own, because it would buffer its output into a pipe.
 
-    def __init__(self, lab: Lab, command: Sequence[str]) -> None:
+    :param ended: called when it has ended
+    """
+
+    def __init__(self, lab: Lab, command: Sequence[str], ended: Callable[[], object] = lambda: None) -> None:
+        self.output = io.StringIO()  # all of it, up to MOST_OUTPUT
+        self._tell_of_end = ended
         self.lines: collections.deque[Text] = collections.deque(maxlen=KEPT_LINES)
         self.rtts_ms: collections.deque[float] = collections.deque(maxlen=KEPT_RTTS)
         self.replies = 0
@@ -40,11 +42,10 @@ class Client:
         self.changed = True
         self.last_words: list[str] = []  # its output after the interrupt
         self._interrupted = False
-        self._silent = asyncio.Event()
+        self._silent, self._gone = asyncio.Event(), asyncio.Event()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._terminal, theirs = os.openpty()
+        self._terminal, theirs = open_terminal()
         try:
-            fcntl.ioctl(theirs, termios.TIOCSWINSZ, TERMINAL)
             self._running = lab.popen(command, stdout=theirs, stderr=theirs, new_session=True)
         except BaseException:
             os.close(self._terminal)
@@ -71,7 +72,7 @@ class Client:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._running.pid, signal.SIGINT)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._silent.wait(), timeout_s)
+                await asyncio.wait_for(asyncio.gather(self._silent.wait(), self._gone.wait()), timeout_s)
 
     def note(self, text: str, style: str = "dim") -> None:
         """Insert a line of skblab between the program's lines."""
@@ -93,7 +94,10 @@ class Client:
 
     def hear(self, text: str) -> None:
         """Process some output."""
-        *whole, partial = (self.partial + CONTROL.sub("", text)).split("\n")
+        text = CONTROL.sub("", text)
+        if self.output.tell() <= MOST_OUTPUT:
+            self.output.write(text)
+        *whole, partial = (self.partial + text).split("\n")
         for line in whole:
             for reply in parse_ping(line):
                 self.rtts_ms.append(reply.rtt_ms)
@@ -112,6 +116,14 @@ class Client:
             os.close(self._pidfd)
             self._pidfd = -1
             self.changed = True
+            self._gone.set()
+            self._tell_of_end()
+
+    @property
+    def said(self) -> str | None:
+        """All that it has written, without a terminal's control characters; None if that was too long to keep."""
+        text = self.output.getvalue()
+        return None if len(text) > MOST_OUTPUT else text.replace("\r\n", "\n")
 
     def seen(self, count: int) -> Text:
         """Return the last lines."""

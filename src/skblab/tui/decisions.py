@@ -104,19 +104,29 @@ class Decisions(App[int]):
         text = "\n".join(filter(None, (error.found, error.hint)))
         self.notify(text or " ", title=error.what, severity="error", markup=False)
 
+    def _release(self, row: Row) -> None:
+        with self.held.decided.noting("release", row.place, row.held):
+            row.held.release()
+
+    def _release_if_held(self, row: Row) -> str:
+        """Release a packet if it is still held."""
+        if row.held.state is State.HELD:
+            self._release(row)
+        return ""
+
     def action_release(self) -> None:
         """Release the marked packets, or the chosen one."""
-        self._decide(self._meant(), lambda row: row.held.release())
+        self._decide(self._meant(), self._release)
 
     def action_release_all(self) -> None:
         """Release all."""
         self.tell_of(self.held.refresh())
-        self._decide_and_wait(self.held.in_hand(), _release_if_held)
+        self._decide_and_wait(self.held.in_hand(), self._release_if_held)
 
     def action_reverse(self) -> None:
         """Release all packets, the youngest first."""
         self.tell_of(self.held.refresh())
-        self._decide_and_wait(self.held.in_hand()[::-1], _release_if_held)
+        self._decide_and_wait(self.held.in_hand()[::-1], self._release_if_held)
 
     def action_after(self) -> None:
         """Ask for a time, and release the packets after it."""
@@ -131,20 +141,27 @@ class Decisions(App[int]):
                 raise UsageError(f"not a number of seconds: {text}")
             for row in rows:
                 row.leaves_at_ns = time.monotonic_ns() + round(after_s * 1e9)
-                row.held.release(after_s=after_s)
+                with self.held.decided.noting("delay", row.place, row.held, delay_ns=round(after_s * 1e9)):
+                    row.held.release(after_s=after_s)
 
         if rows:
             self.push_screen(Ask(f"release {_names(rows)} after", "seconds", "1.0", take))
 
     def action_drop(self) -> None:
         """Drop the marked packets, or the chosen one."""
-        self._decide(self._meant(), lambda row: row.held.drop())
+
+        def drop(row: Row) -> None:
+            with self.held.decided.noting("drop", row.place, row.held):
+                row.held.drop()
+
+        self._decide(self._meant(), drop)
 
     def action_duplicate(self) -> None:
         """Release a copy of each packet."""
 
         def duplicate(row: Row) -> str:
-            row.held.duplicate()
+            with self.held.decided.noting("duplicate", row.place, row.held):
+                row.held.duplicate()
             return f"a copy goes on from {row.held.function}()"
 
         self._decide_and_wait(self._meant(), duplicate)
@@ -157,8 +174,12 @@ class Decisions(App[int]):
         field = self.screen_stack[0].query_one(Layers).chosen
 
         def take(changes: Changes) -> None:
+            def edit(row: Row) -> str:
+                with self.held.decided.noting("edit", row.place, row.held, changes=tuple(changes)):
+                    return row.held.edit(changing(changes))
+
             if changes:
-                self._decide_and_wait([row], lambda row: row.held.edit(changing(changes)))
+                self._decide_and_wait([row], edit)
 
         title = f"edit #{row.number} in {row.held.function}()"
         self.push_screen(EditForm(row.held.packet, title, field.name if field else "", take))
@@ -170,14 +191,19 @@ class Decisions(App[int]):
             return
         try:
             with self.suspend():
-                self.lab.gdb_prompt(freezing(self.lab, row.held), attached=row.held.release)
+                self.lab.gdb_prompt(freezing(self.lab, row.held), attached=lambda: self._release(row))
         except SkblabError as error:
             self._complain(error)
         self.refresh(layout=True)
 
     def action_revert(self) -> None:
         """Undo the edits of the marked packets, or of the chosen one."""
-        self._decide_and_wait(self._meant(), lambda row: row.held.revert())
+
+        def revert(row: Row) -> str:
+            with self.held.decided.noting("revert", row.place, row.held):
+                return row.held.revert()
+
+        self._decide_and_wait(self._meant(), revert)
 
     def action_filter(self) -> None:
         """Ask for a filter, and hold only packets that match it."""
@@ -207,13 +233,6 @@ class Decisions(App[int]):
             number += 1
         if rows:
             self.push_screen(Ask(f"save {_names(rows)} to", "a new pcap file", f"held-{number}.pcap", take))
-
-
-def _release_if_held(row: Row) -> str:
-    """Release a packet if it is still held."""
-    if row.held.state is State.HELD:
-        row.held.release()
-    return ""
 
 
 def _names(rows: Sequence[Row]) -> str:
