@@ -1,4 +1,4 @@
-"""A payment in PostgreSQL: what psql is told when its connection fails, and whether it has been paid."""
+"""A payment in PostgreSQL: what psql says when its connection fails, and whether it has been paid."""
 
 from collections.abc import Iterator
 from pathlib import Path

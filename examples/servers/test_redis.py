@@ -1,4 +1,4 @@
-"""Commands to redis: what the client is told, what the server has done, and what the kernels at both ends count."""
+"""Commands to redis: what the client gets, what the server has done, and what the kernels at both ends count."""
 
 import subprocess
 
