@@ -14,7 +14,7 @@ from skblab.session import Session
 from skblab.spec import LabSpec
 from skblab.sweep import cluster
 from skblab.sweep.cell import CellOutcome, Scenario
-from skblab.sweep.pool import Local, Pool, Rules
+from skblab.sweep.pool import Job, Local, Pool, Rules
 
 TICKS = os.sysconf("SC_CLK_TCK")
 RUNS = 7
@@ -56,7 +56,7 @@ def of_a_cell(commands: tuple[str, ...], client: tuple[str, ...]) -> tuple[float
 def of_a_pool(pool: Pool, cells: int) -> float:
     """Return how long an empty cell takes in a pool, once its processes run."""
     scenario = Scenario(spec=LabSpec(image=find_image(), time="virtual"), client=("client",))
-    running = pool(scenario, [(str(number),) for number in range(cells)])
+    running = pool([Job(scenario, (), number) for number in range(cells)])
     next(running)
     began_s = time.perf_counter()
     done = sum(1 for _ in running)

@@ -17,7 +17,7 @@ from skblab.image.image import Image
 from skblab.spec import LabSpec
 from skblab.sweep import cluster
 from skblab.sweep.cell import Scenario
-from skblab.sweep.pool import Local
+from skblab.sweep.pool import Job, Local
 from skblab.sweep.sweep import Sweep
 from support import read_until
 
@@ -66,17 +66,18 @@ def dask(tmp_path: Path) -> Iterator[Cluster]:
 def test_a_thousand_cells_and_a_worker_that_is_killed(dask: Cluster, image: Image, tmp_path: Path) -> None:
     """Each worker gets the image; all cells have the outcomes that they have on one machine."""
     scenario = Scenario(spec=LabSpec(image=image, time="virtual"), client=("client",), directory=str(tmp_path))
+    cells = [Job(scenario, rules) for rules in THOUSAND]
     done = {}
-    for rules, outcome in cluster.Dask(dask.address, empty)(scenario, THOUSAND):
-        done[rules] = outcome
+    for job, outcome in cluster.Dask(dask.address, empty)(cells):
+        done[job] = outcome
         if len(done) == 100:
             dask.workers[0].send_signal(signal.SIGKILL)
-    assert done == dict(Local(1, empty)(scenario, THOUSAND))
+    assert done == dict(Local(1, empty)(cells))
     for directory in dask.directories:
         copy = Image.open(directory / "images" / image.name)
         assert copy.check() == ["source"]
         assert copy.path != image.path
-    ((_, outcome),) = cluster.Dask(dask.address, with_image)(scenario, [("a",)])
+    ((_, outcome),) = cluster.Dask(dask.address, with_image)([Job(scenario, ("a",))])
     assert outcome.stdout == f"{dask.directories[1] / 'images' / image.name} a"
 
 
@@ -96,7 +97,7 @@ def test_a_sweep_is_the_same_on_a_cluster(dask: Cluster, image: Image) -> None:
 def test_no_scheduler() -> None:
     scenario = Scenario(spec=LabSpec(time="virtual"), client=("client",))
     with pytest.raises(SkblabError, match="no scheduler answers"):
-        next(cluster.Dask("tcp://127.0.0.1:1")(scenario, THOUSAND))
+        next(cluster.Dask("tcp://127.0.0.1:1")([Job(scenario)]))
 
 
 def test_a_damaged_image_is_not_kept(image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

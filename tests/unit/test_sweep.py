@@ -16,7 +16,7 @@ from skblab.summary import ETH_P_IP, ETH_P_IPV6
 from skblab.sweep import junit, page, plan
 from skblab.sweep.cell import CellOutcome, Scenario, Seen, parse_counters
 from skblab.sweep.judge import differences, judge
-from skblab.sweep.pool import Local
+from skblab.sweep.pool import Job, Local
 from skblab.sweep.store import Store
 from skblab.sweep.sweep import Sweep
 
@@ -136,16 +136,16 @@ def test_a_store_has_what_was_done(scenario: Scenario, tmp_path: Path, monkeypat
 
 
 def test_a_process_that_dies_loses_no_cell(scenario: Scenario) -> None:
-    cells = [(str(number),) for number in range(20)]
-    cells.insert(3, ("once",))
-    cells.insert(9, ("always",))
-    done = dict(Local(2, deadly)(scenario, cells))
+    cells = [Job(scenario, (str(number),)) for number in range(20)]
+    cells.insert(3, Job(scenario, ("once",)))
+    cells.insert(9, Job(scenario, ("always",)))
+    done = dict(Local(2, deadly)(cells))
     assert set(done) == set(cells)
-    assert [rules for rules, outcome in done.items() if outcome.end == "lost"] == [("always",)]
+    assert [job.rules for job, outcome in done.items() if outcome.end == "lost"] == [("always",)]
 
 
 def test_a_pool_that_is_closed_begins_no_more(scenario: Scenario) -> None:
-    running = Local(2, empty)(scenario, [(str(number),) for number in range(10_000)])
+    running = Local(2, empty)([Job(scenario, (), number) for number in range(10_000)])
     next(running)
     running.close()  # type: ignore[attr-defined] # a generator's
     assert next(running, None) is None

@@ -5,7 +5,7 @@ import logging
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ from skblab.image.image import MANIFEST, SOURCE, Image, digest_file
 from skblab.image.module import ensure_agent
 from skblab.image.reasons import READ
 from skblab.image.store import find_image, images_dir
+from skblab.spec import LabSpec
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
-from skblab.sweep.pool import Cell, Rules
+from skblab.sweep.pool import Cell, Job, Rules
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -41,45 +42,56 @@ class Dask:
         self._address = address
         self._cell = cell
 
-    def __call__(self, scenario: Scenario, cells: Iterable[Rules]) -> Iterator[tuple[Rules, CellOutcome]]:
+    def __call__(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, CellOutcome]]:
         """Run cells; see ``Pool``.
 
         :raises MissingPrerequisite: dask.distributed is not installed
         :raises SkblabError: the scheduler does not answer
         """
-        path = scenario.spec.image_path
-        image = Image.open(path) if path else find_image(scenario.spec.series, scenario.spec.variant)
+        jobs = list(jobs)
+        images = {job.scenario.spec: image_of(job.scenario) for job in jobs}
         with _connected(self._address) as client:
-            _ship(client, image)
-            yield from self._run(client, scenario, image, list(cells))
+            for image in {image.path: image for image in images.values()}.values():
+                _ship(client, image)
+            yield from self._run(client, jobs, images)
 
     def _run(
-        self, client: "Client", scenario: Scenario, image: Image, cells: list[Rules]
-    ) -> Iterator[tuple[Rules, CellOutcome]]:
+        self, client: "Client", jobs: Iterable[Job], images: Mapping[LabSpec, Image]
+    ) -> Iterator[tuple[Job, CellOutcome]]:
         from distributed import KilledWorker, as_completed  # noqa: PLC0415 - an extra
 
-        def submit(rules: Rules) -> "Future":
-            return client.submit(run_there, self._cell, scenario, image.name, rules, pure=False)
+        def submit(job: Job) -> "Future":
+            name = images[job.scenario.spec].name
+            return client.submit(run_there, self._cell, job.scenario, name, job.rules, pure=False)
 
-        running = {submit(rules): (rules, 0) for rules in cells}
+        running = {submit(job): (job, 0) for job in jobs}
         completed = as_completed(list(running), loop=client.loop)
         try:
             for future in completed:
-                rules, shipped = running.pop(future)
+                job, shipped = running.pop(future)
                 error = future.exception()
                 if isinstance(error, ImageMissing) and shipped < MOST_SHIPPED:  # a worker that came later
-                    _ship(client, image)
-                    again = submit(rules)
-                    running[again] = (rules, shipped + 1)
+                    _ship(client, images[job.scenario.spec])
+                    again = submit(job)
+                    running[again] = (job, shipped + 1)
                     completed.add(again)
                 elif isinstance(error, KilledWorker):
-                    yield rules, CellOutcome(end="lost", why="its worker died, several times")
+                    yield job, CellOutcome(end="lost", why="its worker died, several times")
                 elif error:
                     raise error
                 else:
-                    yield rules, future.result()
+                    yield job, future.result()
         finally:
             client.cancel(list(running))
+
+
+def image_of(scenario: Scenario) -> Image:
+    """Return the image that a scenario's guest boots from.
+
+    :raises ImageMissing: no such image
+    """
+    path = scenario.spec.image_path
+    return Image.open(path) if path else find_image(scenario.spec.series, scenario.spec.variant)
 
 
 def _connected(address: str) -> "Client":

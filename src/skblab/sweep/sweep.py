@@ -8,7 +8,7 @@ from skblab.sweep import plan
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 from skblab.sweep.judge import Judgement, differences, judge
 from skblab.sweep.plan import Faults, Target
-from skblab.sweep.pool import Local, Pool
+from skblab.sweep.pool import Job, Local, Pool
 from skblab.sweep.store import Store
 
 MOST_DIFFERENCES = 12
@@ -66,7 +66,7 @@ class Sweep:
         if pool is None:
             first, second = run_cell(self.scenario), run_cell(self.scenario)
         else:
-            first, second = (next(pool(self.scenario, [()]))[1] for _ in range(2))
+            first, second = (next(pool([Job(self.scenario)]))[1] for _ in range(2))
         if first != second:
             raise NotRepeatable(
                 "two runs without a fault differ, so nothing can be said of a fault",
@@ -103,10 +103,10 @@ class Sweep:
         try:
             for rules in [rules for rules in faults if rules in store.done]:
                 yield self._note(faults[rules], store.done[rules])
-            left = [rules for rules in faults if rules not in store.done]
-            for rules, outcome in (pool or Local())(self.scenario, left):
-                store.add(rules, outcome)
-                yield self._note(faults[rules], outcome)
+            left = [Job(self.scenario, rules) for rules in faults if rules not in store.done]
+            for job, outcome in (pool or Local())(left):
+                store.add(job.rules, outcome)
+                yield self._note(faults[job.rules], outcome)
         finally:
             store.close(forget=self.is_complete)
 
