@@ -1,33 +1,26 @@
 """Scenarios in a file of TOML: read, and written."""
 
 import dataclasses
-import difflib
-import json
-import math
-import re
-import shlex
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from skblab import files
+from skblab import files, toml
 from skblab.errors import SkblabError, UsageError
-from skblab.image.image import Image
-from skblab.image.store import find_image, images_dir, open_named
 from skblab.rule import Rule
-from skblab.spec import LabFields, LabSpec
+from skblab.scenario import LAB, lab_spec, lab_table, words
 from skblab.sweep.cell import Scenario
 from skblab.sweep.expect import Expected, digest
+from skblab.toml import Table
 
-SCENARIO, LAB, EXPECT = "scenario", "lab", "expect"
+SCENARIO, EXPECT = "scenario", "expect"
 ANY = "any"  # a status that is not looked at
-PLACE = re.compile(r"(.*) \(at line (\d+), column (\d+)\)")
-KEYS = ("name", "servers", "client", "rules", "directory", "limit_s", "at", "filter", "judged", "files", LAB, EXPECT)
-OF_LAB = {field.name: field.default for field in dataclasses.fields(LabSpec) if field.name != "commands"}
+FORM = "[[scenario]], and below it name = ... and client = ... (docs/how-to/matrix.md)"
+OF_SCENARIO: Table = {
+    "name": "", "rules": (), "directory": "", "limit_s": 1.0, "at": (), "filter": "", "judged": (), "files": (),
+}  # fmt: skip
+KEYS = (*OF_SCENARIO, "servers", "client", LAB, EXPECT)
 OF_EXPECTED = {field.name: field.default for field in dataclasses.fields(Expected)}
-
-Table = dict[str, Any]
 
 
 def read(path: Path) -> list[Scenario]:
@@ -48,20 +41,11 @@ def read(path: Path) -> list[Scenario]:
 
     :raises UsageError: it cannot be read, or makes no sense
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}", found=str(error), hint="a file of TOML with [[scenario]]") from None
-    try:
-        top = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is no TOML", found=_place(text, str(error)), hint="https://toml.io") from None
-    except RecursionError:
-        raise UsageError(f"{path} is no TOML of scenarios: it is nested too deeply", hint="https://toml.io") from None
-    _known(str(path), top, (SCENARIO, LAB))
-    shared, tables = _table(path, top, LAB), top.get(SCENARIO)
+    where, top = str(path), toml.read(path, FORM)
+    toml.known(where, top, (SCENARIO, LAB))
+    shared, tables = toml.table(where, top, LAB), top.get(SCENARIO)
     if not isinstance(tables, list) or not tables or not all(isinstance(one, dict) for one in tables):
-        raise UsageError(f"{path} has no scenario", hint="[[scenario]], and below it name = ... and client = ...")
+        raise UsageError(f"{path} has no scenario", hint=FORM)
     scenarios = [_scenario(path, number, one, shared) for number, one in enumerate(tables, 1)]
     names = [one.name for one in scenarios]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -69,48 +53,20 @@ def read(path: Path) -> list[Scenario]:
     return scenarios
 
 
-def _place(text: str, error: str) -> str:
-    """Return where a text is wrong: its line, and a caret."""
-    lines, found = text.splitlines(), PLACE.fullmatch(error)
-    if not found or int(found[2]) > len(lines):
-        return error
-    return f"line {found[2]}: {found[1]}\n{lines[int(found[2]) - 1]}\n{' ' * (int(found[3]) - 1)}^"
-
-
-def _known(where: str, table: Mapping[str, object], keys: Iterable[str]) -> None:
-    for key in table:
-        if key not in keys:
-            near = difflib.get_close_matches(key, list(keys), 1)
-            raise UsageError(
-                f"{where}: no key is called {key!r}", hint=f"{near[0]}?" if near else f"of {', '.join(keys)}"
-            )
-
-
-def _table(where: object, table: Table, key: str) -> Table:
-    value = table.get(key, {})
-    if not isinstance(value, dict):
-        raise UsageError(f"{where}: {key} is no table", found=f"{key} = {value!r}", hint=f"[{key}]")
-    return value
-
-
 def _scenario(path: Path, number: int, table: Table, shared: Table) -> Scenario:
-    name = table.get("name") or f"#{number}"
-    where = f"{path}: scenario {name}"
+    where = f"{path}: scenario {table.get('name') or f'#{number}'}"
     try:
-        _known(where, table, KEYS)
-        fields = {
-            key: _typed(key, table[key], default)
-            for key, default in _DEFAULTS.items()
-            if key in table
-        }  # fmt: skip
+        toml.known(where, table, KEYS)
+        fields = {key: toml.typed(key, table[key], like) for key, like in OF_SCENARIO.items() if key in table}
         if "directory" in fields:
-            fields["directory"] = str(Path.cwd() / str(fields["directory"]))
-        servers = _typed("servers", table.get("servers", []), ())
-        expected = _expected(where, _table(where, table, EXPECT))
+            fields["directory"] = str(Path.cwd() / fields["directory"])
+        guest = {"time": "virtual"} | shared | toml.table(where, table, LAB)
+        expected = _expected(where, toml.table(where, table, EXPECT))
         scenario = Scenario(
-            spec=_spec(where, shared | _table(where, table, LAB), cast("tuple[str, ...]", servers)),
-            client=_words(table.get("client", "")),
-            **({"name": str(name), "expected": expected} | fields),  # type: ignore[arg-type] # checked by _typed()
+            spec=lab_spec(where, guest, toml.typed("servers", table.get("servers", []), ())),
+            client=words(table.get("client", "")),
+            expected=expected,
+            **({"name": f"#{number}"} | fields),
         )
         for rule in scenario.rules:
             Rule.parse(rule)
@@ -122,67 +78,24 @@ def _scenario(path: Path, number: int, table: Table, shared: Table) -> Scenario:
     return dataclasses.replace(scenario, files=looked_at)
 
 
-_DEFAULTS: dict[str, object] = {
-    "name": "", "rules": (), "directory": "", "limit_s": 1.0, "at": (), "filter": "", "judged": (), "files": (),
-}  # fmt: skip
-
-
-def _words(client: object) -> tuple[str, ...]:
-    """Return a command's words: a list, or one text as a shell has it."""
-    if not isinstance(client, str):
-        return cast("tuple[str, ...]", _typed("client", client, ()))
-    try:
-        return tuple(shlex.split(client))
-    except ValueError as error:
-        raise UsageError("the client is no command", found=f"{client}: {error}", hint="a list of words") from None
-
-
-def _typed(key: str, value: object, like: object) -> object:
-    """Return a value that has the type of another one; lists become tuples of texts."""
-    if isinstance(like, tuple):
-        if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
-            raise UsageError(f"{key} is a list of texts", found=f"{key} = {value!r}", hint=f'{key} = ["...", "..."]')
-        return tuple(value)
-    kind = (int, float) if isinstance(like, float) else type(like)
-    if not isinstance(value, kind) or (isinstance(value, bool) and not isinstance(like, bool)):
-        what = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[type(like)]
-        raise UsageError(f"{key} is {what}", found=f"{key} = {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{key} is a number", found=f"{key} = {value!r}")
-    return value
-
-
-def _spec(where: str, table: Table, servers: tuple[str, ...]) -> LabSpec:
-    if "commands" in table:
-        raise UsageError(f"{where}: what runs in the guest stands in the scenario", hint='servers = ["..."]')
-    _known(f"{where}: {LAB}", table, OF_LAB)
-    fields: Table = {"time": "virtual", "commands": servers}
-    for key, value in table.items():
-        like = "" if key in {"image", "time", "clock"} else OF_LAB[key]
-        fields[key] = _typed(key, value, () if key == "link" and isinstance(value, list) else like)
-    if "image" in fields:
-        fields["image"] = open_named(fields["image"])
-    return LabSpec(**cast("LabFields", fields))
-
-
 def _expected(where: str, table: Table) -> Expected:
-    _known(f"{where}: {EXPECT}", table, OF_EXPECTED)
+    toml.known(f"{where}: {EXPECT}", table, OF_EXPECTED)
     fields: Table = {}
     for key, value in table.items():
         if key == "duration_s":
             fields[key] = _range(key, value)
         elif key == "counters":
             fields[key] = tuple(
-                (name, *_range(f"counter {name}", one)) for name, one in _table(where, table, key).items()
+                (name, *_range(f"counter {name}", one)) for name, one in toml.table(where, table, key).items()
             )
         elif key == "files":
-            fields[key] = tuple((name, _content(name, one)) for name, one in _table(where, table, key).items())
+            fields[key] = tuple((name, _content(name, one)) for name, one in toml.table(where, table, key).items())
         elif key in {"stdout_has", "stderr_has"}:
-            fields[key] = _typed(key, [value] if isinstance(value, str) else value, ())
+            fields[key] = toml.typed(key, [value] if isinstance(value, str) else value, ())
         elif (key, value) == ("status", ANY):
             fields[key] = None
         else:
-            fields[key] = _typed(key, value, "" if key in {"stdout", "stderr"} else OF_EXPECTED[key])
+            fields[key] = toml.typed(key, value, "" if key in {"stdout", "stderr"} else OF_EXPECTED[key])
     return Expected(**fields)
 
 
@@ -214,10 +127,10 @@ def write(scenarios: Sequence[Scenario], path: Path, comment: str = "") -> None:
     """
     lines = [f"# {line}" for line in comment.splitlines()]
     for one in scenarios:
-        lines += ["", f"[[{SCENARIO}]]", *(f"{key} = {_toml(value)}" for key, value in _fields(one).items())]
-        lines += ["", f"[{SCENARIO}.{LAB}]", *(f"{key} = {_toml(value)}" for key, value in _lab(one.spec).items())]
+        lines += ["", f"[[{SCENARIO}]]", *toml.lines(_fields(one))]
+        lines += ["", f"[{SCENARIO}.{LAB}]", *toml.lines(lab_table(one.spec))]
         if expected := _expectation(one.expected):
-            lines += ["", f"[{SCENARIO}.{EXPECT}]", *(f"{key} = {_toml(value)}" for key, value in expected.items())]
+            lines += ["", f"[{SCENARIO}.{EXPECT}]", *toml.lines(expected)]
     with files.whole(path, new=True) as file:
         file.write("\n".join([*lines, ""]).lstrip("\n").encode())
 
@@ -236,17 +149,6 @@ def _fields(scenario: Scenario) -> Table:
     return {"name": scenario.name, **servers, **_changed(scenario, "name", "spec", "expected")}
 
 
-def _lab(spec: LabSpec) -> Table:
-    """Return a guest's fields; of an image that is the newest of its kind, the series and the variant."""
-    fields = _changed(spec, "commands", "image", "link")
-    if path := spec.image_path:
-        image = Image.open(path)
-        fields |= {"series": image.series, "variant": image.variant}
-        if find_image(image.series, image.variant).path != image.path:
-            fields["image"] = image.name if path.parent == images_dir() else str(path)
-    return fields
-
-
 def _expectation(expected: Expected) -> Table:
     fields = _changed(expected, "duration_s", "counters", "files")
     if expected.status is None:
@@ -258,12 +160,3 @@ def _expectation(expected: Expected) -> Table:
     if expected.files:
         fields["files"] = {name: {"sha256": one} if one else False for name, one in expected.files}
     return fields
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    # JSON's texts, numbers, true and false are TOML's, but for one character.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f").replace("Infinity", "inf")
