@@ -51,7 +51,7 @@ def _place(text: str, error: str) -> str:
 
 
 def known(where: str, table: Mapping[str, object], keys: Iterable[str]) -> None:
-    """Refuse a key that is none of *keys*.
+    """Refuse a key that is not one of *keys*.
 
     :raises UsageError: with the nearest one
     """
@@ -63,7 +63,7 @@ def known(where: str, table: Mapping[str, object], keys: Iterable[str]) -> None:
 
 
 def table(where: str, of: Table, key: str) -> Table:
-    """Return a table within a table, empty if there is none.
+    """Return a table within a table; an empty one if the key is missing.
 
     :raises UsageError: it is something else
     """

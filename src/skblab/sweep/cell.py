@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 import subprocess
 from collections.abc import Container, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Scenario:
     :param name: for people
     :param rules: in force in each cell, behind the cell's own
     :param files: of the guest, which count as what the client writes: their whole paths
+    :param traced: the outcome has the kernel's functions that packets entered; that takes a fraction of a second
     :param expected: what has to be true of the outcome; a sweep compares with the run without a fault instead
 
     :raises UsageError: it is not in virtual time, or a field makes no sense
@@ -55,6 +57,7 @@ class Scenario:
     name: str = ""
     rules: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    traced: bool = False
     expected: Expected = dataclasses.field(default_factory=Expected)
 
     def __post_init__(self) -> None:
@@ -138,6 +141,7 @@ class CellOutcome:
     :param packets: at the functions of the scenario
     :param fired: for each rule, the cell's and then the scenario's, whether it did its verdict
     :param files: of each: its path, its digest ("": no such file), and its beginning
+    :param functions: of the kernel, that packets entered, where the scenario is traced
     :param why: more about an end that is no end of the client
     """
 
@@ -152,6 +156,7 @@ class CellOutcome:
     packets: tuple[Seen, ...] = ()
     fired: tuple[bool, ...] = ()
     files: tuple[tuple[str, str, str], ...] = ()
+    functions: tuple[str, ...] = ()
     why: str = ""
 
     def fields(self) -> dict[str, Any]:
@@ -165,7 +170,7 @@ class CellOutcome:
         """Return an outcome as ``fields()`` wrote it."""
         packets = [Seen(at_s, function, Packet(bytes.fromhex(data), protocol), verdict)
                    for at_s, function, data, protocol, verdict in fields["packets"]]  # fmt: skip
-        tuples = {name: tuple(fields[name]) for name in ("digests", "complaints", "fired")}
+        tuples = {name: tuple(fields[name]) for name in ("digests", "complaints", "fired", "functions")}
         files = tuple((path, digest, text) for path, digest, text in fields["files"])
         return cls(**{**fields, **tuples, "packets": tuple(packets), "files": files})
 
@@ -188,7 +193,7 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
     faults = [Rule.parse(rule) for rule in (*rules, *scenario.rules)]
     seen = [Rule(function, "trace", filter=scenario.filter) for function in scenario.at]
     watcher = _Watcher()
-    with scenario.spec.start() as lab:
+    with scenario.spec.start() as lab, lab.trace(returns=False) if scenario.traced else nullcontext() as tracer:
         began_ns, found, runs = lab.guest.clock.monotonic_ns, CellOutcome(), False
         try:
             with Session(lab, [*faults, *seen], watcher) as session:
@@ -218,10 +223,12 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
         except GuestLost as error:
             found = CellOutcome(end="died", why=str(error.what))
         complaints = tuple(one.title for one in lab.new_complaints)
+        functions = {step.function.name for step in tracer.trace().steps} if tracer and found.end != "died" else ()
     hits = sorted(watcher.hits, key=lambda hit: hit.at_ns)
     return dataclasses.replace(
         found,
         complaints=complaints,
+        functions=tuple(sorted(functions)),
         packets=tuple(_seen(hit, began_ns) for hit in hits),
         fired=tuple(
             has_fired or any(_is_of(hit, rule) for hit in hits)  # a packet that was held, and no other came behind it

@@ -146,7 +146,7 @@ def _changed(of: object, *without: str) -> Table:
 
 def _fields(scenario: Scenario) -> Table:
     servers = {"servers": scenario.spec.commands} if scenario.spec.commands else {}
-    return {"name": scenario.name, **servers, **_changed(scenario, "name", "spec", "expected")}
+    return {"name": scenario.name, **servers, **_changed(scenario, "name", "spec", "traced", "expected")}
 
 
 def _expectation(expected: Expected) -> Table:
