@@ -15,6 +15,7 @@ from skblab.spec import LabSpec
 from skblab.summary import ETH_P_IP, ETH_P_IPV6
 from skblab.sweep import junit, page, plan
 from skblab.sweep.cell import CellOutcome, Scenario, Seen, parse_counters
+from skblab.sweep.cluster import batch_size
 from skblab.sweep.judge import differences, judge
 from skblab.sweep.pool import Job, Local
 from skblab.sweep.store import Store
@@ -173,3 +174,11 @@ def test_files_of_a_sweep(sweep: Sweep, tmp_path: Path) -> None:
 def test_no_scenario_without_a_function(scenario: Scenario) -> None:
     with pytest.raises(UsageError, match="no function"):
         replace(scenario, at=())
+
+
+@pytest.mark.parametrize(
+    ("cells", "threads", "size"),
+    [(1, 2, 1), (20, 2, 1), (64, 2, 4), (1000, 2, 16), (1000, 0, 16), (1_000_000, 200, 16)],
+)
+def test_all_workers_have_work_to_the_end(cells: int, threads: int, size: int) -> None:
+    assert batch_size(cells, threads) == size
