@@ -136,5 +136,8 @@ def _escaped(text: str) -> str:
 def _several_lines(text: str) -> str:
     """Return a text as it is, line by line, between three quotes."""
     quoted(text)
-    escaped = (_escaped(line)[1:-1].replace('\\"', '"').replace('"""', '""\\"') for line in text.split("\n"))
+    escaped = (
+        "\t".join(_escaped(part)[1:-1] for part in line.split("\t")).replace('\\"', '"').replace('"""', '""\\"')
+        for line in text.split("\n")
+    )
     return '"""\n' + "\n".join(escaped) + '"""'
