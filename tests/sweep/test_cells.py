@@ -12,7 +12,7 @@ from skblab.image.image import Image
 from skblab.session import Session
 from skblab.spec import LabSpec
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
-from skblab.sweep.pool import Local
+from skblab.sweep.pool import Job, Local
 
 FETCH = ("curl", "-sf", "http://guest/etc/services")
 SERVE = "python3 -m http.server 80"
@@ -125,7 +125,7 @@ def test_a_command_has_its_directory(image: Image, tmp_path: Path) -> None:
 def test_a_cell_is_the_same_in_another_process(fetching: Scenario, baseline: CellOutcome) -> None:
     """Whatever else is open there, and wherever the image is."""
     with open_files(20):
-        ((_, there),) = Local(1)(fetching, [()])
+        ((_, there),) = Local(1)([Job(fetching)])
         assert there == baseline == run_cell(fetching)
 
 

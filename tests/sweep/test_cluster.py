@@ -13,11 +13,11 @@ import pytest
 from cells import empty, with_image
 from skblab.errors import ImageDamaged, SkblabError
 from skblab.host import process
-from skblab.image.image import Image
+from skblab.image.image import MANIFEST, Image, digest
 from skblab.spec import LabSpec
 from skblab.sweep import cluster
 from skblab.sweep.cell import Scenario
-from skblab.sweep.pool import Local
+from skblab.sweep.pool import Job, Local
 from skblab.sweep.sweep import Sweep
 from support import read_until
 
@@ -32,9 +32,17 @@ class Cluster:
     workers: list[process.Process]
     directories: list[Path]
 
+    def start(self, directory: Path) -> None:
+        """Start one more worker, with a store of its own."""
+        directory.mkdir()
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+        self.workers.append(started(["worker", self.address, *options], directory, "Registered to:")[0])
+        self.directories.append(directory)
+
 
 def started(words: list[str], directory: Path, ready: str) -> tuple[process.Process, str]:
-    environment = os.environ | {"SKBLAB_CACHE": str(directory), "PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"SKBLAB_CACHE": str(directory), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     running = process.start(
         [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]],
         cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -45,39 +53,45 @@ def started(words: list[str], directory: Path, ready: str) -> tuple[process.Proc
 
 @pytest.fixture
 def dask(tmp_path: Path) -> Iterator[Cluster]:
-    directories = [tmp_path / name for name in ("scheduler", "one", "two")]
-    for directory in directories:
-        directory.mkdir()
+    place = tmp_path / "scheduler"
+    place.mkdir()
     scheduler, said = started(
-        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"], directories[0], "Scheduler at:"
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"], place, "Scheduler at:"
     )
-    address = said.partition("Scheduler at:")[2].split()[0]
-    running = [scheduler]
+    cluster = Cluster(said.partition("Scheduler at:")[2].split()[0], [], [])
     try:
-        for directory in directories[1:]:
-            worker = ["worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
-            running.append(started(worker, directory, "Registered to:")[0])
-        yield Cluster(address, running[1:], directories[1:])
+        for name in ("one", "two"):
+            cluster.start(tmp_path / name)
+        yield cluster
     finally:
-        for one in reversed(running):
+        for one in (*reversed(cluster.workers), scheduler):
             process.end(one)
 
 
+@pytest.mark.timeout(300)  # it starts three workers
 def test_a_thousand_cells_and_a_worker_that_is_killed(dask: Cluster, image: Image, tmp_path: Path) -> None:
     """Each worker gets the image; all cells have the outcomes that they have on one machine."""
     scenario = Scenario(spec=LabSpec(image=image, time="virtual"), client=("client",), directory=str(tmp_path))
+    cells = [Job(scenario, rules) for rules in THOUSAND]
     done = {}
-    for rules, outcome in cluster.Dask(dask.address, empty)(scenario, THOUSAND):
-        done[rules] = outcome
+    for job, outcome in cluster.Dask(dask.address, empty)(cells):
+        done[job] = outcome
         if len(done) == 100:
             dask.workers[0].send_signal(signal.SIGKILL)
-    assert done == dict(Local(1, empty)(scenario, THOUSAND))
+        if len(done) == 300:  # the only one that is left when the others have ended came later
+            dask.start(tmp_path / "three")
+            dask.workers[1].send_signal(signal.SIGKILL)
+    assert done == dict(Local(1, empty)(cells))
     for directory in dask.directories:
         copy = Image.open(directory / "images" / image.name)
         assert copy.check() == ["source"]
         assert copy.path != image.path
-    ((_, outcome),) = cluster.Dask(dask.address, with_image)(scenario, [("a",)])
-    assert outcome.stdout == f"{dask.directories[1] / 'images' / image.name} a"
+    damaged = dask.directories[2] / "images" / image.name / "vmlinux"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    ((_, outcome),) = cluster.Dask(dask.address, with_image)([Job(scenario, ("a",))])
+    assert outcome.stdout == f"{damaged.parent} a"
+    assert damaged.read_bytes() == content
 
 
 def test_a_sweep_is_the_same_on_a_cluster(dask: Cluster, image: Image) -> None:
@@ -96,15 +110,19 @@ def test_a_sweep_is_the_same_on_a_cluster(dask: Cluster, image: Image) -> None:
 def test_no_scheduler() -> None:
     scenario = Scenario(spec=LabSpec(time="virtual"), client=("client",))
     with pytest.raises(SkblabError, match="no scheduler answers"):
-        next(cluster.Dask("tcp://127.0.0.1:1")(scenario, THOUSAND))
+        next(cluster.Dask("tcp://127.0.0.1:1")([Job(scenario)]))
 
 
 def test_a_damaged_image_is_not_kept(image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = cluster.packed(image)
     monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path))
     assert cluster.lacks(image.name, "agent.ko")
-    digest = Image.check
-    monkeypatch.setattr(Image, "check", lambda self: (self.config.write_text("CONFIG_X=y"), digest(self))[1])
+    check = Image.check
+    monkeypatch.setattr(Image, "check", lambda self: (self.config.write_text("CONFIG_X=y"), check(self))[1])
     with pytest.raises(ImageDamaged):
-        cluster.keep(image.name, archive)
+        cluster.keep(image.name, archive, digest(image.path / MANIFEST))
+    monkeypatch.undo()
+    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path))
+    with pytest.raises(ImageDamaged, match="another"):
+        cluster.keep(image.name, archive, "0" * 64)
     assert not list((tmp_path / "images").iterdir())

@@ -70,13 +70,23 @@ def test_two_faults_at_once(tmp_path: Path) -> None:
     assert all(one["bad"] == ("drop" in one["verdicts"]) for one in cells), done.stdout
 
 
-def test_the_fewest_faults_are_found() -> None:
-    example = FAULTS / "lookup.py"
-    words = ("--runs", "30", "--seed", "1", "--verdicts", "drop,duplicate", "-g", f"udp:python3 {example} serve")
-    done = skblab("explore", *words, "--", "python3", str(example))
+def test_the_fewest_faults_are_found(tmp_path: Path) -> None:
+    """They are saved as a scenario, which fails as the program does; a run says which functions are new."""
+    example, saved = FAULTS / "lookup.py", tmp_path / "least.toml"
+    words = ("--runs", "30", "--seed", "1", "--coverage", "--save", str(saved), "--verdicts", "drop,duplicate")
+    done = skblab("explore", *words, "-g", f"udp:python3 {example} serve", "--", "python3", str(example))
     assert done.returncode == 1, done.stderr
     assert re.search(r"^the fewest of \d+ sets: #2 duplicate: other output\n  skblab run .*-r 'ip_rcv = duplicate @2'",
-                     done.stdout), done.stdout  # fmt: skip
+                     done.stdout, re.MULTILINE), done.stdout  # fmt: skip
+    assert re.search(r"^packets entered [1-9]\d* functions that they do not enter without a fault$",
+                     done.stdout, re.MULTILINE), done.stdout  # fmt: skip
+    assert "; first into " in done.stderr
+    again = skblab("matrix", str(saved))
+    assert again.returncode == 1
+    assert "stdout is 'ada 1815\\ngrace 1815\\n', not what was expected" in again.stdout
+    refused = skblab("explore", "--save", str(saved), "--", *PING)
+    assert refused.returncode == 2
+    assert "there is a file" in refused.stderr
 
 
 def test_a_command_that_copes_with_every_set() -> None:

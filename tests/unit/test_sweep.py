@@ -15,8 +15,9 @@ from skblab.spec import LabSpec
 from skblab.summary import ETH_P_IP, ETH_P_IPV6
 from skblab.sweep import junit, page, plan
 from skblab.sweep.cell import CellOutcome, Scenario, Seen, parse_counters
+from skblab.sweep.cluster import batch_size
 from skblab.sweep.judge import differences, judge
-from skblab.sweep.pool import Local
+from skblab.sweep.pool import Job, Local
 from skblab.sweep.store import Store
 from skblab.sweep.sweep import Sweep
 
@@ -136,16 +137,16 @@ def test_a_store_has_what_was_done(scenario: Scenario, tmp_path: Path, monkeypat
 
 
 def test_a_process_that_dies_loses_no_cell(scenario: Scenario) -> None:
-    cells = [(str(number),) for number in range(20)]
-    cells.insert(3, ("once",))
-    cells.insert(9, ("always",))
-    done = dict(Local(2, deadly)(scenario, cells))
+    cells = [Job(scenario, (str(number),)) for number in range(20)]
+    cells.insert(3, Job(scenario, ("once",)))
+    cells.insert(9, Job(scenario, ("always",)))
+    done = dict(Local(2, deadly)(cells))
     assert set(done) == set(cells)
-    assert [rules for rules, outcome in done.items() if outcome.end == "lost"] == [("always",)]
+    assert [job.rules for job, outcome in done.items() if outcome.end == "lost"] == [("always",)]
 
 
 def test_a_pool_that_is_closed_begins_no_more(scenario: Scenario) -> None:
-    running = Local(2, empty)(scenario, [(str(number),) for number in range(10_000)])
+    running = Local(2, empty)([Job(scenario, (), number) for number in range(10_000)])
     next(running)
     running.close()  # type: ignore[attr-defined] # a generator's
     assert next(running, None) is None
@@ -173,3 +174,11 @@ def test_files_of_a_sweep(sweep: Sweep, tmp_path: Path) -> None:
 def test_no_scenario_without_a_function(scenario: Scenario) -> None:
     with pytest.raises(UsageError, match="no function"):
         replace(scenario, at=())
+
+
+@pytest.mark.parametrize(
+    ("cells", "threads", "size"),
+    [(1, 2, 1), (20, 2, 1), (64, 2, 4), (1000, 2, 16), (1000, 0, 16), (1_000_000, 200, 16)],
+)
+def test_all_workers_have_work_to_the_end(cells: int, threads: int, size: int) -> None:
+    assert batch_size(cells, threads) == size

@@ -21,6 +21,7 @@ examples:
                                                a verdict on single packets while the kernel runs on
   skblab trace -- ping -c1 guest               the ping's journey through the kernel, call by call
   skblab sweep -g ./server -- ./client         every packet lost, late, twice ...: which one breaks it?
+  skblab matrix scenario.toml --seed 1..100    scenarios on several kernels, under several seeds
   skblab hold -- ping guest                    hold packets on a screen, and decide about each
   skblab gdb -- ping guest                     gdb's own prompt on the guest's kernel, with commands for packets
   skblab up; skblab exec lab -- ping guest     a lab for several terminals; skblab down ends it
@@ -35,7 +36,7 @@ completion:  eval "$(skblab completion bash)"; also for zsh and fish
 # In the order of --help; each module registers its own commands.
 COMMANDS = (
     "run", "hold", "ping", "replay", "trace", "show", "export", "diff", "probes", "determinism", "sweep", "explore",
-    "gdb", "labs", "cp", "mconsole", "image", "module", "disk", "doctor", "completion",
+    "matrix", "gdb", "labs", "cp", "mconsole", "image", "module", "disk", "doctor", "completion",
 )  # fmt: skip
 
 

@@ -1,22 +1,19 @@
 """``skblab sweep``: run a command once for each packet of its conversation and each fault, and show what changes."""
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skblab.cli.options import add_guest_options, add_lab_options, spec_from
+from skblab.cli.progress import Progress, print_table, shown
 from skblab.cli.results import JsonLines, add_json_option
 from skblab.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from skblab.sweep.pool import Pool
-    from skblab.sweep.sweep import Done, Sweep
+    from skblab.sweep.sweep import Sweep
 
 EXAMPLES = """\
 examples:
@@ -37,7 +34,6 @@ What a cell of the table says:
 The exit status is 1 if the program, or the kernel, did not cope with a fault; below the table is the command that runs
 that one again.
 """
-MINUTE_S = 60
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -124,17 +120,20 @@ def _words(text: str | None) -> tuple[str, ...]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sweep; return 1 if a cell is bad."""
+    from skblab.sweep.table import summary, table  # noqa: PLC0415
+
     sweep = sweep_from(arguments)
     json_lines = JsonLines(arguments.json)
     pool = pool_from(arguments)
-    _check_new(arguments.html, arguments.junit)
+    check_new(arguments.html, arguments.junit)
     sweep.begin()
     interrupted = False
-    with _shown(sweep) as show:
+    progress = Progress(lambda: table(sweep), lambda: summary(sweep), lambda: (len(sweep.done), len(sweep.cells)))
+    with shown(progress):
         cells = sweep.run(pool, resume=arguments.resume)
         try:
-            for done in cells:
-                show(done)
+            for _ in cells:
+                pass
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -146,52 +145,24 @@ def run(arguments: argparse.Namespace) -> int:
     return int(bool(sweep.bad))
 
 
-def _check_new(*paths: Path | None) -> None:
+def check_new(*paths: Path | None) -> None:
+    """Refuse files that are there already, before anything runs.
+
+    :raises UsageError: one is there
+    """
     for path in paths:
         if path and path.exists():
             raise UsageError(f"there is a file {path} already", hint=f"rm {path}, or another name")
 
 
-@contextmanager
-def _shown(sweep: "Sweep") -> Iterator["Callable[[Done], None]"]:
-    """Show the table while it fills, on a terminal; yield what is called for each cell."""
-    import time  # noqa: PLC0415
-
-    from rich.console import Console, Group  # noqa: PLC0415
-    from rich.live import Live  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    from skblab.sweep.table import summary, table  # noqa: PLC0415
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    began_s = time.monotonic()
-
-    def now() -> Group:
-        took_s, done = max(time.monotonic() - began_s, 0.1), len(sweep.done)
-        left_s = round((len(sweep.cells) - done) * took_s / done) if done else 0
-        pace = f"{done / took_s:.1f} cells a second, {left_s // MINUTE_S}:{left_s % MINUTE_S:02} left" if done else ""
-        return Group(Text(f"{summary(sweep)}; {pace}" if done else "begins"), table(sweep))
-
-    with Live(get_renderable=now, console=console, transient=True, refresh_per_second=4):
-        yield lambda _: None
-
-
 def _report(sweep: "Sweep", arguments: argparse.Namespace, json_lines: JsonLines) -> None:
     """Print the table and the bad cells, and write the files that were asked for."""
-    from rich.console import Console  # noqa: PLC0415
-
     from skblab.sweep import junit, page  # noqa: PLC0415
     from skblab.sweep.table import named, summary, table  # noqa: PLC0415
 
-    shown = table(sweep)
-    width = Console(width=1000).measure(shown).maximum
-    console = Console(file=sys.stdout, width=max(width, shutil.get_terminal_size().columns), highlight=False)
     baseline = sweep.baseline
     print(f"without a fault: status {baseline.status}, {baseline.duration_s:.6f} s, {len(sweep.targets)} packets")
-    console.print(shown)
+    print_table(table(sweep))
     for done in sweep.bad:
         print(f"{named(done)}: {done.judgement.words}\n  {sweep.scenario.command(done.rules)}")
     print(summary(sweep))

@@ -1,13 +1,13 @@
 """A cell: one run of a scenario in virtual time with one set of faults, which has the same outcome every time."""
 
 import dataclasses
-import hashlib
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from skblab.errors import GuestCommandFailed, GuestLost, NoSuchProgram, Timeout, UsageError
 from skblab.event import Hit
@@ -17,14 +17,14 @@ from skblab.packet import Packet
 from skblab.rule import Rule
 from skblab.session import Session, Watcher
 from skblab.spec import HOST_ROOT, LabSpec
+from skblab.sweep.expect import End, Expected, digest
 
 AT = ("ip_rcv", "ipv6_rcv")  # every packet that a device receives, in both directions
-PARTS = ("status", "stdout", "stderr")
+PARTS = ("status", "stdout", "stderr", "files")
 LIMIT_S = 300.0  # TCP gives up a connection after 127 s without an answer (net.ipv4.tcp_syn_retries)
-MOST_KEPT = 32768  # characters of each output; the digest is of all
+MOST_KEPT = 32768  # characters of each output and file; the digest is of all
+MOST_FILE_BYTES = 16 << 20
 COUNTERS = tuple(f"/proc/{whose}/net/{file}" for whose in ("self", "1") for file in ("snmp", "snmp6", "netstat"))
-
-End = Literal["ended", "hung", "died", "lost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,12 @@ class Scenario:
     :param limit_s: of virtual time; a client that runs longer hangs
     :param at: functions at which packets are counted and meet faults
     :param filter: which packets: pcap-filter(7)
-    :param judged: what has to be as without a fault: ``"status"``, ``"stdout"``, ``"stderr"``
+    :param judged: what has to be as without a fault: ``"status"``, ``"stdout"``, ``"stderr"``, ``"files"``
+    :param name: for people
+    :param rules: in force in each cell, behind the cell's own
+    :param files: of the guest, which count as what the client writes: their whole paths
+    :param traced: the outcome has the kernel's functions that packets entered; that takes a fraction of a second
+    :param expected: what has to be true of the outcome; a sweep compares with the run without a fault instead
 
     :raises UsageError: it is not in virtual time, or a field makes no sense
     """
@@ -49,6 +54,11 @@ class Scenario:
     at: tuple[str, ...] = AT
     filter: str = ""
     judged: tuple[str, ...] = PARTS
+    name: str = ""
+    rules: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    traced: bool = False
+    expected: Expected = dataclasses.field(default_factory=Expected)
 
     def __post_init__(self) -> None:
         if self.spec.time != "virtual":
@@ -59,6 +69,10 @@ class Scenario:
             raise UsageError(f"nothing of an outcome is called {unknown[0]}", hint=f"of {', '.join(PARTS)}")
         if not self.at:
             raise UsageError("no function at which packets meet faults", hint=f"for example {AT[0]}")
+        if relative := [path for path in self.files if not path.startswith("/")]:
+            raise UsageError(f"a file of the guest has its whole path: {relative[0]}", hint="/root/result")
+        if not self.limit_s > 0:
+            raise UsageError(f"no limit: {self.limit_s:g} s", hint="more than 0")
         if not self.directory and self.spec.root == HOST_ROOT:
             object.__setattr__(self, "directory", str(Path.cwd()))
 
@@ -77,7 +91,7 @@ class Scenario:
             ("--node", spec.nodes),
             ("--module", spec.modules),
             ("-g", spec.commands),
-            ("-r", rules),
+            ("-r", (*rules, *self.rules)),
         ):
             words += [word for value in values for word in (option, value)]
         return shlex.join([*words, "--", *self.client])
@@ -125,7 +139,9 @@ class CellOutcome:
     :param counters: of the kernel's network, of both nodes, those that are not 0: ``host Tcp RetransSegs``
     :param complaints: first lines of what the guest's kernel complained of
     :param packets: at the functions of the scenario
-    :param fired: for each rule, whether it did its verdict
+    :param fired: for each rule, the cell's and then the scenario's, whether it did its verdict
+    :param files: of each: its path, its digest ("": no such file), and its beginning
+    :param functions: of the kernel, that packets entered, where the scenario is traced
     :param why: more about an end that is no end of the client
     """
 
@@ -139,6 +155,8 @@ class CellOutcome:
     complaints: tuple[str, ...] = ()
     packets: tuple[Seen, ...] = ()
     fired: tuple[bool, ...] = ()
+    files: tuple[tuple[str, str, str], ...] = ()
+    functions: tuple[str, ...] = ()
     why: str = ""
 
     def fields(self) -> dict[str, Any]:
@@ -152,8 +170,9 @@ class CellOutcome:
         """Return an outcome as ``fields()`` wrote it."""
         packets = [Seen(at_s, function, Packet(bytes.fromhex(data), protocol), verdict)
                    for at_s, function, data, protocol, verdict in fields["packets"]]  # fmt: skip
-        tuples = {name: tuple(fields[name]) for name in ("digests", "complaints", "fired")}
-        return cls(**{**fields, **tuples, "packets": tuple(packets)})
+        tuples = {name: tuple(fields[name]) for name in ("digests", "complaints", "fired", "functions")}
+        files = tuple((path, digest, text) for path, digest, text in fields["files"])
+        return cls(**{**fields, **tuples, "packets": tuple(packets), "files": files})
 
 
 class _Watcher(Watcher):
@@ -171,10 +190,10 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
 
     :raises SkblabError: the guest cannot be booted, its servers do not start, or a rule cannot be put in force
     """
-    faults = [Rule.parse(rule) for rule in rules]
+    faults = [Rule.parse(rule) for rule in (*rules, *scenario.rules)]
     seen = [Rule(function, "trace", filter=scenario.filter) for function in scenario.at]
     watcher = _Watcher()
-    with scenario.spec.start() as lab:
+    with scenario.spec.start() as lab, lab.trace(returns=False) if scenario.traced else nullcontext() as tracer:
         began_ns, found, runs = lab.guest.clock.monotonic_ns, CellOutcome(), False
         try:
             with Session(lab, [*faults, *seen], watcher) as session:
@@ -188,12 +207,15 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
                 duration_s=round(outcome.duration_s, 9),
                 stdout=stdout[:MOST_KEPT],
                 stderr=stderr[:MOST_KEPT],
-                digests=(_digest(stdout), _digest(stderr)),
+                digests=(digest(stdout), digest(stderr)),
                 fired=tuple(rule.fired for rule in outcome.rules[: len(faults)]),
-                counters=_counters(lab),
+                counters=_counters(lab, scenario),
+                files=tuple(_file(lab, path) for path in scenario.files),
             )
         except subprocess.TimeoutExpired:
-            found = CellOutcome(end="hung", why=f"it still ran after {scenario.limit_s:g} s", counters=_counters(lab))
+            found = CellOutcome(
+                end="hung", why=f"it still ran after {scenario.limit_s:g} s", counters=_counters(lab, scenario)
+            )
         except Timeout as error:  # one of its programs computes for ever
             if not runs:
                 raise
@@ -201,10 +223,12 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
         except GuestLost as error:
             found = CellOutcome(end="died", why=str(error.what))
         complaints = tuple(one.title for one in lab.new_complaints)
+        functions = {step.function.name for step in tracer.trace().steps} if tracer and found.end != "died" else ()
     hits = sorted(watcher.hits, key=lambda hit: hit.at_ns)
     return dataclasses.replace(
         found,
         complaints=complaints,
+        functions=tuple(sorted(functions)),
         packets=tuple(_seen(hit, began_ns) for hit in hits),
         fired=tuple(
             has_fired or any(_is_of(hit, rule) for hit in hits)  # a packet that was held, and no other came behind it
@@ -225,22 +249,35 @@ def _is_of(hit: Hit, rule: Rule) -> bool:
     return is_taken and done == rule.verdict and how[:1] != ["failed,"]
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _file(lab: Lab, path: str) -> tuple[str, str, str]:
+    """Return a file's path, the digest of its content, and the content's beginning.
+
+    :raises UsageError: it is longer than MOST_FILE_BYTES
+    """
+    words = ["head", "-c", str(MOST_FILE_BYTES + 1), path]
+    with lab.guest.popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, node=HOST) as head:
+        content, _ = head.communicate()
+        if head.returncode:
+            return path, "", ""
+    if len(content) > MOST_FILE_BYTES:
+        raise UsageError(f"{path} in the guest is longer than {MOST_FILE_BYTES >> 20} MiB", hint="write its digest")
+    return path, digest(content), content.decode(errors="replace")[:MOST_KEPT]
 
 
-def _counters(lab: Lab) -> dict[str, int]:
+def _counters(lab: Lab, scenario: Scenario) -> dict[str, int]:
     """Return the network counters of the node "host" and of the guest's own, by one program."""
     try:
         with lab.guest.popen(["cat", *COUNTERS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, node=HOST) as cat:
             said, _ = cat.communicate(timeout=10)
     except (NoSuchProgram, GuestCommandFailed, subprocess.TimeoutExpired):
         return {}
-    return parse_counters(said.decode(errors="replace"))
+    return parse_counters(said.decode(errors="replace"), {name for name, *_ in scenario.expected.counters})
 
 
-def parse_counters(text: str) -> dict[str, int]:
-    """Read /proc/net/snmp, snmp6 and netstat of the host's node, then of the guest's; leave out what is 0.
+def parse_counters(text: str, named: Container[str] = ()) -> dict[str, int]:
+    """Read /proc/net/snmp, snmp6 and netstat of the host's node, then of the guest's.
+
+    Leave out what is 0, but for those that are *named*.
 
     net/ipv4/proc.c writes a line of names, then one of values, for each group; net/ipv6/proc.c a line for each counter.
     """
@@ -261,4 +298,4 @@ def parse_counters(text: str) -> dict[str, int]:
             groups.add(group)
             for name, value in zip(names.pop(group), words, strict=True):
                 counters[f"{node} {group} {name}"] = int(value)
-    return {name: value for name, value in counters.items() if value}
+    return {name: value for name, value in counters.items() if value or name in named}

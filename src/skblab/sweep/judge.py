@@ -1,9 +1,11 @@
 """What a fault changed: the outcome of a cell beside that of the run without a fault."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from skblab.sweep.cell import CellOutcome, Scenario, Seen
+from skblab.sweep.cell import MOST_KEPT, CellOutcome, Scenario, Seen
+from skblab.sweep.expect import Expected, digest
 
 SLOWER_S = 0.001  # work takes no time: what takes longer has waited for a timer
 KINDS = ("same", "slower", "faster", "unfired", "output", "failed", "hung", "complaint", "died", "lost")
@@ -34,12 +36,72 @@ def judge(baseline: CellOutcome, outcome: CellOutcome, scenario: Scenario) -> Ju
     for part, before, now in zip(("stdout", "stderr"), baseline.digests, outcome.digests, strict=True):
         if part in scenario.judged and before != now:
             return Judgement("output", "other output")
+    if "files" in scenario.judged and outcome.files != baseline.files:
+        return Judgement("output", "other files")
     if not all(outcome.fired):
         return Judgement("unfired", "no such packet")
     longer_s = outcome.duration_s - baseline.duration_s
     if abs(longer_s) > SLOWER_S:
         return Judgement("slower" if longer_s > 0 else "faster", f"{longer_s:+.3f} s")
     return Judgement("same", "same")
+
+
+def unmet(expected: Expected, outcome: CellOutcome) -> list[str]:
+    """Return what an outcome lacks of what was expected, a line each."""
+    lines = [] if expected.complaints else [f"the kernel complained: {one}" for one in outcome.complaints]
+    if outcome.end != expected.end:
+        return [f"{outcome.end}, not {expected.end}" + (f": {outcome.why}" if outcome.why else ""), *lines]
+    if expected.fired:
+        lines += [f"rule {at} never fired" for at, fired in enumerate(outcome.fired, 1) if not fired]
+    lines += list(_counted(expected, outcome))
+    if outcome.end != "ended":
+        return lines
+    if expected.status is not None and outcome.status != expected.status:
+        lines.append(f"status {outcome.status}, not {expected.status}")
+    least_s, most_s = expected.duration_s
+    if not least_s <= outcome.duration_s <= most_s:
+        lines.append(f"{outcome.duration_s:.6f} s, not {_between(least_s, most_s)} s")
+    return lines + list(_written(expected, outcome))
+
+
+def _counted(expected: Expected, outcome: CellOutcome) -> Iterator[str]:
+    for name, least, most in expected.counters:
+        value = outcome.counters.get(name)
+        if value is None:
+            yield f"counter {name}: the kernel does not show it"
+        elif not least <= value <= most:
+            yield f"counter {name}: {value}, not {_between(least, most)}"
+
+
+def _between(least: float, most: float) -> str:
+    return f"{least:g}" if least == most else f"{least:g} to {most:g}"
+
+
+def _written(expected: Expected, outcome: CellOutcome) -> Iterator[str]:
+    """Yield how what the client wrote differs from what was expected."""
+    digests = {path: (is_digest, text) for path, is_digest, text in outcome.files}
+    digests |= {"stdout": (outcome.digests[0], outcome.stdout), "stderr": (outcome.digests[1], outcome.stderr)}
+    wanted = [
+        *(("stdout", one) for one in (expected.stdout_sha256, _digest_of(expected.stdout)) if one),
+        *(("stderr", one) for one in (expected.stderr_sha256, _digest_of(expected.stderr)) if one),
+        *expected.files,
+    ]
+    for name, digest_wanted in wanted:
+        is_digest, text = digests.get(name, ("", ""))
+        if is_digest != digest_wanted:
+            yield f"{name} is {_short(text)}, not what was expected" if is_digest else f"{name} is not there"
+    for name, parts, text in (
+        ("stdout", expected.stdout_has, outcome.stdout),
+        ("stderr", expected.stderr_has, outcome.stderr),
+    ):
+        where = f" in its first {MOST_KEPT} characters" if len(text) == MOST_KEPT else ""
+        for part in parts:
+            if part not in text:
+                yield f"{name} lacks {_short(part)}{where}: {_short(text)}"
+
+
+def _digest_of(text: str | None) -> str:
+    return "" if text is None else digest(text)
 
 
 def differences(first: CellOutcome, second: CellOutcome) -> list[str]:

@@ -1,7 +1,7 @@
 "use strict";
 /* What a packet or a program says comes into the page by textContent alone. */
 (() => {
-  const { about, verdicts, packets, baseline, cells, lines } = JSON.parse(document.getElementById("data").textContent);
+  const { about, head, rows, others, baseline, cells, lines } = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const LEFT = 90, WIDTH = 420, ROW = 22, MARGIN = 26;
 
@@ -20,7 +20,8 @@
   const shade = (cell) => (cell.bad ? "bad" : cell.kind === "faster" ? "slower" : cell.kind);
 
   /* The options of TCP take more room than all the rest. */
-  const short = (line) => lines[line].replace(/, options \[[^\]]*\]/, "");
+  const short = (line) => line.replace(/, options \[[^\]]*\]/, "");
+  const text = (numbers) => numbers.map((number) => lines[number]).join("");
 
   function talk(outcome) {
     const svg = $("talk"), ends = [];
@@ -42,27 +43,27 @@
       svg.append(drawn("line", { x1, x2: end, y1: y, y2: y, class: name }));
       if (lost) svg.append(drawn("text", { x: end, y: y + 4, "text-anchor": "middle", class: "fault" }, "\u2715"));
       else svg.append(drawn("path", { d: `M${end},${y} l${-8 * way},-4 v8 z`, class: name }));
-      svg.append(drawn("text", { x: right, y: y + 4, class: name }, (verdict ? `${verdict}: ` : "") + short(line)));
+      svg.append(drawn("text", { x: right, y: y + 4, class: name }, (verdict ? `${verdict}: ` : "") + short(lines[line])));
     });
   }
 
   function show(cell, button) {
     for (const one of document.querySelectorAll("button.chosen")) one.classList.remove("chosen");
     if (button) button.classList.add("chosen");
-    $("name").textContent = cell.name || "Without a fault";
+    $("name").textContent = cell.name;
     const how = cell.end === "ended" ? `status ${cell.status}, ${cell.duration.toFixed(6)} s` : `${cell.end}: ${cell.why}`;
     $("outcome").textContent = [cell.words, how, ...cell.complaints].filter(Boolean).join("; ");
     $("command").textContent = cell.command;
-    $("now").textContent = lines[cell.stdout] + lines[cell.stderr];
-    $("before").textContent = lines[baseline.stdout] + lines[baseline.stderr];
-    const rows = (cell.counters || []).map(([name, before, now]) => {
+    $("now").textContent = text(cell.now);
+    $("before").textContent = text(cell.before);
+    const differing = cell.counters.map(([name, before, now]) => {
       const row = make("tr");
       row.append(make("td", name), make("td", before, "number"), make("td", now, "number"));
       return row;
     });
-    const head = make("tr");
-    head.append(make("th", "counter"), make("th", "without"), make("th", "with the fault"));
-    $("counters").replaceChildren(head, ...rows);
+    const top = make("tr");
+    top.append(make("th", "counter"), make("th", about.before), make("th", about.now));
+    $("counters").replaceChildren(top, ...differing);
     talk(cell);
   }
 
@@ -73,23 +74,27 @@
   }
 
   $("client").textContent = about.client;
-  $("about").textContent = [...about.servers, `packets at ${about.at}`, about.summary].join(" | ");
-  const head = make("tr");
-  head.append(make("th", "#"), make("th", "ms"), make("th", "packet"), ...verdicts.map((verdict) => make("th", verdict)));
-  $("map").append(head);
-  const alone = new Map(cells.filter((cell) => cell.faults.length === 1).map((cell) => [cell.faults[0].join(" "), cell]));
-  for (const [row, at, line] of packets) {
+  $("about").textContent = about.line;
+  $("heading").textContent = about.heading;
+  $("nowhead").textContent = about.now;
+  $("beforehead").textContent = about.before;
+  for (const [name, words] of about.legend) $("legend").append(make("i", "", name), ` ${words} `);
+  const top = make("tr");
+  top.append(...head.map((heading) => make("th", heading)));
+  $("map").append(top);
+  for (const [values, numbers] of rows) {
     const element = make("tr");
-    element.append(make("td", row, "number"), make("td", at.toFixed(3), "number"), make("td", short(line)));
-    for (const verdict of verdicts) {
-      const cell = alone.get(`${row} ${verdict}`), place = make("td");
-      place.append(cell ? button(cell, cell.words) : "-");
+    for (const value of values) element.append(make("td", short(String(value)), Number.isNaN(Number(value)) ? "" : "number"));
+    for (const number of numbers) {
+      const place = make("td");
+      place.append(number === null ? "-" : button(cells[number], cells[number].short || cells[number].words));
       element.append(place);
     }
     $("map").append(element);
   }
-  const pairs = cells.filter((cell) => cell.faults.length > 1);
-  if (pairs.length) $("pairs").append(make("h3", "Two faults at once"));
-  for (const cell of pairs) $("pairs").append(button(cell, `${cell.name}: ${cell.words}`));
-  show(cells.find((cell) => cell.bad) || baseline, document.querySelector("button.bad"));
+  const [heading, numbers] = others;
+  if (numbers.length) $("others").append(make("h3", heading));
+  for (const number of numbers) $("others").append(button(cells[number], `${cells[number].name}: ${cells[number].words}`));
+  const first = cells.find((cell) => cell.bad) || baseline;
+  if (first) show(first, document.querySelector("button.bad"));
 })();

@@ -1,14 +1,15 @@
 """A sweep: a scenario without a fault, twice; then each fault of its conversation, and what each one changed."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from skblab.errors import SkblabError
 from skblab.sweep import plan
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
+from skblab.sweep.expect import Expected
 from skblab.sweep.judge import Judgement, differences, judge
 from skblab.sweep.plan import Faults, Target
-from skblab.sweep.pool import Local, Pool
+from skblab.sweep.pool import Job, Local, Pool
 from skblab.sweep.store import Store
 
 MOST_DIFFERENCES = 12
@@ -66,7 +67,7 @@ class Sweep:
         if pool is None:
             first, second = run_cell(self.scenario), run_cell(self.scenario)
         else:
-            first, second = (next(pool(self.scenario, [()]))[1] for _ in range(2))
+            first, second = (next(pool([Job(self.scenario)]))[1] for _ in range(2))
         if first != second:
             raise NotRepeatable(
                 "two runs without a fault differ, so nothing can be said of a fault",
@@ -103,10 +104,10 @@ class Sweep:
         try:
             for rules in [rules for rules in faults if rules in store.done]:
                 yield self._note(faults[rules], store.done[rules])
-            left = [rules for rules in faults if rules not in store.done]
-            for rules, outcome in (pool or Local())(self.scenario, left):
-                store.add(rules, outcome)
-                yield self._note(faults[rules], outcome)
+            left = [Job(self.scenario, rules) for rules in faults if rules not in store.done]
+            for job, outcome in (pool or Local())(left):
+                store.add(job.rules, outcome)
+                yield self._note(faults[job.rules], outcome)
         finally:
             store.close(forget=self.is_complete)
 
@@ -128,6 +129,25 @@ class Sweep:
     def bad(self) -> list[Done]:
         """The cells in which the program did not cope, or a fault that was alone did not meet its packet."""
         return [one for one in self.in_order if one.judgement.is_bad or self._is_missed(one)]
+
+    def as_scenario(self, done: Done) -> Scenario:
+        """Return the scenario with a cell's faults, which expects what came of it without a fault.
+
+        Where the program does not cope with them, ``skblab matrix`` fails with it until the program is repaired.
+        """
+        baseline, judged = self.baseline, self.scenario.judged
+        of_stdout, of_stderr = baseline.digests
+        expected = Expected(
+            status=baseline.status if "status" in judged else None,
+            stdout_sha256=of_stdout if "stdout" in judged else "",
+            stderr_sha256=of_stderr if "stderr" in judged else "",
+            files=tuple((path, of_file) for path, of_file, _ in baseline.files) if "files" in judged else (),
+            complaints=bool(baseline.complaints),
+            fired=len(done.faults) == 1,
+        )
+        name = ", ".join(f"#{fault.row} {fault.verdict}" for fault in done.faults)
+        rules = (*done.rules, *self.scenario.rules)
+        return replace(self.scenario, name=name, rules=rules, traced=False, expected=expected)
 
     @staticmethod
     def _is_missed(one: Done) -> bool:

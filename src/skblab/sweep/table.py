@@ -1,4 +1,4 @@
-"""A sweep as a table: packets down, verdicts across, in each cell what became of the program."""
+"""Tables: of a sweep, packets down and verdicts across; of a matrix, scenarios down and kernels across."""
 
 from collections import Counter
 
@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skblab.sweep.judge import KINDS
+from skblab.sweep.matrix import Case, Matrix
 from skblab.sweep.sweep import Done, Sweep
 
 COLOURS = {"same": "green", "slower": "yellow", "faster": "yellow", "unfired": "magenta"}  # the others: red
@@ -53,3 +54,42 @@ def summary(sweep: Sweep) -> str:
 def named(done: Done) -> str:
     """Return the name of a cell: ``#7 drop`` or ``#7 drop, #9 duplicate``."""
     return ", ".join(f"#{fault.row} {fault.verdict}" for fault in done.faults)
+
+
+def matrix_table(matrix: Matrix) -> Table:
+    """Return the table of a matrix, as far as its runs are done."""
+    kernels = list(dict.fromkeys(case.kernel for case in matrix.cases))
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("scenario", *kernels):
+        shown.add_column(heading)
+    for name, cases in by_scenario(matrix).items():
+        row = [_case(matrix, cases[kernel]) if kernel in cases else Text(NO_CELL, "dim") for kernel in kernels]
+        shown.add_row(Text(name), *row)
+    return shown
+
+
+def by_scenario(matrix: Matrix) -> dict[str, dict[str, Case]]:
+    """Return the cases of each scenario, by their kernels."""
+    rows: dict[str, dict[str, Case]] = {}
+    for case in matrix.cases:
+        rows.setdefault(case.name, {})[case.kernel] = case
+    return rows
+
+
+def _case(matrix: Matrix, case: Case) -> Text:
+    if not matrix.runs[case]:
+        return Text(WAITING)
+    return Text(matrix.words(case), "bold red" if matrix.failed(case) else "green")
+
+
+def matrix_summary(matrix: Matrix) -> str:
+    """Return one line: how many runs, and how many cases passed, failed, or were flaky."""
+    kinds = Counter(matrix.words(case).split(" ")[0].rstrip(",") for case in matrix.cases)
+    counted = ", ".join(f"{kind} {kinds[kind]}" for kind in ("passed", "flaky", "failed", "not") if kinds[kind])
+    runs, cases = _many(matrix.count, "run"), _many(len(matrix.cases), "case")
+    done = f"{matrix.done} of " if matrix.done < matrix.count else ""
+    return f"{done}{runs} of {cases}: {counted.replace('not ', 'not run ')}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
