@@ -15,7 +15,7 @@ CALLS = {
 
 
 def described(tasks: Sequence[Task]) -> str:
-    """Return what tasks do: ``sleep (pid 31) waits in clock_nanosleep(2)``; "" if there are none.
+    """Return what tasks do: ``sleep (pid 31) waits in clock_nanosleep(2)``; "" if there is no such task.
 
     The one that runs comes first. Those of init, which start programs and wait for them, are left out.
     """
