@@ -20,6 +20,7 @@ from skblab.packet import Packet
 from skblab.verdict import MOST_COPIES, MOST_TIME_NS
 
 MOST_DELAY_S = MOST_TIME_NS / 1e9
+DECISIONS = {Command.RELEASE, Command.DISCARD, Command.LATER}
 
 WRITE_REFUSALS = {
     errno.EOPNOTSUPP: (
@@ -116,8 +117,7 @@ class Holdings:
         def encode(cookie: int) -> bytes:
             return abi.encode_decide(command, cookie, packet=packet, after_ns=after_ns, number=number)
 
-        # The packet may have gone by itself meanwhile: no error.
-        if command in {Command.RELEASE, Command.DISCARD, Command.LATER}:
+        if command in DECISIONS:  # the packet may have gone by itself meanwhile: no error
             self.link.send(encode(0))
         else:
             self.link.ask(encode, command.name.lower())
@@ -161,13 +161,32 @@ class HeldPacket:
         self._holdings = holdings
         self.hit = hit  # the agent's record
         self.function = function
-        self.packet = self.original = Packet(hit.data, hit.protocol)
-        self._pending = self._pending_at_first = Checksum(hit.checksum_start, hit.checksum_offset)
         self.held_at_ns = holdings.link.channel.host_ns(hit.at_ns)
         self.ended_at_ns = 0
         self.cause = Cause.DECIDED  # why it went, once it has
         self.state = State.HELD
         self.decided = False  # by release() or drop(): not by its lease, or with its rule
+        self.quiet = False  # nobody waits to hear how it ends: the agent reports that within STEPS_SOON_MS
+
+    # What follows is made when it is first asked for: a decision that needs none of it is not to wait for it.
+
+    @functools.cached_property
+    def original(self) -> Packet:
+        """The packet as it came."""
+        return Packet(self.hit.data, self.hit.protocol)
+
+    @functools.cached_property
+    def packet(self) -> Packet:
+        """The packet, as edited."""
+        return self.original
+
+    @functools.cached_property
+    def _pending(self) -> Checksum:
+        return self._pending_at_first
+
+    @property
+    def _pending_at_first(self) -> Checksum:
+        return Checksum(self.hit.checksum_start, self.hit.checksum_offset)
 
     @property
     def skb(self) -> int:
@@ -203,7 +222,7 @@ class HeldPacket:
         if not 0 <= after_s <= MOST_DELAY_S:
             raise UsageError(f"release after {after_s:g} s", found=f"0 to {MOST_DELAY_S:g} s")
         self._decide("release")
-        self._holdings.decide(Command.RELEASE, self.hit.packet, after_ns=round(after_s * 1e9))
+        self._holdings.decide(Command.RELEASE, self.hit.packet, after_ns=round(after_s * 1e9), number=self._how)
 
     def drop(self) -> None:
         """Free it.
@@ -211,7 +230,7 @@ class HeldPacket:
         :raises PacketGone: that has been decided already
         """
         self._decide("drop")
-        self._holdings.decide(Command.DISCARD, self.hit.packet)
+        self._holdings.decide(Command.DISCARD, self.hit.packet, number=self._how)
 
     def later(self) -> None:
         """Have a kernel that stands still until this is decided on run on; it stays held."""
@@ -266,6 +285,10 @@ class HeldPacket:
             self.packet = edited.packet
             self._pending = edited.pending
         return "\n".join(filter(None, (said, *edited.remarks)))
+
+    @property
+    def _how(self) -> int:
+        return abi.QUIET if self.quiet else 0
 
     def _require_held(self, what: str) -> None:
         if self.state is not State.HELD:
