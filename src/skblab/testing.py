@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError
 from skblab.guest.complaint import in_words
 from skblab.guest.nodes import HOST, OWN
-from skblab.host.clients import parse_ping
 from skblab.lab import Lab
 from skblab.policy import Policy
 from skblab.session import RuleOutcome
 from skblab.spec import LabSpec
 from skblab.trace.journey import Journey, journeys
 from skblab.trace.words import reason_in_words
+from skblab.view.rtts import Rtts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -236,10 +236,10 @@ class LabInTest(Lab):
                 hint="trace=FILTER follows fewer packets; steps_bytes=1 << 28 has more room",
             )
 
-    def rtts_ms(self, count: int = 1) -> list[float]:
+    def rtts_ms(self, count: int = 1) -> Rtts:
         """Ping the guest; return the RTT of each reply, in ms."""
         words = ["ping", "-n", "-c", str(count), "-i", str(PING_INTERVAL_S), "-W", "5", "guest"]
-        return [reply.rtt_ms for reply in parse_ping(self.run(words, timeout_s=PING_TIMEOUT_S).stdout)]
+        return Rtts.of_ping(self.run(words, timeout_s=PING_TIMEOUT_S).stdout)
 
     @property
     def is_alive(self) -> bool:

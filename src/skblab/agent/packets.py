@@ -20,6 +20,7 @@ from skblab.packet import Packet
 from skblab.verdict import MOST_COPIES, MOST_TIME_NS
 
 MOST_DELAY_S = MOST_TIME_NS / 1e9
+COLUMNS = ("function", "state", "for", "packet")
 DECISIONS = {Command.RELEASE, Command.DISCARD, Command.LATER}
 
 WRITE_REFUSALS = {
@@ -69,6 +70,10 @@ class Holdings:
         held = HeldPacket(self, hit, function)
         self._of_rule.setdefault(hit.rule, {})[hit.packet] = held
         return held
+
+    def of_rule(self, number: int) -> "list[HeldPacket]":
+        """Return the packets that a rule holds, oldest first."""
+        return list(self._of_rule.get(number, {}).values())
 
     def end(self, event: abi.End) -> "list[HeldPacket]":
         """Note that a packet, or every packet of a rule, is held no more; return those."""
@@ -208,6 +213,15 @@ class HeldPacket:
         :raises BuildFailed: the kernel's debug info cannot be read
         """
         return self._holdings.unwinder().backtrace(self.function, self.hit.stack)
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """What a table says of it: ``COLUMNS``."""
+        return self.function, self.state.value, f"{self.age_s:.3f} s", self.packet.summary()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self.packet.html(f"{self.summary()}; {self.state.value}, {self.age_s:.3f} s")
 
     def summary(self) -> str:
         """Return the packet in one line, and where it is held."""
