@@ -84,6 +84,7 @@ void agent_hostfiles_close(void);
 /* ring.c, ring.h: records in that memory */
 void *agent_event_begin(u16 kind, u16 rule, u32 bytes);
 void agent_event_end(const void *event);
+void agent_event_end_quietly(const void *event);
 void agent_steps_quiet(void);
 extern u64 agent_ends_owed; /* held packets whose end event is not written yet */
 struct agent_record *agent_command(void);
@@ -93,7 +94,7 @@ void agent_command_done(const struct agent_record *record);
 /* tell.c: events for the host */
 bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb, u64 packet,
 		    struct agent_place place);
-void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause);
+void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause, bool quietly);
 void agent_answer(u64 cookie, long result);
 __printf(1, 2) void agent_note(const char *format, ...);
 

@@ -22,6 +22,7 @@
 #define AGENT_TRACE_PROBES 32768
 #define AGENT_FAREWELL 1
 #define AGENT_MOST_COPIES 1000
+#define AGENT_QUIET 1
 #define AGENT_ALL 0 /* agent_end.packet: every packet that the rule held */
 /* A word on the stack that can be a return address, and its offset from the probed function's return address. */
 #define AGENT_STACK_WORD(address, bytes) ((__u64)(bytes) << 48 | (address))
@@ -78,7 +79,7 @@ struct agent_shared {
 	__u64 unhooked; /* calls whose return is not reported: too deep, or on too many stacks */
 	__u64 steps_tail __attribute__((aligned(64))); /* host */
 	__u64 steps_wanted; /* host: ring as soon as there are so many bytes of steps */
-	__u64 steps_soon_ms; /* host: or for fewer, after that time */
+	__u64 steps_soon_ms; /* host: or for fewer, and for quiet events, after that time */
 	__u64 longest_off_ns; /* agent: the longest time with interrupts off during the release of held packets */
 	__u64 link_cut; /* as of the last AGENT_LOSSES, of all links: frames longer than their receive buffer */
 	__u64 link_no_memory; /* frames for which there was no memory */
@@ -92,7 +93,7 @@ struct agent_record {
 	__u16 rule;
 };
 
-/* Commands. Each is answered by an AGENT_DONE with its cookie. */
+/* Commands. Each is answered by an AGENT_DONE with its cookie, unless that is 0. */
 enum agent_command_kind {
 	AGENT_ARM = 1, /* struct agent_arm, then its filter. Replaces the rule of that number; what that one holds stays held */
 	AGENT_DISARM = 2, /* record.rule; what it holds is released */
@@ -212,7 +213,7 @@ struct agent_decide {
 	__u64 cookie;
 	__u64 packet; /* agent_hit.packet */
 	__u64 after_ns;
-	__s32 number; /* AGENT_COPY: up to AGENT_MOST_COPIES */
+	__s32 number; /* AGENT_COPY: up to AGENT_MOST_COPIES; RELEASE, DISCARD: AGENT_QUIET, nobody waits for its end event */
 	__u32 data_bytes;
 };
 

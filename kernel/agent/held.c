@@ -40,6 +40,7 @@ struct agent_held {
 	u8 cause; /* enum agent_cause: why it is held no more */
 	bool leased; /* its timer is the lease */
 	bool drop;
+	bool quiet; /* nobody waits for its end event */
 	bool ended; /* its end event is written */
 };
 
@@ -91,7 +92,7 @@ static void count_end(const struct agent_held *held)
 static void report_end(struct agent_held *held)
 {
 	count_end(held);
-	agent_tell_end(held->drop ? AGENT_DROPPED : AGENT_RELEASED, held->rule, held->packet, held->cause);
+	agent_tell_end(held->drop ? AGENT_DROPPED : AGENT_RELEASED, held->rule, held->packet, held->cause, held->quiet);
 	agent_ends_owed--;
 	held->ended = true;
 }
@@ -99,13 +100,13 @@ static void report_end(struct agent_held *held)
 /* Move a packet from the hash table to the queue; its cause is set. Interrupts are off. */
 static void enqueue(struct agent_held *held)
 {
+	tasklet_schedule(&queue_tasklet); /* first: the packet goes before the doorbell's tasklet */
 	if (!held->ended)
 		report_end(held);
 	hash_del(&held->node);
 	list_move_tail(&held->list, &queue);
 	agent_shared->held--;
 	hrtimer_try_to_cancel(&held->timer);
-	tasklet_schedule(&queue_tasklet);
 }
 
 /*
@@ -208,7 +209,7 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	held->skb_argument = arm->skb_argument;
 	held->cause = AGENT_DECIDED;
 	held->leased = !timed && arm->lease_ns;
-	held->drop = held->ended = false;
+	held->drop = held->quiet = held->ended = false;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		held->arguments[i] = agent_argument(regs, i);
 	leave_sender(skb);
@@ -326,6 +327,7 @@ static int decide_once(const struct agent_decide *decide, struct agent_held *hel
 
 	switch (decide->record.kind) {
 	case AGENT_RELEASE:
+		held->quiet = decide->number == AGENT_QUIET;
 		held->leased = false;
 		if (decide->after_ns) {
 			start_timer(held, ktime_get(), decide->after_ns);
@@ -333,6 +335,7 @@ static int decide_once(const struct agent_decide *decide, struct agent_held *hel
 		}
 		break;
 	case AGENT_DISCARD:
+		held->quiet = decide->number == AGENT_QUIET;
 		held->drop = true;
 		break;
 	case AGENT_COPY:
@@ -430,7 +433,7 @@ void agent_release_rule(u16 rule)
 		}
 		more = !list_empty(ours);
 		if (!more && any)
-			agent_tell_end(AGENT_RELEASED, rule, AGENT_ALL, AGENT_DECIDED);
+			agent_tell_end(AGENT_RELEASED, rule, AGENT_ALL, AGENT_DECIDED, false);
 		note_off_since(begin_ns);
 		local_irq_restore(flags);
 	}

@@ -16,8 +16,14 @@ struct agent_steps agent_steps;
 u64 agent_ends_owed;
 static u64 events_tail; /* the host's, when last looked at: its cache line is not asked for with every event */
 
-static void tell_of_steps(struct timer_list *timer);
-static DEFINE_TIMER(steps_timer, tell_of_steps);
+static void tell_now(struct timer_list *timer);
+static DEFINE_TIMER(soon_timer, tell_now);
+
+static void tell_soon(void)
+{
+	if (!timer_pending(&soon_timer))
+		mod_timer(&soon_timer, jiffies + msecs_to_jiffies(READ_ONCE(agent_shared->steps_soon_ms)));
+}
 
 static struct agent_record *record_at(u64 ring_offset, u64 ring_bytes, u64 count)
 {
@@ -61,17 +67,29 @@ void *agent_event_begin(u16 kind, u16 rule, u32 bytes)
 	return record;
 }
 
-void agent_event_end(const void *event)
+static void publish(const void *event)
 {
 	const struct agent_record *record = event;
 
 	smp_store_release(&agent_shared->events_head, agent_shared->events_head + record->bytes);
 	for (u32 line = 0; line < AHEAD_BYTES; line += 64) /* the next one's place is not in this processor's cache */
 		prefetchw((const char *)event + 512 + line);
+}
+
+void agent_event_end(const void *event)
+{
+	publish(event);
 	agent_ring_soon();
 }
 
-static void tell_of_steps(struct timer_list *timer)
+/* The host hears of it with the next event, or soon. */
+void agent_event_end_quietly(const void *event)
+{
+	publish(event);
+	tell_soon();
+}
+
+static void tell_now(struct timer_list *timer)
 {
 	agent_ring();
 }
@@ -106,13 +124,13 @@ void agent_steps_tell(u64 head)
 {
 	if (head - READ_ONCE(agent_shared->steps_tail) >= READ_ONCE(agent_shared->steps_wanted))
 		agent_ring_soon();
-	else if (!timer_pending(&steps_timer))
-		mod_timer(&steps_timer, jiffies + msecs_to_jiffies(READ_ONCE(agent_shared->steps_soon_ms)));
+	else
+		tell_soon();
 }
 
 void agent_steps_quiet(void)
 {
-	timer_delete_sync(&steps_timer);
+	timer_delete_sync(&soon_timer);
 }
 
 /* The next command, or NULL; it stays in the ring until agent_command_done(). */

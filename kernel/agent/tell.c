@@ -46,8 +46,8 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs
 	return true;
 }
 
-/* A packet is held no more, or all of a rule's (AGENT_ALL). Interrupts are off. */
-void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause)
+/* A packet is held no more, or all of a rule's (AGENT_ALL); quietly: nobody waits to hear that. Interrupts are off. */
+void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause, bool quietly)
 {
 	struct agent_end *end = agent_event_begin(kind, rule, sizeof(*end));
 
@@ -57,7 +57,10 @@ void agent_tell_end(u16 kind, u16 rule, u64 packet, u32 cause)
 	end->packet = packet;
 	end->cause = cause;
 	end->padding = 0;
-	agent_event_end(end);
+	if (quietly)
+		agent_event_end_quietly(end);
+	else
+		agent_event_end(end);
 }
 
 /* Of the command that is being carried out: what its answer says beside a number. */
@@ -72,14 +75,14 @@ void agent_note(const char *format, ...)
 	va_end(arguments);
 }
 
-/* The answer to a command. */
+/* The answer to a command; cookie 0: nobody waits for it. */
 void agent_answer(u64 cookie, long result)
 {
 	struct agent_done *done;
 	unsigned long flags;
 
 	local_irq_save(flags);
-	done = agent_event_begin(AGENT_DONE, 0, sizeof(*done));
+	done = cookie ? agent_event_begin(AGENT_DONE, 0, sizeof(*done)) : NULL;
 	if (done) {
 		done->cookie = cookie;
 		done->result = result;

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from skblab.rule import Rule
     from skblab.session import Outcome, Session, Watcher
     from skblab.spec import LabSpec
+    from skblab.view.rtts import Rtts
 
 __all__ = [
-    "Complaint", "Debugger", "HeldPacket", "Hit", "Image", "Lab", "LabSpec", "Outcome", "Packet", "Policy", "Rule",
-    "Session", "SkblabError", "Watcher",
+    "Complaint", "Debugger", "HeldPacket", "Hit", "Image", "Lab", "LabSpec", "Outcome", "Packet", "Policy", "Rtts",
+    "Rule", "Session", "SkblabError", "Watcher",
 ]  # fmt: skip
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "Outcome": "skblab.session",
     "Packet": "skblab.packet",
     "Policy": "skblab.policy",
+    "Rtts": "skblab.view.rtts",
     "Rule": "skblab.rule",
     "Session": "skblab.session",
     "SkblabError": "skblab.errors",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from skblab.checksum import inverse, ones_sum
 from skblab.errors import PacketError
+from skblab.html import preformatted, shown, table
 from skblab.summary import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, summary
 
 if TYPE_CHECKING:  # scapy takes half a second to import: not when packets are only counted
@@ -23,6 +24,7 @@ IPV4_BYTES, IPV6_BYTES, ARP_BYTES, ICMP_BYTES = 20, 40, 28, 8  # header sizes wi
 OPTIONS6, FRAGMENT6, AUTHENTICATION6 = {0, 43, 60}, 44, 51
 VERSIONS = {ETH_P_IP: 4, ETH_P_IPV6: 6}
 ARP_OF_ETHERNET = b"\0\1"
+DUMPED_BYTES = 16  # in a line
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,21 @@ class Packet:
     def summary(self) -> str:
         """Return one line as tcpdump writes it: ``10.0.0.1 > 10.0.0.2: ICMP echo request, id 7, seq 1, length 64``."""
         return summary(self.data, self.protocol)
+
+    def html(self, title: str = "") -> str:
+        """Return its layers and bytes as HTML."""
+        rows, layer = [], self.pristine
+        while layer:
+            rows.append((layer.name, "  ".join(f"{name}={_value(value)}" for name, value in layer.fields.items())))
+            layer = layer.payload
+        dumped = (
+            f"{at:04x}  {self.data[at : at + DUMPED_BYTES].hex(' ')}" for at in range(0, len(self.data), DUMPED_BYTES)
+        )
+        return shown(title or self.summary(), table(("layer", "fields"), rows), preformatted(dumped))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self.html()
 
     @property
     def is_readable(self) -> bool:
@@ -184,6 +201,10 @@ def echo_request(identity: int, sequence: int, payload: bytes = b"") -> bytes:
     """Return an ICMP echo request with its checksum (RFC 792; RFC 1071)."""
     message = struct.pack("!BBHHH", 8, 0, 0, identity, sequence & 0xFFFF) + payload
     return message[:2] + inverse(ones_sum(message)).to_bytes(2) + message[4:]
+
+
+def _value(value: object) -> str:
+    return value.hex(" ") if isinstance(value, bytes) and not value.isascii() else str(value)
 
 
 @cache

@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import logging
-import queue
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -12,6 +10,7 @@ from typing import Self
 from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.packets import HeldPacket
+from skblab.agent.worker import Worker
 from skblab.edit import changing
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, UsageError
 from skblab.packet import Packet
@@ -51,8 +50,8 @@ class Policy:
     """A function that decides about packets, in force until ``close()``, the end of the ``with``, or the lab's end.
 
     It is called on a thread of the policy's own, with one packet after another; in virtual time no time passes until it
-    has decided. A packet about which it raises, or does
-    not decide within the lease, goes on as it is. It may also decide by the packet's own methods, and return None.
+    has decided. A packet about which it raises, or does not decide within the lease, goes on as it is. It may also
+    decide by the packet's own methods, and return None.
 
     :param decide: returns what happens to a packet
     :param lease_s: how long a packet waits for a decision
@@ -67,11 +66,13 @@ class Policy:
         self._decide = decide
         self._failed: Exception | None = None
         self._clock = agent.link.clock
-        self._work: queue.SimpleQueue[tuple[HeldPacket, Callable[[], None]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="skblab-policy", daemon=True)
         self._held = agent.held
-        self._armed = agent.arm(rule, self._heard, lease_s=lease_s, at_once=True)
-        self._thread.start()
+        self._worker: Worker[tuple[HeldPacket, Callable[[], None]]] = Worker(agent.link, "skblab-policy", self._work)
+        try:
+            self._armed = agent.arm(rule, self._heard, lease_s=lease_s, at_once=True)
+        except BaseException:
+            self._worker.end(CLOSE_TIMEOUT_S)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -104,12 +105,11 @@ class Policy:
         self._close(raising=True)
 
     def _close(self, *, raising: bool) -> None:
-        self._armed.disarm(raising=raising)
-        self._work.put(None)
-        if self._thread is not threading.current_thread():
-            self._thread.join(CLOSE_TIMEOUT_S)
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            log.warning("the policy at %s() has not returned within %g s", self.rule.function, CLOSE_TIMEOUT_S)
+        try:
+            self._armed.disarm(raising=raising)
+        finally:
+            if not self._worker.end(CLOSE_TIMEOUT_S):
+                log.warning("the policy at %s() has not returned within %g s", self.rule.function, CLOSE_TIMEOUT_S)
         error, self._failed = self._failed, None
         if error and raising:
             raise CallbackFailed(f"the policy at {self.rule.function}()", error) from error
@@ -117,18 +117,18 @@ class Policy:
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
         del hit
         if held:
-            self._work.put((held, self._clock.expect()))
+            held.quiet = not self._clock.is_virtual
+            self._worker.put((held, self._clock.expect()))
 
-    def _run(self) -> None:
+    def _work(self, work: tuple[HeldPacket, Callable[[], None]]) -> None:
+        held, has_decided = work
         self._clock.decides_here(self._held.let_run)
-        while work := self._work.get():
-            held, has_decided = work
-            try:
-                self._decide_about(held)
-                with contextlib.suppress(GuestLost):
-                    held.later()
-            finally:
-                has_decided()
+        try:
+            self._decide_about(held)
+            with contextlib.suppress(GuestLost):
+                held.later()
+        finally:
+            has_decided()
 
     def _decide_about(self, held: HeldPacket) -> None:
         try:

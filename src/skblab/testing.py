@@ -5,19 +5,19 @@ import functools
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError
 from skblab.guest.complaint import in_words
 from skblab.guest.nodes import HOST, OWN
-from skblab.host.clients import parse_ping
 from skblab.lab import Lab
 from skblab.policy import Policy
 from skblab.session import RuleOutcome
+from skblab.snmp import counters
 from skblab.spec import LabSpec
 from skblab.trace.journey import Journey, journeys
 from skblab.trace.words import reason_in_words
+from skblab.view.rtts import Rtts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,19 +109,8 @@ class Counters(Mapping[str, int]):
 
 
 def parse_counters(text: str) -> dict[str, int]:
-    """Return the counters of /proc/net/snmp, netstat and snmp6 (net/ipv4/proc.c, net/ipv6/proc.c) by nstat's names."""
-    counters: dict[str, int] = {}
-    lines = text.splitlines()
-    for names, values in pairwise(lines):
-        group, _, words = names.partition(": ")
-        again, _, numbers = values.partition(": ")
-        if group == again and words and numbers.replace("-", "").replace(" ", "").isdecimal():
-            counters |= {group + name: int(value) for name, value in zip(words.split(), numbers.split(), strict=True)}
-    for line in lines:
-        name, *value = line.split()
-        if len(value) == 1 and ":" not in name and value[0].isdecimal():
-            counters[name] = int(value[0])
-    return counters
+    """Return the counters of /proc/net/snmp, netstat and snmp6 by nstat's names."""
+    return {group + name: value for group, name, value in counters(text)}
 
 
 class LabInTest(Lab):
@@ -236,10 +225,10 @@ class LabInTest(Lab):
                 hint="trace=FILTER follows fewer packets; steps_bytes=1 << 28 has more room",
             )
 
-    def rtts_ms(self, count: int = 1) -> list[float]:
+    def rtts_ms(self, count: int = 1) -> Rtts:
         """Ping the guest; return the RTT of each reply, in ms."""
         words = ["ping", "-n", "-c", str(count), "-i", str(PING_INTERVAL_S), "-W", "5", "guest"]
-        return [reply.rtt_ms for reply in parse_ping(self.run(words, timeout_s=PING_TIMEOUT_S).stdout)]
+        return Rtts.of_ping(self.run(words, timeout_s=PING_TIMEOUT_S).stdout)
 
     @property
     def is_alive(self) -> bool:
@@ -302,8 +291,8 @@ class LabInTest(Lab):
             yield "rules", "\n".join("\n  ".join(_outcome_of(one).lines()) for one in self._outcomes)
         for words in self.new_complaints_in_words():
             yield "complaints", words
-        for node, counters in self._counters.items() if self.is_alive else ():
-            yield f"counters of {node}", "\n".join(f"{name:28} {value}" for name, value in counters.changed().items())
+        for node, counted in self._counters.items() if self.is_alive else ():
+            yield f"counters of {node}", "\n".join(f"{name:28} {value}" for name, value in counted.changed().items())
         if panic := self.guest.panic():
             yield "panic", str(panic)
         yield "console of the guest", self.console.evidence()

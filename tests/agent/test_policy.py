@@ -1,6 +1,8 @@
 """A policy: a Python function decides about each packet, and no packet waits for ever because of it."""
 
+import os
 import re
+import signal
 import threading
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from scapy.layers.inet import ICMP
 
 from skblab.agent.packets import HeldPacket
-from skblab.errors import CallbackFailed, UnsupportedVerdict, UsageError
+from skblab.errors import CallbackFailed, GuestLost, UnsupportedVerdict, UsageError
 from skblab.host.clients import parse_ping
 from skblab.lab import Lab
 from skblab.policy import Policy
@@ -110,6 +112,55 @@ def test_an_error_is_raised_at_the_end_of_the_lab() -> None:
         with pytest.raises(CallbackFailed, match="KeyError"):
             lab.close()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def sleeps(thread: threading.Thread | None) -> int:
+    """Return how often a thread of this process has slept."""
+    assert thread
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    return int(status.split("voluntary_ctxt_switches:")[1].split()[0])
+
+
+def test_its_thread_is_the_only_one_that_a_packet_wakes(shared_lab: Lab) -> None:
+    with shared_lab.on("icmp_rcv", "icmp", lambda _: None) as policy:
+        threads = (policy._worker._thread, shared_lab.agent.link._reader)
+        before = [sleeps(one) for one in threads]
+        ping(shared_lab, "-c100", "-i0.01")
+        its, readers = (sleeps(one) - count for one, count in zip(threads, before, strict=True))
+    assert policy.decided == 100
+    assert its >= 80
+    assert readers <= 40  # while the policy's was still at work
+
+
+def test_others_are_heard_while_it_decides(shared_lab: Lab) -> None:
+    entered, enough = threading.Event(), threading.Event()
+
+    def decide(_: HeldPacket) -> None:
+        entered.set()
+        enough.wait(20)
+
+    with shared_lab.on("icmp_rcv", "icmp", decide, lease_s=60), shared_lab.rule("ip_rcv = trace if icmp") as traced:
+        client = shared_lab.popen(["ping", "-n", "-c3", "-i0.1", "-W5", "guest"])
+        assert entered.wait(10)
+        traced.wait(3)
+        with shared_lab.rule("ip_rcv = drop"):
+            enough.set()
+            client.wait(20)
+    assert client.returncode == 0
+
+
+def test_of_a_guest_that_is_gone() -> None:
+    with Lab() as lab:
+        policy = lab.on("icmp_rcv", "icmp", lambda _: None)
+        assert "1 received" in ping(lab, "-c1")
+        assert policy.decided == 1
+        os.kill(lab.guest.pid, signal.SIGKILL)
+        with pytest.raises(GuestLost):
+            lab.hold("icmp_rcv").take(1)
+        with pytest.raises(GuestLost):
+            lab.on("icmp_rcv", "icmp", lambda _: None)
+        policy.close()
+    assert not [one.name for one in threading.enumerate() if one.name == "skblab-policy"]
 
 
 def test_where_a_packet_cannot_be_held(shared_lab: Lab) -> None:

@@ -265,6 +265,7 @@ def test_numbers() -> None:
     assert f"#define AGENT_SEEN_BYTES {abi.SEEN_BYTES} " in header
     assert f"#define AGENT_FAREWELL {abi.FAREWELL}\n" in header
     assert f"#define AGENT_MOST_COPIES {MOST_COPIES}\n" in header
+    assert f"#define AGENT_QUIET {abi.QUIET}\n" in header
     assert f"#define AGENT_ALL {abi.ALL} " in header
     assert f"#define AGENT_NO_PACKET {abi.NO_PACKET:#x} " in header
     assert f"(bytes) << {abi.STACK_SHIFT} |" in header

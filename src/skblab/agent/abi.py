@@ -15,6 +15,7 @@ NOTE_BYTES = 64
 LONG, LONG_NS = 1 << 31, 1024
 NO_PACKET = 0xFF
 FAREWELL = 1
+QUIET = 1  # number of RELEASE, DISCARD: nobody waits to hear of the packet's end
 ALL = 0  # End.packet: every packet that the rule held
 RECORD = struct.Struct("=IHH")
 ALIGNMENT = 8

@@ -8,12 +8,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from skblab.agent import abi
 from skblab.clock import REAL, Clock, VirtualClock
 from skblab.errors import AgentDamaged, GuestLost, Timeout
-from skblab.host.waiting import wait
+from skblab.host.waiting import Queue, wait
 
 COMMANDS_BYTES = 1 << 20
 EVENTS_BYTES = 16 << 20
@@ -27,6 +27,9 @@ COMMANDS_OFFSET = -(-abi.SHARED_BYTES // PAGE) * PAGE
 EVENTS_OFFSET = COMMANDS_OFFSET + COMMANDS_BYTES
 STEPS_OFFSET = EVENTS_OFFSET + EVENTS_BYTES
 FAREWELL_TIMEOUT_S = 10.0
+WORDS = {name: offset // WORD_BYTES for name, offset in abi.OFFSETS.items()}
+EVENTS_HEAD, EVENTS_TAIL = WORDS["events_head"], WORDS["events_tail"]
+STEPS_HEAD, STEPS_TAIL = WORDS["steps_head"], WORDS["steps_tail"]
 
 
 class Channel:
@@ -133,10 +136,10 @@ class Channel:
         self._memory.close()
 
     def _read(self, name: str) -> int:
-        return self._words[abi.OFFSETS[name] // WORD_BYTES]
+        return self._words[WORDS[name]]
 
     def _write(self, name: str, value: int) -> None:
-        self._words[abi.OFFSETS[name] // WORD_BYTES] = value
+        self._words[WORDS[name]] = value
 
     @property
     def ready(self) -> bool:
@@ -237,20 +240,22 @@ class Channel:
         except OSError:
             raise GuestLost("the agent is gone with the guest kernel") from None
 
-    def wait(self, timeout_s: float | None) -> bool:
-        """Wait until there are events or steps; return whether there are events.
+    def queue(self, own: int | None = None) -> Queue:
+        """Return where a thread waits for the doorbell, and for *own*, by default what ``hang_up()`` writes to."""
+        return Queue(self.socket.fileno(), self._leave if own is None else own)
 
-        :raises GuestLost: the other end is closed
-        """
-        self._ask_to_be_rung()
-        if self._read("events_head") != self._read("events_tail"):
+    def hear(self) -> bool:
+        """Silence the doorbell; return False if the other end is closed."""
+        try:
+            return bool(self._hear())
+        except BlockingIOError:
             return True
-        steps = self._read("steps_head") - self._read("steps_tail")
-        if steps >= self.steps_bytes // 8:
-            return False
-        if steps and timeout_s is None:  # the agent may not have rung for them: they came while nobody waited
-            timeout_s = STEPS_SOON_MS / 1000
-        return self._listen(timeout_s) and self._read("events_head") != self._read("events_tail")
+
+    def ask_to_be_rung(self) -> bool:
+        """Have the agent ring for what comes from now on; return whether something came before, unrung."""
+        self._ask_to_be_rung()
+        words = self._words
+        return words[EVENTS_HEAD] != words[EVENTS_TAIL] or words[STEPS_HEAD] != words[STEPS_TAIL]
 
     def _ask_to_be_rung(self) -> None:
         with self._writing:  # a lock is a memory barrier: the agent sees "I wait" before we read its heads
@@ -260,9 +265,8 @@ class Channel:
         """Wait for the doorbell; return whether it rang."""
         watched: list[socket.socket | int] = [self.socket, self._leave]
         ready = wait(watched, timeout_s)
-        with contextlib.suppress(BlockingIOError):
-            if self._leave in ready or (ready and not self._hear()):
-                raise GuestLost("the agent is gone with the guest kernel")
+        if self._leave in ready or (ready and not self.hear()):
+            raise GuestLost("the agent is gone with the guest kernel")
         return bool(ready)
 
     def _hear(self) -> bytes:
@@ -271,21 +275,23 @@ class Channel:
         except ConnectionError:
             return b""
 
-    def events(self) -> Iterator[abi.Hit | abi.Done | abi.End | abi.Task]:
+    def events(self) -> list[abi.Hit | abi.Done | abi.End | abi.Task]:
         """Take the events that are there."""
-        tail, head = self._read("events_tail"), self._read("events_head")
+        words = self._words
+        found: list[abi.Hit | abi.Done | abi.End | abi.Task] = []
+        tail, head = words[EVENTS_TAIL], words[EVENTS_HEAD]
         while tail != head:
             place = EVENTS_OFFSET + tail % EVENTS_BYTES
             size, kind = self._record("events", tail, head, EVENTS_OFFSET, EVENTS_BYTES)
             record = self._memory[place : place + size] if kind else b""
             tail += size
-            self._write("events_tail", tail)
+            words[EVENTS_TAIL] = tail
             if kind:
                 try:
-                    event = abi.decode(record)
+                    found.append(abi.decode(record))
                 except (struct.error, ValueError) as error:
                     raise _damaged("events", str(error)) from None
-                yield event
+        return found
 
     def _record(self, ring: str, tail: int, head: int, offset: int, ring_bytes: int) -> tuple[int, int]:
         """Return size and kind of the record at a ring's tail.
@@ -305,7 +311,7 @@ class Channel:
 
         A record of kind 0 is no step (kernel/agent/agent_abi.h).
         """
-        tail, head = self._read("steps_tail"), self._read("steps_head")
+        tail, head = self._words[STEPS_TAIL], self._words[STEPS_HEAD]
         whole = True  # the tail is where a record begins
         while tail != head:
             place = STEPS_OFFSET + tail % self.steps_bytes

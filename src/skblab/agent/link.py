@@ -1,6 +1,7 @@
-"""The conversation with the agent: one thread reads its events; any other sends a command and waits for the answer.
+"""The conversation with the agent: a thread reads its events; any other sends a command and waits for the answer.
 
-In virtual time there is no reading thread: the thread that lets the guest run reads (``clock.VirtualClock.attend()``).
+The reading thread is there for that alone. A thread that waits for what an event brings may read, too (``worker``). In
+virtual time the thread that lets the guest run reads (``clock.VirtualClock.attend()``).
 """
 
 import errno
@@ -16,6 +17,7 @@ from skblab.agent.channel import Channel
 from skblab.agent.tasks import described
 from skblab.clock import Clock, VirtualClock
 from skblab.errors import AgentDamaged, GuestLost, SkblabError, Timeout, UsageError
+from skblab.host.waiting import Queue, wait
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Callbacks:
 
 
 class Link:
-    """Commands, their answers, and the thread that reads.
+    """Commands, their answers, and who reads them.
 
     :param channel: the memory and the socket shared with the agent
     :param lost: returns the error that says how the guest's kernel ended
@@ -76,6 +78,8 @@ class Link:
         self._when_gone: list[Callable[[], None]] = []
         self._tasks: list[abi.Task] = []
         self._reader: threading.Thread | None = None
+        self._reading = threading.Lock()  # events are read, and handed on, by one thread at a time:
+        self._reads: int | None = None
 
     def start(
         self,
@@ -83,7 +87,7 @@ class Link:
         steps: Callable[[memoryview], None],
         ended: Callable[[], None],
     ) -> None:
-        """Start reading; the reading thread calls what is given here.
+        """Start reading; the thread that reads calls what is given here.
 
         :param hear: with each event that is no answer
         :param steps: with the records of steps, whole ones
@@ -91,9 +95,10 @@ class Link:
         """
         self._hear, self._steps, self._ended = hear, steps, ended
         if isinstance(self.clock, VirtualClock):
-            self.clock.attend(lambda: self._listen(0))
+            self.clock.attend(self.listen)
             self.clock.name_tasks(self._name_tasks)
             return
+        self._queue = self.channel.queue()
         self._reader = threading.Thread(target=self._read, name="skblab-agent", daemon=True)
         self._reader.start()
 
@@ -102,10 +107,12 @@ class Link:
         self.channel.hang_up()
         if self._reader:
             self._reader.join(CLOSE_TIMEOUT_S)
-        if self._reader and self._reader.is_alive():  # it uses the shared memory
-            log.warning("a callback of a rule or a trace has not returned within %g s", CLOSE_TIMEOUT_S)
-        else:
+        if self._reading.acquire(timeout=0 if self._reader and self._reader.is_alive() else CLOSE_TIMEOUT_S):
+            self._gone = True
             self.channel.close()
+            self._reading.release()
+        else:  # it uses the shared memory
+            log.warning("a callback of a rule or a trace has not returned within %g s", CLOSE_TIMEOUT_S)
 
     @property
     def gone(self) -> bool:
@@ -122,15 +129,15 @@ class Link:
         return self._lost()
 
     def when_gone(self, callback: Callable[[], None]) -> None:
-        """Have the reading thread call *callback* when the agent is gone."""
+        """Have *callback* called when the agent is gone, by the thread that notices."""
         self._when_gone.append(callback)
 
     def refuse_to_wait(self) -> None:
-        """Refuse to wait on the reading thread, by which every answer and every event comes.
+        """Refuse to wait on the thread that reads every answer and every event.
 
         :raises UsageError: this is that thread, in a callback
         """
-        if threading.current_thread() is self._reader or self.clock.is_listening:
+        if self._reads == threading.get_ident() or self.clock.is_listening:
             raise UsageError(
                 "a callback cannot wait for the agent, whose answer comes once the callback has returned",
                 hint="decide in a thread of your own: lab.hold(), and take(); release() and drop() do not wait",
@@ -219,7 +226,8 @@ class Link:
             self.channel.send(abi.encode_decide(abi.Command.TASKS, cookie))
             deadline_s = time.monotonic() + TASKS_TIMEOUT_S
             while cookie not in self._answers and (left_s := deadline_s - time.monotonic()) > 0 and not self._gone:
-                self._listen(left_s)
+                wait([self.channel.socket], left_s)
+                self.listen()
         finally:
             self._asked.discard(cookie)
             self._answers.pop(cookie, None)
@@ -231,38 +239,70 @@ class Link:
             if not done():
                 raise self._lost()
 
-    def _read(self) -> None:
-        """Read events until the agent is gone; the reading thread."""
-        while self._listen(None):
-            pass
+    def queue(self, own: int) -> Queue | None:
+        """Return where a thread waits that may call ``listen()``: before the reading thread, so that it is woken first.
 
-    def _listen(self, timeout_s: float | None) -> bool:
-        """Wait for events, and read those that are there; return False if the agent is gone."""
-        try:
-            self.channel.wait(timeout_s)
-            events = list(self.channel.events())
-            self.channel.steps(self._steps)  # first: the answer that ends a trace stands behind its last step
-            for event in events:
-                if isinstance(event, abi.Done):
-                    self._take(event)
-                elif isinstance(event, abi.Task):
-                    self._tasks.append(event)
-                else:
-                    self._hear(event)
-        except AgentDamaged as error:
-            damaged = error
-            self._lost = lambda: damaged
-            self._end()
-        except GuestLost:
-            self._end()
-        except BaseException:
-            self._end()
-            raise
+        :param own: a descriptor for which it waits, too
+        :return: None where it has no need to listen: in virtual time, or without an agent
+        """
+        self.refuse_to_wait()
+        with self._reading:
+            if self.clock.is_virtual or self._gone:
+                return None
+            queue = self.channel.queue(own)
+            self._queue.step_back()
+            return queue
+
+    def listen(self) -> bool:
+        """Read the events that are there, and hand them on; return False if the agent is gone."""
+        with self._reading:
+            if self._gone:
+                return False
+            self._reads = threading.get_ident()
+            try:
+                is_there = self.channel.hear()
+                self._hand_on()
+                if self.channel.ask_to_be_rung():
+                    self._hand_on()
+                if not is_there:
+                    self._end()
+            except AgentDamaged as error:
+                damaged = error
+                self._lost = lambda: damaged
+                self._end()
+            except BaseException:
+                self._end()
+                raise
+            finally:
+                self._reads = None
         with self.changed:
             self.changed.notify_all()
         return not self._gone
 
+    def _hand_on(self) -> None:
+        events = self.channel.events()
+        self.channel.steps(self._steps)  # first: the answer that ends a trace stands behind its last step
+        for event in events:
+            if isinstance(event, abi.Done):
+                self._take(event)
+            elif isinstance(event, abi.Task):
+                self._tasks.append(event)
+            else:
+                self._hear(event)
+
+    def _read(self) -> None:
+        """Read events until the agent is gone, or the host hangs up; the reading thread."""
+        while self.listen():
+            if self._queue.wait():
+                with self._reading:
+                    self._end()
+        with self._reading:
+            self._queue.close()
+
     def _end(self) -> None:
+        """Note, once, that the agent is gone."""
+        if self._gone:
+            return
         with self.changed:
             self._gone = True
             self._ended()

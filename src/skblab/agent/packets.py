@@ -20,6 +20,8 @@ from skblab.packet import Packet
 from skblab.verdict import MOST_COPIES, MOST_TIME_NS
 
 MOST_DELAY_S = MOST_TIME_NS / 1e9
+COLUMNS = ("function", "state", "for", "packet")
+DECISIONS = {Command.RELEASE, Command.DISCARD, Command.LATER}
 
 WRITE_REFUSALS = {
     errno.EOPNOTSUPP: (
@@ -69,6 +71,10 @@ class Holdings:
         self._of_rule.setdefault(hit.rule, {})[hit.packet] = held
         return held
 
+    def of_rule(self, number: int) -> "list[HeldPacket]":
+        """Return the packets that a rule holds, oldest first."""
+        return list(self._of_rule.get(number, {}).values())
+
     def end(self, event: abi.End) -> "list[HeldPacket]":
         """Note that a packet, or every packet of a rule, is held no more; return those."""
         state = State.DROPPED if event.dropped else State.RELEASED
@@ -116,8 +122,7 @@ class Holdings:
         def encode(cookie: int) -> bytes:
             return abi.encode_decide(command, cookie, packet=packet, after_ns=after_ns, number=number)
 
-        # The packet may have gone by itself meanwhile: no error.
-        if command in {Command.RELEASE, Command.DISCARD, Command.LATER}:
+        if command in DECISIONS:  # the packet may have gone by itself meanwhile: no error
             self.link.send(encode(0))
         else:
             self.link.ask(encode, command.name.lower())
@@ -161,13 +166,32 @@ class HeldPacket:
         self._holdings = holdings
         self.hit = hit  # the agent's record
         self.function = function
-        self.packet = self.original = Packet(hit.data, hit.protocol)
-        self._pending = self._pending_at_first = Checksum(hit.checksum_start, hit.checksum_offset)
         self.held_at_ns = holdings.link.channel.host_ns(hit.at_ns)
         self.ended_at_ns = 0
         self.cause = Cause.DECIDED  # why it went, once it has
         self.state = State.HELD
         self.decided = False  # by release() or drop(): not by its lease, or with its rule
+        self.quiet = False  # nobody waits to hear how it ends: the agent reports that within STEPS_SOON_MS
+
+    # What follows is made when it is first asked for: a decision that needs none of it is not to wait for it.
+
+    @functools.cached_property
+    def original(self) -> Packet:
+        """The packet as it came."""
+        return Packet(self.hit.data, self.hit.protocol)
+
+    @functools.cached_property
+    def packet(self) -> Packet:
+        """The packet, as edited."""
+        return self.original
+
+    @functools.cached_property
+    def _pending(self) -> Checksum:
+        return self._pending_at_first
+
+    @property
+    def _pending_at_first(self) -> Checksum:
+        return Checksum(self.hit.checksum_start, self.hit.checksum_offset)
 
     @property
     def skb(self) -> int:
@@ -190,6 +214,15 @@ class HeldPacket:
         """
         return self._holdings.unwinder().backtrace(self.function, self.hit.stack)
 
+    @property
+    def row(self) -> tuple[str, ...]:
+        """What a table says of it: ``COLUMNS``."""
+        return self.function, self.state.value, f"{self.age_s:.3f} s", self.packet.summary()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self.packet.html(f"{self.summary()}; {self.state.value}, {self.age_s:.3f} s")
+
     def summary(self) -> str:
         """Return the packet in one line, and where it is held."""
         return f"{self.function}: {self.packet.summary()}"
@@ -203,7 +236,7 @@ class HeldPacket:
         if not 0 <= after_s <= MOST_DELAY_S:
             raise UsageError(f"release after {after_s:g} s", found=f"0 to {MOST_DELAY_S:g} s")
         self._decide("release")
-        self._holdings.decide(Command.RELEASE, self.hit.packet, after_ns=round(after_s * 1e9))
+        self._holdings.decide(Command.RELEASE, self.hit.packet, after_ns=round(after_s * 1e9), number=self._how)
 
     def drop(self) -> None:
         """Free it.
@@ -211,7 +244,7 @@ class HeldPacket:
         :raises PacketGone: that has been decided already
         """
         self._decide("drop")
-        self._holdings.decide(Command.DISCARD, self.hit.packet)
+        self._holdings.decide(Command.DISCARD, self.hit.packet, number=self._how)
 
     def later(self) -> None:
         """Have a kernel that stands still until this is decided on run on; it stays held."""
@@ -266,6 +299,10 @@ class HeldPacket:
             self.packet = edited.packet
             self._pending = edited.pending
         return "\n".join(filter(None, (said, *edited.remarks)))
+
+    @property
+    def _how(self) -> int:
+        return abi.QUIET if self.quiet else 0
 
     def _require_held(self, what: str) -> None:
         if self.state is not State.HELD:

@@ -45,6 +45,11 @@ class Armed:
         self.disarm(raising=error is None)
 
     @property
+    def in_force(self) -> bool:
+        """Whether it was not disarmed yet."""
+        return self._last is None
+
+    @property
     def counts(self) -> abi.Counts:
         """What has become of the packets that the rule's filter took."""
         return self._last or self._rules.counts(self.number)

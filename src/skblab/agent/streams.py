@@ -8,10 +8,11 @@ from typing import Generic, Self, TypeVar
 
 from skblab.agent import abi
 from skblab.agent.control import Agent
-from skblab.agent.packets import HeldPacket
+from skblab.agent.packets import COLUMNS, HeldPacket
 from skblab.agent.rules import ignore
 from skblab.errors import Timeout
 from skblab.event import Hit
+from skblab.html import shown, table
 from skblab.rule import Rule
 
 Item = TypeVar("Item")
@@ -23,7 +24,7 @@ class Stream(Generic[Item]):
     def __init__(self, agent: Agent, rule: Rule) -> None:
         self._items: collections.deque[Item] = collections.deque()
         self._news = threading.Condition()
-        self._rules, self._link = agent.rules, agent.link
+        self._rules, self._link, self._held = agent.rules, agent.link, agent.held
         self._rule = rule
         self._link.when_gone(self._wake)
         self.armed = agent.arm(rule, self._heard)
@@ -123,6 +124,11 @@ class Hold(Stream[HeldPacket]):
             self._put(held)
         self._report(self._rules.event(hit, self._rule.function, self._rule.verdict))
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the packets that the rule holds now, also those that were taken."""
+        packets = self._held.of_rule(self.armed.number) if self.armed.in_force else []
+        return shown(f"{self._rule}: {len(packets)} held", table(COLUMNS, (one.row for one in packets)))
+
 
 class Probe(Stream[Hit]):
     """Packets that passed."""
@@ -130,3 +136,10 @@ class Probe(Stream[Hit]):
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
         del held
         self._put(self._rules.event(hit, self._rule.function, self._rule.verdict))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the packets that were not taken yet."""
+        with self._news:
+            hits = list(self._items)
+        rows = ((one.occurrence, f"{(one.at_ns - hits[0].at_ns) / 1e6:.3f}", one.packet.summary()) for one in hits)
+        return shown(f"{self._rule}: {len(hits)} not taken", table(("occurrence", "ms", "packet"), rows))

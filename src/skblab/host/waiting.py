@@ -5,6 +5,7 @@ A part of the lab's first process (lab_init.py), so it imports little.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -23,6 +24,44 @@ if TYPE_CHECKING:
     Watched = TypeVar("Watched", bound="int | Waitable")
 
 LONGEST_MS = (1 << 31) - 1
+
+
+class Queue:
+    """Where one of several threads waits for the same descriptor: what comes wakes one alone, the first that waits.
+
+    By EPOLLEXCLUSIVE of epoll_ctl(2).
+
+    :param shared: the descriptor
+    :param own: another, of this thread alone
+    """
+
+    def __init__(self, shared: int, own: int) -> None:
+        self._shared = shared
+        self._own = own
+        self._epoll = select.epoll()
+        self._epoll.register(own, select.EPOLLIN)
+        self._stand()
+
+    def wait(self) -> bool:
+        """Wait for both; return whether the thread's own is readable."""
+        return any(one == self._own for one, _ in self._epoll.poll())
+
+    def step_back(self) -> None:
+        """Wait behind the threads that have come meanwhile."""
+        self._epoll.unregister(self._shared)
+        self._stand()
+
+    def leave(self) -> None:
+        """Wait for the thread's own descriptor alone; the shared one may be closed."""
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(self._shared)
+
+    def close(self) -> None:
+        """Close it; nobody waits there."""
+        self._epoll.close()
+
+    def _stand(self) -> None:
+        self._epoll.register(self._shared, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
 
 def wait(reads: Iterable[Watched], timeout_s: float | None = None, writes: Iterable[Watched] = ()) -> list[Watched]:

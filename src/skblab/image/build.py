@@ -160,7 +160,7 @@ def _build(
     with ThreadPoolExecutor(max_workers=2) as beside:  # copies files while make links and gdb reads
         kept = beside.submit(module.keep_tree, tree, image / SOURCE)
         progress("compiling the kernel", 0, OBJECTS)
-        if source.is_tarball and source.of_debian and not wanted.own:
+        if not whole:
             _make(tree, obj, progress, flags, "modules_prepare")
             kept.result()
             try:

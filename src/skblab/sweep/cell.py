@@ -16,6 +16,7 @@ from skblab.lab import Lab
 from skblab.packet import Packet
 from skblab.rule import Rule
 from skblab.session import Session, Watcher
+from skblab.snmp import counters
 from skblab.spec import HOST_ROOT, LabSpec
 from skblab.sweep.expect import End, Expected, digest
 
@@ -278,24 +279,12 @@ def parse_counters(text: str, named: Container[str] = ()) -> dict[str, int]:
     """Read /proc/net/snmp, snmp6 and netstat of the host's node, then of the guest's.
 
     Leave out what is 0, but for those that are *named*.
-
-    net/ipv4/proc.c writes a line of names, then one of values, for each group; net/ipv6/proc.c a line for each counter.
     """
-    counters: dict[str, int] = {}
-    names: dict[str, list[str]] = {}
-    node, groups = "host", set[str]()
-    for line in text.splitlines():
-        group, found, rest = line.partition(": ")
-        words = rest.split() if found else line.split()
-        if not found:
-            if len(words) == 2 and words[1].isdigit():
-                counters[f"{node} {words[0]}"] = int(words[1])
-        elif group not in names:
-            if group in groups:
-                node, groups = "guest", set()
-            names[group] = words
-        else:
-            groups.add(group)
-            for name, value in zip(names.pop(group), words, strict=True):
-                counters[f"{node} {group} {name}"] = int(value)
-    return {name: value for name, value in counters.items() if value or name in named}
+    found: dict[str, int] = {}
+    node = "host"
+    for group, name, value in counters(text):
+        words = " ".join(filter(None, (group, name)))
+        if f"{node} {words}" in found:
+            node = "guest"
+        found[f"{node} {words}"] = value
+    return {name: value for name, value in found.items() if value or name in named}

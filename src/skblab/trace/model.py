@@ -100,6 +100,12 @@ class Trace:
         """Return the backtrace of a step that has a stack, from its function outwards."""
         return self._places.backtrace(step.function.name, step.stack)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: its first journeys as trees."""
+        from skblab.view import notebook  # noqa: PLC0415 - most programs have no notebook
+
+        return notebook.trace(self)
+
     @property
     def whole(self) -> bool:
         """Whether its writer has ended it."""

@@ -1,0 +1,70 @@
+"""A thread that works on what the agent's events bring."""
+
+import collections
+import os
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from skblab.agent.link import Link
+
+Item = TypeVar("Item")
+
+
+class Worker(Generic[Item]):
+    """A thread of its own, for one item after another.
+
+    While it has none it reads the agent's events itself: to have an item handed over by the reading thread costs more
+    than most work. While it works, the reading thread reads.
+
+    :param work: called with each item
+    """
+
+    def __init__(self, link: Link, name: str, work: Callable[[Item], None]) -> None:
+        self._link = link
+        self._work = work
+        self._items: collections.deque[Item] = collections.deque()
+        self._ended = False
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC)  # rung by other threads; closed by this one
+        self._queue = link.queue(self._bell)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the thread."""
+        return self._thread.ident == threading.get_ident()
+
+    def put(self, item: Item) -> None:
+        """Add an item."""
+        self._items.append(item)
+        if not self.is_current:
+            os.eventfd_write(self._bell, 1)
+
+    def end(self, timeout_s: float) -> bool:
+        """Finish the items that are there, and end; return whether that was done within the time. Safe to call twice.
+
+        On the thread itself it ends once the item is done.
+        """
+        if not self._ended:
+            self._ended = True
+            os.eventfd_write(self._bell, 1)
+        if not self.is_current:
+            self._thread.join(timeout_s)
+        return self.is_current or not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._ended:
+            self._wait()
+            while self._items:
+                self._work(self._items.popleft())
+        if self._queue:
+            self._queue.close()
+        os.close(self._bell)
+
+    def _wait(self) -> None:
+        """Wait until another thread has rung, or events were read."""
+        if self._queue is None or self._queue.wait():
+            os.eventfd_read(self._bell)
+        elif not self._link.listen():
+            self._queue.leave()
