@@ -230,7 +230,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[Built]:
         for path in CHANGED:
             if (tree / path).read_bytes() != (place / Path(path).name).read_bytes():
                 (tree / path).write_bytes((place / Path(path).name).read_bytes())
-        done = skblab(*asked, timeout_s=1000)
+        done = skblab(*asked, timeout_s=2000)
         assert done.returncode == 0, done.stderr
         first = Image.open(Path(done.stdout.strip()))
         for other in first.path.parent.glob("6.12-debug+bbr-*"):  # of runs before, which would be found, and not built
@@ -249,7 +249,7 @@ def change_a_line(tree: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_tree_of_ones_own_is_built(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert built.first.name.startswith("6.12-debug+bbr-")
     change_a_line(built.tree)
@@ -277,7 +277,7 @@ def test_a_tree_of_ones_own_is_built(built: Built, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.wall_clock
 def test_a_tree_is_built_again_in_seconds(built: Built) -> None:
     """A line is changed, built and seen to run."""
