@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -21,7 +22,7 @@ from skblab.image.difference import compare
 from skblab.image.headers import FIRST
 from skblab.image.image import MANIFEST, SOURCE, Image
 from skblab.image.reasons import reasons
-from skblab.image.recipe import DEFAULT_SERIES
+from skblab.image.recipe import DEFAULT_SERIES, SERIES
 from skblab.image.source import find_source, series_of, unpack
 from skblab.image.store import cache_dir, find_image
 from support import SKBLAB, eventually_nothing, read_until, remains, skblab, start_skblab
@@ -165,6 +166,19 @@ def test_of_debians_source_that_is_unpacked_which_is_read(tree: Path) -> None:
     assert (tree / "drivers/gpu/drm/Kconfig").exists()
     assert not list(tree.glob("drivers/gpu/**/*.c"))
     assert not (tree / "Documentation/admin-guide").exists()
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_what_a_traced_kernel_compiles_is_unpacked(series: str, tmp_path: Path) -> None:
+    """TRACING, which lockdep and KASAN select, has files of its own in directories of drivers (7.3: drivers/pci)."""
+    tree = unpack(find_source(series), tmp_path, whole=False)
+    traced = [
+        makefile.with_name(f"{name}.c")
+        for makefile in tree.glob("drivers/*/Makefile")
+        for name in re.findall(r"^obj-\$\(CONFIG_TRACING\)\s*\+= (\w+)\.o$", makefile.read_text(), re.MULTILINE)
+    ]
+    assert traced
+    assert [path for path in traced if not path.exists()] == []
 
 
 def test_the_subsystems_of_a_source_have_drop_reasons_of_their_own(tree: Path) -> None:

@@ -17,8 +17,8 @@ from skblab.image import debian
 # the files, a sixth of the bytes.
 READ = (
     "arch/um", "arch/x86", "block", "crypto", "drivers/base", "drivers/block", "drivers/char", "drivers/tty",
-    "drivers/net/*.[ch]", "drivers/net/vxlan", "fs", "include", "init", "io_uring", "ipc", "kernel", "lib", "mm", "net",
-    "scripts", "security", "tools/include", "usr", "virt",
+    "drivers/net/*.[ch]", "drivers/net/vxlan", "drivers/pci/*.[ch]", "fs", "include", "init", "io_uring", "ipc",
+    "kernel", "lib", "mm", "net", "scripts", "security", "tools/include", "usr", "virt",
 )  # fmt: skip
 SHOWN_LINES = 20
 READ_ANYWHERE = ("*/Kconfig*", "*/Makefile*", "*/Kbuild*")
