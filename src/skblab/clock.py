@@ -319,9 +319,9 @@ class VirtualClock(Clock):
         with _released(condition):
             if not of_agent:
                 return self.wait_until(done, timeout_s)
-            error = self._wait_until(done, timeout_s)
-            assert isinstance(error, bool)  # it has a limit
-            return error
+            is_done = self._wait_until(done, timeout_s)
+            assert isinstance(is_done, bool)  # it has a limit
+            return is_done
 
     def settle(self) -> None:
         """Let the guest do what it can at this moment."""

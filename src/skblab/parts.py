@@ -19,7 +19,7 @@ from skblab.guest.terminal import Terminal
 from skblab.host import registry
 from skblab.host.namespace import JoinedNamespaces, Namespaces
 from skblab.image.image import Image
-from skblab.image.store import find_image
+from skblab.image.store import image_of
 from skblab.spec import HOST_ROOT, LabSpec
 
 SECCOMPS_OWN = "wait_stub_done_seccomp"  # a function of kernels that can run programs so (os-Linux/skas/process.c)
@@ -56,8 +56,7 @@ class Parts:
         :raises ImageMissing, MissingPrerequisite, LabNameTaken, DiskError, DiskInUse, BootFailed: as they say
         """
         spec = self._spec
-        path = spec.image_path
-        self.image = image or (Image.open(path) if path else find_image(spec.series, spec.variant))
+        self.image = image or image_of(spec.image_path, spec.series, spec.variant)
         modules, archive = self._check()
         self.console = Console()
         stack.callback(self.console.close)  # after the kernel's end, so that its last words are read

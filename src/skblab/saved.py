@@ -16,7 +16,6 @@
 import contextlib
 import dataclasses
 import difflib
-import hashlib
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from skblab.image.image import Image
 from skblab.image.store import find_image, open_named
 from skblab.lab import Lab
 from skblab.rule import Rule
-from skblab.scenario import LAB, lab_spec, lab_table, words
+from skblab.scenario import LAB, digest, lab_spec, lab_table, words
 from skblab.session import RuleOutcome, Session, Watcher
 from skblab.spec import HOST_ROOT, LabSpec
 
@@ -278,7 +277,7 @@ class SavedRun:
         for key, before in self.outcome.items():
             after = now.outcome.get(key, OF_OUTCOME[key])
             if key.endswith("_sha256") and key not in now.outcome:
-                after = _digest(now.outcome.get(key.removesuffix("_sha256"), ""))
+                after = digest(now.outcome.get(key.removesuffix("_sha256"), ""))
             elif key in {"stdout", "stderr"} and f"{key}_sha256" in now.outcome:
                 after = f"(more than {MOST_KEPT} characters)"
             is_timed = key in {"stdout", "stderr"} and self.spec.time == "real"
@@ -324,13 +323,14 @@ def _parts(text: str, same: str) -> list[str]:
     return [f"    {line!r}" for line in kept.splitlines(keepends=True)] or ['    ""']
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def output(name: str, text: str) -> dict[str, str]:
     """Return what an outcome keeps of an output: itself, or of a long one its digest."""
-    return {name: text} if len(text) <= MOST_KEPT else {f"{name}_sha256": _digest(text)}
+    return {name: text} if len(text) <= MOST_KEPT else {f"{name}_sha256": digest(text)}
+
+
+def complained(lab: Lab) -> tuple[str, ...]:
+    """Return what an outcome keeps of the complaints of a lab's kernel; a panic is how the run has ended."""
+    return tuple(one.title for one in lab.new_complaints if one.kind != "panic")
 
 
 def _outcome_of(session: Session, end: str = "") -> dict[str, Any]:
@@ -349,7 +349,7 @@ def _outcome_of(session: Session, end: str = "") -> dict[str, Any]:
         "unfired": tuple(map(str, outcome.unfired)) if outcome else (),
         "went": outcome.went if outcome else (),
         "undecided": outcome.undecided if outcome else session.undecided,
-        "complaints": tuple(one.title for one in session.lab.new_complaints if one.kind != "panic"),
+        "complaints": complained(session.lab),
     }
     return found | {name: value for name, value in some.items() if value}
 

@@ -1,6 +1,7 @@
-"""A scenario in a file of TOML: its words, and its guest, as the table ``[lab]``."""
+"""A scenario in a file of TOML: its words, its guest, as the table ``[lab]``, and the digest of what is long."""
 
 import dataclasses
+import hashlib
 import shlex
 from typing import cast, get_args
 
@@ -12,6 +13,11 @@ from skblab.spec import LabFields, LabSpec, Stops, Time
 
 LAB = "lab"
 OF_LAB = {field.name: field.default for field in dataclasses.fields(LabSpec) if field.name not in {"commands", "image"}}
+
+
+def digest(content: str | bytes) -> str:
+    """Return the SHA-256 of a text, or of bytes."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def words(client: object) -> tuple[str, ...]:

@@ -74,6 +74,11 @@ class RuleOutcome:
             return cls(running.armed.rule, running.counts, running.fired)
         return cls(running.armed.rule, running.counts, running.fired, running.unedited, running.why_unedited)
 
+    @property
+    def is_untested(self) -> bool:
+        """Whether it never fired, and not because its edit failed: the run did not test what it was for."""
+        return not (self.fired or self.unedited)
+
     def named_counts(self) -> dict[str, int]:
         """Return the counts by their names, of an edit with ``unedited``."""
         return asdict(self.counts) | ({"unedited": self.unedited} if VERDICTS[self.rule.verdict].changes_bytes else {})
@@ -112,7 +117,7 @@ class Outcome:
     @property
     def unfired(self) -> tuple[Rule, ...]:
         """The rules that never fired: the run did not test what they were for. Not those whose edit failed."""
-        return tuple(one.rule for one in self.rules if not one.fired and not one.unedited)
+        return tuple(one.rule for one in self.rules if one.is_untested)
 
     @property
     def exit_status(self) -> int:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from skblab.errors import CannotWrite, UsageError
+from skblab.scenario import digest
 from skblab.spec import LabSpec
 from skblab.sweep.cell import CellOutcome, Scenario
-from skblab.sweep.expect import Expected, digest
+from skblab.sweep.expect import Expected
 from skblab.sweep.judge import unmet
 from skblab.sweep.scenario import read, write
 

@@ -53,7 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Explore; return 1 if the command does not cope with a set of faults."""
     from skblab.sweep import scenario  # noqa: PLC0415
     from skblab.sweep.explore import explore, new_functions  # noqa: PLC0415
-    from skblab.sweep.table import named  # noqa: PLC0415
 
     if arguments.runs < 1:
         raise UsageError(f"no number of runs: {arguments.runs}", hint="--runs 100")
@@ -67,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         new = new_functions(sweep, done.outcome) - reached
         reached.update(new)
         more = f"; first into {', '.join(sorted(new)[:MOST_SHOWN])}{', ...' * (len(new) > MOST_SHOWN)}" if new else ""
-        print(f"{named(done)}: {done.judgement.words}{more}", file=sys.stderr)
+        print(f"{done.name}: {done.judgement.words}{more}", file=sys.stderr)
 
     least, cells = explore(sweep, arguments.runs, arguments.seed, note)
     if arguments.coverage:
@@ -75,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if least is None:
         print(f"{cells} sets of faults, and the command copes with all")
         return 0
-    print(f"the fewest of {cells} sets: {named(least)}: {least.judgement.words}")
+    print(f"the fewest of {cells} sets: {least.name}: {least.judgement.words}")
     print(f"  {sweep.scenario.command(least.rules)}")
     if arguments.save:
         scenario.write([sweep.as_scenario(least)], arguments.save, f"{least.judgement.words}; skblab matrix runs it")

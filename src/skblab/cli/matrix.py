@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skblab.cli.progress import Progress, print_table, shown
+from skblab.cli.progress import Progress, print_table, ran
 from skblab.cli.results import JsonLines, add_json_option
-from skblab.cli.sweep import add_pool_options, check_new, pool_from
+from skblab.cli.sweep import add_pool_options, check_new, pool_from, words
 from skblab.errors import UsageError
 from skblab.image.recipe import VARIANTS
 
@@ -77,21 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
     json_lines = JsonLines(arguments.json)
     pool = pool_from(arguments)
     check_new(arguments.html, arguments.junit)
-    interrupted = False
     progress = Progress(
         lambda: matrix_table(matrix), lambda: matrix_summary(matrix), lambda: (matrix.done, matrix.count)
     )
-    with shown(progress):
-        runs = matrix.run(pool)
-        try:
-            for _ in runs:
-                pass
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            runs.close()
+    is_whole = ran(matrix.run(pool), progress)
     _report(matrix, arguments, json_lines)
-    if interrupted:
+    if not is_whole:
         print("skblab: interrupted", file=sys.stderr)
         return 130
     return int(bool(matrix.bad))
@@ -109,20 +100,16 @@ def _matrix(arguments: argparse.Namespace) -> "Matrix":
         raise UsageError(f"no number of runs: {arguments.repeat}", hint="--repeat 10")
     return Matrix(
         [one for one in scenarios if not arguments.only or one.name in arguments.only],
-        _words(arguments.series),
-        _words(arguments.variant),
+        words(arguments.series),
+        words(arguments.variant),
         list(_numbers(arguments.seed or "")),
         arguments.repeat,
     )
 
 
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
-
-
 def _numbers(text: str) -> Iterator[int]:
     """Yield the numbers of ``1,7,20..29``."""
-    for word in _words(text):
+    for word in words(text):
         found = RANGE.fullmatch(word)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if first > last or last - first > MOST_SEEDS:

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -40,8 +40,21 @@ class Progress:
         return Group(Text(f"{self.summary()}; {pace}" if done else "begins"), self.table())
 
 
+def ran(runs: Generator[object, None, None], progress: Progress) -> bool:
+    """Run cells to their end while the table shows them; return False if a Ctrl-C has ended that."""
+    with _shown(progress):
+        try:
+            for _ in runs:
+                pass
+        except KeyboardInterrupt:
+            return False
+        finally:
+            runs.close()
+    return True
+
+
 @contextmanager
-def shown(progress: Progress) -> Iterator[None]:
+def _shown(progress: Progress) -> Iterator[None]:
     """Show the table on a terminal until the block ends."""
     from rich.console import Console  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skblab.cli.options import add_guest_options, add_lab_options, spec_from
-from skblab.cli.progress import Progress, print_table, shown
+from skblab.cli.progress import Progress, print_table, ran
 from skblab.cli.results import JsonLines, add_json_option
 from skblab.errors import UsageError
 
@@ -107,14 +107,15 @@ def sweep_from(arguments: argparse.Namespace) -> "Sweep":
         spec=spec_from(arguments),
         client=tuple(arguments.command),
         limit_s=arguments.limit,
-        at=_words(arguments.at) or cell.AT,
+        at=words(arguments.at) or cell.AT,
         filter=arguments.filter,
-        judged=_words(arguments.judge) or cell.PARTS,
+        judged=words(arguments.judge) or cell.PARTS,
     )
-    return Sweep(scenario, _words(arguments.verdicts) or plan.VERDICTS, arguments.pairs)
+    return Sweep(scenario, words(arguments.verdicts) or plan.VERDICTS, arguments.pairs)
 
 
-def _words(text: str | None) -> tuple[str, ...]:
+def words(text: str | None) -> tuple[str, ...]:
+    """Return the words of an option, which commas divide."""
     return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
 
@@ -127,19 +128,10 @@ def run(arguments: argparse.Namespace) -> int:
     pool = pool_from(arguments)
     check_new(arguments.html, arguments.junit)
     sweep.begin()
-    interrupted = False
     progress = Progress(lambda: table(sweep), lambda: summary(sweep), lambda: (len(sweep.done), len(sweep.cells)))
-    with shown(progress):
-        cells = sweep.run(pool, resume=arguments.resume)
-        try:
-            for _ in cells:
-                pass
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            cells.close()
+    is_whole = ran(sweep.run(pool, resume=arguments.resume), progress)
     _report(sweep, arguments, json_lines)
-    if interrupted:
+    if not is_whole:
         print("skblab: interrupted; --resume goes on with it", file=sys.stderr)
         return 130
     return int(bool(sweep.bad))
@@ -158,13 +150,13 @@ def check_new(*paths: Path | None) -> None:
 def _report(sweep: "Sweep", arguments: argparse.Namespace, json_lines: JsonLines) -> None:
     """Print the table and the bad cells, and write the files that were asked for."""
     from skblab.sweep import junit, page  # noqa: PLC0415
-    from skblab.sweep.table import named, summary, table  # noqa: PLC0415
+    from skblab.sweep.table import summary, table  # noqa: PLC0415
 
     baseline = sweep.baseline
     print(f"without a fault: status {baseline.status}, {baseline.duration_s:.6f} s, {len(sweep.targets)} packets")
     print_table(table(sweep))
     for done in sweep.bad:
-        print(f"{named(done)}: {done.judgement.words}\n  {sweep.scenario.command(done.rules)}")
+        print(f"{done.name}: {done.judgement.words}\n  {sweep.scenario.command(done.rules)}")
     print(summary(sweep))
     for fields in _lines(sweep):
         json_lines.write(fields)

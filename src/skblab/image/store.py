@@ -87,6 +87,14 @@ def find_image(series: str = DEFAULT_SERIES, variant: str = "default") -> Image:
     raise ImageMissing(f"no image of Linux {series}, variant {variant}", found=older, hint=build)
 
 
+def image_of(path: Path | None, series: str, variant: str) -> Image:
+    """Return the image at *path*, if one is given, else that of *series* and *variant*: what a LabSpec says of it.
+
+    :raises ImageMissing: no such image
+    """
+    return Image.open(path) if path else find_image(series, variant)
+
+
 def open_named(name: str) -> Image:
     """Return an image by its name in the store, or by its directory.
 

@@ -15,10 +15,11 @@ from skblab.guest.nodes import HOST
 from skblab.lab import Lab
 from skblab.packet import Packet
 from skblab.rule import Rule
+from skblab.scenario import digest
 from skblab.session import Session, Watcher
 from skblab.snmp import counters
 from skblab.spec import HOST_ROOT, LabSpec
-from skblab.sweep.expect import End, Expected, digest
+from skblab.sweep.expect import End, Expected
 
 AT = ("ip_rcv", "ipv6_rcv")  # every packet that a device receives, in both directions
 PARTS = ("status", "stdout", "stderr", "files")

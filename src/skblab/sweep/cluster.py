@@ -15,7 +15,7 @@ from skblab.guest import initramfs
 from skblab.image.image import MANIFEST, SOURCE, Image, digest, digest_file
 from skblab.image.module import ensure_agent
 from skblab.image.reasons import READ
-from skblab.image.store import find_image, images_dir
+from skblab.image.store import image_of, images_dir
 from skblab.spec import LabSpec
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 from skblab.sweep.pool import Cell, Job, Rules
@@ -55,7 +55,9 @@ class Dask:
         :raises SkblabError: the scheduler does not answer
         """
         jobs = list(jobs)
-        images = {job.scenario.spec: image_of(job.scenario) for job in jobs}
+        images = {
+            spec: image_of(spec.image_path, spec.series, spec.variant) for spec in {job.scenario.spec for job in jobs}
+        }
         with _connected(self._address) as client:
             for image in {image.path: image for image in images.values()}.values():
                 _ship(client, image)
@@ -115,15 +117,6 @@ def _ship_once(client: "Client", worker: str, images: Iterable[Image], have: set
 def batch_size(cells: int, threads: int) -> int:
     """Return how many cells a worker gets at once: few enough that all have work to the end."""
     return max(1, min(MOST_IN_A_BATCH, cells // (TURNS * max(threads, 1))))
-
-
-def image_of(scenario: Scenario) -> Image:
-    """Return the image that a scenario's guest boots from.
-
-    :raises ImageMissing: no such image
-    """
-    path = scenario.spec.image_path
-    return Image.open(path) if path else find_image(scenario.spec.series, scenario.spec.variant)
 
 
 def _connected(address: str) -> "Client":

@@ -1,6 +1,5 @@
 """What a scenario expects of its outcome."""
 
-import hashlib
 import math
 import re
 from dataclasses import dataclass
@@ -56,8 +55,3 @@ class Expected:
         for what, least, most in (("duration_s", *self.duration_s), *self.counters):
             if not least <= most:
                 raise UsageError(f"{what}: nothing is at least {least:g} and at most {most:g}")
-
-
-def digest(content: str | bytes) -> str:
-    """Return the SHA-256 of a text, or of bytes."""
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()

@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from skblab.scenario import digest
 from skblab.sweep.cell import MOST_KEPT, CellOutcome, Scenario, Seen
-from skblab.sweep.expect import Expected, digest
+from skblab.sweep.expect import Expected
 
 SLOWER_S = 0.001  # work takes no time: what takes longer has waited for a timer
 KINDS = ("same", "slower", "faster", "unfired", "output", "failed", "hung", "complaint", "died", "lost")

@@ -9,7 +9,6 @@ from skblab import files
 from skblab.sweep.cell import CellOutcome
 from skblab.sweep.matrix import Case, Matrix
 from skblab.sweep.sweep import Done, Sweep
-from skblab.sweep.table import named
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ def write(sweep: Sweep, path: Path) -> None:
 def _of_cell(sweep: Sweep, done: Done, *, is_bad: bool) -> _Test:
     repeat, words = sweep.scenario.command(done.rules), done.judgement.words
     text = f"{repeat}\n{_said(done.outcome)}" if is_bad else f"{words}\n{repeat}"
-    return _Test(named(done), " ".join(sweep.scenario.client), words, text, done.outcome.duration_s, is_bad)
+    return _Test(done.name, " ".join(sweep.scenario.client), words, text, done.outcome.duration_s, is_bad)
 
 
 def _said(outcome: CellOutcome) -> str:

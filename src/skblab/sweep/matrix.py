@@ -109,7 +109,7 @@ class Matrix:
     @property
     def count(self) -> int:
         """How many runs there are."""
-        return sum(len(self.seeds) or 1 for _ in self.cases) * self.repeats
+        return len(self.cases) * (len(self.seeds) or 1) * self.repeats
 
     @property
     def done(self) -> int:
@@ -142,14 +142,18 @@ class Matrix:
         """Return a case's runs that were not as expected, by seed."""
         return [run for run in self.in_order(case) if run.unmet]
 
+    def is_bad(self, case: Case) -> bool:
+        """Whether a run of a case has failed."""
+        return any(run.unmet for run in self.runs[case])
+
     @property
     def bad(self) -> list[Case]:
         """The cases of which a run failed."""
-        return [case for case in self.cases if self.failed(case)]
+        return list(filter(self.is_bad, self.cases))
 
     def words(self, case: Case) -> str:
         """Say what became of a case: ``passed 10``, ``failed 10``, ``flaky, 3 of 10 failed (30 %)``."""
-        runs, failed = len(self.runs[case]), len(self.failed(case))
+        runs, failed = len(self.runs[case]), sum(bool(run.unmet) for run in self.runs[case])
         if not runs:
             return "not run"
         if 0 < failed < runs:

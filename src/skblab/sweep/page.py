@@ -7,7 +7,7 @@ from skblab.sweep.cell import CellOutcome
 from skblab.sweep.judge import counters
 from skblab.sweep.matrix import Case, Matrix
 from skblab.sweep.sweep import Done, Sweep
-from skblab.sweep.table import by_scenario, matrix_summary, named, summary
+from skblab.sweep.table import by_scenario, matrix_summary, summary
 from skblab.view import self_contained
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -101,7 +101,7 @@ def _of_sweep(sweep: Sweep) -> Data:
 
 def _of_cell(sweep: Sweep, done: Done, lines: _Lines, *, is_bad: bool) -> Data:
     return lines.outcome(done.outcome, sweep.baseline) | {
-        "name": named(done),
+        "name": done.name,
         "kind": done.judgement.kind,
         "words": done.judgement.words,
         "bad": is_bad,

@@ -8,9 +8,9 @@ from typing import cast
 from skblab import files, toml
 from skblab.errors import SkblabError, UsageError
 from skblab.rule import Rule
-from skblab.scenario import LAB, lab_spec, lab_table, words
+from skblab.scenario import LAB, digest, lab_spec, lab_table, words
 from skblab.sweep.cell import Scenario
-from skblab.sweep.expect import Expected, digest
+from skblab.sweep.expect import Expected
 from skblab.toml import Table
 
 SCENARIO, EXPECT = "scenario", "expect"

@@ -32,6 +32,11 @@ class Done:
         """Its rules."""
         return plan.rules(self.faults)
 
+    @property
+    def name(self) -> str:
+        """Its faults: ``#7 drop``, or ``#7 drop, #9 duplicate``."""
+        return ", ".join(f"#{fault.row} {fault.verdict}" for fault in self.faults)
+
 
 @dataclass
 class Sweep:
@@ -145,9 +150,8 @@ class Sweep:
             complaints=bool(baseline.complaints),
             fired=len(done.faults) == 1,
         )
-        name = ", ".join(f"#{fault.row} {fault.verdict}" for fault in done.faults)
         rules = (*done.rules, *self.scenario.rules)
-        return replace(self.scenario, name=name, rules=rules, traced=False, expected=expected)
+        return replace(self.scenario, name=done.name, rules=rules, traced=False, expected=expected)
 
     @staticmethod
     def _is_missed(one: Done) -> bool:

@@ -51,11 +51,6 @@ def summary(sweep: Sweep) -> str:
     return f"{len(sweep.done)}{of_all} cells: {counted}"
 
 
-def named(done: Done) -> str:
-    """Return the name of a cell: ``#7 drop`` or ``#7 drop, #9 duplicate``."""
-    return ", ".join(f"#{fault.row} {fault.verdict}" for fault in done.faults)
-
-
 def matrix_table(matrix: Matrix) -> Table:
     """Return the table of a matrix, as far as its runs are done."""
     kernels = list(dict.fromkeys(case.kernel for case in matrix.cases))
@@ -79,7 +74,7 @@ def by_scenario(matrix: Matrix) -> dict[str, dict[str, Case]]:
 def _case(matrix: Matrix, case: Case) -> Text:
     if not matrix.runs[case]:
         return Text(WAITING)
-    return Text(matrix.words(case), "bold red" if matrix.failed(case) else "green")
+    return Text(matrix.words(case), "bold red" if matrix.is_bad(case) else "green")
 
 
 def matrix_summary(matrix: Matrix) -> str:

@@ -1,10 +1,11 @@
 """The keys' actions: decisions on held packets. The Python API has each of them, too."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual.app import App
 
@@ -24,6 +25,8 @@ from skblab.tui.table import HeldTable
 
 if TYPE_CHECKING:
     from skblab.tui.client import Client
+
+Said = TypeVar("Said")
 
 KEYS: tuple[tuple[str, str, str, str], ...] = (
     ("r", "release", "release", "Release the marked packets, or the chosen one"),
@@ -104,9 +107,13 @@ class Decisions(App[int]):
         text = "\n".join(filter(None, (error.found, error.hint)))
         self.notify(text or " ", title=error.what, severity="error", markup=False)
 
+    def _noted(self, row: Row, word: str, decide: Callable[[], Said], **given: Any) -> Said:  # noqa: ANN401
+        """Decide on a packet, and note that down; *given* are the word's arguments."""
+        with self.held.decided.noting(word, row.place, row.held, **given):
+            return decide()
+
     def _release(self, row: Row) -> None:
-        with self.held.decided.noting("release", row.place, row.held):
-            row.held.release()
+        self._noted(row, "release", row.held.release)
 
     def _release_if_held(self, row: Row) -> str:
         """Release a packet if it is still held."""
@@ -140,28 +147,22 @@ class Decisions(App[int]):
             if not 0 <= after_s < 86400:
                 raise UsageError(f"not a number of seconds: {text}")
             for row in rows:
-                row.leaves_at_ns = time.monotonic_ns() + round(after_s * 1e9)
-                with self.held.decided.noting("delay", row.place, row.held, delay_ns=round(after_s * 1e9)):
-                    row.held.release(after_s=after_s)
+                after_ns = round(after_s * 1e9)
+                row.leaves_at_ns = time.monotonic_ns() + after_ns
+                self._noted(row, "delay", functools.partial(row.held.release, after_s=after_s), delay_ns=after_ns)
 
         if rows:
             self.push_screen(Ask(f"release {_names(rows)} after", "seconds", "1.0", take))
 
     def action_drop(self) -> None:
         """Drop the marked packets, or the chosen one."""
-
-        def drop(row: Row) -> None:
-            with self.held.decided.noting("drop", row.place, row.held):
-                row.held.drop()
-
-        self._decide(self._meant(), drop)
+        self._decide(self._meant(), lambda row: self._noted(row, "drop", row.held.drop))
 
     def action_duplicate(self) -> None:
         """Release a copy of each packet."""
 
         def duplicate(row: Row) -> str:
-            with self.held.decided.noting("duplicate", row.place, row.held):
-                row.held.duplicate()
+            self._noted(row, "duplicate", row.held.duplicate)
             return f"a copy goes on from {row.held.function}()"
 
         self._decide_and_wait(self._meant(), duplicate)
@@ -175,8 +176,7 @@ class Decisions(App[int]):
 
         def take(changes: Changes) -> None:
             def edit(row: Row) -> str:
-                with self.held.decided.noting("edit", row.place, row.held, changes=tuple(changes)):
-                    return row.held.edit(changing(changes))
+                return self._noted(row, "edit", lambda: row.held.edit(changing(changes)), changes=tuple(changes))
 
             if changes:
                 self._decide_and_wait([row], edit)
@@ -198,12 +198,7 @@ class Decisions(App[int]):
 
     def action_revert(self) -> None:
         """Undo the edits of the marked packets, or of the chosen one."""
-
-        def revert(row: Row) -> str:
-            with self.held.decided.noting("revert", row.place, row.held):
-                return row.held.revert()
-
-        self._decide_and_wait(self._meant(), revert)
+        self._decide_and_wait(self._meant(), lambda row: self._noted(row, "revert", row.held.revert))
 
     def action_filter(self) -> None:
         """Ask for a filter, and hold only packets that match it."""

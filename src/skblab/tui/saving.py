@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from skblab.saved import SavedRun, output
+from skblab.saved import SavedRun, complained, output
 from skblab.session import RuleOutcome
 from skblab.tui.app import HoldApp
 
@@ -20,8 +20,8 @@ def saved(app: HoldApp) -> SavedRun:
         "status": client.status,
         **({} if client.said is None else output("stdout", client.said)),
         "went": decided.went,
-        "unfired": tuple(str(one.rule) for one in rules if not one.fired and not one.unedited),
-        "complaints": tuple(one.title for one in lab.new_complaints if one.kind != "panic"),
+        "unfired": tuple(str(one.rule) for one in rules if one.is_untested),
+        "complaints": complained(lab),
     }
     return SavedRun(
         spec=lab.spec,
