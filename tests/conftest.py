@@ -1,11 +1,9 @@
 """What all tests share: images of every series, labs, and two rules: CI skips nothing unexpectedly, and no guest's
 kernel complains (skblab.guest.complaint) unless its test says ``@pytest.mark.complains(KIND, ...)``.
 
-``pytest -n auto`` runs them side by side, because most of them wait. Those that measure wall-clock time run last, each
-alone.
+``pytest -n auto`` runs them side by side, because most of them wait, in the order of ``turns.py``.
 """
 
-import fcntl
 import gc
 import hashlib
 import os
@@ -20,9 +18,11 @@ from pathlib import Path
 import pytest
 from execnet import XSpec
 from hypothesis import settings
+from xdist.remote import Producer
 from xdist.workermanage import WorkerController
 
 import orphans
+import turns
 from skblab.guest import debian
 from skblab.image.image import Image
 from skblab.image.recipe import SERIES
@@ -61,6 +61,7 @@ _first_failures: list[pytest.TestReport] = []
 _ran: set[str] = set()
 _in_ci = bool(os.environ.get("CI"))
 _complained: set[str] = set()
+_quiet: list[turns.Quiet] = []  # one, in a process of xdist's
 
 for _name in SAID_OTHERWISE:
     os.environ.pop(_name, None)
@@ -73,8 +74,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # whose interpreter has done so
 settings.register_profile("skblab", deadline=None)
 settings.load_profile("skblab")
 
-# What is started in the background of a script ignores Ctrl-C, and so would all that the tests start and interrupt.
+# What is started in the background of a script ignores Ctrl-C, what nohup(1) starts a terminal's end, and so would all
+# that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -86,17 +89,25 @@ def pytest_xdist_setupnodes(specs: list[XSpec]) -> None:
         spec.python = shlex.join([sys.executable, orphans.__file__])
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        _quiet.append(turns.Quiet(Path(config.workerinput["quiet"]), config.workerinput["workerid"]))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> turns.Turns | None:
+    return turns.Turns(config, log) if config.option.dist == "load" else None
+
+
 def pytest_configure_node(node: WorkerController) -> None:
     node.workerinput["quiet"] = os.environ["XDG_RUNTIME_DIR"] + "/quiet"
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # or the wait counted against the test's time
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Let a test that measures wall-clock time run alone, and others side by side."""
-    if not hasattr(item.config, "workerinput"):
+    """Let a test that measures wall-clock time run when no other does."""
+    if not _quiet:
         return (yield)
-    with Path(item.config.workerinput["quiet"]).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("wall_clock") else fcntl.LOCK_SH)
+    with _quiet[0].turn_of(item):
         return (yield)
 
 
@@ -124,9 +135,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
     for item in items:
-        if item.get_closest_marker("wall_clock"):
+        if turns.is_alone(item):
             item.add_marker(pytest.mark.flaky(reruns=1))
-    items.sort(key=_when)
+    items.sort(key=turns.turn)
 
 
 def _left_out(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -140,13 +151,6 @@ def _series(item: pytest.Function) -> str | None:
     """Return the series for which a test is one of several."""
     values = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return next((value for value in values if value in SERIES), None)
-
-
-def _when(item: pytest.Item) -> int:
-    """Return a test's turn: first the tests that take minutes, last those that must not be disturbed."""
-    if item.get_closest_marker("wall_clock"):
-        return 2
-    return int("built" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -185,6 +189,8 @@ def _too_many_ran_again() -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    for quiet in _quiet:
+        quiet.close()
     if (_unexpected or _complained or _too_many_ran_again()) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -1,6 +1,5 @@
-"""Tests run side by side; those that measure wall-clock time run after the others, alone, and are counted."""
+"""Files of tests run side by side; those that measure wall-clock time run after the others, two at a time."""
 
-import itertools
 import os
 import re
 import sys
@@ -10,7 +9,7 @@ from skblab.host import process
 
 THEIRS = {"CI": "true", "COLUMNS": "40", "NO_COLOR": "1", "LC_ALL": "C"}
 TESTS = Path(__file__).resolve().parent
-THEY = """
+ALL = """
 import os, select, time
 from pathlib import Path
 import pytest
@@ -24,17 +23,18 @@ def takes_time(kind):
     with (HERE / "spans").open("a") as file:
         file.write(f"{kind} {began} {time.monotonic()}\\n")
 
-def first_time(name):
-    return not (HERE / name).exists() and (HERE / name).write_text("") == 0
-
-@pytest.mark.wall_clock
-@pytest.mark.parametrize("number", range(4))
-def test_alone(number):
-    takes_time("alone")
-
 @pytest.mark.parametrize("number", range(12))
 def test_beside_others(number):
     takes_time("beside others")
+
+@pytest.mark.wall_clock
+@pytest.mark.parametrize("number", range(4))
+def test_of_time(number):
+    takes_time("of time")
+"""
+THEY = f"""{ALL}
+def first_time(name):
+    return not (HERE / name).exists() and (HERE / name).write_text("") == 0
 
 def test_what_others_have_set():
     assert not {"CI", "COLUMNS", "NO_COLOR"} & os.environ.keys()
@@ -51,21 +51,22 @@ def test_in_which_a_kernel_complains_once():
 """
 
 
-def test_what_looks_at_a_clock_runs_alone_and_is_counted(tmp_path: Path) -> None:
+def test_what_measures_time_runs_when_nothing_else_does_and_is_counted(tmp_path: Path) -> None:
     (tmp_path / "test_they.py").write_text(THEY)
-    argv = [sys.executable, "-m", "pytest", "-n3", "-pconftest", f"-c{TESTS.parent}/pyproject.toml", str(tmp_path)]
+    for name in ("test_more.py", "test_most.py"):
+        (tmp_path / name).write_text(ALL)
+    argv = [sys.executable, "-m", "pytest", "-n4", "-pconftest", f"-c{TESTS.parent}/pyproject.toml", str(tmp_path)]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = process.run(argv, env=outside | THEIRS | {"PYTHONPATH": str(TESTS)}, timeout_s=100)
     said = done.stdout + done.stderr
     assert done.returncode == 1, said  # for the kernel that complained
-    assert re.search(r"^19 tests in \d+ s; run a second time: 2, 1% at most$", said, re.MULTILINE), said
+    assert re.search(r"^51 tests in \d+ s; run a second time: 2, 1% at most$", said, re.MULTILINE), said
     assert "a guest's kernel complained in " in said
     lines = [line.rsplit(maxsplit=2) for line in (tmp_path / "spans").read_text().splitlines()]
     spans = [(kind, float(began), float(ended)) for kind, began, ended in lines]
-    together = [
-        {one[0], other[0]} for one, other in itertools.combinations(spans, 2) if one[1] < other[2] and other[1] < one[2]
-    ]
-    assert {"beside others"} in together
-    assert not [kinds for kinds in together if "alone" in kinds]
+    at_once = [[kind for kind, began, ended in spans if began <= at < ended] for _, at, _ in spans]
+    assert ["beside others"] * 3 in at_once
+    assert ["of time"] * 2 in at_once
+    assert not [kinds for kinds in at_once if "of time" in kinds and (len(kinds) > 2 or len(set(kinds)) > 1)]
     last = max(began for kind, began, _ in spans if kind == "beside others")
-    assert last < min(began for kind, began, _ in spans if kind == "alone")
+    assert last < min(began for kind, began, _ in spans if kind == "of time")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from skblab.errors import CannotWrite, MissingPrerequisite
+from skblab.errors import CannotWrite, MissingPrerequisite, UsageError
 
 # What makes room for a write that this machine has refused: the caller has done nothing wrong.
 ROOM = {
@@ -26,6 +26,19 @@ WRONG_PLACE = 2  # exit status: the caller has to name another file
 def typed(text: str | Path) -> Path:
     """Return the path that a user has typed, with ``~`` expanded."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser() raises without a home directory
+
+
+def mode_of(path: Path) -> int:
+    """Return a file's type and permissions (st_mode), or 0 if there is no such file.
+
+    :raises UsageError: this machine does not tell: the name is too long, or in a directory closed to this user
+    """
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character, or half of one
+        return 0
+    except OSError as error:
+        raise UsageError(f"cannot use {path}", found=error.strerror or str(error)) from error
 
 
 def directory(path: Path, mode: int, *, what: str, hint: str) -> Path:

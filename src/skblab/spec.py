@@ -1,10 +1,12 @@
 """LabSpec: which guest to boot, on which links, with what in it; data, checked where it is made."""
 
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from skblab import files
 from skblab.agent.channel import STEPS_BYTES
 from skblab.agent.control import DEFAULT_LEASE_S
 from skblab.agent.packets import MOST_DELAY_S
@@ -151,7 +153,7 @@ class LabSpec:
                 f"a ring of {self.steps_bytes >> 20} MiB for a trace's steps",
                 found=f"a power of two, {LEAST_STEPS_BYTES >> 20} to {MOST_STEPS_BYTES >> 20} MiB",
             )
-        if self.root and not self.root_directory.is_dir():
+        if self.root and not stat.S_ISDIR(files.mode_of(self.root_directory)):
             raise UsageError(f"no such directory: {self.root}", hint='root="host", or a directory')
         if self.modules and self.from_boot:
             raise UsageError("a stopped kernel loads no modules", hint="without modules, or without --from-boot")

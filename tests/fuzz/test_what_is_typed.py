@@ -5,6 +5,7 @@
 
 import contextlib
 import io
+from itertools import chain
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -195,7 +196,7 @@ OPTIONS = st.one_of(
     NUMBERS.filter(lambda text: len(text) < 100),
     RULES,
 )
-COMMANDS = (*cli.COMMANDS, "up", "down", "ls", "exec", "log", "console", "shell", "")
+COMMANDS = (*chain(*cli.MODULES.values()), "")
 OF_A_LAB = {"run", "hold", "trace", "ping", "up"}
 DATA = st.one_of(
     st.binary(max_size=200),

@@ -1,8 +1,15 @@
 """Mistyped command lines: the error has the command's own usage, and suggests what was meant."""
 
+import contextlib
+import io
+import re
+import sys
+from itertools import chain
+
 import pytest
 
 from skblab import cli
+from skblab.host import process
 
 
 @pytest.mark.parametrize(
@@ -39,3 +46,24 @@ def test_without_a_word_it_says_what_it_can(capsys: pytest.CaptureFixture[str]) 
     assert end.value.code == 2
     assert "examples:" in said
     assert "hold, delay, drop, copy, edit or trace packets" in said
+
+
+def test_each_module_registers_the_commands_that_the_table_names() -> None:
+    """What one command's parser does not know, no one can type."""
+    listed = list(chain(*cli.MODULES.values()))
+    assert set(re.findall(r"^    (\S+)", cli.parser().format_help().partition("COMMAND\n")[2], re.MULTILINE)) >= set(
+        listed
+    )
+    for command in listed:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as end:
+            cli.parser(command).parse_args([command, "--help"])
+        assert end.value.code == 0
+        assert said.getvalue().startswith(f"usage: skblab {command} ")
+
+
+def test_one_command_does_not_load_the_others() -> None:
+    script = "import sys; from skblab import cli; cli.parser('ls'); print('\\n'.join(sys.modules))"
+    loaded = process.run([sys.executable, "-c", script]).stdout.split()
+    assert "skblab.cli.labs" in loaded
+    assert not {"skblab.cli.run", "skblab.session", "skblab.lab", "importlib.metadata"} & set(loaded)

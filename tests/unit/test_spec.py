@@ -1,6 +1,7 @@
 """A lab's description is data: checked where it is made, the same in another process."""
 
 import dataclasses
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_paths_are_the_same_in_another_directory(tmp_path: Path, monkeypatch: py
     [
         {"root": "host", "disks": ["a"]}, {"root": "/nonesuch"}, {"steps_bytes": 3 << 20}, {"steps_bytes": 1 << 40},
         {"consoles": 16}, {"consoles": -1}, {"lease_s": -1.0}, {"lease_s": 1e9}, {"commands": ["x"]},
+        {"root": "x" * 300}, {"root": "a\0b"}, {"root": "\ud800"}, {"modules": ["x" * 300]}, {"modules": ["a\0b"]},
         {"modules": ["/nonesuch.ko"]}, {"disks": ["a,b,c"]}, {"from_boot": True, "root": "host", "commands": ["x"]},
     ],
 )  # fmt: skip
@@ -69,3 +71,10 @@ def test_a_lab_is_started_from_it(image: Image) -> None:
         assert lab.guest.run(["cat", "/proc/sys/kernel/osrelease"]).stdout.strip() == image.release
     with pytest.raises(UsageError, match="by a LabSpec or by its fields"):
         Lab(spec=spec, root="host")
+
+
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match=r"cannot use .*/loop") as refused:
+        LabSpec(root=str(tmp_path / "loop"))
+    assert refused.value.found == os.strerror(errno.ELOOP)

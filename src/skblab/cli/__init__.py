@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from skblab.cli import complaints, outcome, streams
-from skblab.cli.parser import Parser
+from skblab.cli.parser import WITH_WORD, Parser
 
 EXAMPLES = """\
 examples:
@@ -33,44 +33,58 @@ examples:
 
 completion:  eval "$(skblab completion bash)"; also for zsh and fish
 """
-# In the order of --help; each module registers its own commands.
-COMMANDS = (
-    "run", "hold", "ping", "replay", "trace", "show", "export", "diff", "probes", "determinism", "sweep", "explore",
-    "matrix", "gdb", "labs", "cp", "mconsole", "image", "module", "disk", "doctor", "completion",
-)  # fmt: skip
+# In the order of --help: modules, and the commands that each registers.
+MODULES = {
+    "run": ("run",), "hold": ("hold",), "ping": ("ping",), "replay": ("replay",), "trace": ("trace",),
+    "show": ("show",), "export": ("export",), "diff": ("diff",), "probes": ("probes",),
+    "determinism": ("check-determinism",), "sweep": ("sweep",), "explore": ("explore",), "matrix": ("matrix",),
+    "gdb": ("gdb",), "labs": ("up", "ls", "down", "exec", "shell", "console", "log"), "cp": ("cp",),
+    "mconsole": ("mconsole",), "image": ("image",), "module": ("module",), "disk": ("disk",), "doctor": ("doctor",),
+    "completion": ("completion",),
+}  # fmt: skip
 
 
-def parser() -> Parser:
-    """Return the parser of the whole command line."""
+class _Version(argparse.Action):
+    """Print the version: argparse's own action wants it beforehand, and to look it up takes as long as to parse."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        print(f"{parser.prog} {version('skblab')}")
+        parser.exit()
+
+
+def parser(command: str = "") -> Parser:
+    """Return the parser of one command's line; without its name, of every command's: to import all takes long."""
     top = Parser(
         prog="skblab",
         description="Stop packets inside a running Linux kernel.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    top.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     top.add_argument("-v", "--verbose", action="store_true", help="print which programs are started")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        importlib.import_module(f"skblab.cli.{name}").register(commands)
+    of_it = [module for module, names in MODULES.items() if command in names]
+    for module in of_it or MODULES:
+        importlib.import_module(f"skblab.cli.{module}").register(commands)
     return top
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse; if a shell asks for completions, print them and exit."""
-    from skblab.cli import gdb, trace  # noqa: PLC0415
-
-    top = parser()
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete  # noqa: PLC0415
 
-        argcomplete.autocomplete(top)
+        argcomplete.autocomplete(parser())
     words = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in words if not word.startswith("-")), "")
+    top = parser(command)
     if not words:
         top.print_help(sys.stderr)
         sys.exit(2)
     client: list[str] = []
-    if "--" in words and next((word for word in words if not word.startswith("-")), "") in {gdb.NAME, trace.NAME}:
+    if "--" in words and command in WITH_WORD:
         # argparse would take the client's first word for the lab's name, or the filter.
         dashes = words.index("--")
         words, client = words[:dashes], words[dashes + 1 :]
@@ -78,12 +92,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         arguments.parser.refuse(rest, words, arguments)
     return arguments
-
-
-def _version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415
-
-    return version("skblab")
 
 
 def _end(number: int, _: object) -> NoReturn:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from skblab.guest.boot import Guest
     from skblab.host.process import Process
 
-NAME = "gdb"
 GRACE_S = 1.0
 AFTER_CLIENT_S = 5.0
 STOPPED = "t"  # proc(5): by a debugger
@@ -46,7 +45,7 @@ lab ends, unless it was up before.
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
     parser = commands.add_parser(
-        NAME,
+        "gdb",
         help="start gdb's own prompt on the guest's kernel, with commands for packets",
         description="Boot a guest and attach gdb to its kernel, with symbols, source and signals set up.",
         epilog=EXAMPLES,

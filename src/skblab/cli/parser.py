@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 WITH_CLIENT = ("run", "hold", "trace", "gdb", "exec", "sweep", "explore")
 WITH_FILTER = "trace"
+WITH_WORD = ("gdb", "trace")  # before the --: a lab's name, or a filter
 
 
 class Parser(argparse.ArgumentParser):

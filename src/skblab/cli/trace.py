@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from skblab.trace.model import Trace
     from skblab.trace.tracer import Tracer
 
-NAME = "trace"
 EXAMPLES = f"""\
 examples:
   skblab trace -- ping -c1 guest               the journey of a ping and its reply, call by call
@@ -47,7 +46,7 @@ are followed until Ctrl-C.
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
     parser = commands.add_parser(
-        NAME,
+        "trace",
         help="follow packets through the kernel: every function, its time, and why a packet was dropped",
         usage="skblab trace [OPTION]... [FILTER] [-- COMMAND [ARGUMENT]...]",
         epilog=EXAMPLES,

@@ -1,6 +1,7 @@
 """A gdb session on the guest's kernel, from outside gdb: typed requests and answers."""
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 30.0
+DYING_S = 1.0  # from a SIGKILL to the end of a process as large as a guest
 
 Answer = TypeVar("Answer", bound=wire.Message)
 
@@ -243,7 +245,9 @@ class Debugger:
             raise self._guest.lost()
         if isinstance(message, wire.Failed):
             self.running = False
-            if not self._guest.alive:
+            # ptrace(2) knows a process that was killed no more, a moment before it has ended.
+            dying = os.strerror(errno.ESRCH) in message.reason and wait([self._guest.pidfd], DYING_S)
+            if dying or not self._guest.alive:
                 raise self._guest.lost()
             raise DebuggerError(f"gdb refused: {message.reason}")
         assert isinstance(message, answer), message

@@ -75,7 +75,7 @@ class Disk:
         :raises DiskError: it cannot: why
         :raises DiskInUse: another lab or process has locked one
         """
-        if self.backing and not self.file.exists():
+        if self.backing and not files.mode_of(self.file):
             create(self.file, self.backing)
         header = inspect(self.file)
         _check_path(self.file)

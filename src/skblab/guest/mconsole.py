@@ -3,6 +3,7 @@
 import enum
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ REPLY_HEAD = struct.Struct("<III")
 NOTIFY_HEAD = struct.Struct("<IIiI")
 TIME = struct.Struct("<Q")  # process 1 of the lab prepends it to each (host/lab_init.py Notifications)
 LONGEST_BYTES = 511  # length of a command (MCONSOLE_MAX_DATA)
-STACK_TRIES = 50
+STACK_WITHIN_S = 2.0
 TIMEOUT_S = 5.0
 END_TIMEOUT_S = 5.0
 ENDING_KEYS = "bco"  # sysrq keys: reboot, crash, power off
@@ -146,19 +147,19 @@ class Mconsole:
         """Return the kernel stack of a task of the guest.
 
         The kernel answers in an interrupt. An interrupt of kernel code runs on the signal stack, where ``show_stack()``
-        (arch/um/kernel/sysrq.c) declines; so it is asked again, up to STACK_TRIES times.
+        (arch/um/kernel/sysrq.c) declines; so it is asked again, for STACK_WITHIN_S.
 
         :raises MconsoleRefused: it declined every time, or there is no such task
         """
-        for _ in range(STACK_TRIES):
-            shown = self.command(f"stack {pid:d}")
-            if "aborting stack trace" not in shown:
-                return shown
-        raise MconsoleRefused(
-            f"the guest shows no stack of task {pid}",
-            found=shown.strip(),
-            hint="ask again: it shows none in an interrupt of kernel code",
-        )
+        deadline = time.monotonic() + STACK_WITHIN_S
+        while "aborting stack trace" in (shown := self.command(f"stack {pid:d}")):
+            if time.monotonic() > deadline:
+                raise MconsoleRefused(
+                    f"the guest shows no stack of task {pid}",
+                    found=shown.strip(),
+                    hint="ask again: it shows none in an interrupt of kernel code",
+                )
+        return shown
 
     def config(self, device: str, value: str | None = None) -> str:
         """Return a device's configuration (``con0``, ``mem``); given a *value*, plug it in: ``con2``, ``null``."""

@@ -32,7 +32,7 @@ class Module:
         """
         file, *parameters = text.split(",")
         module = cls(files.typed(file).absolute(), tuple(parameters))
-        if not module.file.is_file():
+        if not stat.S_ISREG(files.mode_of(module.file)):
             raise UsageError(f"no such module: {file}", hint="skblab module build DIRECTORY makes one")
         if not module._facts.keys() >= {"name", "vermagic"}:
             raise UsageError(f"{file} is no kernel module: it has no .modinfo", hint="it is a .ko file, uncompressed")

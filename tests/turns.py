@@ -1,0 +1,87 @@
+"""Which process runs which tests, and in what order: files as a whole, those that take longest first.
+
+A file's tests share labs, so they stay in one process; the last files are short, so that all processes end together.
+Tests that measure wall-clock time come after all others, two at a time: they wait, and two processors are enough.
+"""
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+# The files that take more than a quarter of a minute, by pytest --durations=0; one that is not here takes less.
+LONGEST = (
+    "test_documents", "image/test_build", "debugger/test_prompt", "guest/test_pytest_plugin", "guest/test_jumbo",
+    "test_side_by_side", "sweep/test_cluster", "trace/test_protocols", "places/test_places", "agent/test_soundness",
+    "sweep/test_command", "debugger/test_frozen", "trace/test_journeys", "test_examples", "test_contributing",
+    "debugger/test_session", "guest/test_complaints_reported", "guest/test_disk", "guest/test_diagnosis",
+    "trace/test_trace_command", "guest/test_modules", "debugger/test_traps", "tui/test_saved",
+    "experiments/test_ping", "tui/test_terminals", "agent/test_run", "guest/test_links", "image/test_store",
+    "agent/test_keeps", "view/test_readers", "trace/test_verdicts", "virtual/test_clock", "agent/test_malformed",
+    "lives/test_deaths", "agent/test_backtrace", "guest/test_complaints", "lives/test_shared_labs",
+    "view/test_exports", "virtual/test_same", "view/test_page", "tui/test_keys", "tui/test_terminal",
+    "agent/test_every_series", "guest/test_link_orders", "virtual/test_kept", "guest/test_consoles",
+    "agent/test_soak", "host/test_security", "agent/test_torture",
+)  # fmt: skip
+SLOTS = 2
+
+
+def turn(item: pytest.Item) -> tuple[bool, int]:
+    """Return what a test is sorted by."""
+    file = item.nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
+    return is_alone(item), LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+
+def is_alone(item: pytest.Item) -> bool:
+    """Whether a test measures wall-clock time."""
+    return item.get_closest_marker("wall_clock") is not None
+
+
+class Quiet:
+    """What the processes of one run agree on by locks of files: tests that measure time wait for all others."""
+
+    def __init__(self, locks: Path, worker: str) -> None:
+        self._others = Path(f"{locks}.others").open("a")  # noqa: SIM115 - held until this process's last test
+        self._slot = Path(f"{locks}.{int(worker.removeprefix('gw')) % SLOTS}").open("a")  # noqa: SIM115
+        fcntl.flock(self._others, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Let the others' tests that measure time begin: this process, which xdist lets live, has none left."""
+        self._others.close()
+
+    @contextmanager
+    def turn_of(self, item: pytest.Item) -> Iterator[None]:
+        """Wait for a test's turn, and let it run."""
+        if not is_alone(item):
+            yield
+            return
+        fcntl.flock(self._others, fcntl.LOCK_EX)  # when every process has come as far
+        fcntl.flock(self._others, fcntl.LOCK_UN)
+        fcntl.flock(self._slot, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._slot, fcntl.LOCK_UN)
+
+
+class Turns(LoadScopeScheduling):  # type: ignore[misc] # xdist is not read, as pyproject.toml says
+    """Give each process one run of a file's tests after the other, in the order in which they were collected."""
+
+    def schedule(self) -> None:
+        """Begin, once every process has collected."""
+        self.config.option.loadscopereorder = False
+        self._runs = _runs(next(iter(self.registered_collections.values())))
+        super().schedule()
+
+    def _split_scope(self, nodeid: str) -> str:
+        return self._runs[nodeid]
+
+
+def _runs(nodeids: Sequence[str]) -> dict[str, str]:
+    """Return the run to which each test belongs: a file's tests, and again a file's tests that measure time."""
+    runs = groupby(nodeids, lambda nodeid: nodeid.partition("::")[0])
+    return {nodeid: f"{number} {file}" for number, (file, tests) in enumerate(runs) for nodeid in tests}
