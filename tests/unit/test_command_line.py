@@ -67,3 +67,12 @@ def test_one_command_does_not_load_the_others() -> None:
     loaded = process.run([sys.executable, "-c", script]).stdout.split()
     assert "skblab.cli.labs" in loaded
     assert not {"skblab.cli.run", "skblab.session", "skblab.lab", "importlib.metadata"} & set(loaded)
+
+
+@pytest.mark.parametrize("command", sorted(chain(*cli.MODULES.values())))
+def test_what_boots_a_kernel_can_be_given_the_memory_that_the_kernel_needs(command: str) -> None:
+    """That of the variant "kasan" is more than the default."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+        cli.parser(command).parse_args([command, "--help"])
+    assert ("--link LINK" in said.getvalue()) == ("--memory MIB" in said.getvalue())

@@ -84,6 +84,8 @@ def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> N
         "if /dev/net/tun can be opened, else one veth pair)",
     )
     complete(link, lambda **_: (*KINDS, *(f"on={name}" for name in lab_names())))  # fmt: skip
+    group.add_argument("--memory", type=int, default=64, metavar="MIB",
+                       help="the guest's memory (default: %(default)s); at most 1984 for rules and traces")  # fmt: skip
     _add_time_options(group)
     add_strict(parser)
 
@@ -134,8 +136,6 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-g", "--guest", action="append", default=[], metavar="CMD", dest="guest_commands",
                        help="start CMD in the guest first, and wait until it listens on a TCP port; of udp:CMD, until "
                        "it binds a UDP socket; may be given several times")  # fmt: skip
-    group.add_argument("--memory", type=int, default=64, metavar="MIB",
-                       help="the guest's memory (default: %(default)s); at most 1984 for rules and traces")  # fmt: skip
 
 
 def lab_from(arguments: argparse.Namespace) -> "Lab":
