@@ -17,6 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+NURSERY = "lab_init as m; m.nurse("  # src/skblab/host/nursery.py
 PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -44,7 +45,10 @@ def adopt() -> None:
 
 
 def descendants() -> dict[int, str]:
-    """Return what the tests have started and still runs: process numbers, and what was started."""
+    """Return what the tests have started and still runs: process numbers, and what was started.
+
+    The nursery of this process's labs is left out, but not what it has forked: it stays for the next lab.
+    """
     children: dict[int, list[int]] = defaultdict(list)
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -58,7 +62,8 @@ def descendants() -> dict[int, str]:
         waiting += children[one]
         with contextlib.suppress(OSError):
             found[one] = Path(f"/proc/{one}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return found
+    ours = set(children[os.getpid()])
+    return {one: command for one, command in found.items() if not (one in ours and NURSERY in command)}
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class Lab(LabLife):
 
     :param name: the lab's name; one lab a name. Default: one of its own
     :param spec: what to boot; or *fields*: LabSpec's, by keyword
+    :param opened: the image that they name, where it is open already
 
     Entering raises ImageMissing, LabNameTaken, MissingPrerequisite, BootFailed, DiskError, DiskInUse.
     """

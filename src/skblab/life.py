@@ -33,14 +33,21 @@ _numbers = itertools.count(1)
 class LabLife(HostPrograms):
     """A lab from its description to its end."""
 
-    def __init__(self, name: str | None = None, spec: LabSpec | None = None, **fields: Unpack[LabFields]) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        spec: LabSpec | None = None,
+        *,
+        opened: Image | None = None,
+        **fields: Unpack[LabFields],
+    ) -> None:
         if spec and fields:
             raise UsageError("a lab is described by a LabSpec or by its fields", found=", ".join(fields))
         super().__init__()
         self.spec = spec or LabSpec(**fields)
         self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
         image = fields.get("image")
-        self._image = image if isinstance(image, Image) else None
+        self._image = image if isinstance(image, Image) else opened
         self._joins = False
         self._parts: Parts | None = None
         self._stack: ExitStack | None = None

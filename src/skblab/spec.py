@@ -188,14 +188,15 @@ class LabSpec:
             raise UsageError(f"no seed: {self.seed}", hint="0 to 2^64 - 1")
         nodes.nodes(self.nodes, Addresses())
 
-    def start(self, name: str | None = None) -> "Lab":
+    def start(self, name: str | None = None, *, opened: Image | None = None) -> "Lab":
         """Return a lab of this description; entering it boots the guest.
 
         :param name: the lab's name; one lab a name. Default: one of its own
+        :param opened: the image that this names, where it is open already
         """
         from skblab.lab import Lab  # noqa: PLC0415 - a lab is made of its description
 
-        return Lab(name, self)
+        return Lab(name, self, opened=opened)
 
     @property
     def image_path(self) -> Path | None:

@@ -1,10 +1,11 @@
 """The first process of a lab: makes the namespaces and the link, starts the kernel; everything ends with it.
 
-A program of its own that imports little (subprocess, pathlib and typing take 60 ms here), because it starts with every
-lab and stays as long. It is two processes: an *outer* one that makes the namespaces and waits, and an *inner* one that
-is process 1 of the lab's PID namespace. When process 1 ends, for whatever reason, the kernel kills every process of the
-namespace (pid_namespaces(7)), and the network namespace, the tap and the mounts go with the last of them: nothing is
-left to clean up. Process 1 ends when its controller ends (end of file on the control socket) or the outer process does.
+A program of its own that imports little (subprocess, pathlib and typing take 60 ms here). It forks itself for each lab
+(``nurse()``, for ``nursery.py``), and a lab has two processes of it: an *outer* one that makes the namespaces and
+waits, and an *inner* one that is process 1 of the lab's PID namespace. When process 1 ends, for whatever reason, the
+kernel kills every process of the namespace (pid_namespaces(7)), and the network namespace, the tap and the mounts go
+with the last of them: nothing is left to clean up. Process 1 ends when its controller ends (end of file on the control
+socket) or the outer process does.
 
 A control socket carries one JSON object per datagram, with file descriptors beside it: each request gets one reply. A
 lab that outlives its controller listens for others, and keeps the descriptors that they need.
@@ -528,13 +529,43 @@ def outer(control: socket.socket) -> None:
     os.waitpid(pid, 0)
 
 
-def main(control_fd: int) -> None:
-    """Run a lab for the controller at the other end of an inherited socket, until either ends."""
+def live(control: socket.socket) -> NoReturn:
+    """Run a lab for the controller at the other end of a socket, until either ends."""
     os.umask(0o022)  # the guest's kernel must be able to read the files made here
     os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # of ip and tc
     status = 0
     try:
-        outer(socket.socket(fileno=control_fd))
+        outer(control)
     except ConnectionError:  # the controller ended in the middle of a message
         status = 1
     os._exit(status)
+
+
+def nurse(orders_fd: int) -> None:
+    """Fork a lab's outer process for each control socket that comes, until the other end of *orders_fd* is closed."""
+    orders = socket.socket(fileno=orders_fd)
+    os.chdir("/")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks for their status
+    while True:
+        data, fds, _, _ = socket.recv_fds(orders, 1, 1)
+        if not data or not fds:
+            os._exit(0)
+        reply, give = {}, []
+        try:
+            child = os.fork()
+        except OSError as error:
+            reply = SetUpError("first process", error.errno or 0).reply
+        else:
+            if child == 0:
+                orders.close()
+                os.setsid()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                live(socket.socket(fileno=fds[0]))
+            with suppress(ProcessLookupError):  # it has ended already: the controller is gone
+                give = [os.pidfd_open(child)]
+        try:
+            socket.send_fds(orders, [json.dumps(reply).encode()], give)
+        except OSError:
+            os._exit(1)
+        for descriptor in (*fds, *give):
+            os.close(descriptor)

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from skblab.errors import GuestLost, LabBusy, MissingPrerequisite, SkblabError, Timeout, UsageError
-from skblab.host import lab_init, links, process, registry
+from skblab.host import lab_init, links, nursery, process, registry
 from skblab.host.links import Addresses
 from skblab.host.sockets import LabSocket
 from skblab.host.waiting import wait
@@ -68,7 +67,7 @@ class Namespaces:
         self._control: socket.socket | None = None
         self._lock = -1
         self.kept = False  # the lab outlives this process
-        self._outer: process.Process | None = None
+        self._outer = -1  # a pidfd
         self.pidfd = -1
         self.pid = 0
 
@@ -92,13 +91,9 @@ class Namespaces:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(START_TIMEOUT_S)
         with theirs:
-            self._outer = process.start(
-                process.of_ours("lab_init", f"m.main({theirs.fileno()})"),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # it may outlive this process and the reader of its stderr
-                pass_fds=[theirs.fileno()],
-                new_session=True,
-            )
+            answer, self._outer = nursery.first_process(theirs)
+        if "error" in answer:
+            raise _explain(answer)
         order = {
             "hosts": self.addresses.hosts_file(),
             "link": "none" if self._wanted[0].on or self._within else self._wanted[0].kind,
@@ -227,8 +222,8 @@ class Namespaces:
             os.close(self.pidfd)
             os.close(self._lock)  # process 1 has it too
             self._lock = -1
-            assert self._outer
-            process.let_live(self._outer)
+            os.close(self._outer)
+            self._outer = -1
             return
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
@@ -238,10 +233,9 @@ class Namespaces:
                 log.warning("lab %s: process %d has not ended after %g s", self.name, self.pid, END_TIMEOUT_S)
             os.close(self.pidfd)
             self.pidfd = -1
-        if self._outer:  # it could be started
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._outer.wait(END_TIMEOUT_S)
-            process.end(self._outer)
+        if self._outer >= 0:  # it could be started
+            nursery.end(self._outer, END_TIMEOUT_S)
+            self._outer = -1
         registry.forget(self.name, self._lock)
         self._lock = -1
 

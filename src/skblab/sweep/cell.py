@@ -1,6 +1,7 @@
 """A cell: one run of a scenario in virtual time with one set of faults, which has the same outcome every time."""
 
 import dataclasses
+import functools
 import shlex
 import subprocess
 from collections.abc import Container, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from skblab.errors import GuestCommandFailed, GuestLost, NoSuchProgram, Timeout, UsageError
 from skblab.event import Hit
 from skblab.guest.nodes import HOST
+from skblab.image.store import image_of
 from skblab.lab import Lab
 from skblab.packet import Packet
 from skblab.rule import Rule
@@ -187,6 +189,9 @@ class _Watcher(Watcher):
         self.hits.append(hit)
 
 
+_image = functools.lru_cache(maxsize=16)(image_of)  # once a process: a store has many
+
+
 def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
     """Run a scenario under some rules; return what came of it.
 
@@ -195,7 +200,11 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
     faults = [Rule.parse(rule) for rule in (*rules, *scenario.rules)]
     seen = [Rule(function, "trace", filter=scenario.filter) for function in scenario.at]
     watcher = _Watcher()
-    with scenario.spec.start() as lab, lab.trace(returns=False) if scenario.traced else nullcontext() as tracer:
+    opened = _image(scenario.spec.image_path, scenario.spec.series, scenario.spec.variant)
+    with (
+        scenario.spec.start(opened=opened) as lab,
+        lab.trace(returns=False) if scenario.traced else nullcontext() as tracer,
+    ):
         began_ns, found, runs = lab.guest.clock.monotonic_ns, CellOutcome(), False
         try:
             with Session(lab, [*faults, *seen], watcher) as session:

@@ -1,0 +1,123 @@
+"""The nursery: one process of which the first process of each lab is forked, because Python takes longer to start.
+
+It lives as long as this process, has nothing of a lab, and is started again where what a lab inherits has changed.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import threading
+from typing import Any
+
+from skblab.errors import GuestLost
+from skblab.host import process
+from skblab.host.waiting import wait
+
+ANSWER_TIMEOUT_S = 10.0
+REPLY_BYTES = 1 << 12
+CALL = "m.nurse("  # host/lab_init.py
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD")
+NAMESPACES = ("user", "mnt", "pid", "net", "ipc")
+LIMITS = tuple(value for name, value in vars(resource).items() if name.startswith("RLIMIT_"))
+
+_lock = threading.Lock()
+_nursery: "tuple[Any, _Nursery] | None" = None
+
+
+class _Nursery:
+    """The process, and the socket that takes orders."""
+
+    def __init__(self) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._orders.settimeout(ANSWER_TIMEOUT_S)
+        with theirs:
+            self._process = process.start(
+                process.of_ours("lab_init", f"{CALL}{theirs.fileno()})"),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # its children may outlive this process and the reader of its stderr
+                pass_fds=[theirs.fileno()],
+                new_session=True,
+            )
+
+    def fork(self, control: socket.socket) -> tuple[dict[str, Any], list[int]]:
+        """Have it fork; return its answer.
+
+        :raises ConnectionError: it is gone
+        """
+        socket.send_fds(self._orders, [b"\0"], [control.fileno()])
+        data, fds, _, _ = socket.recv_fds(self._orders, REPLY_BYTES, 1)
+        if not data:
+            raise ConnectionResetError
+        return json.loads(data), list(fds)
+
+    def close(self, *, ours: bool) -> None:
+        """Let it end, if it is not our parent's: then forget it. Its children live on."""
+        self._orders.close()
+        if not ours:
+            process.let_live(self._process)
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(ANSWER_TIMEOUT_S)
+
+
+def _surroundings() -> tuple[object, ...]:
+    """Return what a child inherits, and this process may have changed since the nursery was started."""
+    spaces = []
+    with contextlib.suppress(OSError):  # no /proc: the lab says so
+        spaces = [os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMESPACES]  # noqa: PTH116 - 5 for each lab
+    return (
+        os.getpid(), os.getresuid(), os.getresgid(), tuple(os.getgroups()), tuple(spaces),
+        tuple(os.environ.get(name) for name in INHERITED), tuple(map(resource.getrlimit, LIMITS)),
+        frozenset(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0),
+    )  # fmt: skip
+
+
+def first_process(control: socket.socket) -> tuple[dict[str, Any], int]:
+    """Fork a lab's outer process with *control*; return what it answered, and a pidfd, or -1 with an error.
+
+    :raises MissingPrerequisite: this user may have no more processes
+    :raises GuestLost: it is killed as often as it is started
+    """
+    with _lock:
+        for _ in range(2):
+            try:
+                answer, fds = _current().fork(control)
+            except (ConnectionError, TimeoutError):
+                _forget()
+                continue
+            return answer, (fds or [-1])[0]
+    raise GuestLost("the process that starts labs is gone", found="killed twice", hint="dmesg | grep -i kill")
+
+
+def _current() -> _Nursery:
+    global _nursery  # noqa: PLW0603 - one a process
+    surroundings = _surroundings()
+    if _nursery is None or _nursery[0] != surroundings:
+        _forget()
+        _nursery = surroundings, _Nursery()
+    return _nursery[1]
+
+
+def _forget() -> None:
+    global _nursery  # noqa: PLW0603
+    if _nursery:
+        (pid, *_), nursery = _nursery
+        _nursery = None
+        nursery.close(ours=pid == os.getpid())
+
+
+atexit.register(_forget)
+
+
+def end(pidfd: int, timeout_s: float) -> None:
+    """Wait for the end of a process that is not this one's child; kill it where that takes long."""
+    if not wait([pidfd], timeout_s):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        wait([pidfd], timeout_s)
+    os.close(pidfd)
