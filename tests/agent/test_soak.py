@@ -149,6 +149,6 @@ def test_nothing_grows(lab: Lab) -> None:
         f"seed {seed}: {SOAK_S:g} s, {sent} pings sent, {taken} packets taken by {rounds} sets of rules, "
         f"{steps} steps traced; {last}; grown by {growth}\n"
     )
-    assert sent > taken > rounds > 0
+    assert min(sent, taken) > rounds > 0
     assert steps
     assert not {name: grown for name, grown in growth.items() if grown > SLACK[name]}, (seed, growth, looks)

@@ -138,12 +138,17 @@ def test_what_cannot_be_swept(options: tuple[str, ...], client: tuple[str, ...],
 
 
 def test_what_is_not_the_same_twice_is_said(tmp_path: Path) -> None:
-    """The client reads what this sweep writes."""
-    log = tmp_path / "log"
-    client = ("sh", "-c", f"ping -c1 guest >/dev/null; cat {log}")
-    with log.open("wb") as file:
-        running = process.start([*SKBLAB, "-v", "sweep", "--", *client], stdout=subprocess.PIPE, stderr=file)
-        running.communicate(timeout=60)
+    """The client reads a file that grows."""
+    grows, log = tmp_path / "grows", tmp_path / "log"
+    client = ("sh", "-c", f"ping -c1 guest >/dev/null; cat {grows}")
+    with grows.open("wb") as file:
+        growing = process.start(["sh", "-c", "while echo x; do sleep 0.02; done"], stdout=file, guarded=True)
+    try:
+        with log.open("wb") as file:
+            running = process.start([*SKBLAB, "sweep", "--", *client], stdout=subprocess.PIPE, stderr=file)
+            running.communicate(timeout=60)
+    finally:
+        process.end(growing)
     assert running.returncode == 1
     assert "two runs without a fault differ" in log.read_text()
     assert "stdout: " in log.read_text()
