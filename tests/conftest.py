@@ -33,9 +33,11 @@ from support import complaints
 # Reasons for which a test may be skipped in CI; everywhere else a skip only says its reason.
 EXPECTED_IN_CI: frozenset[str] = frozenset()
 
-# What others have set changes what programs print (in CI, pytest cuts no line of its summary): tests run without it.
+# What others have set changes what programs print (in CI, pytest cuts no line of its summary), and how long they take
+# (a Python that may keep no bytecode starts in twice the time): tests run without it.
 SAID_OTHERWISE = (
     "BUILD_NUMBER", "CI", "COLUMNS", "FORCE_COLOR", "LANGUAGE", "LINES", "NO_COLOR", "PYTEST_ADDOPTS", "PY_COLORS",
+    "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED",
 )  # fmt: skip
 
 # Of the tests that were run, how many may have been run a second time; one in any case.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skblab.host import process
 
-THEIRS = {"CI": "true", "COLUMNS": "40", "NO_COLOR": "1", "LC_ALL": "C"}
+THEIRS = {"CI": "true", "COLUMNS": "40", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C"}
 TESTS = Path(__file__).resolve().parent
 ALL = """
 import os, select, time
