@@ -29,6 +29,7 @@ def one_clear_error(invoke: Callable[[Command, str, bool], None]) -> Callable[[C
 def say(*lines: str) -> None:
     """Print lines."""
     gdb.write("".join(f"{line}\n" for line in lines))
+    gdb.flush()  # into a pipe gdb would write it later, or never, where it is killed
 
 
 class Skb(gdb.Command):
