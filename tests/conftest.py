@@ -63,7 +63,6 @@ _first_failures: list[pytest.TestReport] = []
 _ran: set[str] = set()
 _in_ci = bool(os.environ.get("CI"))
 _complained: set[str] = set()
-_quiet: list[turns.Quiet] = []  # one, in a process of xdist's
 
 for _name in SAID_OTHERWISE:
     os.environ.pop(_name, None)
@@ -91,11 +90,6 @@ def pytest_xdist_setupnodes(specs: list[XSpec]) -> None:
         spec.python = shlex.join([sys.executable, orphans.__file__])
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):
-        _quiet.append(turns.Quiet(Path(config.workerinput["quiet"]), config.workerinput["workerid"]))
-
-
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> turns.Turns | None:
     return turns.Turns(config, log) if config.option.dist == "load" else None
 
@@ -107,9 +101,9 @@ def pytest_configure_node(node: WorkerController) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # or the wait counted against the test's time
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Let a test that measures wall-clock time run when no other does."""
-    if not _quiet:
+    if not hasattr(item.config, "workerinput"):
         return (yield)
-    with _quiet[0].turn_of(item):
+    with turns.quiet(item, Path(item.config.workerinput["quiet"]), item.config.workerinput["workerid"]):
         return (yield)
 
 
@@ -195,8 +189,6 @@ def _too_many_ran_again() -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    for quiet in _quiet:
-        quiet.close()
     if (_unexpected or _complained or _too_many_ran_again()) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

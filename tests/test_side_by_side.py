@@ -68,5 +68,3 @@ def test_what_measures_time_runs_when_nothing_else_does_and_is_counted(tmp_path:
     assert ["beside others"] * 3 in at_once
     assert ["of time"] * 2 in at_once
     assert not [kinds for kinds in at_once if "of time" in kinds and (len(kinds) > 2 or len(set(kinds)) > 1)]
-    last = max(began for kind, began, _ in spans if kind == "beside others")
-    assert last < min(began for kind, began, _ in spans if kind == "of time")

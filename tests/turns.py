@@ -6,7 +6,7 @@ Tests that measure wall-clock time come after all others, two at a time: they wa
 
 import fcntl
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
 
@@ -41,31 +41,15 @@ def is_alone(item: pytest.Item) -> bool:
     return item.get_closest_marker("wall_clock") is not None
 
 
-class Quiet:
-    """What the processes of one run agree on by locks of files: tests that measure time wait for all others."""
-
-    def __init__(self, locks: Path, worker: str) -> None:
-        self._others = Path(f"{locks}.others").open("a")  # noqa: SIM115 - held until this process's last test
-        self._slot = Path(f"{locks}.{int(worker.removeprefix('gw')) % SLOTS}").open("a")  # noqa: SIM115
-        fcntl.flock(self._others, fcntl.LOCK_SH)
-
-    def close(self) -> None:
-        """Let the others' tests that measure time begin: this process, which xdist lets live, has none left."""
-        self._others.close()
-
-    @contextmanager
-    def turn_of(self, item: pytest.Item) -> Iterator[None]:
-        """Wait for a test's turn, and let it run."""
-        if not is_alone(item):
-            yield
-            return
-        fcntl.flock(self._others, fcntl.LOCK_EX)  # when every process has come as far
-        fcntl.flock(self._others, fcntl.LOCK_UN)
-        fcntl.flock(self._slot, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._slot, fcntl.LOCK_UN)
+@contextmanager
+def quiet(item: pytest.Item, locks: Path, worker: str) -> Iterator[None]:
+    """Let a test that measures wall-clock time take one of the slots, and any other test take part in all."""
+    slots = [int(worker.removeprefix("gw")) % SLOTS] if is_alone(item) else range(SLOTS)
+    with ExitStack() as stack:
+        for slot in slots:
+            lock = stack.enter_context(Path(f"{locks}.{slot}").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX if is_alone(item) else fcntl.LOCK_SH)
+        yield
 
 
 class Turns(LoadScopeScheduling):  # type: ignore[misc] # xdist is not read, as pyproject.toml says
