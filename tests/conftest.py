@@ -100,7 +100,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # or the wait counted against the test's time
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Let a test that measures wall-clock time run when no other does."""
+    """Let a test that measures wall-clock time run when none does that measures none."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
     with turns.quiet(item, Path(item.config.workerinput["quiet"]), item.config.workerinput["workerid"]):
@@ -135,7 +135,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
     for item in items:
-        if turns.is_alone(item):
+        if turns.measures_time(item):
             item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=turns.turn)
 

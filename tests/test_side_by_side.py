@@ -32,12 +32,12 @@ def test_beside_others(number):
 def test_of_time(number):
     takes_time("of time")
 """
-THEY = f"""{ALL}
+THEY = """
 def first_time(name):
     return not (HERE / name).exists() and (HERE / name).write_text("") == 0
 
 def test_what_others_have_set():
-    assert not {"CI", "COLUMNS", "NO_COLOR"} & os.environ.keys()
+    assert not {"CI", "COLUMNS", "NO_COLOR", "PYTHONDONTWRITEBYTECODE"} & os.environ.keys()
     assert os.environ["LC_ALL"] == "C.UTF-8"
 
 @pytest.mark.wall_clock
@@ -52,7 +52,7 @@ def test_in_which_a_kernel_complains_once():
 
 
 def test_what_measures_time_runs_when_nothing_else_does_and_is_counted(tmp_path: Path) -> None:
-    (tmp_path / "test_they.py").write_text(THEY)
+    (tmp_path / "test_they.py").write_text(ALL + THEY)
     for name in ("test_more.py", "test_most.py"):
         (tmp_path / name).write_text(ALL)
     argv = [sys.executable, "-m", "pytest", "-n4", "-pconftest", f"-c{TESTS.parent}/pyproject.toml", str(tmp_path)]

@@ -33,22 +33,23 @@ SLOTS = 2
 def turn(item: pytest.Item) -> tuple[bool, int]:
     """Return what a test is sorted by."""
     file = item.nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
-    return is_alone(item), LONGEST.index(file) if file in LONGEST else len(LONGEST)
+    return measures_time(item), LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
-def is_alone(item: pytest.Item) -> bool:
+def measures_time(item: pytest.Item) -> bool:
     """Whether a test measures wall-clock time."""
     return item.get_closest_marker("wall_clock") is not None
 
 
 @contextmanager
 def quiet(item: pytest.Item, locks: Path, worker: str) -> Iterator[None]:
-    """Let a test that measures wall-clock time take one of the slots, and any other test take part in all."""
-    slots = [int(worker.removeprefix("gw")) % SLOTS] if is_alone(item) else range(SLOTS)
+    """Let a test that measures wall-clock time take a slot, or all of them, and any other test take part in all."""
+    mark = item.get_closest_marker("wall_clock")
+    slots = [int(worker.removeprefix("gw")) % SLOTS] if mark and not mark.kwargs.get("alone") else range(SLOTS)
     with ExitStack() as stack:
         for slot in slots:
             lock = stack.enter_context(Path(f"{locks}.{slot}").open("a"))
-            fcntl.flock(lock, fcntl.LOCK_EX if is_alone(item) else fcntl.LOCK_SH)
+            fcntl.flock(lock, fcntl.LOCK_EX if mark else fcntl.LOCK_SH)
         yield
 
 

@@ -550,22 +550,23 @@ def nurse(orders_fd: int) -> None:
         data, fds, _, _ = socket.recv_fds(orders, 1, 1)
         if not data or not fds:
             os._exit(0)
-        reply, give = {}, []
+        give = []
+        with socket.socket(fileno=fds[0]) as control:
+            try:
+                child = os.fork()
+            except OSError as error:
+                control.send(json.dumps(SetUpError("first process", error.errno or 0).reply).encode())
+            else:
+                if child == 0:
+                    orders.close()
+                    os.setsid()
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    live(control)
+                with suppress(ProcessLookupError):  # it has ended already: the controller is gone
+                    give = [os.pidfd_open(child)]
         try:
-            child = os.fork()
-        except OSError as error:
-            reply = SetUpError("first process", error.errno or 0).reply
-        else:
-            if child == 0:
-                orders.close()
-                os.setsid()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                live(socket.socket(fileno=fds[0]))
-            with suppress(ProcessLookupError):  # it has ended already: the controller is gone
-                give = [os.pidfd_open(child)]
-        try:
-            socket.send_fds(orders, [json.dumps(reply).encode()], give)
+            socket.send_fds(orders, [b"\0"], give)
         except OSError:
             os._exit(1)
-        for descriptor in (*fds, *give):
+        for descriptor in give:
             os.close(descriptor)

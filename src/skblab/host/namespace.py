@@ -91,9 +91,7 @@ class Namespaces:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(START_TIMEOUT_S)
         with theirs:
-            answer, self._outer = nursery.first_process(theirs)
-        if "error" in answer:
-            raise _explain(answer)
+            self._outer = nursery.first_process(theirs)
         order = {
             "hosts": self.addresses.hosts_file(),
             "link": "none" if self._wanted[0].on or self._within else self._wanted[0].kind,

@@ -5,7 +5,6 @@ It lives as long as this process, has nothing of a lab, and is started again whe
 
 import atexit
 import contextlib
-import json
 import os
 import resource
 import signal
@@ -19,7 +18,6 @@ from skblab.host import process
 from skblab.host.waiting import wait
 
 ANSWER_TIMEOUT_S = 10.0
-REPLY_BYTES = 1 << 12
 CALL = "m.nurse("  # host/lab_init.py
 INHERITED = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD")
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc")
@@ -44,16 +42,16 @@ class _Nursery:
                 new_session=True,
             )
 
-    def fork(self, control: socket.socket) -> tuple[dict[str, Any], list[int]]:
-        """Have it fork; return its answer.
+    def fork(self, control: socket.socket) -> int:
+        """Have it fork; return a pidfd of its child, or -1 without one.
 
         :raises ConnectionError: it is gone
         """
         socket.send_fds(self._orders, [b"\0"], [control.fileno()])
-        data, fds, _, _ = socket.recv_fds(self._orders, REPLY_BYTES, 1)
+        data, fds, _, _ = socket.recv_fds(self._orders, 1, 1)
         if not data:
             raise ConnectionResetError
-        return json.loads(data), list(fds)
+        return next(iter(fds), -1)
 
     def close(self, *, ours: bool) -> None:
         """Let it end, if it is not our parent's: then forget it. Its children live on."""
@@ -77,8 +75,8 @@ def _surroundings() -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def first_process(control: socket.socket) -> tuple[dict[str, Any], int]:
-    """Fork a lab's outer process with *control*; return what it answered, and a pidfd, or -1 with an error.
+def first_process(control: socket.socket) -> int:
+    """Fork a lab's outer process with *control*, to which a refused fork is told; return a pidfd, or -1 without one.
 
     :raises MissingPrerequisite: this user may have no more processes
     :raises GuestLost: it is killed as often as it is started
@@ -86,11 +84,9 @@ def first_process(control: socket.socket) -> tuple[dict[str, Any], int]:
     with _lock:
         for _ in range(2):
             try:
-                answer, fds = _current().fork(control)
+                return _current().fork(control)
             except (ConnectionError, TimeoutError):
                 _forget()
-                continue
-            return answer, (fds or [-1])[0]
     raise GuestLost("the process that starts labs is gone", found="killed twice", hint="dmesg | grep -i kill")
 
 
