@@ -11,6 +11,7 @@ import resource
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -58,6 +59,7 @@ WORKERS_A_PROCESSOR = 2
 COMPLAINED = ("a guest's kernel complained", True)
 
 _began_s = time.monotonic()
+_began_at = time.time()
 _unexpected: list[str] = []
 _first_failures: list[pytest.TestReport] = []
 _ran: set[str] = set()
@@ -180,8 +182,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     )
     for nodeid in sorted(_complained):
         terminalreporter.write_line(f"a guest's kernel complained in {nodeid}", red=True)
+    for path in _faults():
+        terminalreporter.section(f"a fault of skblab itself: {path}", sep="_")
+        terminalreporter.write_line(path.read_text())
     for line in _unexpected:
         terminalreporter.write_line(f"unexpected skip in CI: {line}", red=True)
+
+
+def _faults() -> list[Path]:
+    """Return the reports of faults of skblab since the beginning: a test may not see what its program printed."""
+    return [
+        path for path in Path(tempfile.gettempdir()).glob("skblab-fault-*.txt") if path.stat().st_mtime >= _began_at
+    ]
 
 
 def _too_many_ran_again() -> bool:
@@ -189,7 +201,7 @@ def _too_many_ran_again() -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if (_unexpected or _complained or _too_many_ran_again()) and session.exitstatus == pytest.ExitCode.OK:
+    if (_unexpected or _complained or _too_many_ran_again() or _faults()) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from skblab.errors import SkblabError
 from skblab.host import process
 from skblab.image.image import Image
 from skblab.lab import Lab
@@ -103,9 +104,17 @@ def test_a_terminal_that_is_closed(name: str) -> None:
     person = Person("exec", "--guest", name, "--", "sh", "-c", SAYS_HOW_IT_ENDS)
     person.reads("runs")
     os.close(person.terminal)
-    person.program.wait(20)
+    assert person.program.wait(20) == 128 + signal.SIGHUP
     waits = "while ! test -s /tmp/told; do sleep 0.01; done; cat /tmp/told; rm /tmp/told"
     assert skblab("exec", "--guest", name, "--", "sh", "-c", waits).stdout == "hung up\n"
+
+
+def test_a_terminal_that_is_closed_to_a_program_that_ignores_it(name: str) -> None:
+    writes = "while echo runs; do sleep 0.1; done"
+    person = Person("exec", "--guest", name, "--", "sh", "-c", writes, program=["env", "--ignore-signal=HUP", *SKBLAB])
+    person.reads("runs")
+    os.close(person.terminal)
+    assert person.program.wait(20) == SkblabError.exit_status  # standard output is refused
 
 
 def test_down_during_a_command_leaves_nothing(image: Image) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import termios
 import tty
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from skblab.clock import Clock
 from skblab.guest.exec import Command
 from skblab.guest.programs import Programs
+from skblab.guest.terminal import keys
 
 AT_ONCE_BYTES = 1 << 16
 
@@ -74,7 +76,8 @@ def raw_keyboard() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 @contextlib.contextmanager
@@ -101,10 +104,10 @@ def _talk(command: Command, clock: Clock) -> None:
             data = os.read(said, AT_ONCE_BYTES)
             if not data:
                 return
-            while data:
-                data = data[os.write(1, data) :]
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
         if 0 in ready:
-            typed = os.read(0, AT_ONCE_BYTES)
+            typed = keys(0, AT_ONCE_BYTES)
             listening = bool(typed)
         if to in ready:
             try:

@@ -1,5 +1,6 @@
 """The terminal of a shell in the guest: a pseudo-terminal whose other side is UML's tty1."""
 
+import errno
 import os
 import pty
 from contextlib import ExitStack
@@ -9,6 +10,19 @@ from skblab.clock import Clock
 
 LEAVE = b"\x1d"  # Ctrl-], as in telnet and virsh console
 NAME_OF_LEAVE = "Ctrl-]"
+
+
+def keys(keyboard: int, most_bytes: int) -> bytes:
+    """Return what was typed; nothing at the end of a file, and of a terminal that is gone.
+
+    :param keyboard: a descriptor that is readable
+    """
+    try:
+        return os.read(keyboard, most_bytes)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""
 
 
 class Terminal:
@@ -41,10 +55,13 @@ class Terminal:
             if ended in ready:
                 return True
             if self.fd in ready:
-                screen.write(os.read(self.fd, 65536))
+                try:
+                    screen.write(os.read(self.fd, 65536))
+                except OSError:  # EIO: the guest's kernel has closed its side, and ends
+                    return True
                 screen.flush()
             if keyboard in ready:
-                typed = os.read(keyboard, 4096)
+                typed = keys(keyboard, 4096)
                 before, leave, _ = typed.partition(LEAVE)
                 os.write(self.fd, before)
                 if leave or not typed:

@@ -98,7 +98,8 @@ class Namespaces:
             "device": self.device,
             "addresses": self.addresses.host,
         }
-        socket.send_fds(self._control, [json.dumps(order).encode()], [self._lock])
+        with contextlib.suppress(ConnectionError):  # it has ended: its last words come below
+            socket.send_fds(self._control, [json.dumps(order).encode()], [self._lock])
         reply, fds = self._receive("namespaces")
         self.pid, self.pidfd = reply["pid"], fds[0]
         registry.record_init(self._lock, self.pid)

@@ -54,13 +54,14 @@ class _Nursery:
         return next(iter(fds), -1)
 
     def close(self, *, ours: bool) -> None:
-        """Let it end, if it is not our parent's: then forget it. Its children live on."""
+        """End it, if it is not our parent's: then forget it. Its children live on."""
         self._orders.close()
         if not ours:
             process.let_live(self._process)
             return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(ANSWER_TIMEOUT_S)
+        with process.undisturbed():
+            self._process.kill()  # it has nothing to lose, and may be stopped
+            self._process.wait()
 
 
 def _surroundings() -> tuple[object, ...]:
@@ -76,7 +77,7 @@ def _surroundings() -> tuple[object, ...]:
 
 
 def first_process(control: socket.socket) -> int:
-    """Fork a lab's outer process with *control*, to which a refused fork is told; return a pidfd, or -1 without one.
+    """Fork a lab's outer process, which answers on *control*; return a pidfd, or -1 of one that ended at once.
 
     :raises MissingPrerequisite: this user may have no more processes
     :raises GuestLost: it is killed as often as it is started
@@ -107,7 +108,10 @@ def _forget() -> None:
         nursery.close(ours=pid == os.getpid())
 
 
-atexit.register(_forget)
+@atexit.register
+def _end_with_us() -> None:
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):  # a signal, to a process that is ending
+        _forget()
 
 
 def end(pidfd: int, timeout_s: float) -> None:

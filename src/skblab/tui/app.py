@@ -33,6 +33,7 @@ MOST_ROWS = 100
 LISTED_ONE_BY_ONE = 5  # decisions that the client's pane lists; of more it prints the sum
 LAST_WORDS_S = 1.0  # for the client's summary, when the user leaves
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGTSTP, signal.SIGCONT)
 
 
 class HoldApp(Decisions):
@@ -90,7 +91,10 @@ class HoldApp(Decisions):
         self.tick()
 
     def on_unmount(self) -> None:
-        """Close the client's terminal."""
+        """Close the client's terminal; Ctrl-Z is the shell's again."""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPPING:  # Textual's handlers need its loop, which ends before this process
+                signal.signal(number, signal.SIG_DFL)
         if hasattr(self, "client"):
             self.client.close()
 
