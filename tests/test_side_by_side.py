@@ -64,6 +64,9 @@ def test_what_measures_time_runs_when_nothing_else_does_and_is_counted(tmp_path:
     assert "a guest's kernel complained in " in said
     lines = [line.rsplit(maxsplit=2) for line in (tmp_path / "spans").read_text().splitlines()]
     spans = [(kind, float(began), float(ended)) for kind, began, ended in lines]
+    first, last = (min(began for kind, began, _ in spans if kind == "of time"),
+                   max(ended for kind, _, ended in spans if kind == "beside others"))  # fmt: skip
+    assert first > last
     at_once = [[kind for kind, began, ended in spans if began <= at < ended] for _, at, _ in spans]
     assert ["beside others"] * 3 in at_once
     assert ["of time"] * 2 in at_once

@@ -6,9 +6,10 @@ Tests that measure wall-clock time come after all others, two at a time: they wa
 
 import fcntl
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
+from typing import IO
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -41,16 +42,45 @@ def measures_time(item: pytest.Item) -> bool:
     return item.get_closest_marker("wall_clock") is not None
 
 
-@contextmanager
-def quiet(item: pytest.Item, locks: Path, worker: str) -> Iterator[None]:
-    """Let a test that measures wall-clock time take a slot, or all of them, and any other test take part in all."""
-    mark = item.get_closest_marker("wall_clock")
-    slots = [int(worker.removeprefix("gw")) % SLOTS] if mark and not mark.kwargs.get("alone") else range(SLOTS)
-    with ExitStack() as stack:
-        for slot in slots:
-            lock = stack.enter_context(Path(f"{locks}.{slot}").open("a"))
-            fcntl.flock(lock, fcntl.LOCK_EX if mark else fcntl.LOCK_SH)
-        yield
+class Quiet:
+    """What the processes of one run agree on: tests that measure time wait until no process has others left.
+
+    By fcntl(2)'s locks of files, which are one process's: a test's child would take flock(2)'s along.
+    """
+
+    def __init__(self, locks: Path) -> None:
+        paths = [Path(f"{locks}.{number}") for number in range(1 + SLOTS)]
+        self._others, *self._slots = (path.open("a+") for path in paths)
+        fcntl.lockf(self._others, fcntl.LOCK_SH)
+
+    def end(self) -> None:
+        """Say that this process, which xdist lets live, has no tests left."""
+        fcntl.lockf(self._others, fcntl.LOCK_UN)
+
+    @contextmanager
+    def turn_of(self, item: pytest.Item) -> Iterator[None]:
+        """Let a test run: one that measures time takes a slot, or all of them."""
+        mark = item.get_closest_marker("wall_clock")
+        if not mark:
+            yield
+            return
+        for step in (fcntl.LOCK_UN, fcntl.LOCK_EX, fcntl.LOCK_UN):  # waits until every process has come as far
+            fcntl.lockf(self._others, step)
+        taken = self._slots if mark.kwargs.get("alone") else [self._free_slot()]
+        for slot in taken:
+            fcntl.lockf(slot, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            for slot in taken:
+                fcntl.lockf(slot, fcntl.LOCK_UN)
+
+    def _free_slot(self) -> IO[str]:
+        for slot in self._slots:
+            with suppress(OSError):
+                fcntl.lockf(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return slot
+        return self._slots[0]
 
 
 class Turns(LoadScopeScheduling):  # type: ignore[misc] # xdist is not read, as pyproject.toml says
