@@ -57,7 +57,7 @@ def is_decided(rule: Rule) -> bool:
     return rule.verdict == "hold" and not rule.hold_count
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Decision:
     """What is done at a moment of a run.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from skblab.packet import Packet
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hit:
     """A packet met a rule.
 
@@ -29,7 +29,7 @@ class Hit:
         return f"{self.function} #{self.occurrence}: {self.verdict}: {self.packet.summary()}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stop:
     """The whole kernel is stopped by gdb, at a rule's function.
 

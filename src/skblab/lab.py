@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from skblab.agent.running import Running
 from skblab.agent.streams import Hold, Probe
-from skblab.debugger import prompt
-from skblab.debugger.session import Debugger
 from skblab.errors import UsageError
 from skblab.event import Hit
 from skblab.guest.complaint import Complaint
@@ -21,6 +19,9 @@ from skblab.policy import LEASE_S, Decide, Policy
 from skblab.rule import Occurrence, Rule
 from skblab.serve import start_commands
 from skblab.trace.tracer import Tracer, TraceSpec
+
+if TYPE_CHECKING:
+    from skblab.debugger.session import Debugger
 
 
 class Lab(LabLife):
@@ -174,12 +175,14 @@ class Lab(LabLife):
         """
         start_commands(self.guest, self._ready_agent(), [command], self._nodes)
 
-    def debugger(self) -> Debugger:
+    def debugger(self) -> "Debugger":
         """Return a gdb session on the guest kernel; entering it attaches."""
+        from skblab.debugger.session import Debugger  # noqa: PLC0415 - few labs have one
+
         self.check()
         return Debugger(self.image, self.guest, self.namespaces)
 
-    def stop_on_rules(self, debugger: Debugger) -> int:
+    def stop_on_rules(self, debugger: "Debugger") -> int:
         """Let gdb stop the kernel wherever a rule's verdict is "stop"; return the stop's number."""
         agent = self._ready_agent()
         return debugger.set_agent_stop(agent.channel.stop_address, ensure_agent(self.image.path))
@@ -195,6 +198,8 @@ class Lab(LabLife):
         :raises DebuggerError: gdb cannot attach
         :raises UsageError: the guest runs in virtual time
         """
+        from skblab.debugger import prompt  # noqa: PLC0415 - as above
+
         if self.spec.time == "virtual":
             raise UsageError("a person at gdb's prompt takes real time", hint="without --time virtual")
         wanted = prompt.Wanted(tuple(commands), user_init, attached)

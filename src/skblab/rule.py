@@ -19,7 +19,7 @@ OCCURRENCE = re.compile(r"@([0-9]{1,10})(-)?([0-9]{1,10})?$")
 BARE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*($|if\s.*|@.*)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Occurrence:
     """Which matches count: from ``first`` to ``last`` (0: no end), every ``every``-th, or ``percent`` of them."""
 
@@ -47,7 +47,7 @@ class Occurrence:
         return f"@{self.first}-{self.last or ''}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rule(Arguments):
     """One rule: what happens to which packets at a function, and the verdict's arguments by keyword.
 
@@ -63,7 +63,7 @@ class Rule(Arguments):
     filter: str = ""
 
     def __post_init__(self) -> None:
-        Arguments.__post_init__(self)  # super() does not know a class with slots, which dataclass() replaces
+        super().__post_init__()
         if self.verdict not in VERDICTS:
             raise RuleError(f"no such verdict: {self.verdict}", hint=f"one of: {', '.join(VERDICTS)}")
 

@@ -63,7 +63,7 @@ def counted(rule: RuleOutcome) -> str:
     return "; ".join([first.removeprefix(f"{rule.rule}: "), *rest])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SavedRun:
     """A run that can be done again: ``run()`` does it, ``differences()`` compares.
 
@@ -287,7 +287,7 @@ class SavedRun:
         return found + [Difference(key, OF_OUTCOME[key], now.outcome[key]) for key in worse]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Difference:
     """What two outcomes do not have in common: ``what`` is a key of ``[outcome]``."""
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Self
 
 from skblab.agent.abi import Counts
 from skblab.agent.streams import Hold
-from skblab.debugger.session import Debugger
 from skblab.decision import INTERRUPT, Deciding, Decision, by_hand, is_decided
 from skblab.event import Hit, Stop
 from skblab.guest.boot import LAST_WORDS_S
@@ -31,9 +29,12 @@ from skblab.rule import Rule
 from skblab.verdict import VERDICTS
 
 if TYPE_CHECKING:
-    from skblab.agent.running import Running
+    import socket
 
-Watched = Debugger | Deciding | socket.socket | int
+    from skblab.agent.running import Running
+    from skblab.debugger.session import Debugger
+
+    Watched = Debugger | Deciding | socket.socket | int
 TimeLeft = Callable[[], float | None]
 
 STOP_TIMEOUT_S = 1.0  # gdb has said that there is one
@@ -52,7 +53,7 @@ class Watcher:
         """Note that the kernel has been resumed; it was stopped for so long."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RuleOutcome:
     """What became of the packets that a rule's filter took.
 
@@ -90,7 +91,7 @@ class RuleOutcome:
         return [f"{self.rule}: {', '.join(shown)}", *self.counts.caveats, *([] if self.fired else ["never fired"])]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outcome:
     """What came of a run.
 
@@ -314,8 +315,8 @@ class Session:
                     return client.wait()
 
     def _ready(
-        self, end: int | None, watched: Sequence[Watched], client: process.Client | None, left_s: TimeLeft
-    ) -> list[Watched]:
+        self, end: int | None, watched: "Sequence[Watched]", client: process.Client | None, left_s: TimeLeft
+    ) -> "list[Watched]":
         """Wait for a client's end, or for one of those that are watched, and pass a Ctrl-C on to the client.
 
         :raises subprocess.TimeoutExpired: the time is over; the client was killed
@@ -331,8 +332,8 @@ class Session:
         return self._waited(end, watched, client, left_s)
 
     def _waited(
-        self, end: int | None, watched: Sequence[Watched], client: process.Client | None, left_s: TimeLeft
-    ) -> list[Watched]:
+        self, end: int | None, watched: "Sequence[Watched]", client: process.Client | None, left_s: TimeLeft
+    ) -> "list[Watched]":
         clock = self.lab.guest.clock
         began_s = clock.monotonic_ns / 1e9
         with wakeup() as woken:
@@ -359,7 +360,7 @@ class Session:
     def _stops(self) -> int:
         return sum(one.counts.stopped for one in self._running) if self._debugger else 0
 
-    def _report_stop(self, debugger: Debugger) -> None:
+    def _report_stop(self, debugger: "Debugger") -> None:
         stopped = debugger.wait_stop(STOP_TIMEOUT_S)
         raw = stopped.packet
         packet = Packet(bytes.fromhex(raw.linear), raw.protocol) if raw else None

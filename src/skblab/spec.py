@@ -57,7 +57,7 @@ class LabFields(TypedDict, total=False):
     clock: Stops
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LabSpec:
     """A lab that can be started, any number of times, in this process or in another: it can be pickled.
 

@@ -72,7 +72,7 @@ def summary(data: bytes, protocol: int, length: int | None = None) -> str:
     return " ".join("".join(line.said).split())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Carried:
     """What an IP packet carries: from where in the data, and how many bytes; *said*: its addresses are printed."""
 

@@ -25,7 +25,7 @@ UNQUOTED = re.compile(r'[^,\s"#]+')
 UNFIXED = "fix=False"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Arguments:
     """What may stand behind a verdict's word. Each verdict reads its own fields; the others keep their defaults."""
 
@@ -51,7 +51,7 @@ class Arguments:
             raise RuleError(f"{self.corrupted_bytes} bytes, {self.bits_per_s} bit/s", hint="see skblab run --help")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Numbers:
     """A verdict's arguments as the agent gets them (kernel/agent/agent_abi.h struct agent_arm)."""
 
@@ -60,7 +60,7 @@ class Numbers:
     argument: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """One verdict.
 

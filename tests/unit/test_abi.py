@@ -14,17 +14,17 @@ from skblab.verdict import MOST_COPIES, ROWS, VERDICTS
 
 HEADER = kernel_dir() / "agent" / "agent_abi.h"
 STRUCTS = {
-    "agent_counts": abi.Counts.LAYOUT, "agent_record": abi.RECORD, "agent_arm": abi.Arm.LAYOUT,
+    "agent_counts": abi.Counts.LAYOUT, "agent_record": abi.RECORD, "agent_arm": abi.ARM_LAYOUT,
     "agent_decide": abi.DECIDE, "agent_write": abi.WRITE,
-    "agent_hit": abi.HIT_LAYOUT, "agent_done": abi.Done.LAYOUT, "agent_end": abi.End.LAYOUT,
-    "agent_task": abi.Task.LAYOUT,
-    "agent_field": abi.Field.LAYOUT, "agent_follow": abi.Follow.LAYOUT, "agent_trace_probe": abi.TraceProbe.LAYOUT,
+    "agent_hit": abi.HIT_LAYOUT, "agent_done": abi.DONE_LAYOUT, "agent_end": abi.END_LAYOUT,
+    "agent_task": abi.TASK_LAYOUT,
+    "agent_field": abi.FIELD_LAYOUT, "agent_follow": abi.FOLLOW_LAYOUT, "agent_trace_probe": abi.PROBE_LAYOUT,
     "agent_step": abi.STEP, "agent_more": abi.MORE, "agent_by_hand": abi.BY_HAND_LAYOUT, "agent_return": abi.RETURN,
     "agent_kin": abi.KIN, "agent_device": abi.DEVICE,
 }  # fmt: skip
 # Structs within others: described where they are, or behind them.
 INSIDE = {"agent_tracing"}
-BEHIND = {"agent_follow": abi.FIELDS * abi.Field.LAYOUT.size}
+BEHIND = {"agent_follow": abi.FIELDS * abi.FIELD_LAYOUT.size}
 STRUCT = re.compile(r"^struct (\w+) \{(.*?)^\};", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"/\*.*?\*/|__attribute__\(\(aligned\(64\)\)\)", re.DOTALL)
 MEMBER = re.compile(r"(struct )?(\w+) (.*)", re.DOTALL)
@@ -117,20 +117,20 @@ def test_every_member_lies_where_python_packs_it(tmp_path: Path) -> None:
     assert sizes["agent_shared"] == abi.SHARED_BYTES
 
 
-ARM = abi.Arm(**{name: 100 + at for at, name in enumerate(abi.Arm.__slots__) if name != "filter"}, filter=bytes(72))
+ARM = abi.Arm(**{name: 100 + at for at, name in enumerate(abi.Arm._fields) if name != "filter"}, filter=bytes(72))
 TRACE_PROBE = abi.TraceProbe(  # as the agent reads it: numbers
-    **{name: 100 + at for at, name in enumerate(abi.TraceProbe.__slots__)}  # type: ignore[arg-type]
+    **{name: 100 + at for at, name in enumerate(abi.TraceProbe._fields)}  # type: ignore[arg-type]
 )
 FOLLOW = abi.Follow(bytes(48), (abi.Field((101, 102, 103), 104),), 105, 106)
 COMMANDS: dict[str, tuple[bytes, dict[str, int]]] = {
     "agent_arm": (
         ARM.encode(7, 8),
-        {name: getattr(ARM, name) for name in abi.Arm.__slots__ if name != "filter"}
+        {name: getattr(ARM, name) for name in abi.Arm._fields if name != "filter"}
         | {"kind": abi.Command.ARM, "rule": 7, "cookie": 8, "filter_length": 9},
     ),
     "agent_trace_probe": (
         TRACE_PROBE.encode(8),
-        {name: getattr(TRACE_PROBE, name) for name in abi.TraceProbe.__slots__ if name != "number"}
+        {name: getattr(TRACE_PROBE, name) for name in abi.TraceProbe._fields if name != "number"}
         | {"kind": abi.Command.TRACE_PROBE, "rule": TRACE_PROBE.number, "cookie": 8},
     ),
     "agent_follow": (

@@ -1,6 +1,5 @@
 """From a rule to the agent's command, without a kernel: an index of a few functions is enough."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,8 +97,8 @@ def test_occurrences_filters_and_leases(small: Image) -> None:
     chances = {"100%": 0, "50%": CHANCES // 2, "0.0000001%": 4}
     for percent, chance in chances.items():
         arm = compiled(small, "ip_rcv = drop")
-        assert compiled(small, f"ip_rcv = drop @random {percent}") == replace(arm, chance=chance, seed=SEED)
-        assert compiled(small, f"ip_rcv = drop @random {percent} seed 9") == replace(arm, chance=chance, seed=9)
+        assert compiled(small, f"ip_rcv = drop @random {percent}") == arm._replace(chance=chance, seed=SEED)
+        assert compiled(small, f"ip_rcv = drop @random {percent} seed 9") == arm._replace(chance=chance, seed=9)
 
 
 def test_what_the_caller_gets_and_what_a_held_packet_needs(small: Image) -> None:

@@ -113,7 +113,7 @@ class Indirection(enum.IntEnum):
     IN_LIST = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Counts:
     """struct agent_counts: what became of the packets that one rule's filter took.
 
@@ -153,8 +153,10 @@ class Counts:
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("=15Q8x")
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
+ARM_LAYOUT = struct.Struct("=IHH10Qq5I2i4B2I")
+
+
+class Arm(NamedTuple):
     """struct agent_arm: put a rule on a function. ``verdict`` is a row's number (skblab.verdict)."""
 
     address: int
@@ -181,12 +183,10 @@ class Arm:
     net_arguments: int = 0
     at_once: int = 0
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHH10Qq5I2i4B2I")
-
     def encode(self, rule: int, cookie: int) -> bytes:
         """Return the command's bytes."""
-        head = self.LAYOUT.pack(
-            self.LAYOUT.size + len(self.filter), Command.ARM, rule, cookie, self.address,
+        head = ARM_LAYOUT.pack(
+            ARM_LAYOUT.size + len(self.filter), Command.ARM, rule, cookie, self.address,
             self.first, self.last, self.every, self.delay_ns, self.jitter_ns, self.lease_ns,
             self.text_start, self.text_end, self.argument,
             self.chance, self.seed, self.verdict, self.reason, self.captured_bytes,
@@ -234,23 +234,25 @@ def _with_data(layout: struct.Struct, data: bytes, *fields: int) -> bytes:
     return (layout.pack(size, *fields) + data).ljust(size, b"\0")
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+FIELD_LAYOUT = struct.Struct(f"={FIELD_HOPS}HBB2x")
+
+
+class Field(NamedTuple):
     """struct agent_field: a value behind pointers, from the struct sk_buff on."""
 
     offsets: tuple[int, ...]
     size_bytes: int
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct(f"={FIELD_HOPS}HBB2x")
-
     def encode(self) -> bytes:
         """Return its bytes."""
         padded = (*self.offsets, *[0] * FIELD_HOPS)[:FIELD_HOPS]
-        return self.LAYOUT.pack(*padded, len(self.offsets), self.size_bytes)
+        return FIELD_LAYOUT.pack(*padded, len(self.offsets), self.size_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Follow:
+FOLLOW_LAYOUT = struct.Struct("=IHHQQQII")
+
+
+class Follow(NamedTuple):
     """struct agent_follow: which packets a trace follows, and which fields it reports at each step."""
 
     filter: bytes = b""
@@ -258,20 +260,20 @@ class Follow:
     text_start: int = 0
     text_end: int = 0
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQQII")
-
     def encode(self, cookie: int) -> bytes:
         """Return the command's bytes."""
-        fields = b"".join(field.encode() for field in self.fields).ljust(FIELDS * Field.LAYOUT.size, b"\0")
-        size = self.LAYOUT.size + len(fields) + len(self.filter)
-        head = self.LAYOUT.pack(
+        fields = b"".join(field.encode() for field in self.fields).ljust(FIELDS * FIELD_LAYOUT.size, b"\0")
+        size = FOLLOW_LAYOUT.size + len(fields) + len(self.filter)
+        head = FOLLOW_LAYOUT.pack(
             size, Command.FOLLOW, 0, cookie, self.text_start, self.text_end, len(self.fields), len(self.filter) // 8
         )
         return head + fields + self.filter
 
 
-@dataclass(frozen=True, slots=True)
-class TraceProbe:
+PROBE_LAYOUT = struct.Struct("=IHHQQ8B")
+
+
+class TraceProbe(NamedTuple):
     """struct agent_trace_probe: a probe of a trace."""
 
     number: int
@@ -285,12 +287,10 @@ class TraceProbe:
     no_reason: int = 0
     indirection: Indirection = Indirection.DIRECT
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQ8B")
-
     def encode(self, cookie: int) -> bytes:
         """Return the command's bytes."""
-        return self.LAYOUT.pack(
-            self.LAYOUT.size, Command.TRACE_PROBE, self.number, cookie, self.address,
+        return PROBE_LAYOUT.pack(
+            PROBE_LAYOUT.size, Command.TRACE_PROBE, self.number, cookie, self.address,
             self.skb_argument, self.argument, self.role, self.step, self.returns, self.no_drop, self.no_reason,
             self.indirection,
         )  # fmt: skip
@@ -335,19 +335,21 @@ class Hit(NamedTuple):
 HIT_LAYOUT = struct.Struct("=IHH6QIIiIIIIHHHH4x")
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+DONE_LAYOUT = struct.Struct(f"=IHHQq{NOTE_BYTES}s")
+
+
+class Done(NamedTuple):
     """struct agent_done: the answer to a command; a refusal may have a note."""
 
     cookie: int
     result: int
     note: str = ""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct(f"=IHHQq{NOTE_BYTES}s")
+
+END_LAYOUT = struct.Struct("=IHHQQI4x")
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """struct agent_end: a packet is held no more, or (``ALL``) no packet of its rule."""
 
     rule: int
@@ -356,11 +358,11 @@ class End:
     dropped: bool
     cause: Cause = Cause.DECIDED
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHQQI4x")
+
+TASK_LAYOUT = struct.Struct("=IHHii16s2B6x")
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """struct agent_task: a task of a program of the guest's; ``call`` is the number of its system call, or -1."""
 
     pid: int
@@ -368,8 +370,6 @@ class Task:
     name: str
     runs: bool
     is_kernels: bool
-
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=IHHii16s2B6x")
 
 
 def decode(record: bytes) -> Hit | Done | End | Task:
@@ -385,13 +385,13 @@ def decode(record: bytes) -> Hit | Done | End | Task:
         data = record[HIT_LAYOUT.size : end]
         return Hit(*(rule, *fields[3:], checksum_start, checksum_offset, data, words))
     if kind == Event.DONE:
-        cookie, result, note = Done.LAYOUT.unpack_from(record)[3:]
+        cookie, result, note = DONE_LAYOUT.unpack_from(record)[3:]
         return Done(cookie, result, note.rstrip(b"\0").decode(errors="replace"))
     if kind in {Event.RELEASED, Event.DROPPED}:
-        at_ns, packet, cause = End.LAYOUT.unpack_from(record)[3:]
+        at_ns, packet, cause = END_LAYOUT.unpack_from(record)[3:]
         return End(rule, at_ns, packet, kind == Event.DROPPED, Cause(cause))
     if kind == Event.TASK:
-        pid, call, name, runs, is_kernels = Task.LAYOUT.unpack_from(record)[3:]
+        pid, call, name, runs, is_kernels = TASK_LAYOUT.unpack_from(record)[3:]
         return Task(pid, call, name.partition(b"\0")[0].decode(errors="replace"), bool(runs), bool(is_kernels))
     raise ValueError(f"unknown event of kind {kind}")
 

@@ -50,7 +50,7 @@ NET_RX_DROP = 1  # include/linux/netdevice.h
 NET_XMIT_DROP = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Contract:
     """What a function that owns its packet promises its caller.
 
@@ -93,7 +93,7 @@ CONTRACTS: dict[str, Contract] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PacketArgument:
     """The argument by which a function gets its packet.
 
@@ -117,7 +117,7 @@ class PacketArgument:
         return self.type == SKB_TYPE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class References:
     """Arguments that a held packet needs to stay valid: bit n is argument n (kernel/agent/keep.c takes references)."""
 

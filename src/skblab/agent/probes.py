@@ -26,7 +26,7 @@ ENDS = ("skb_release_data",)
 BOUNDARIES = ("handle_softirqs", "__do_softirq")  # kernel/softirq.c
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FunctionProbe:
     """A function that a trace probes, and the command that arms the probe."""
 

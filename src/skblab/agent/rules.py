@@ -100,7 +100,7 @@ class Rules:
         :raises RuleError: libpcap does not understand the filter
         """
         arm = self._compile(rule, find_function(self.image, rule.function), lease_s)
-        return self.arm_as(rule, dataclasses.replace(arm, at_once=int(at_once)), listener)
+        return self.arm_as(rule, arm._replace(at_once=int(at_once)), listener)
 
     def arm_at(self, rule: Rule, function: Function, listener: Listener = ignore) -> Armed:
         """Put a rule in force at a function that need not be the image's."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SMALL_INT = 256  # CPython keeps one object of each int up to this one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Edited:
     """A packet after a change.
 
@@ -110,7 +110,7 @@ def _put_payload(layers: "Layers", payload: bytes) -> None:
         layers.add_payload(padding)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Change:
     """A layer after the change, its place before, and the names of the fields that were set or deleted."""
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scapy.packet import Packet as Layers
 
 
-@dataclass(slots=True)
+@dataclass
 class Written(Part):
     """A layer as written: its place before the change, or None, and the fields that the change has set."""
 
@@ -20,7 +20,7 @@ class Written(Part):
     named: frozenset[str] = frozenset()
 
 
-@dataclass(slots=True)
+@dataclass
 class Built:
     """A packet before and after a change, layer by layer."""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MOST_LENGTH = 0xFFFF
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Length:
     """A length field: ``(bytes - less) / unit``, in some bits of one or two bytes."""
 
@@ -42,7 +42,7 @@ class Length:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kind:
     """What has to be updated when a layer changes.
 
@@ -82,7 +82,7 @@ KINDS = {
 NONE = Kind()
 
 
-@dataclass(slots=True)
+@dataclass
 class Part:
     """A layer's place in a packet's bytes: its header, and where everything inside it ends."""
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checksum:
     """A checksum that the kernel or the device has still to write (include/linux/skbuff.h CHECKSUM_PARTIAL).
 

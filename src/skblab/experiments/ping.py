@@ -34,7 +34,7 @@ CLOCK_MONOTONIC_COARSE = 6  # clock_getres(2): its resolution is the tick of the
 IP_RECVERR = 11  # ip(7): errors of the device, ENOBUFS among them, are reported to the sender
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoppedPing:
     """A ping stopped inside the kernel: where, and its packet."""
 
@@ -44,7 +44,7 @@ class StoppedPing:
     client: process.Client
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stop:
     """One held ping: for how long the kernel was stopped, and what the client measured."""
 
@@ -55,7 +55,7 @@ class Stop:
     backtrace: tuple[dict[str, Any], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Staircase:
     """Pings that piled up behind a held one. ``enobufs`` counts sends that the full queue refused."""
 
@@ -66,7 +66,7 @@ class Staircase:
     link: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Result:
     """The whole experiment, as printed by ``--json``. ``lost`` counts pings that were sent and never answered."""
 

@@ -15,7 +15,7 @@ LONGER_S = 0.1
 NOTE = "The pings of skblab ping as one command; a rule holds each that was held, while the kernel runs on."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """What to do: ``count`` plain pings, one held ping for each of ``holds_s``, a staircase for ``staircase_s``."""
 

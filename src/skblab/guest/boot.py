@@ -33,7 +33,7 @@ LAST_WORDS_S = 1.0  # from the notification of a panic to the kernel's end
 STACK_TIMEOUT_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Boot:
     """What to boot: the guest's files and size."""
 

@@ -76,7 +76,7 @@ FINER = {"ubsan", "refcount", "list", "odebug", "ref_tracker", "bug"}  # kinds t
 FATAL = {"panic", "bug", "oops"}  # a panic that follows one of them is the same event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Complaint:
     """One report of the guest's kernel about a fault of its own.
 

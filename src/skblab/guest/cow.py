@@ -25,7 +25,7 @@ HEADER_BYTES = V3_PADDED.size
 COPY_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Header:
     """A COW file's header: its backing file, and that file's size and mtime when the COW file was made."""
 

@@ -27,7 +27,7 @@ NO_IMAGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Holder:
     """Who has locked a file: a process, and its lab."""
 
@@ -48,7 +48,7 @@ class Holder:
         return f"kill {self.pid}" if self.pid > 0 else "end the lab that has it"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Disk:
     """One disk of a guest: an image, or a COW file, whose header names *backing*."""
 

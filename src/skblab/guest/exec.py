@@ -220,7 +220,7 @@ class Command:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Program:
     """A program to start in the guest; the fields are the parameters of ``Guest.popen()``."""
 

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from skblab.errors import SkblabError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Losses:
     """How many frames all links have lost, and where.
 

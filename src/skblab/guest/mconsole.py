@@ -34,7 +34,7 @@ class Kind(enum.IntEnum):
     USER = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Notification:
     """One datagram from the guest's kernel: its mconsole is open, it panics, or a process wrote to /proc/mconsole."""
 

@@ -14,7 +14,7 @@ NAME = re.compile(r"[a-z][a-z0-9_-]{0,14}")  # also a network device's (IFNAMSIZ
 MOST = 16  # beside the host; kernel/init/nodes.c MOST_NODES
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Node:
     """A node: its name, its device, and the device's addresses with their prefix lengths."""
 

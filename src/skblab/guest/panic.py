@@ -28,7 +28,7 @@ NO_TRACE = "the kernel printed no call trace: it was on its signal stack; a gdb 
 PRINTING_S = 1.0  # the kernel notifies first (drivers/mconsole_kern.c add_notifier()), prints the trace, and ends
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GuestPanicked:
     """A guest kernel has panicked.
 

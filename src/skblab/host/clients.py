@@ -7,7 +7,7 @@ SUMMARY = re.compile(r"rtt min/avg/max/mdev = ([\d.]+)/")
 REPLY = re.compile(r"icmp_seq=(\d+) .*?time=([\d.]+) ms( \(DUP!\))?")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PingReply:
     """One reply as ping (iputils) reports it."""
 

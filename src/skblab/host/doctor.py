@@ -20,7 +20,7 @@ GUEST_MEMORY = "/dev/shm"  # noqa: S108 - where UML keeps it
 SYSTEM_PATH = ":/usr/sbin:/sbin"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Finding:
     """One answer: what was examined, whether it is good, what was found, a hint; ``needed``: no lab runs without it."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from skblab.errors import MissingPrerequisite
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Gdb:
     """How to start a gdb that has Python.
 

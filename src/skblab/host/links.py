@@ -13,7 +13,7 @@ MOST = 8  # kernel/init/link.c MOST_LINKS
 GRAMMAR = "[NAME][,tap|veth][,guest=ADDRESS/LENGTH][,host=ADDRESS/LENGTH], or on=LAB[,guest=ADDRESS/LENGTH]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Addresses:
     """The addresses of the link's two ends, one of each family, with prefix length: 192.168.10.254/24."""
 
@@ -32,7 +32,7 @@ class Addresses:
         return "\n".join(f"{address.split('/')[0]} {name}" for addresses, name in names for address in addresses)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Wanted:
     """A link to make: a device of the lab's own host side, or a port *on* another lab's switch."""
 

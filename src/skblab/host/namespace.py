@@ -33,7 +33,7 @@ LIMITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GuestLink:
     """One of the guest's devices: its kind of link, its addresses, and its descriptor unless process 1 has it."""
 

@@ -23,7 +23,7 @@ LONGEST_COMMAND = 1000
 VALID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Owner:
     """Who runs a lab: the process that started it, its command, and the lab's process 1 (0: not yet started).
 

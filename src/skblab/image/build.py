@@ -43,7 +43,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the step, the number of files done, and about how many there are (0: unknown)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """What to build: Debian's source of *series*, or *source*, a tree or a tarball; *config*: the user's fragments.
 

@@ -12,7 +12,7 @@ from skblab.image.recipe import parse_config
 NO_SOURCE = ("obj", "scripts")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SourceChange:
     """A source file of one or both images: lines added and removed."""
 
@@ -22,7 +22,7 @@ class SourceChange:
     patch: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ImageDifference:
     """The difference. *options*: CONFIG_X -> its two values, ``n``: not set. Functions: by their signatures."""
 

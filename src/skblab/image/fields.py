@@ -18,7 +18,7 @@ EXPRESSION = re.compile(r"skb((?:\s*(?:->|\.)\s*\w+)+)\s*")
 MEMBER = re.compile(r"(?:->|\.)\s*(\w+)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Field:
     """One value, reached through pointers.
 

@@ -46,7 +46,7 @@ def kernel_dir() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "kernel"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recipe:
     """How images of one series and variant are made, apart from source and compiler; *own*: the user's fragments."""
 

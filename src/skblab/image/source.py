@@ -26,7 +26,7 @@ READ_ANYWHERE = ("*/Kconfig*", "*/Makefile*", "*/Kbuild*")
 VERSION_LINE = re.compile(r"^(VERSION|PATCHLEVEL) *= *(\d+)", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
     """A kernel's source: a tarball, of Debian or another, or a tree, which is never written to."""
 

@@ -34,7 +34,7 @@ SOURCE_PREFIX = "/skblab/"
 OUTERMOST = ("new_thread_handler", "fork_handler")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Frame:
     """One call frame. ``file`` is relative to the kernel's source; "" without debug info.
 

@@ -31,7 +31,7 @@ MOST_FILE_BYTES = 16 << 20
 COUNTERS = tuple(f"/proc/{whose}/net/{file}" for whose in ("self", "1") for file in ("snmp", "snmp6", "netstat"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Scenario:
     """What every cell runs. It can be pickled.
 
@@ -107,7 +107,7 @@ def _is_in_store(path: Path) -> bool:
     return path.parent == images_dir()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Seen:
     """A packet where it entered a function.
 
@@ -131,7 +131,7 @@ class Seen:
         return self.packet.summary()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CellOutcome:
     """What came of a cell.
 

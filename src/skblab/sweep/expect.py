@@ -11,7 +11,7 @@ End = Literal["ended", "hung", "died", "lost"]
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Expected:
     """What has to be true of an outcome. What is None, or empty, is not looked at.
 

@@ -13,7 +13,7 @@ KINDS = ("same", "slower", "faster", "unfired", "output", "failed", "hung", "com
 BAD = frozenset(KINDS[KINDS.index("output") :])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Judgement:
     """What became of a cell: its kind, and the words for the table."""
 

@@ -11,7 +11,7 @@ from skblab.sweep.matrix import Case, Matrix
 from skblab.sweep.sweep import Done, Sweep
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Test:
     """A test case of a report; without words it has not been run."""
 

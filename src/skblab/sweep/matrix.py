@@ -16,7 +16,7 @@ from skblab.sweep.pool import Job, Local, Pool
 ENOUGH_MIB = 256  # for every image
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Case:
     """A scenario on a kernel: what is run under each seed.
 
@@ -37,7 +37,7 @@ class Case:
         return replace(self.scenario, spec=replace(self.scenario.spec, seed=seed))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """One run of a case.
 

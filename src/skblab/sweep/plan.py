@@ -16,7 +16,7 @@ CORRUPT = "corrupt"  # a rule's verdict, which needs a payload
 VERDICTS = ("drop", "duplicate", "delay 300ms", REORDER, CORRUPT)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
     """A packet of the conversation without a fault: the *number*-th at its function."""
 
@@ -28,7 +28,7 @@ class Target:
     at_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fault:
     """What happens to one packet: a row and a column of the table, and the rule."""
 

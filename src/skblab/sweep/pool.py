@@ -19,7 +19,7 @@ Rules = tuple[str, ...]
 Cell = Callable[[Scenario, Rules], CellOutcome]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Job:
     """A cell to run: a scenario, its faults, and the how-manieth time."""
 

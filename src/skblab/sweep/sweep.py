@@ -19,7 +19,7 @@ class NotRepeatable(SkblabError):
     """Two runs without a fault differ: nothing can be said of a fault."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Done:
     """A cell that is done."""
 

@@ -21,7 +21,7 @@ from skblab.trace.model import Trace
 from skblab.trace.reader import load
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TraceSpec:
     """What to trace.
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scapy.packet import Packet as Layers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Field:
     """One field: ``first`` and ``end`` are offsets of its bytes; ``text`` is None if it cannot be typed."""
 
@@ -28,7 +28,7 @@ class Field:
         return self.name.partition(".")[2]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layer:
     """One layer and its fields."""
 

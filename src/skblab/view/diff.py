@@ -14,7 +14,7 @@ PORTS_AND_LENGTH = re.compile(r"\.\d+(?= > )|\.\d+(?=: )|, length \d+$")
 NUMBERS = re.compile(r", (id|seq|ack|win|urg) [0-9:]+|, options \[.*?\]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Line:
     """A call at its depth. *mark*: " " in both journeys, "-" in the first only, "+" in the second only."""
 

@@ -9,7 +9,7 @@ Outcome = Literal["applied", "not needed", "unknown"]
 SHOWN = 60
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Change:
     """A text in a file, and its replacement."""
 
@@ -18,7 +18,7 @@ class Change:
     new: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Correction:
     """The changes that correct one fault. A source that has all the old texts has the fault.
 
@@ -31,7 +31,7 @@ class Correction:
     until: tuple[int, int] = field(default=(1000, 0), repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sign:
     """What shows that a source does not have a fault: texts that it has in a file, and texts that it lacks there."""
 
@@ -42,7 +42,7 @@ class Sign:
     since: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fault:
     """A fault. *does*: what happens in a kernel that has it. *variant*: the only one in which it matters.
 
@@ -63,7 +63,7 @@ class Fault:
         return Fault(self.name, self.does, corrections, absent, self.variant)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Finding:
     """What a source was found to be: corrected, without the fault, or unknown; *why*: the evidence."""
 
