@@ -33,6 +33,7 @@ LINKING = re.compile(r"^  LD\s+(?:vmlinux|\.tmp_vmlinux)")
 TROUBLE = re.compile(r"error:|Error \d|undefined reference|No such file|fatal|\*\*\*")
 SHOWN_LINES = 20
 JOBS = (os.cpu_count() or 1) + 1  # one more, because a compiler may wait for a file
+TINY = "kernel/configs/tiny-base.config"  # scripts/kconfig/Makefile tinyconfig
 AUTO_CONF = "include/config/auto.conf"
 KCONFIG_FILE = re.compile(r"^\t(\S+) \\$", re.MULTILINE)
 BUILDING = ".building-"
@@ -220,7 +221,7 @@ def _index(image: Path, kernel: Path, described: Described) -> None:
 
 
 def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress) -> None:
-    """Write .config: tinyconfig, then the fragments, then olddefconfig.
+    """Write .config: no option but those that tinyconfig begins with, then the fragments, then olddefconfig.
 
     :raises BuildFailed: olddefconfig dropped an option of the user's fragments
     """
@@ -233,7 +234,9 @@ def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress)
     options = recipe.wanted_options((*wanted.fragments, *wanted.own))
     if "CONFIG_HZ" in options:
         (obj / TICKS).write_text(with_ticks((tree / "Kconfig").read_text()))
-    _make(tree, obj, progress, "tinyconfig")
+    yes = obj / ".skblab-yes"
+    yes.write_text((tree / TINY).read_text() + "CONFIG_SLAB_MERGE_DEFAULT=y\n")  # SLUB's own default
+    _make(tree, obj, progress, f"KCONFIG_ALLCONFIG={yes}", "allnoconfig")
     lines = [f"# {name} is not set" if value == "n" else f"{name}={value}" for name, value in options.items()]
     kept = [line for line in config.read_text().splitlines() if not recipe.parse_config(line).keys() & options.keys()]
     config.write_text("\n".join([*kept, *lines, ""]))
