@@ -26,7 +26,7 @@ from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, d
 from skblab.image.source import Source, find_source, unpack
 from skblab.image.store import REMOVED, builds_dir, images_dir
 
-TOOLS = ("make", "gcc", "ld", "nm", "objcopy", "flex", "bison", "bc", "tar", "xz")
+TOOLS = ("make", "gcc", "ld", "nm", "objcopy", "flex", "bison", "bc", "tar", "xz", "cp")
 OBJECTS = 900  # approximate, for the progress
 COMPILING = re.compile(r"^  (?:CC|AS)\s")
 LINKING = re.compile(r"^  LD\s+(?:vmlinux|\.tmp_vmlinux)")
