@@ -2,6 +2,7 @@
 PYTHON ?= python3
 SKBLAB := .venv/bin/skblab
 TESTED_SERIES := 6.12 6.1 7.3
+KASAN_SERIES := 6.12 7.3
 PACKETS ?= 1000000
 EXAMPLES ?= 2000
 SOAK_SECONDS ?= 3600
@@ -24,7 +25,7 @@ setup: ## make .venv/bin/skblab ready
 images:
 	@tools/setup linux-source-6.1 gdb curl iperf3 tmux mmdebstrap e2fsprogs uml-utilities tcpdump tshark jq chromium nftables zsh fish nginx-light redis-server dnsmasq-base postgresql openssh-server
 	@for series in $(TESTED_SERIES); do $(SKBLAB) image build --series $$series || exit 1; done
-	@$(SKBLAB) image build --variant kasan
+	@for series in $(KASAN_SERIES); do $(SKBLAB) image build --series $$series --variant kasan || exit 1; done
 
 check: setup ## every tool that reads without running
 	.venv/bin/ruff check
