@@ -8,7 +8,7 @@ from skblab.session import Session
 from skblab.spec import LabSpec
 
 SERVICES, FETCHES = Path("/etc/services"), 20
-TAKEN = "tcp port 80 and len > 60"  # beyond the handshake and empty ACKs
+TAKEN = "tcp port 80 and len > 100"  # with data
 RULES = (
     f"tcp_v4_rcv = drop @3 if {TAKEN}",
     f"tcp_v4_rcv = delay 20ms @2 if {TAKEN}",
