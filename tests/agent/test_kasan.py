@@ -16,7 +16,7 @@ RULES = (
     f"__dev_queue_xmit = hold 2 release reverse @4-5 if {TAKEN}",
     f"ip_rcv = edit ip.tos=4 @every 4 if {TAKEN}",
     f"ip_output = delay 10ms @every 5 if {TAKEN}",
-    f"__dev_queue_xmit = corrupt 2 @8 if {TAKEN}",
+    f"ip_rcv = corrupt 2 @6 if {TAKEN}",
 )
 FETCH = ["curl", "-sf", "--max-time", "60", *[f"http://guest{SERVICES}"] * FETCHES]
 
