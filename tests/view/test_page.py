@@ -95,7 +95,7 @@ def test_what_was_dropped_says_why_and_where(page: Page) -> None:
     assert "NO_SOCKET" in page.locator("#facts").inner_text()
 
 
-@pytest.mark.wall_clock
+@pytest.mark.wall_clock(alone=True)
 def test_a_held_packet_is_told(page: Page) -> None:
     page.fill("#search", "released")
     assert page.locator("#count").inner_text().startswith("1 of ")
@@ -181,7 +181,7 @@ def test_a_phone(browser: Browser, html: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.wall_clock
+@pytest.mark.wall_clock(alone=True)  # a browser has a process for each of its parts
 def test_a_hundred_thousand_steps(lab: Lab, browser: Browser, tmp_path: Path) -> None:
     path, html = tmp_path / "many", tmp_path / "many.html"
     with lab.trace(filter="icmp", to=path):
@@ -207,7 +207,7 @@ def test_what_exists_is_not_overwritten(file: Path, html: Path) -> None:
         write_page(load(file), html)
 
 
-@pytest.mark.wall_clock
+@pytest.mark.wall_clock(alone=True)
 def test_the_picture_shows_the_real_page(browser: Browser, tmp_path: Path) -> None:
     """Four pings: the second one is held, the third one dropped, and the fourth one stands in icmp_rcv()."""
     with Lab() as lab:
