@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ from skblab.summary import ETH_P_IP
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 10.0
+COUNT_TIMEOUT_S = 1.0
 LEASE_S = 1.0
 
 Decide = Callable[[HeldPacket], str | None]
@@ -62,7 +64,8 @@ class Policy:
             raise UsageError(f"a lease of {lease_s:g} s for a policy", hint="more than 0: a policy may hang")
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
         self.rule = rule
-        self.decided = 0  # packets on which it has decided, in time
+        self._decided = 0
+        self._deciding = threading.RLock()  # from a packet's decision until it is counted
         self._decide = decide
         self._failed: Exception | None = None
         self._clock = agent.link.clock
@@ -86,6 +89,13 @@ class Policy:
     def counts(self) -> abi.Counts:
         """What has become of the packets; ``expired`` counts those that were not decided in time."""
         return self._armed.counts
+
+    @property
+    def decided(self) -> int:
+        """On how many packets it has decided in time."""
+        if self._deciding.acquire(timeout=COUNT_TIMEOUT_S):  # its answer may be here before it is counted
+            self._deciding.release()
+        return self._decided
 
     @property
     def fired(self) -> bool:
@@ -133,10 +143,11 @@ class Policy:
     def _decide_about(self, held: HeldPacket) -> None:
         try:
             verdict = _verdict(self.rule.function, self._decide(held) or "accept")
-            _CARRY_OUT[verdict.verdict](held, verdict)
-            self.decided += held.decided or verdict.verdict == "hold"
+            with self._deciding:
+                _CARRY_OUT[verdict.verdict](held, verdict)
+                self._decided += held.decided or verdict.verdict == "hold"
         except (PacketGone, GuestLost):  # by its lease, with its rule, or the function itself has decided
-            self.decided += held.decided
+            self._decided += held.decided
         except Exception as error:  # noqa: BLE001 - raised by close()
             self._failed = self._failed or error
             with contextlib.suppress(PacketGone, GuestLost):

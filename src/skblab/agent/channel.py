@@ -147,6 +147,11 @@ class Channel:
         return self._read("magic") == abi.MAGIC
 
     @property
+    def written(self) -> int:
+        """How many bytes of events the agent has written since the lab is up."""
+        return self._read("events_head")
+
+    @property
     def lost(self) -> int:
         """How many events found the ring full."""
         return self._read("lost")

@@ -80,6 +80,7 @@ class Link:
         self._reader: threading.Thread | None = None
         self._reading = threading.Lock()  # events are read, and handed on, by one thread at a time:
         self._reads: int | None = None
+        self._handed_on = 0  # as Channel.written
 
     def start(
         self,
@@ -98,6 +99,7 @@ class Link:
             self.clock.attend(self.listen)
             self.clock.name_tasks(self._name_tasks)
             return
+        self._handed_on = self.channel.written
         self._queue = self.channel.queue()
         self._reader = threading.Thread(target=self._read, name="skblab-agent", daemon=True)
         self._reader.start()
@@ -150,6 +152,16 @@ class Link:
         with self.changed:
             self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s)
             return done()
+
+    def catch_up(self) -> None:
+        """Wait until every event that the agent has written so far is handed on. In a callback, return at once."""
+        if self.clock.is_virtual or self.is_forked or self._reads == threading.get_ident():
+            return  # in virtual time, who lets the guest run reads
+        if not self._reading.acquire(timeout=ANSWER_TIMEOUT_S):  # a callback has not returned
+            return
+        written = 0 if self._gone else self.channel.written
+        self._reading.release()
+        self.wait_until(lambda: self._handed_on >= written, ANSWER_TIMEOUT_S)
 
     def wait_ready(self) -> None:
         """Wait until the agent is loaded.
@@ -280,6 +292,7 @@ class Link:
         return not self._gone
 
     def _hand_on(self) -> None:
+        written = self.channel.written
         events = self.channel.events()
         self.channel.steps(self._steps)  # first: the answer that ends a trace stands behind its last step
         for event in events:
@@ -289,6 +302,7 @@ class Link:
                 self._tasks.append(event)
             else:
                 self._hear(event)
+        self._handed_on = written
 
     def _read(self) -> None:
         """Read events until the agent is gone, or the host hangs up; the reading thread."""

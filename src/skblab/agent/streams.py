@@ -77,7 +77,8 @@ class Stream(Generic[Item]):
             return [self._items.popleft() for _ in range(count)]
 
     def take_all(self) -> list[Item]:
-        """Return the items that are there, oldest first, without waiting."""
+        """Return the items of all packets until now, oldest first, without waiting for others."""
+        self._link.catch_up()
         with self._news:
             items = list(self._items)
             self._items.clear()

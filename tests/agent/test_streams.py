@@ -1,0 +1,42 @@
+"""A stream has every packet that has passed, however far behind the thread is that reads the agent's events."""
+
+import threading
+
+from skblab.lab import Lab
+from skblab.rule import Rule
+
+GUEST = "192.168.10.1"
+
+
+def ping(lab: Lab) -> None:
+    assert lab.run(["ping", "-n", "-c", "1", "-W", "5", GUEST], timeout_s=20).returncode == 0
+
+
+def test_what_has_passed_is_there(shared_lab: Lab) -> None:
+    for _ in range(200):
+        with shared_lab.probe("icmp_rcv", "icmp") as probe:
+            ping(shared_lab)
+            assert len(probe.take_all()) == 1
+
+
+def test_it_is_though_the_reading_thread_is_busy(shared_lab: Lab) -> None:
+    def is_slow(*_: object) -> None:
+        threading.Event().wait(0.3)
+
+    before = shared_lab.agent.arm(Rule("ip_rcv", "trace", filter="icmp"), is_slow)
+    with shared_lab.probe("icmp_rcv", "icmp") as probe:
+        ping(shared_lab)
+        assert len(probe.take_all()) == 1
+    before.disarm()
+
+
+def test_in_a_callback_nobody_waits(shared_lab: Lab) -> None:
+    """It is the reading thread's: what came before was handed on, what comes behind it was not."""
+    seen: list[int] = []
+    with shared_lab.probe("ip_rcv", "icmp") as probe:
+        after = shared_lab.agent.arm(
+            Rule("icmp_rcv", "trace", filter="icmp"), lambda *_: seen.append(len(probe.take_all()))
+        )
+        ping(shared_lab)
+        after.disarm()
+    assert seen == [1]
