@@ -105,6 +105,11 @@ class Clock:
         :param let_run: what is entered while the thread waits for the guest
         """
 
+    @property
+    def guest_is_gone(self) -> bool:
+        """Whether waits end because the guest's kernel is gone; in virtual time alone."""
+        return False
+
     def attend(self, listen: Callable[[], bool]) -> None:
         """Have *listen* called whenever the guest may have said something; in virtual time alone."""
 
@@ -268,6 +273,11 @@ class VirtualClock(Clock):
         """
         self._here.let_run = let_run
 
+    @property
+    def guest_is_gone(self) -> bool:
+        """Whether waits end because the guest's kernel is gone."""
+        return self._guest.gone
+
     def attend(self, listen: Callable[[], bool]) -> None:
         """Have *listen* called whenever the guest may have said something, before more time passes.
 
@@ -395,7 +405,13 @@ class VirtualClock(Clock):
                         return False
                     if bounded and self._left_s <= 0:
                         return self._too_late()
-                    if self._turning or (self._at_rest and not self._given and self._expected):
+                    decide_first = self._at_rest and not self._given and self._expected
+                    if decide_first and not self._turning and getattr(self._here, "let_run", None):
+                        raise UsageError(
+                            "a policy waits for something that takes virtual time, which passes once it has decided",
+                            hint="decide in a thread of your own: lab.hold(), and take()",
+                        )
+                    if self._turning or decide_first:
                         self._changed.wait()
                     else:
                         self._turn(at_once)

@@ -148,8 +148,8 @@ class Policy:
                 self._decided += held.decided or verdict.verdict == "hold"
         except (PacketGone, GuestLost):  # by its lease, with its rule, or the function itself has decided
             self._decided += held.decided
-        except Exception as error:  # noqa: BLE001 - raised by close()
-            self._failed = self._failed or error
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - raised by close()
+            self._failed = self._failed or (error if isinstance(error, Exception) else RuntimeError(repr(error)))
             with contextlib.suppress(PacketGone, GuestLost):
                 held.release()
 

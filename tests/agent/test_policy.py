@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -98,6 +99,13 @@ def test_the_first_error_is_kept_and_the_packet_goes_on(shared_lab: Lab, returne
     assert said in str(caught.value)
     assert not policy.fired
     policy.close()
+
+
+def test_one_that_calls_exit_has_failed(shared_lab: Lab) -> None:
+    policy = shared_lab.on("icmp_rcv", "icmp", lambda _: sys.exit(3))
+    assert ping(shared_lab, "-c2", "-i0.1").count("time=") == 2
+    with pytest.raises(CallbackFailed, match=r"SystemExit\(3\)"):
+        policy.close()
 
 
 def test_an_error_is_raised_at_the_end_of_the_lab() -> None:

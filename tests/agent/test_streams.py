@@ -1,9 +1,14 @@
 """A stream has every packet that has passed, however far behind the thread is that reads the agent's events."""
 
 import threading
+from typing import Literal
 
+import pytest
+
+from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.rule import Rule
+from skblab.spec import LabSpec
 
 GUEST = "192.168.10.1"
 
@@ -40,3 +45,18 @@ def test_in_a_callback_nobody_waits(shared_lab: Lab) -> None:
         ping(shared_lab)
         after.disarm()
     assert seen == [1]
+
+
+@pytest.mark.parametrize("time", ["real", "virtual"])
+def test_counts_outlive_the_lab(image: Image, time: Literal["real", "virtual"]) -> None:
+    with LabSpec(image=image, time=time, root="host").start() as lab:
+        probe, rule, hold = (
+            lab.probe("icmp_rcv", "icmp[icmptype] == icmp-echo"),
+            lab.rule("ip_rcv = trace"),
+            lab.hold("udp_rcv"),
+        )
+        ping(lab)
+    assert (probe.counts.traced, probe.fired, hold.counts.held) == (1, True, 0)
+    for one in (probe, rule, hold):
+        one.close()
+    assert (probe.counts.traced, rule.counts.traced > 0) == (1, True)

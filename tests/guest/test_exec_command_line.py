@@ -71,6 +71,18 @@ def test_whoever_ends_skblab_ends_the_command(name: str, number: signal.Signals)
     assert skblab("exec", "--guest", name, "--", "sh", "-c", waits).stdout == "hung up\n"
 
 
+def test_ctrl_c_on_a_terminal_ends_a_command_on_the_host_side(name: str) -> None:
+    person = Person("exec", name, "--", "sh", "-c", "echo runs; exec sleep 100")
+    person.reads("runs")
+    person.types(b"\x03")
+    assert person.program.wait(20) == 128 + signal.SIGINT
+    os.close(person.terminal)
+
+
+def test_a_program_that_may_not_be_executed(name: str) -> None:
+    assert [skblab("exec", *where, name, "--", "/etc").returncode for where in ([], ["--guest"])] == [126, 126]
+
+
 def test_a_terminal_and_its_size(name: str) -> None:
     person = Person("exec", "--guest", name, "--", "sh", "-c",
                     "trap 'stty size' WINCH; stty size; while :; do sleep 0.1; done")  # fmt: skip

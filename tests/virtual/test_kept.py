@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from skblab.errors import CannotWrite
 from skblab.host import process
 from skblab.lab import Lab
 from support import SKBLAB, read_until, skblab, start_skblab
@@ -101,3 +102,14 @@ def test_at_a_terminal_time_passes_as_it_does_here() -> None:
         read_until(ours, lambda said: "slept" in said)
         assert time.monotonic() - began_s >= 1
         assert shell.wait(10) == 0
+
+
+@pytest.mark.usefixtures("up")
+@pytest.mark.parametrize("where", [["--guest"], []], ids=["guest", "host"])
+def test_output_that_cannot_be_written_is_an_error(where: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        running = process.start([*SKBLAB, "exec", *where, NAME, "--", "echo", "hi"], stdout=full, stderr=-1)
+        said = process.finish(running, timeout_s=20)
+    assert (said.returncode, said.stderr.splitlines()[:2]) == (
+        CannotWrite.exit_status, ["skblab: cannot write what the command says", "  No space left on device"],
+    )  # fmt: skip

@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+import pytest
+
 from skblab.agent.packets import HeldPacket
+from skblab.errors import UsageError
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.spec import LabSpec
@@ -75,3 +78,19 @@ def test_a_packet_that_goes_on_keeps_its_place(every_image: Image) -> None:
         assert order(lab, lab.on("udp_rcv", udp, says("delay 20ms"))) == "1 3 2"
         assert order(lab, lab.on("udp_rcv", udp, says("hold"), lease_s=0.05)) == "1 3 2"
         assert order(lab, lab.on("udp_rcv", udp, lets_it_run)) == "1 2 3"
+
+
+def test_it_cannot_wait_for_what_takes_time(image: Image) -> None:
+    """Time does not pass until it has decided: it would wait for ever. What takes none is done."""
+    said: list[object] = []
+    with LabSpec(image=image, time="virtual", root="host").start() as lab, lab.probe("ip_rcv", "udp") as probe:
+
+        def waits(_: HeldPacket) -> None:
+            said.append(lab.run(["true"], timeout_s=3).returncode)
+            with pytest.raises(UsageError, match="a policy waits for something that takes virtual time"):
+                probe.take(1, timeout_s=0.3)
+            said.append("refused")
+
+        with lab.on("icmp_rcv", "icmp[icmptype] == icmp-echo", waits):
+            assert lab.run(["ping", "-n", "-c1", "guest"], timeout_s=6).returncode == 0
+    assert said == [0, "refused"]

@@ -246,7 +246,8 @@ class Link:
 
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         with self.changed:
-            if not self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s, of_agent=True):
+            answered = self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s, of_agent=True)
+            if not answered and not self.clock.guest_is_gone:
                 raise Timeout(f"the agent did not answer within {timeout_s:g} s", found=f"waited for: {what}")
             if not done():
                 raise self._lost()

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Self
 
 from skblab.clock import REAL, Clock
 from skblab.errors import GuestCommandFailed, NoSuchProgram, SkblabError, Timeout, UsageError
-from skblab.guest.streams import AT_ONCE_BYTES, Streams
+from skblab.guest.streams import AT_ONCE_BYTES, Drain, Streams
 from skblab.host.process import Argument, Stream
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Command:
         self.pid = 0  # in the guest
         self._connection = connection
         self._lost = lost
-        self.relays: list[threading.Thread] = []  # threads that copy its output
+        self.relays: list[threading.Thread | Drain] = []  # who copies its output
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when the command has ended."""

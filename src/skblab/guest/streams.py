@@ -12,6 +12,7 @@ import threading
 from typing import IO, TYPE_CHECKING
 
 from skblab.clock import Clock
+from skblab.files import cannot_write
 from skblab.host.process import Stream
 
 if TYPE_CHECKING:
@@ -98,19 +99,21 @@ class Streams:
         self.given.append(writes if standard else reads)
         return reads if standard else writes
 
-    def carry(self) -> list[threading.Thread]:
-        """Start the copying threads; return those of the command's output, which end with it."""
-        threads = []
+    def carry(self) -> "list[threading.Thread | Drain]":
+        """Start to copy; return who copies the command's output, which ends with it."""
+        relays: list[threading.Thread | Drain] = []
         for origin, target, said in self._carried:
             if said and self._clock.is_virtual:
-                self._clock.attend(Drain(origin, target, self._clock))
+                drain = Drain(origin, target, self._clock)
+                self._clock.attend(drain)
+                relays.append(drain)
                 continue
             thread = threading.Thread(target=relay, args=(origin, target), daemon=True)
             thread.start()
             if said:
-                threads.append(thread)
+                relays.append(thread)
         self._carried.clear()
-        return threads
+        return relays
 
     def sent(self) -> None:
         """Close our copies of the guest's descriptors."""
@@ -149,24 +152,47 @@ class Drain:
 
     def __init__(self, origin: int, target: int, clock: Clock) -> None:
         self._origin, self._target, self._clock = origin, target, clock
+        self._copying = threading.Lock()
+        self._refused: OSError | None = None
         os.set_blocking(origin, False)
 
     def __call__(self) -> bool:
         """Copy; return whether more may come."""
-        while True:
-            try:
-                data = os.read(self._origin, AT_ONCE_BYTES)
-            except BlockingIOError:
-                return True
-            left = memoryview(data)
-            with contextlib.suppress(BrokenPipeError):
-                while left:
-                    left = left[os.write(self._target, left) :]
-            if not data or left:
-                os.close(self._origin)
-                os.close(self._target)
-                return False
-            self._clock.given()  # a writer may have waited for room
+        with self._copying:
+            while self._origin >= 0:
+                try:
+                    data = os.read(self._origin, AT_ONCE_BYTES)
+                except BlockingIOError:
+                    return True
+                if not (data and self._write(data)):
+                    os.close(self._origin)
+                    os.close(self._target)
+                    self._origin = -1
+                self._clock.given()  # a writer may have waited for room
+            return False
+
+    def _write(self, data: bytes) -> bool:
+        """Write; return False where that is refused: the command's pipe breaks, too."""
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._target, left) :]
+        except BrokenPipeError:
+            return False
+        except OSError as error:
+            self._refused = error
+            return False
+        return True
+
+    def join(self) -> None:
+        """Copy what is left, because the command has ended.
+
+        :raises CannotWrite: what it has said could not be written; once
+        """
+        self()
+        refused, self._refused = self._refused, None
+        if refused:
+            raise cannot_write("what the command says", refused)
 
 
 def relay(origin: int, target: int) -> None:

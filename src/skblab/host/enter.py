@@ -109,7 +109,7 @@ def _start(argv: list[str], prepare: Callable[[], None]) -> int:
     try:
         os.execvp(argv[0], argv)  # noqa: S606
     except OSError as error:
-        _refuse(f"{argv[0]}: {error.strerror}", NOT_FOUND)
+        _refuse(f"{argv[0]}: {error.strerror}", NOT_FOUND if error.errno == errno.ENOENT else CANNOT_START)
     except ValueError:
         _refuse("skblab: the command's name is empty", NOT_FOUND)
 
@@ -120,6 +120,7 @@ def _stand_for(child: int, parent: int, end: Callable[[], None]) -> NoReturn:
     while True:
         if parent in wait([signals, parent]):
             end()
+            os.waitpid(child, 0)  # or the lab would not end before somebody else has reaped it
             os._exit(128 + signal.SIGKILL)
         received = os.read(signals, SIGNALFD_BYTES)
         number, code = (int.from_bytes(received[at : at + 4], "little", signed=True) for at in (0, 8))

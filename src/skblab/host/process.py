@@ -254,6 +254,8 @@ def interrupt(running: Client) -> None:
     if not isinstance(running, subprocess.Popen):  # noqa: TID251 - its class
         running.send_signal(signal.SIGINT)
         return
+    if running.poll() is not None:  # by the same Ctrl-C
+        return
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
