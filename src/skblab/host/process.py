@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 Argument = str | Path
 Stream = int | IO[bytes] | None
+STAND_IN_ENDS_S = 1.0
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Process = subprocess.Popen[bytes]  # noqa: TID251 - only here
 
@@ -303,13 +304,31 @@ def that_run(program: Path) -> list[int]:
     return found
 
 
+def _ended_behind(running: Client) -> bool:
+    """Kill the program behind a stand-in, which then reaps it and ends; return whether it has.
+
+    Without its stand-in it would be the machine's first process that reaps it, at some time, and its lab ends then.
+    """
+    words = running.args if isinstance(running.args, list) else []
+    if not (isinstance(running, subprocess.Popen) and _is_stand_in(words)):  # noqa: TID251
+        return False
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
+        running.send_signal(signal.SIGCONT)  # it has stopped if its program has
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(STAND_IN_ENDS_S if children else 0)
+    return running.returncode is not None
+
+
 def end(running: Client) -> None:
     """Kill a program that may still run, with its group if it leads one; wait for it, close its pipes."""
     if running.poll() is None:
         leads = isinstance(running, subprocess.Popen) and os.getpgid(running.pid) == running.pid  # noqa: TID251
         if leads:
             os.killpg(running.pid, signal.SIGKILL)
-        else:
+        elif not _ended_behind(running):
             running.kill()
         running.wait()
     for pipe in (running.stdin, running.stdout, running.stderr):
