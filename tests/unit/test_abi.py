@@ -14,7 +14,7 @@ from skblab.verdict import MOST_COPIES, ROWS, VERDICTS
 
 HEADER = kernel_dir() / "agent" / "agent_abi.h"
 STRUCTS = {
-    "agent_counts": abi.Counts.LAYOUT, "agent_record": abi.RECORD, "agent_arm": abi.ARM_LAYOUT,
+    "agent_counts": abi.COUNTS_LAYOUT, "agent_record": abi.RECORD, "agent_arm": abi.ARM_LAYOUT,
     "agent_decide": abi.DECIDE, "agent_write": abi.WRITE,
     "agent_hit": abi.HIT_LAYOUT, "agent_done": abi.DONE_LAYOUT, "agent_end": abi.END_LAYOUT,
     "agent_task": abi.TASK_LAYOUT,
@@ -228,7 +228,7 @@ def test_the_counts_say_the_same_under_the_same_name(tmp_path: Path) -> None:
     names = numbers(members(), "agent_counts")
     lines = ["struct agent_counts it = {};", *(f"it.{name} = {at};" for at, name in enumerate(names, 40))]
     lines.append('for (size_t at = 0; at < sizeof(it); at++) printf("%02x", ((unsigned char *)&it)[at]);')
-    counts = abi.Counts(*abi.Counts.LAYOUT.unpack(bytes.fromhex(run(tmp_path, lines))))
+    counts = abi.Counts(*abi.COUNTS_LAYOUT.unpack(bytes.fromhex(run(tmp_path, lines))))
     assert {name: getattr(counts, name) for name in names} == {name: at for at, name in enumerate(names, 40)}
 
 

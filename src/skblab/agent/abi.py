@@ -3,7 +3,7 @@
 import enum
 import struct
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 MAGIC = 0x736B626C61623034
 RULES = 8192
@@ -113,6 +113,9 @@ class Indirection(enum.IntEnum):
     IN_LIST = 2
 
 
+COUNTS_LAYOUT = struct.Struct("=15Q8x")
+
+
 @dataclass(frozen=True)
 class Counts:
     """struct agent_counts: what became of the packets that one rule's filter took.
@@ -149,8 +152,6 @@ class Counts:
             (self.given_up, "held, then dropped: their device or network namespace went away"),
         )
         return [f"{count} {what}" for count, what in sentences if count]
-
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=15Q8x")
 
 
 ARM_LAYOUT = struct.Struct("=IHH10Qq5I2i4B2I")

@@ -48,7 +48,7 @@ class Agent:
 
     def close(self) -> None:
         """Hang up; the agent releases what it holds and disarms everything."""
-        self.link.close()
+        self.link.close(self.rules.keep_counts)
 
     def knows(self, image: Image) -> None:
         """Use the functions of another image from now on: a guest's kernel that has loaded modules has more."""

@@ -104,13 +104,17 @@ class Link:
         self._reader = threading.Thread(target=self._read, name="skblab-agent", daemon=True)
         self._reader.start()
 
-    def close(self) -> None:
-        """Hang up; the agent releases what it holds and disarms everything."""
+    def close(self, last: Callable[[], object]) -> None:
+        """Hang up; the agent releases what it holds and disarms everything.
+
+        :param last: called when nothing more comes, and the channel is still open
+        """
         self.channel.hang_up()
         if self._reader:
             self._reader.join(CLOSE_TIMEOUT_S)
         if self._reading.acquire(timeout=0 if self._reader and self._reader.is_alive() else CLOSE_TIMEOUT_S):
             self._gone = True
+            last()
             self.channel.close()
             self._reading.release()
         else:  # it uses the shared memory

@@ -80,6 +80,7 @@ class Rules:
         self._free = list(range(abi.BY_HAND - 1, -1, -1))
         self._lease_s = lease_s
         self._in_force: dict[int, tuple[Rule, Listener]] = {}
+        self._kept: dict[int, abi.Counts] = {}  # once the channel is closed
 
     @property
     def changed(self) -> threading.Condition:
@@ -140,7 +141,14 @@ class Rules:
 
     def counts(self, number: int) -> abi.Counts:
         """Return what has become of a rule's packets."""
-        return self._link.channel.counts(number)
+        try:
+            return self._link.channel.counts(number)
+        except ValueError:  # it is closed
+            return self._kept[number]
+
+    def keep_counts(self) -> None:
+        """Keep the counts of the rules that are in force when the channel is closed."""
+        self._kept = {number: self.counts(number) for number in tuple(self._in_force)}
 
     def event(self, hit: abi.Hit, function: str, verdict: str, packet: Packet | None = None) -> Hit:
         """Return what people see of a hit; *packet* as it was before the verdict, by default as the agent sent it."""
