@@ -2,8 +2,9 @@
 
 A program of its own that imports little. ``enter`` joins the namespaces of the process behind *pidfd* (setns(2) on a
 pidfd, Linux 5.8) and forks, because only children enter the PID namespace. The stand-in passes signals on to its child,
-stops when the child stops, and ends with its exit status. If the stand-in is killed, so is the child; when the process
-*parent* ends, both end.
+stops when the child stops, and ends with its exit status. If the stand-in is killed, so is the child. At the signal
+``END`` it kills the child itself, reaps it, and ends as it did: without a stand-in the machine's first process would
+reap the child, at some time, and the lab would end then. When the process *parent* ends, both end.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ CANNOT_START, NOT_FOUND = 126, 127
 FORWARDED = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
 )  # fmt: skip
-WANTED = {*FORWARDED, signal.SIGCHLD}
+END = signal.SIGRTMIN
+TAKEN = {*FORWARDED, END}  # process.start() has blocked these already
+WANTED = {*TAKEN, signal.SIGCHLD}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -88,7 +91,7 @@ def _refuse(why: str, status: int = CANNOT_START) -> NoReturn:
 
 def _start(argv: list[str], prepare: Callable[[], None]) -> int:
     """Start a program; block the forwarded signals in this process from now on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, WANTED)  # process.start() has blocked FORWARDED already
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WANTED)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, the child's end sends no signal
     try:
         child = os.fork()
@@ -101,7 +104,7 @@ def _start(argv: list[str], prepare: Callable[[], None]) -> int:
         signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would print a traceback
-    signal.pthread_sigmask(signal.SIG_SETMASK, before - {*FORWARDED})
+    signal.pthread_sigmask(signal.SIG_SETMASK, before - TAKEN)
     try:
         prepare()
     except OSError as error:
@@ -124,6 +127,9 @@ def _stand_for(child: int, parent: int, end: Callable[[], None]) -> NoReturn:
             os._exit(128 + signal.SIGKILL)
         received = os.read(signals, SIGNALFD_BYTES)
         number, code = (int.from_bytes(received[at : at + 4], "little", signed=True) for at in (0, 8))
+        if number == END:
+            end()
+            continue
         if number != signal.SIGCHLD:
             if code <= SI_USER:
                 os.kill(child, number)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
 from skblab.errors import MissingPrerequisite
-from skblab.host.enter import CANNOT_START, FORWARDED
+from skblab.host.enter import CANNOT_START, END, TAKEN
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _signals_blocked(words: list[str]) -> Iterator[None]:
 
     A signal that comes before the stand-in is ready waits until then; Python would print a traceback.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED if _is_stand_in(words) else ())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TAKEN if _is_stand_in(words) else ())
     try:
         yield
     finally:
@@ -255,16 +255,15 @@ def interrupt(running: Client) -> None:
     if not isinstance(running, subprocess.Popen):  # noqa: TID251 - its class
         running.send_signal(signal.SIGINT)
         return
-    if running.poll() is not None:  # by the same Ctrl-C
-        return
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         running.send_signal(signal.SIGINT)
         return
     try:
-        if os.tcgetpgrp(terminal) != os.getpgid(running.pid):
-            running.send_signal(signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):  # it has ended, by the same Ctrl-C
+            if os.tcgetpgrp(terminal) != os.getpgid(running.pid):
+                running.send_signal(signal.SIGINT)
     finally:
         os.close(terminal)
 
@@ -304,31 +303,18 @@ def that_run(program: Path) -> list[int]:
     return found
 
 
-def _ended_behind(running: Client) -> bool:
-    """Kill the program behind a stand-in, which then reaps it and ends; return whether it has.
-
-    Without its stand-in it would be the machine's first process that reaps it, at some time, and its lab ends then.
-    """
-    words = running.args if isinstance(running.args, list) else []
-    if not (isinstance(running, subprocess.Popen) and _is_stand_in(words)):  # noqa: TID251
-        return False
-    with contextlib.suppress(OSError):  # it has ended meanwhile
-        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-        for child in children:
-            os.kill(int(child), signal.SIGKILL)
-        running.send_signal(signal.SIGCONT)  # it has stopped if its program has
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(STAND_IN_ENDS_S if children else 0)
-    return running.returncode is not None
-
-
 def end(running: Client) -> None:
     """Kill a program that may still run, with its group if it leads one; wait for it, close its pipes."""
     if running.poll() is None:
         leads = isinstance(running, subprocess.Popen) and os.getpgid(running.pid) == running.pid  # noqa: TID251
         if leads:
             os.killpg(running.pid, signal.SIGKILL)
-        elif not _ended_behind(running):
+        elif isinstance(running.args, list) and _is_stand_in(running.args):
+            running.send_signal(END)
+            running.send_signal(signal.SIGCONT)  # it has stopped if its program has
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(STAND_IN_ENDS_S)
+        if running.poll() is None:
             running.kill()
         running.wait()
     for pipe in (running.stdin, running.stdout, running.stderr):
