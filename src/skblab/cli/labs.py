@@ -18,7 +18,7 @@ from skblab.errors import NoSuchLab, UsageError
 from skblab.guest.session import raw_keyboard
 from skblab.guest.terminal import NAME_OF_LEAVE
 from skblab.host import registry
-from skblab.host.process import Client, exit_status, interrupt
+from skblab.host.process import exit_status
 from skblab.host.waiting import wait
 
 if TYPE_CHECKING:
@@ -205,19 +205,13 @@ def _shell(arguments: argparse.Namespace) -> int:
 
 
 def _run_in(name: str, command: list[str]) -> int:
+    from skblab.guest.session import interrupts_kept  # noqa: PLC0415
     from skblab.lab import Lab  # noqa: PLC0415
 
-    with Lab.join(name) as lab:
-        return _status(lab.popen(command, stdin=None))
-
-
-def _status(client: Client) -> int:
-    """Wait for a client, and return its status; pass Ctrl-C on to it."""
-    while True:
-        try:
-            return exit_status(client.wait())
-        except KeyboardInterrupt:
-            interrupt(client)
+    with Lab.join(name) as lab, interrupts_kept() as kept:
+        client = lab.popen(command, stdin=None)
+        kept.are_for(client)
+        return exit_status(client.wait())
 
 
 def _console(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from skblab.clock import Clock
 from skblab.guest.exec import Command
 from skblab.guest.programs import Programs
-from skblab.guest.terminal import keys
+from skblab.guest.terminal import read_some
+from skblab.host import process
 
 AT_ONCE_BYTES = 1 << 16
 
@@ -24,34 +25,39 @@ def run_here(guest: Programs, argv: Sequence[str]) -> int:
     """
     if os.isatty(0) and os.isatty(1):
         return _on_terminal(guest, argv)
-    with _interrupts_kept() as kept, guest.popen(argv, stdin=None) as command:
+    with interrupts_kept() as kept, guest.popen(argv, stdin=None) as command:
         kept.are_for(command)
         return command.wait()
 
 
-class _Interrupts:
-    """Pass Ctrl-C on to the command, and an early one as soon as the command runs."""
+class Interrupts:
+    """Pass Ctrl-C on to a command, and an early one as soon as the command runs.
+
+    By a handler that raises nothing: KeyboardInterrupt in wait() may lose the status that was just fetched, and
+    subprocess then says 0.
+    """
 
     def __init__(self) -> None:
-        self._command: Command | None = None
+        self._command: process.Client | None = None
         self._early = False
 
-    def come(self, number: int, _: object) -> None:
+    def come(self, *_: object) -> None:
         """Handle a signal."""
         if self._command:
-            self._command.send_signal(number)
+            process.interrupt(self._command)
         self._early = True
 
-    def are_for(self, command: Command) -> None:
+    def are_for(self, command: process.Client) -> None:
         """Send an early Ctrl-C to the command, and later ones from then on."""
         self._command = command
         if self._early:
-            command.send_signal(signal.SIGINT)
+            process.interrupt(command)
 
 
 @contextlib.contextmanager
-def _interrupts_kept() -> Iterator[_Interrupts]:
-    kept = _Interrupts()
+def interrupts_kept() -> Iterator[Interrupts]:
+    """Keep Ctrl-C for a command for the block."""
+    kept = Interrupts()
     before = signal.signal(signal.SIGINT, kept.come)
     try:
         yield kept
@@ -107,7 +113,7 @@ def _talk(command: Command, clock: Clock) -> None:
             sys.stdout.buffer.write(data)
             sys.stdout.flush()
         if 0 in ready:
-            typed = keys(0, AT_ONCE_BYTES)
+            typed = read_some(0, AT_ONCE_BYTES)
             listening = bool(typed)
         if to in ready:
             try:

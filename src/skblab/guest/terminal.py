@@ -12,13 +12,10 @@ LEAVE = b"\x1d"  # Ctrl-], as in telnet and virsh console
 NAME_OF_LEAVE = "Ctrl-]"
 
 
-def keys(keyboard: int, most_bytes: int) -> bytes:
-    """Return what was typed; nothing at the end of a file, and of a terminal that is gone.
-
-    :param keyboard: a descriptor that is readable
-    """
+def read_some(terminal: int, most_bytes: int) -> bytes:
+    """Return what a readable descriptor has; nothing at the end of a file, or if a terminal's other side is closed."""
     try:
-        return os.read(keyboard, most_bytes)
+        return os.read(terminal, most_bytes)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
@@ -55,13 +52,13 @@ class Terminal:
             if ended in ready:
                 return True
             if self.fd in ready:
-                try:
-                    screen.write(os.read(self.fd, 65536))
-                except OSError:  # EIO: the guest's kernel has closed its side, and ends
+                said = read_some(self.fd, 65536)
+                if not said:  # the guest's kernel ends
                     return True
+                screen.write(said)
                 screen.flush()
             if keyboard in ready:
-                typed = keys(keyboard, 4096)
+                typed = read_some(keyboard, 4096)
                 before, leave, _ = typed.partition(LEAVE)
                 os.write(self.fd, before)
                 if leave or not typed:
