@@ -65,7 +65,6 @@ _first_failures: list[pytest.TestReport] = []
 _ran: set[str] = set()
 _in_ci = bool(os.environ.get("CI"))
 _complained: set[str] = set()
-_quiet: list[turns.Quiet] = []  # one, in a process of xdist's
 
 for _name in SAID_OTHERWISE:
     os.environ.pop(_name, None)
@@ -103,16 +102,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
-        _quiet.append(turns.Quiet(Path(config.workerinput["quiet"])))
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # or the wait counted against the test's time
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Let a test that measures wall-clock time run when all others have ended."""
-    if not _quiet:
-        return (yield)
-    with _quiet[0].turn_of(item):
-        return (yield)
+        config.pluginmanager.register(turns.Quiet(Path(config.workerinput["quiet"])))
 
 
 def pytest_collection_finish() -> None:
@@ -207,8 +197,6 @@ def _too_many_ran_again() -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    for quiet in _quiet:
-        quiet.end()
     if (_unexpected or _complained or _too_many_ran_again() or _faults()) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

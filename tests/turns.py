@@ -5,8 +5,8 @@ Tests that measure wall-clock time come after all others, two at a time: they wa
 """
 
 import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import IO
@@ -45,7 +45,8 @@ def measures_time(item: pytest.Item) -> bool:
 class Quiet:
     """What the processes of one run agree on: tests that measure time wait until no process has others left.
 
-    By fcntl(2)'s locks of files, which are one process's: a test's child would take flock(2)'s along.
+    A plugin of pytest's, in each of xdist's processes. By fcntl(2)'s locks of files, which are one process's: a test's
+    child would take flock(2)'s along.
     """
 
     def __init__(self, locks: Path) -> None:
@@ -53,24 +54,23 @@ class Quiet:
         self._others, *self._slots = (path.open("a+") for path in paths)
         fcntl.lockf(self._others, fcntl.LOCK_SH)
 
-    def end(self) -> None:
+    def pytest_sessionfinish(self) -> None:
         """Say that this process, which xdist lets live, has no tests left."""
         fcntl.lockf(self._others, fcntl.LOCK_UN)
 
-    @contextmanager
-    def turn_of(self, item: pytest.Item) -> Iterator[None]:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # or the wait counted against the test's time
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Let a test run: one that measures time takes a slot, or all of them."""
         mark = item.get_closest_marker("wall_clock")
         if not mark:
-            yield
-            return
+            return (yield)
         for step in (fcntl.LOCK_UN, fcntl.LOCK_EX, fcntl.LOCK_UN):  # waits until every process has come as far
             fcntl.lockf(self._others, step)
         taken = self._slots if mark.kwargs.get("alone") else [self._free_slot()]
         for slot in taken:
             fcntl.lockf(slot, fcntl.LOCK_EX)
         try:
-            yield
+            return (yield)
         finally:
             for slot in taken:
                 fcntl.lockf(slot, fcntl.LOCK_UN)

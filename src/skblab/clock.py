@@ -162,6 +162,12 @@ def _released(condition: threading.Condition) -> Iterator[None]:
         condition.acquire()
 
 
+class _Here(threading.local):
+    """What a thread is; *let_run*: one that decides about packets (``decides_here()``)."""
+
+    let_run: Callable[[], AbstractContextManager[None]] | None = None
+
+
 class VirtualClock(Clock):
     """A clock of ours.
 
@@ -194,7 +200,7 @@ class VirtualClock(Clock):
         self._expected = 0  # threads that are about to decide
         self._until_ns: list[int] = []  # of each who waits
         self._listeners: list[Callable[[], bool]] = []
-        self._here = threading.local()  # let_run, of a thread that decides
+        self._here = _Here()
 
     def fileno(self) -> int:
         """Return the connection's descriptor, for the next controller."""
@@ -363,7 +369,7 @@ class VirtualClock(Clock):
         :raises Timeout: *most_s* has passed for one who waits without limit; or a program computes for ever
         :raises UsageError: this is a callback
         """
-        let_run = getattr(self._here, "let_run", None)
+        let_run = self._here.let_run
         with let_run() if let_run and not done() else contextlib.nullcontext():
             error = self._wait_until(done, timeout_s, at_once, bounded=True)
         if isinstance(error, Timeout):
@@ -406,7 +412,7 @@ class VirtualClock(Clock):
                     if bounded and self._left_s <= 0:
                         return self._too_late()
                     decide_first = self._at_rest and not self._given and self._expected
-                    if decide_first and not self._turning and getattr(self._here, "let_run", None):
+                    if decide_first and not self._turning and self._here.let_run:
                         raise UsageError(
                             "a policy waits for something that takes virtual time, which passes once it has decided",
                             hint="decide in a thread of your own: lab.hold(), and take()",

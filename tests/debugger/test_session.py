@@ -51,6 +51,7 @@ def test_the_backtrace_reaches_from_the_stop_to_the_idle_loop(every_lab: Lab, fu
             client = ping(every_lab)
             stopped = debugger.wait_stop(20)
             names = [frame.function for frame in stopped.frames]
+            assert in_order(names, WAY_TO[function]), "\n".join(names)
             if "do_idle" in names:
                 break
             debugger.resume()
