@@ -81,9 +81,10 @@ def wait_for_kernel(running: process.Client) -> None:
         select.select([], [], [], 0.01)
 
 
-def a_victim(lab: dict[int, str], chance: random.Random) -> int:
-    """Choose a kind of process first: of some there are many, of gdb one."""
-    name = chance.choice(sorted({*lab.values()}))
+def a_victim(lab: dict[int, str], killed: Counter[str], chance: random.Random) -> int:
+    """Choose a kind of process first, of those killed least: of some there are many, of gdb one."""
+    fewest = min(killed[name] for name in lab.values())
+    name = chance.choice(sorted({name for name in lab.values() if killed[name] == fewest}))
     return chance.choice(sorted(pid for pid, one in lab.items() if one == name))
 
 
@@ -138,7 +139,7 @@ def test_one_process_of_a_lab_is_killed_at_a_random_moment() -> None:
         running = start_skblab(*words)
         assert running.stdout is not None
         lab = live(running, chance)
-        victim, (how, end) = a_victim(lab, chance), chance.choice(WAYS)
+        victim, (how, end) = a_victim(lab, killed, chance), chance.choice(WAYS)
         end(victim)
         killed[lab[victim]] += 1
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -167,7 +168,7 @@ def test_a_process_that_uses_a_kept_lab_is_killed_at_a_random_moment() -> None:
         running = process.start([sys.executable, "-c", SEVERAL, NAME], stdout=-1, stderr=-2, new_session=True)
         assert running.stdout is not None
         lab = live(running, chance)
-        victim, (how, end) = a_victim(lab, chance), chance.choice(WAYS)
+        victim, (how, end) = a_victim(lab, killed, chance), chance.choice(WAYS)
         end(victim)
         killed[lab[victim]] += 1
         skblab("down", NAME)  # status 2 where it has not come up, or is gone already
