@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from skblab.image.missing import explain_missing
 from skblab.image.module import keep
 from skblab.image.unwind import Unwinder, ensure_table
 from skblab.lab import Lab
-from support import skblab
+from support import link_tree, skblab
 
 
 def packet_number(function: Function) -> int | None:
@@ -36,7 +35,7 @@ def copy(cache: Path, image: Image) -> Path:
     """A copy of the default image in that cache; the files are the image's own (hard links), to be replaced only."""
     cache.mkdir()
     target = cache / image.name
-    shutil.copytree(image.path, target, symlinks=True, copy_function=os.link)
+    link_tree(image.path, target)
     return target
 
 
@@ -117,7 +116,7 @@ def test_a_check_reads_the_source(copy: Path) -> None:
 
 def test_a_check_names_every_damaged_image(copy: Path) -> None:
     other = copy.with_name("6.12-other")
-    shutil.copytree(copy, other, copy_function=os.link)
+    link_tree(copy, other)
     for one in (copy, other):
         rewrite(one / "config", bytes((one / "config").stat().st_size))
     said = skblab("image", "check").stderr

@@ -38,6 +38,8 @@ AUTO_CONF = "include/config/auto.conf"
 KCONFIG_FILE = re.compile(r"^\t(\S+) \\$", re.MULTILINE)
 BUILDING = ".building-"
 TICKS = "Kconfig.ticks"
+CONFIGURED = ".skblab-configured"
+DESCRIBED = "described.json"
 CONCURRENT = ("CONFIG_PREEMPT", "CONFIG_PREEMPTION", "CONFIG_SMP")  # kernel/agent/agent.h
 
 Progress = Callable[[str, int, int], None]
@@ -98,11 +100,22 @@ def _workshop(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Pr
     if source.is_tarball:
         yield scratch
         return
-    key = hashlib.sha256(f"{source.path} {wanted.key} {recipe.compiler()}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(str(source.path).encode()).hexdigest()[:12]
     workshop = builds_dir() / f"{source.path.name}-{wanted.variant}-{key}"
     workshop.mkdir(exist_ok=True)
     with _alone(workshop, progress):
+        _begin_anew(workshop, f"{wanted.key} {recipe.compiler()}")
         yield workshop
+
+
+def _begin_anew(workshop: Path, made_by: str) -> None:
+    """Where the last build was by another recipe, configure and describe again; make compiles what that changes."""
+    last = workshop / "recipe"
+    if last.is_file() and last.read_text() == made_by:
+        return
+    for name in (f"obj/{CONFIGURED}", f"obj/{TICKS}", DESCRIBED):
+        (workshop / name).unlink(missing_ok=True)
+    last.write_text(made_by)
 
 
 def _sweep(directory: Path) -> None:
@@ -177,7 +190,7 @@ def _build(
         progress("indexing functions", 0, 0)
         shutil.copyfile(obj / "vmlinux", kernel)
         kernel.chmod(0o755)
-        indexed = beside.submit(_index, image, kernel, Described(workshop / "described.json", obj))
+        indexed = beside.submit(_index, image, kernel, Described(workshop / DESCRIBED, obj))
         unwound = beside.submit(unwind.ensure_table, image, obj / "vmlinux")
         kept.result()
         prune.copy_used(tree, obj, image / SOURCE)
@@ -226,8 +239,8 @@ def _configure(tree: Path, obj: Path, wanted: recipe.Recipe, progress: Progress)
     :raises BuildFailed: olddefconfig dropped an option of the user's fragments
     """
     progress("configuring", 0, 0)
-    configured, config = obj / ".skblab-configured", obj / ".config"
-    if configured.exists():  # by the same recipe: the directory's name has its key
+    configured, config = obj / CONFIGURED, obj / ".config"
+    if configured.exists():
         if _asks_anew(tree, obj / AUTO_CONF):
             _make(tree, obj, progress, "olddefconfig")
         return

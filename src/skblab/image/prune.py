@@ -4,16 +4,33 @@ import re
 import shutil
 from pathlib import Path
 
+from skblab.host import process
+
 # kbuild lists each object's sources beside it: "deps_X := \" and a path per line (scripts/basic/fixdep.c).
 DEPENDENCY = re.compile(r"^  (?:\$\(wildcard )?(\S+?)\)? \\$", re.MULTILINE)
 FIRST = re.compile(r"^source_\S+ := (\S+)$", re.MULTILINE)
 
 
+# Of the kernel, but not in the archive of its objects.
+APART = re.compile(r"(arch/x86/um/vdso/.*|init/version-timestamp)\.o")
+
+
+def linked_objects(obj: Path) -> set[str]:
+    """Return the object files of which the kernel was linked; of a kernel before 6.1, none: it has no such archive."""
+    return set(process.run(["ar", "t", "vmlinux.a"], cwd=obj).stdout.split())
+
+
 def used_files(obj: Path) -> set[Path]:
-    """Return every file from which an object of the build was made, as the build names it."""
+    """Return every file from which an object of the kernel was made, as the build names it.
+
+    Objects that only an earlier build in the directory had, by other options, do not count.
+    """
+    linked = linked_objects(obj)
     lines: set[str] = set()  # hundreds of objects name the same header
     for record in obj.rglob(".*.o.cmd"):
-        lines.update(record.read_text().splitlines())
+        name = str(record.relative_to(obj).with_name(record.name[1 : -len(".cmd")]))
+        if not linked or name in linked or APART.fullmatch(name):
+            lines.update(record.read_text().splitlines())
     text = "\n".join(lines)
     return {Path(name) for name in (*FIRST.findall(text), *DEPENDENCY.findall(text))}
 

@@ -21,6 +21,8 @@ __all__ = ["FAULTS", "MOVED", "Fault", "Finding", "examine", "put_copies"]
 
 FAULTS = (ROOM, LOST_WAKE_UPS, KILLED_FORK, *VECTOR_FAULTS, *VIRTUAL_TIME_FAULTS, JUMPS, CURRENT_TASK)
 
+COPIES = ".skblab-corrected"  # in the build directory: which files it has copies of
+
 # A copy lies elsewhere; the path is seen from arch/um/include/shared, one of the directories of -I.
 MOVED = (Change(VECTOR_USER, '#include "vector_user.h"', '#include "../../drivers/vector_user.h"'),)
 
@@ -35,9 +37,12 @@ def put_copies(tree: Path, obj: Path, findings: Sequence[Finding]) -> None:
     """Put the corrected copies into the build directory *obj*, and remove those that only the last build had."""
     changes = [change for finding in findings for change in finding.changes]
     corrected_files = {change.file for change in changes}
-    for file in {change.file for fault in FAULTS for one in fault.corrections for change in one.changes}:
-        if file not in corrected_files:
-            (obj / file).unlink(missing_ok=True)
+    obj.mkdir(parents=True, exist_ok=True)
+    listed = obj / COPIES
+    for name in listed.read_text().split() if listed.exists() else ():
+        if Path(name) not in corrected_files:
+            (obj / name).unlink(missing_ok=True)
+    listed.write_text("".join(f"{file}\n" for file in sorted(corrected_files)))
     for file in corrected_files:
         corrected = (tree / file).read_text()
         for change in (*MOVED, *changes):
