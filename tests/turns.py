@@ -1,7 +1,7 @@
 """Which process runs which tests, and in what order: files as a whole, those that take longest first.
 
 A file's tests share labs, so they stay in one process; the last files are short, so that all processes end together.
-Tests that measure wall-clock time come after all others, two at a time: they wait, and two processors are enough.
+Tests that measure wall-clock time come after all others, three at a time: they wait, and two processors are enough.
 """
 
 import fcntl
@@ -16,19 +16,18 @@ from xdist.scheduler import LoadScopeScheduling
 
 # The files that take more than a quarter of a minute, by pytest --durations=0; one that is not here takes less.
 LONGEST = (
-    "test_documents", "image/test_build", "debugger/test_prompt", "guest/test_pytest_plugin", "guest/test_jumbo",
-    "test_side_by_side", "sweep/test_cluster", "trace/test_protocols", "places/test_places", "agent/test_soundness",
-    "sweep/test_command", "debugger/test_frozen", "trace/test_journeys", "test_examples", "test_contributing",
-    "debugger/test_session", "guest/test_complaints_reported", "guest/test_disk", "guest/test_diagnosis",
-    "trace/test_trace_command", "guest/test_modules", "debugger/test_traps", "tui/test_saved",
-    "experiments/test_ping", "tui/test_terminals", "agent/test_run", "guest/test_links", "image/test_store",
-    "agent/test_keeps", "view/test_readers", "trace/test_verdicts", "virtual/test_clock", "agent/test_malformed",
-    "lives/test_deaths", "agent/test_backtrace", "guest/test_complaints", "lives/test_shared_labs",
-    "view/test_exports", "virtual/test_same", "view/test_page", "tui/test_keys", "tui/test_terminal",
-    "agent/test_every_series", "guest/test_link_orders", "virtual/test_kept", "guest/test_consoles",
-    "agent/test_soak", "host/test_security", "agent/test_torture",
+    "test_documents", "image/test_build", "debugger/test_prompt", "guest/test_jumbo", "agent/test_soundness",
+    "places/test_places", "sweep/test_cluster", "guest/test_pytest_plugin", "sweep/test_command",
+    "debugger/test_frozen", "trace/test_journeys", "guest/test_modules", "test_examples", "test_contributing",
+    "guest/test_disk", "guest/test_links", "tui/test_terminals", "agent/test_run", "trace/test_protocols",
+    "experiments/test_ping", "trace/test_trace_command", "debugger/test_traps", "image/test_store",
+    "guest/test_diagnosis", "view/test_exports", "debugger/test_session", "virtual/test_same",
+    "guest/test_complaints_reported", "view/test_readers", "tui/test_saved", "agent/test_keeps", "virtual/test_clock",
+    "host/test_security", "tui/test_terminal", "trace/test_verdicts", "view/test_page", "lives/test_deaths",
+    "guest/test_complaints", "agent/test_malformed", "guest/test_consoles", "guest/test_link_orders",
+    "virtual/test_kept", "agent/test_torture", "agent/test_soak", "test_side_by_side",
 )  # fmt: skip
-SLOTS = 2
+SLOTS = 3
 
 
 def turn(item: pytest.Item) -> tuple[bool, int]:

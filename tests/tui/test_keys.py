@@ -89,7 +89,7 @@ def test_an_edited_payload_is_what_ping_finds_wrong_and_reverted_right(shared_la
             await edit(person, "raw-load-28", "z" * 56)
             await person.until(lambda: person.cell(person.table.cursor_row, 3).startswith("edited "), "it was edited")
             await person.presses("down")
-        await person.reads("-- #1 raw.load: ")
+        await person.reads("-- #1 raw.load")
         await person.until(lambda: "z" * 56 in person.fields["raw.load"], "the new payload")
         await person.presses("u")
         await person.until(lambda: person.cell(1, 3).startswith("ICMP echo"), "it was reverted")
