@@ -137,6 +137,40 @@ static int keep(int connection, pid_t command, bool stays, struct terminal *term
 	return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
+/* Write the content of a file; return 0 or an errno. */
+static int write_content(const char *path, int to)
+{
+	static char bytes[64 * 1024];
+	int from = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got;
+
+	if (from < 0)
+		return errno;
+	while ((got = read(from, bytes, sizeof(bytes))) > 0)
+		for (ssize_t written, done = 0; done < got; done += written)
+			if ((written = write(to, bytes + done, got - done)) < 0)
+				return errno;
+	if (got < 0)
+		return errno;
+	close(from);
+	return 0;
+}
+
+/* Write the content of files of a node, one behind another: without a program, and without a process for it. */
+static void serve_content(int connection, uint32_t count, char **words, const int *standard)
+{
+	int error = 0;
+
+	if (enter_node(words[0]) < 0) {
+		tell(connection, EXEC_FAILED, errno, EXEC_STEP_NODE);
+		return;
+	}
+	tell(connection, EXEC_STARTED, getpid(), 0);
+	for (uint32_t i = 0; i < count && !error; i++)
+		error = write_content(words[BEFORE_ARGV + i], standard[1]);
+	tell(connection, EXEC_ENDED, error, 0);
+}
+
 /* Run one command for the host at the other end of a connection. */
 static void serve_command(int connection, int root, const char *home)
 {
@@ -176,12 +210,17 @@ static void serve_command(int connection, int root, const char *home)
 		}
 		standard[0] = standard[1] = standard[2] = terminal.command;
 	}
+	signal(SIGPIPE, SIG_IGN);
+	if (request->kind == EXEC_READ) {
+		serve_content(connection, request->argc, words, standard);
+		return;
+	}
 	sigemptyset(&ended);
 	sigaddset(&ended, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &ended, NULL);
 	signal(SIGCHLD, no_action);
-	signal(SIGPIPE, SIG_IGN);
-	if (pipe2(failed, O_CLOEXEC) < 0 || (command = fork()) < 0) {
+	/* vfork(2): an address space is a process of the host's, and the command gets its own by execve(2). */
+	if (pipe2(failed, O_CLOEXEC) < 0 || (command = vfork()) < 0) {
 		tell(connection, EXEC_FAILED, errno, EXEC_STEP_FORK);
 		return;
 	}

@@ -19,6 +19,8 @@ enum exec_kind {
 	EXEC_STARTED, /* value: its pid */
 	EXEC_FAILED, /* value: errno of step */
 	EXEC_ENDED, /* value: exit status; minus the signal that ended it */
+	/* From the host, in place of START: the argc words are paths, whose content comes to stdout. ENDED has an errno. */
+	EXEC_READ,
 };
 
 enum exec_step { /* what failed */

@@ -186,7 +186,7 @@ class SavedRun:
         yield from ("", "from skblab import Session", *uses, "")
         yield from (*_python("RULES", self.rules), *(_python("DECISIONS", self.decisions) if self.decisions else []))
         marked = lab_table(self.spec) | ({"commands": self.spec.commands} if self.spec.commands else {})
-        marked |= {"counters": False} if is_virtual else {}  # the program that reads them takes time
+        marked |= {"counters": False} if is_virtual else {}  # to read them takes time
         marked |= {"allow_unfired": True} if "unfired" in self.outcome else {}
         marked |= {"allow_complaints": True} if "complaints" in self.outcome else {}
         yield from ("", "", f"@pytest.mark.skblab({', '.join(f'{key}={value!r}' for key, value in marked.items())})")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,7 +44,7 @@ class Settings:
     :param spec: the lab's description, but for the image where no marker names one
     :param named: the fields that are named
     :param trace: a pcap-filter(7) expression of what to trace, "" for everything, None for nothing
-    :param counters: whether the guest's counters are read as the test begins, by a program of the guest
+    :param counters: whether the guest's counters are read as the test begins
     """
 
     spec: LabSpec
@@ -130,8 +129,7 @@ class LabInTest(Lab):
         """Begin a test: counters and trace begin here."""
         self._settings, self._outcomes, self._at_close = wanted, [], []
         self.__dict__.pop("traced", None)
-        own = [OWN] if self.spec.root or self.spec.disks else []
-        nodes = (*own, HOST, *self.spec.nodes) if wanted.counters else ()
+        nodes = (OWN, HOST, *self.spec.nodes) if wanted.counters else ()
         self._counters = {node: Counters(functools.partial(self._read_counters, node)) for node in nodes}
         self._tracer = None
         if trace is not None:
@@ -151,34 +149,24 @@ class LabInTest(Lab):
 
     @property
     def counters(self) -> Counters:
-        """The guest's counters since the test began; those of a kernel are counted in each network namespace.
-
-        :raises UsageError: the guest has no programs to read them
-        """
+        """The guest's counters since the test began; those of a kernel are counted in each network namespace."""
         return self.counters_of(OWN)
 
     def counters_of(self, node: str) -> Counters:
         """Return a node's counters since the test began: of ``"host"``, where the clients are, or one of the spec's.
 
-        :raises UsageError: there is no such node, or the guest has no programs to read its own
+        :raises UsageError: there is no such node, or the test has ``counters=False``
         """
         if node not in self._counters:
-            if node == OWN or not self._settings.counters:
-                raise UsageError(
-                    "counters need a program in the guest that reads /proc",
-                    hint='@pytest.mark.skblab(root="host"), without counters=False',
-                )
+            if not self._settings.counters:
+                raise UsageError("counters are not read in this test", hint="without counters=False")
             raise UsageError(f"no node is called {node}", found=f"nodes: {', '.join(self._counters)}")
         return self._counters[node]
 
     def _read_counters(self, node: str) -> dict[str, int]:
-        words = ["cat", *COUNTER_FILES]
-        if node == HOST:
-            return parse_counters(self.run(words, timeout_s=PING_TIMEOUT_S).stdout)
-        if node == OWN:
-            return parse_counters(self.guest.run(words, timeout_s=PING_TIMEOUT_S).stdout)
-        with self.guest.popen(words, stdout=subprocess.PIPE, node=node) as reading:
-            return parse_counters(reading.communicate(timeout=PING_TIMEOUT_S)[0].decode())
+        if node == HOST and not self.guest.clock.is_virtual:
+            return parse_counters(self.run(["cat", *COUNTER_FILES], timeout_s=PING_TIMEOUT_S).stdout)
+        return parse_counters(self.guest.read(*COUNTER_FILES, node="" if node == OWN else node).decode())
 
     @functools.cached_property
     def traced(self) -> "Trace":

@@ -117,6 +117,24 @@ def test_the_built_in_root_says_that_it_has_no_programs(every_lab: Lab) -> None:
     assert every_lab.run(["ping", "-c1", "guest"]).returncode == 0
 
 
+def test_files_are_read_without_a_program(every_lab: Lab) -> None:
+    read = every_lab.guest.read
+    assert read("/proc/sys/kernel/ostype", "/proc/sys/kernel/hostname").startswith(b"Linux\n")
+    assert b"\nIcmp: " in read("/proc/net/snmp")
+    assert len(read("/init")) > 4 * 65536  # more than a pipe takes
+    assert read("/agent.ko", most_bytes=4) == b"\x7fELF"
+    for paths, why in ((("/none",), "No such file"), (("/proc/version", "/proc"), "Is a directory")):
+        with pytest.raises(GuestCommandFailed, match=f"cannot read {' '.join(paths)} in the guest") as caught:
+            read(*paths)
+        assert why in caught.value.found
+    with pytest.raises(GuestCommandFailed, match="cannot read /proc/version"):
+        read("/proc/version", node="nobody")
+    with pytest.raises(UsageError, match="no NUL byte"):
+        read("/proc/\0")
+    with pytest.raises(UsageError, match="no file to read"):
+        read()
+
+
 def test_one_that_nobody_reads_holds_up_no_other_and_loses_nothing(host_root: Lab) -> None:
     guest = host_root.guest
     with (

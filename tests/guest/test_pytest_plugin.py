@@ -229,17 +229,22 @@ def test_a_marker_that_is_wrong(run: Run, marker: str, said: str) -> None:
     assert said in done.stdout.str()
 
 
-def test_what_a_lab_without_programs_or_trace_cannot_say(run: Run) -> None:
+def test_what_a_lab_without_counters_or_trace_cannot_say(run: Run) -> None:
     done = run(
         """
         import pytest
         from skblab.errors import UsageError
 
+        @pytest.mark.skblab(counters=False)
         def test_it(lab):
-            with pytest.raises(UsageError, match="counters need a program"):
+            with pytest.raises(UsageError, match="counters are not read in this test"):
                 lab.counters
             with pytest.raises(UsageError, match="nothing is traced"):
                 lab.visited("ip_rcv")
+
+        def test_a_guest_without_programs(lab):
+            lab.run(["ping", "-c", "2", "-i", "0.01", "guest"])
+            assert lab.counters["IcmpInEchos"] == lab.counters_of("host")["IcmpInEchoReps"] == 2
 
         @pytest.mark.skblab(trace=True)
         def test_a_function_that_no_trace_follows(lab):
@@ -247,7 +252,7 @@ def test_what_a_lab_without_programs_or_trace_cannot_say(run: Run) -> None:
                 lab.visited("ip_recv")
         """
     )
-    done.assert_outcomes(passed=2)
+    done.assert_outcomes(passed=3)
 
 
 def test_two_labs_and_one_that_the_test_closes(run: Run) -> None:

@@ -34,7 +34,9 @@ def test_an_edit_takes_no_time(every_image: Image) -> None:
         with lab.rule("ip_rcv = edit ip.ttl=9 @1-3 if icmp[icmptype] == icmp-echoreply") as rule:
             said = lab.run(["ping", "-c3", "guest"]).stdout
         assert rule.unedited == 0
-    assert re.findall(r"ttl=(\d+) time=([\d.]+) ms", said) == [("9", "0.001"), ("9", "0.000"), ("9", "0.000")]
+    times = re.findall(r"ttl=9 time=([\d.]+) ms", said)
+    assert len(times) == 3
+    assert max(map(float, times)) <= 0.001
 
 
 SENDS = """

@@ -40,6 +40,7 @@ class Kind(IntEnum):
     STARTED = 4
     FAILED = 5
     ENDED = 6
+    READ = 7
 
 
 class Step(IntEnum):
@@ -222,7 +223,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Program:
-    """A program to start in the guest; the fields are the parameters of ``Guest.popen()``."""
+    """A program to start in the guest; the fields are the parameters of ``Guest.popen()``.
+
+    :param kind: START; or READ, where *argv* are paths of files to read
+    """
 
     argv: Sequence[Argument]
     node: str = ""
@@ -230,6 +234,7 @@ class Program:
     env: Mapping[str, str] | None = None
     terminal: tuple[int, int] | None = None
     stays: bool = False
+    kind: Kind = Kind.START
 
     @property
     def words(self) -> list[str]:
@@ -248,7 +253,7 @@ class Program:
         if any("\0" in word for word in (self.node, self.cwd, *words, *pairs)):
             raise UsageError("a word of a command has no NUL byte")
         text = b"".join(os.fsencode(word) + b"\0" for word in (self.node, self.cwd, *words, *pairs))
-        request = _message(Kind.START, size=self.terminal, rest=(self.stays, len(words), len(pairs))) + text
+        request = _message(self.kind, size=self.terminal, rest=(self.stays, len(words), len(pairs))) + text
         if len(request) > MESSAGE_BYTES:
             raise UsageError(
                 f"a command's words come to {len(text)} bytes", hint=f"{MESSAGE_BYTES} at most; use a file"

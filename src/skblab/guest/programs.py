@@ -12,7 +12,8 @@ from typing import Literal, overload
 from skblab.clock import Clock
 from skblab.errors import GuestCommandFailed, GuestLost, SkblabError, UsageError
 from skblab.files import ROOM, cannot_write
-from skblab.guest.exec import Command, Program, start
+from skblab.guest.exec import Command, Kind, Program, start
+from skblab.guest.streams import AT_ONCE_BYTES
 from skblab.guest.unpack import unpack
 from skblab.host.namespace import Namespaces
 from skblab.host.process import Argument, Stream
@@ -105,6 +106,35 @@ class Programs:
             return subprocess.CompletedProcess(command.args, status, out, err)
         texts = (said.decode(errors="replace") for said in (out, err))
         return subprocess.CompletedProcess(command.args, status, *texts)
+
+    def read(self, *paths: str, node: str = "", most_bytes: int | None = None) -> bytes:
+        """Return the content of files in the guest, one behind another. It needs no program of the guest's.
+
+        :param node: in virtual time, the node that has them: of /proc/self/net
+        :param most_bytes: where they have more, return so much of it
+        :raises GuestCommandFailed: one cannot be read
+        :raises GuestLost: the guest kernel is gone
+        """
+        if not paths:
+            raise UsageError("no file to read")
+        failed = f"cannot read {' '.join(paths)} in the guest"
+        pipes = (subprocess.DEVNULL, subprocess.PIPE, subprocess.DEVNULL)
+        try:
+            reading = start(self._connection, self._hung_up, Program(paths, node, kind=Kind.READ), pipes, self.clock)
+        except GuestCommandFailed as error:
+            raise GuestCommandFailed(failed, found=error.found) from None
+        content = bytearray()
+        with reading:
+            assert reading.stdout
+            while most_bytes is None or len(content) < most_bytes:
+                self.clock.wait([reading.stdout])
+                if data := os.read(reading.stdout.fileno(), AT_ONCE_BYTES):
+                    content += data
+                elif error_number := reading.wait():
+                    raise GuestCommandFailed(failed, found=os.strerror(error_number))
+                else:
+                    break
+        return bytes(content[:most_bytes])
 
     def copy_in(self, path: Path | str, to: str) -> None:
         """Copy a file or a directory tree into the guest; keep modes and times, set the owner to root.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skblab.errors import GuestCommandFailed, GuestLost, NoSuchProgram, Timeout, UsageError
+from skblab.errors import GuestCommandFailed, GuestLost, Timeout, UsageError
 from skblab.event import Hit
 from skblab.guest.nodes import HOST
 from skblab.image.store import image_of
@@ -265,22 +265,20 @@ def _file(lab: Lab, path: str) -> tuple[str, str, str]:
 
     :raises UsageError: it is longer than MOST_FILE_BYTES
     """
-    words = ["head", "-c", str(MOST_FILE_BYTES + 1), path]
-    with lab.guest.popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, node=HOST) as head:
-        content, _ = head.communicate()
-        if head.returncode:
-            return path, "", ""
+    try:
+        content = lab.guest.read(path, node=HOST, most_bytes=MOST_FILE_BYTES + 1)
+    except GuestCommandFailed:
+        return path, "", ""
     if len(content) > MOST_FILE_BYTES:
         raise UsageError(f"{path} in the guest is longer than {MOST_FILE_BYTES >> 20} MiB", hint="write its digest")
     return path, digest(content), content.decode(errors="replace")[:MOST_KEPT]
 
 
 def _counters(lab: Lab, scenario: Scenario) -> dict[str, int]:
-    """Return the network counters of the node "host" and of the guest's own, by one program."""
+    """Return the network counters of the node "host" and of the guest's own."""
     try:
-        with lab.guest.popen(["cat", *COUNTERS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, node=HOST) as cat:
-            said, _ = cat.communicate(timeout=10)
-    except (NoSuchProgram, GuestCommandFailed, subprocess.TimeoutExpired):
+        said = lab.guest.read(*COUNTERS, node=HOST)
+    except GuestCommandFailed:  # a disk without /proc
         return {}
     return parse_counters(said.decode(errors="replace"), {name for name, *_ in scenario.expected.counters})
 
