@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -70,7 +73,10 @@ class Local:
     def _run(self, batch: Sequence[Job], workers: int) -> Iterator[tuple[Job, CellOutcome | None]]:
         """Yield the outcome of each cell; None for those that a process that died may have had."""
         context = multiprocessing.get_context("spawn")  # a fork has this process's threads' locks
-        pool = ProcessPoolExecutor(min(workers, len(batch)), context, _begin, (os.getpid(),))
+        processors = context.SimpleQueue()
+        for number in _processors(workers):
+            processors.put(number)
+        pool = ProcessPoolExecutor(min(workers, len(batch)), context, _begin, (os.getpid(), processors))
         try:
             running = {}
             with contextlib.suppress(BrokenProcessPool):
@@ -85,8 +91,19 @@ class Local:
             pool.shutdown(cancel_futures=True)
 
 
-def _begin(parent: int) -> None:
+def _processors(workers: int) -> Iterable[int | None]:
+    """Return on which processor each worker is to stay: on one of its own, where there is one for each.
+
+    A worker and the guest of its cell take turns, so a second processor only has to be woken.
+    """
+    ours = sorted(os.sched_getaffinity(0))
+    return ours if workers == len(ours) else [None] * workers
+
+
+def _begin(parent: int, processors: "SimpleQueue[int | None]") -> None:
     """Set up a worker: Ctrl-C is its parent's affair, and it ends with its parent."""
+    if (number := processors.get()) is not None:
+        os.sched_setaffinity(0, [number])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
