@@ -23,15 +23,6 @@ from skblab.lab import Lab
 SKBLAB = (sys.executable, "-m", "skblab.cli")
 
 
-def link_tree(source: Path, target: Path) -> None:
-    """Copy a directory tree whose files are replaced only: by hard links, or to another file system as files."""
-    for how in ("--link", "--archive"):
-        done = process.run(["cp", "-dR", "--preserve=all", how, "--no-target-directory", source, target], timeout_s=100)
-        if done.returncode == 0:
-            return
-    raise OSError(done.stderr)
-
-
 # The command line's output about complaints, as text and as an event.
 SENTENCE = "the guest's kernel complained"
 TITLE = re.compile(r"^  \[ *\d+\.\d{6}\] (.*)", re.MULTILINE)

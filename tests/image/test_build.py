@@ -2,15 +2,12 @@
 
 import contextlib
 import fcntl
-import hashlib
-import inspect
 import json
 import re
 import resource
 import select
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,24 +23,15 @@ from skblab.image.headers import FIRST
 from skblab.image.image import MANIFEST, SOURCE, Image
 from skblab.image.reasons import reasons
 from skblab.image.recipe import DEFAULT_SERIES, SERIES
-from skblab.image.source import find_source, series_of, unpack
+from skblab.image.source import find_source, kept_tree, link_tree, series_of
 from skblab.image.store import builds_dir, cache_dir, find_image
-from support import SKBLAB, eventually_nothing, link_tree, read_until, remains, skblab, start_skblab
+from support import SKBLAB, eventually_nothing, read_until, remains, skblab, start_skblab
 
 
 def unpacked(series: str) -> Path:
-    """Return what is unpacked of a kernel's source: once a machine, because to decompress it takes long."""
-    source = find_source(series)
-    place = cache_dir() / "tests" / f"source-{source.identity()[:12]}"
-    unpacked_as = hashlib.sha256(inspect.getsource(sys.modules[unpack.__module__]).encode()).hexdigest()[:12]
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (place / unpacked_as).exists():
-            for earlier in place.iterdir():
-                shutil.rmtree(earlier, ignore_errors=True)
-            unpack(source, place, whole=False).rename(place / unpacked_as)
-    return place / unpacked_as
+    """Return what is unpacked of a kernel's source."""
+    with kept_tree(find_source(series)) as tree:
+        return tree
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +136,10 @@ def test_a_killed_build_takes_all_that_it_started_along(cache: Path) -> None:
     """Its tar, here; and the next build does not wait for it."""
     for _ in range(2):
         building = start_skblab("image", "build")
-        assert until(lambda: at_work_in(cache), within_s=50)
+        assert until(lambda: at_work_in(cache.parent), within_s=50)
         building.kill()
         process.end(building)
-        assert until(lambda: not at_work_in(cache), within_s=5), at_work_in(cache)
+        assert until(lambda: not at_work_in(cache.parent), within_s=5), at_work_in(cache.parent)
 
 
 def until(it_is_so: Callable[[], object], *, within_s: float) -> bool:
@@ -172,6 +160,14 @@ def at_work_in(directory: Path) -> list[str]:
             words = path.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             found += [words] if f"{directory}/" in words else []
     return found
+
+
+def test_what_is_unpacked_of_debians_source_serves_every_build(tree: Path) -> None:
+    """Each has links of its own; what one replaces is not replaced for the others."""
+    kept = unpacked(DEFAULT_SERIES)
+    assert (tree / "Makefile").samefile(kept / "Makefile")
+    assert "this is not C" not in (kept / "kernel/bounds.c").read_text()
+    assert "SKBLAB" not in (kept / FIRST).read_text()
 
 
 def test_of_debians_source_that_is_unpacked_which_is_read(tree: Path) -> None:
@@ -242,8 +238,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[Built]:
     The tree and its objects stay for the next run, as a developer's do: from scratch the build takes minutes. One test
     uses it at a time.
     """
-    source = find_source(DEFAULT_SERIES)
-    place = cache_dir() / "tests" / f"tree-{source.identity()[:12]}"
+    source_tree = unpacked(DEFAULT_SERIES)
+    place = cache_dir() / "tests" / source_tree.name.replace("source", "tree")
     place.mkdir(parents=True, exist_ok=True)
     tree, fragment = place / "tree", place / "bbr.config"
     monkeypatch.setenv("SKBLAB_CACHE", str(place / "cache"))
@@ -251,8 +247,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[Built]:
     with (place / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not tree.exists():
-            shutil.rmtree(place / "unpacked", ignore_errors=True)
-            unpack(source, place, whole=False).rename(tree)
+            process.run(["cp", "-a", source_tree, tree]).check_returncode()
             for path in CHANGED:
                 shutil.copy2(tree / path, place / Path(path).name)
         fragment.write_text("# mine\nCONFIG_TCP_CONG_ADVANCED=y\nCONFIG_TCP_CONG_BBR=y\n")

@@ -13,9 +13,10 @@ from skblab.image.image import KERNEL, MANIFEST, Image, digest, digest_file
 from skblab.image.index import Function
 from skblab.image.missing import explain_missing
 from skblab.image.module import keep
+from skblab.image.source import link_tree
 from skblab.image.unwind import Unwinder, ensure_table
 from skblab.lab import Lab
-from support import link_tree, skblab
+from support import skblab
 
 
 def packet_number(function: Function) -> int | None:

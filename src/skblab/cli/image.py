@@ -74,7 +74,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     rm = verbs.add_parser("rm", help="remove images")
     complete(rm.add_argument("names", nargs="*", metavar="IMAGE", help="an image's name"), image_names)
     rm.add_argument(
-        "--builds", action="store_true", help="remove the objects kept for the next build of a --source tree, too"
+        "--builds", action="store_true", help="remove what is kept for the next build, too: objects, unpacked sources"
     )
     rm.set_defaults(run=run_rm)
 

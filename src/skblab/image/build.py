@@ -1,7 +1,7 @@
 """Build an image: source, configuration, kernel, indexes. A finished image is renamed into the store, nothing else is.
 
 A tree is built in a directory that is kept, so that the next build compiles only what has changed; a tarball never
-changes, so its directory is removed.
+changes, so its directory is removed. Of Debian's source, the files that are read are unpacked once for all builds.
 """
 
 import contextlib

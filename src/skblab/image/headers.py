@@ -61,14 +61,20 @@ def precompiled(tree: Path, obj: Path, make: Callable[[str], None]) -> Iterator[
     first = tree / FIRST
     text = first.read_text()
     gch = first.with_name(f"{first.name}.gch")
-    first.write_text(text + PASTED)
+    _replace(first, text + PASTED)
     try:
         make(str(SAMPLE))
         _precompile(obj, gch)
         yield
     finally:
         gch.unlink(missing_ok=True)
-        first.write_text(text)
+        _replace(first, text)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a file, which may be a link to one that others have."""
+    path.unlink()
+    path.write_text(text)
 
 
 def _precompile(obj: Path, gch: Path) -> None:

@@ -1,10 +1,13 @@
 """Kernel sources: Debian's package, a tarball, or a developer's tree."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from skblab.errors import BuildFailed, UsageError
 from skblab.files import typed
 from skblab.host import process
 from skblab.image import debian
+from skblab.image.store import builds_dir
 
 # What a UML build of Debian's source with skblab's options only reads, beside Kconfig files and Makefiles: a quarter of
 # the files, a sixth of the bytes.
@@ -101,20 +105,65 @@ def _series_of_tarball(path: Path) -> str:
 def unpack(source: Source, scratch: Path, *, whole: bool, progress: Callable[[int], object] = lambda _: None) -> Path:
     """Return the tree to build from: the source itself, or its tarball unpacked into *scratch*.
 
+    What is read of Debian's source is unpacked once and kept: the files are links to that tree's, to be replaced only.
+
     :param whole: unpack everything, not only what a kernel with skblab's options is built from
     :param progress: called with the number of files unpacked
     :raises BuildFailed: tar refused, or the tarball does not hold one directory
     """
     if not source.is_tarball:
         return source.path
-    directory = scratch / "unpacked"
+    if whole:
+        return _untar(source.path, scratch / "unpacked", [], progress)
+    tree = scratch / source.series
+    with kept_tree(source, progress) as kept:
+        link_tree(kept, tree)
+    return tree
+
+
+@contextlib.contextmanager
+def kept_tree(source: Source, progress: Callable[[int], object] = lambda _: None) -> Iterator[Path]:
+    """Yield what is read of Debian's source, unpacked for all builds of its series; nobody removes it meanwhile.
+
+    :raises BuildFailed: as ``unpack()``
+    """
+    content = f"{source.identity()} {READ} {READ_ANYWHERE}"
+    kept = builds_dir() / f"source-{source.series}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    unpacking = kept.with_name(f".unpacking-{source.series}")
+    with kept.with_name(f".lock-source-{source.series}").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            for earlier in (unpacking, *kept.parent.glob(f"source-{source.series}-*")):
+                shutil.rmtree(earlier, ignore_errors=True)
+            only = ["--wildcards", "--wildcards-match-slash", *READ_ANYWHERE]
+            only += ["--no-wildcards-match-slash", *(f"*/{name}" for name in READ)]
+            try:
+                _untar(source.path, unpacking, only, progress).rename(kept)
+            finally:
+                shutil.rmtree(unpacking, ignore_errors=True)
+        yield kept
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a directory tree whose files are replaced only: by hard links, or to another file system as files.
+
+    :raises BuildFailed: it cannot be copied
+    """
+    for how in ("--link", "--archive"):
+        done = process.run(["cp", "-dR", "--preserve=all", how, "--no-target-directory", source, target])
+        if done.returncode == 0:
+            return
+    raise BuildFailed(f"cannot copy {source}", found=done.stderr.strip())
+
+
+def _untar(tarball: Path, directory: Path, only: list[str], progress: Callable[[int], object]) -> Path:
+    """Unpack a tarball, or *only* what tar's arguments name, into a new directory; return the tree in it."""
     directory.mkdir()
-    argv: list[process.Argument] = ["tar", "-C", directory, "-xvf", source.path]
-    if not whole:
-        argv += ["--wildcards", "--wildcards-match-slash", *READ_ANYWHERE]
-        argv += ["--no-wildcards-match-slash", *(f"*/{name}" for name in READ)]
     several = os.environ | {"XZ_DEFAULTS": "--threads=0"}  # Debian's tarballs have independent blocks
-    tar = process.start(argv, env=several, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, guarded=True)
+    tar = process.start(
+        ["tar", "-C", directory, "-xvf", tarball, *only],
+        env=several, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, guarded=True,
+    )  # fmt: skip
     assert tar.stdout is not None
     progress(0)
     complaints = []
@@ -128,5 +177,5 @@ def unpack(source: Source, scratch: Path, *, whole: bool, progress: Callable[[in
     trees = list(directory.iterdir())
     if status or len(trees) != 1:
         found = "".join(complaints[:SHOWN_LINES]).rstrip() or f"{len(trees)} directories in it"
-        raise BuildFailed(f"cannot unpack {source.path}", found=found)
+        raise BuildFailed(f"cannot unpack {tarball}", found=found)
     return trees[0]

@@ -37,7 +37,9 @@ def images_dir() -> Path:
 
 
 def builds_dir() -> Path:
-    """Return the directory in which builds of developers' trees are kept, made if it is missing.
+    """Return the directory of what is kept for the next build: objects of developers' trees, and unpacked sources.
+
+    It is made if it is missing.
 
     :raises MissingPrerequisite: it cannot be made, or read
     """
