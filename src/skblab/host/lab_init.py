@@ -61,9 +61,9 @@ DATAGRAMS = (
 PANIC = b"\xbe\xba\xfe\xca\2\0\0\0\1\0\0\0"  # how the notification of a panic begins (arch/um/drivers/mconsole.h)
 CONSOLE, AGENT_MEMORY, AGENT_SOCKET, TERMINAL = range(4)  # indexes of the descriptors kept for other controllers
 FAREWELL = 1  # kernel/agent/agent_abi.h
-# Version of requests and answers, of the kept descriptors, and of the memory shared with the agent: a newer skblab may
-# join a lab that an older one has started.
-VERSION = 3
+# Version of requests and answers, of the kept descriptors, of the memory shared with the agent, and of what the guest's
+# init understands: a newer skblab may join a lab that an older one has started.
+VERSION = 4
 BAD_REQUEST, NO_COMMANDS = "request", "no commands"
 
 # The kernel's first descriptor of ours: its command line, with which its randomness begins, is the same each time.
