@@ -24,3 +24,9 @@ def deadly(scenario: Scenario, rules: tuple[str, ...]) -> CellOutcome:
         once.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return empty(scenario, rules)
+
+
+def placed(_: Scenario, rules: tuple[str, ...]) -> CellOutcome:
+    """Say on which processors its process may run."""
+    del rules
+    return CellOutcome(stdout=" ".join(map(str, sorted(os.sched_getaffinity(0)))))

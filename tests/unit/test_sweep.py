@@ -1,13 +1,14 @@
 """Sweeps without a kernel: which faults there are, what an outcome is beside another, and pools that lose no cell."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from cells import deadly, empty
+from cells import deadly, empty, placed
 from skblab.errors import CannotWrite, RuleError, UsageError
 from skblab.packet import Packet
 from skblab.rule import Rule
@@ -143,6 +144,13 @@ def test_a_process_that_dies_loses_no_cell(scenario: Scenario) -> None:
     done = dict(Local(2, deadly)(cells))
     assert set(done) == set(cells)
     assert [job.rules for job, outcome in done.items() if outcome.end == "lost"] == [("always",)]
+
+
+def test_as_many_processes_as_processors_have_one_each(scenario: Scenario) -> None:
+    ours = sorted(map(str, os.sched_getaffinity(0)))
+    cells = [Job(scenario, (), number) for number in range(100)]
+    assert {outcome.stdout for _, outcome in Local(0, placed)(cells)} <= set(ours)
+    assert {outcome.stdout for _, outcome in Local(len(ours) + 1, placed)(cells)} == {" ".join(sorted(ours, key=int))}
 
 
 def test_a_pool_that_is_closed_begins_no_more(scenario: Scenario) -> None:

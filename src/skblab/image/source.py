@@ -133,8 +133,10 @@ def kept_tree(source: Source, progress: Callable[[int], object] = lambda _: None
     with kept.with_name(f".lock-source-{source.series}").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():
-            for earlier in (unpacking, *kept.parent.glob(f"source-{source.series}-*")):
-                shutil.rmtree(earlier, ignore_errors=True)
+            shutil.rmtree(unpacking, ignore_errors=True)
+            for earlier in kept.parent.glob(f"source-{source.series}-*"):
+                earlier.rename(unpacking)  # nobody builds from what is half removed
+                shutil.rmtree(unpacking, ignore_errors=True)
             only = ["--wildcards", "--wildcards-match-slash", *READ_ANYWHERE]
             only += ["--no-wildcards-match-slash", *(f"*/{name}" for name in READ)]
             try:

@@ -106,8 +106,10 @@ def open_named(name: str) -> Image:
 
 
 def remove_builds() -> None:
-    """Remove the kept builds; a build in progress fails."""
-    shutil.rmtree(builds_dir())
+    """Remove what is kept for the next build; a build in progress fails."""
+    hidden = images_dir() / f"{REMOVED}builds-{os.getpid()}"  # of what is half removed, nothing is built
+    builds_dir().rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)  # the next build removes the rest
 
 
 def remove_image(name: str) -> None:

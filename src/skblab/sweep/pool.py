@@ -103,7 +103,8 @@ def _processors(workers: int) -> Iterable[int | None]:
 def _begin(parent: int, processors: "SimpleQueue[int | None]") -> None:
     """Set up a worker: Ctrl-C is its parent's affair, and it ends with its parent."""
     if (number := processors.get()) is not None:
-        os.sched_setaffinity(0, [number])
+        with contextlib.suppress(OSError):  # it is not there any more
+            os.sched_setaffinity(0, [number])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
