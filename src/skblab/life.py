@@ -158,6 +158,11 @@ class LabLife(HostPrograms):
         if not self.guest.alive:
             raise self.guest.lost()
 
+    def check_open(self) -> None:
+        """Raise GuestLost where another thread has closed the lab."""
+        if self._is_closed:
+            raise self._why_lost()
+
     @property
     def _running(self) -> Parts:
         self.check()

@@ -1,9 +1,11 @@
 """A lab belongs to the process that entered it, whatever its forks and threads do."""
 
 import os
+import select
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,30 @@ def test_who_waits_is_told_that_another_thread_has_closed_the_lab(image: Image) 
         lab.close()
         thread.join()
     assert [(type(error), error.what) for error in told] == [(GuestLost, f"lab {lab.name} was closed")]
+
+
+def test_who_runs_a_client_is_told_so_too(image: Image, tmp_path: Path) -> None:
+    """Whether the client is found dead, or its pipes are closed."""
+    told: list[SkblabError] = []
+
+    def run() -> None:
+        try:
+            lab.run(["sh", "-c", f"echo >{runs}; exec sleep 600"])
+        except SkblabError as error:
+            told.append(error)
+
+    runs = tmp_path / "runs"
+    os.mkfifo(runs)
+    for number in range(4):
+        with Lab(image=image) as lab:
+            thread = threading.Thread(target=run)
+            thread.start()
+            runs.read_text()  # waits for the client
+            select.select([], [], [], number / 20)
+            lab.close()
+            thread.join()
+        assert [(type(error), error.what) for error in told] == [(GuestLost, f"lab {lab.name} was closed")]
+        told.clear()
 
 
 @pytest.mark.parametrize("name", ["console", "guest", "image", "namespaces", "terminals"])

@@ -27,6 +27,10 @@ class HostPrograms:
         """Raise the error for a lab that is not running."""
         raise NotImplementedError
 
+    def check_open(self) -> None:
+        """Raise GuestLost where the lab was closed."""
+        raise NotImplementedError
+
     @property
     def _is_within(self) -> bool:
         """Whether the host side is in the guest, in virtual time."""
@@ -94,9 +98,16 @@ class HostPrograms:
         """Run a program on the host side to its end; return its status and its output as text.
 
         :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
+        :raises GuestLost: another thread has closed the lab meanwhile
         """
         client = self.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        return process.finish(client, timeout_s=timeout_s)
+        try:
+            done = process.finish(client, timeout_s=timeout_s)
+        except (OSError, ValueError):  # its pipes were closed
+            self.check_open()
+            raise
+        self.check_open()
+        return done
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """Open a socket on the host side of the link for this process to use.
