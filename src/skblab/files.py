@@ -86,6 +86,20 @@ def whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
         raise cannot_write(path, error) from error
 
 
+def check_new(*paths: Path | None) -> None:
+    """Refuse files that are there already or cannot be written, before what they are for takes its time.
+
+    :raises UsageError: one is there
+    :raises CannotWrite: one cannot be written
+    """
+    for path in filter(None, paths):
+        if os.path.lexists(path):
+            raise UsageError(f"there is a file {path} already", hint=f"another name, or rm {path}")
+        with whole(path, new=True):
+            pass
+        path.unlink()
+
+
 def _name(scratch: Path, path: Path, *, new: bool) -> None:
     """Give a finished file its name."""
     if new:

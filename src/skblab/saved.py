@@ -369,14 +369,12 @@ def check_own(lab: Lab) -> None:
 def check_new(path: Path) -> None:
     """Refuse a file that cannot be written, before the run.
 
-    :raises UsageError: it is no name of a saved run
-    :raises CannotWrite: there is such a file, or its directory cannot be written
+    :raises UsageError: it is no name of a saved run, or there is such a file
+    :raises CannotWrite: its directory cannot be written
     """
     if path.suffix == ".py" and not path.name.startswith("test_"):
         raise UsageError(f"pytest would not find {path.name}", hint=f"--save test_{path.name}; or NAME.toml")
-    with _new(path):
-        pass
-    path.unlink()
+    files.check_new(path)
 
 
 @contextlib.contextmanager

@@ -128,6 +128,7 @@ def test_a_sweep_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest
         (("--time", "real"), PING, "a sweep is in virtual time"),
         (("--workers", "-1"), PING, "no number of workers"),
         (("--html", "/proc/self/comm"), PING, "there is a file"),
+        (("--junit", "/none/out.xml"), PING, "cannot write /none/out.xml"),
     ],
 )
 def test_what_cannot_be_swept(options: tuple[str, ...], client: tuple[str, ...], says: str) -> None:
@@ -135,6 +136,7 @@ def test_what_cannot_be_swept(options: tuple[str, ...], client: tuple[str, ...],
     assert done.returncode in {1, 2}
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 def test_what_is_not_the_same_twice_is_said(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skblab.cli.options import add_guest_options, add_lab_options
-from skblab.cli.sweep import add_sweep_options, check_new, sweep_from
+from skblab.cli.sweep import add_sweep_options, sweep_from
 from skblab.errors import UsageError
+from skblab.files import check_new
 
 if TYPE_CHECKING:
     from skblab.sweep.sweep import Done

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from skblab.cli.progress import Progress, print_table, ran
 from skblab.cli.results import JsonLines, add_json_option
-from skblab.cli.sweep import add_pool_options, check_new, pool_from, words
+from skblab.cli.sweep import add_pool_options, pool_from, words
 from skblab.errors import UsageError
+from skblab.files import check_new
 from skblab.image.recipe import VARIANTS
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from skblab.cli.options import add_guest_options, add_lab_options, spec_from
 from skblab.cli.progress import Progress, print_table, ran
 from skblab.cli.results import JsonLines, add_json_option
 from skblab.errors import UsageError
+from skblab.files import check_new
 
 if TYPE_CHECKING:
     from skblab.sweep.pool import Pool
@@ -135,16 +136,6 @@ def run(arguments: argparse.Namespace) -> int:
         print("skblab: interrupted; --resume goes on with it", file=sys.stderr)
         return 130
     return int(bool(sweep.bad))
-
-
-def check_new(*paths: Path | None) -> None:
-    """Refuse files that are there already, before anything runs.
-
-    :raises UsageError: one is there
-    """
-    for path in paths:
-        if path and path.exists():
-            raise UsageError(f"there is a file {path} already", hint=f"rm {path}, or another name")
 
 
 def _report(sweep: "Sweep", arguments: argparse.Namespace, json_lines: JsonLines) -> None:
