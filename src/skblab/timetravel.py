@@ -82,6 +82,9 @@ class Guest:
                 self.rests = self._answer(op, seq, time_ns)
                 if self.rests or op is Op.STANDS:
                     return
+            if self.connection.fileno() < 0:  # another thread has closed the lab
+                self.gone = True
+                return
             watched: list[Any] = [self.connection, *at_once]
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
@@ -126,13 +129,13 @@ class Guest:
         return op is Op.WAIT
 
     def _say(self, op: Op, time_ns: int, seq: int = 0) -> None:
-        with contextlib.suppress(ConnectionError):  # hear() finds that the guest is gone
+        with contextlib.suppress(OSError):  # hear() finds that the guest is gone
             self.connection.sendall(MESSAGE.pack(op, seq, time_ns))
 
     def _read(self) -> bool:
         """Read what the guest has said of time; return False where it is gone."""
         data = b""
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             data = self.connection.recv(4096)
         self._unread += data
         self.gone = not data

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,6 +14,7 @@ from skblab.errors import GuestLost, SkblabError, UsageError
 from skblab.host import process
 from skblab.image.image import Image
 from skblab.lab import Lab
+from skblab.spec import LabSpec
 
 FORKING = """
 import os, subprocess, sys
@@ -81,6 +83,30 @@ def test_who_runs_a_client_is_told_so_too(image: Image, tmp_path: Path) -> None:
             thread.join()
         assert [(type(error), error.what) for error in told] == [(GuestLost, f"lab {lab.name} was closed")]
         told.clear()
+
+
+@pytest.mark.parametrize("time", ["real", "virtual"])
+def test_who_reads_a_file_without_an_end_is_told_so_too(image: Image, time: Literal["real", "virtual"]) -> None:
+    told: list[SkblabError] = []
+    reading = threading.Event()
+
+    def read() -> None:
+        reading.set()
+        try:
+            lab.guest.read("/dev/zero")
+        except SkblabError as error:
+            told.append(error)
+
+    for number in range(1, 5):
+        with LabSpec(image=image, time=time, root="host").start() as lab:
+            reading.clear()
+            thread = threading.Thread(target=read)
+            thread.start()
+            reading.wait()
+            select.select([], [], [], number / 20)
+            lab.close()
+            thread.join()
+        assert len(told) == number
 
 
 @pytest.mark.parametrize("name", ["console", "guest", "image", "namespaces", "terminals"])

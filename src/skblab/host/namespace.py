@@ -126,14 +126,16 @@ class Namespaces:
         self.guest_links = []
 
     def _receive(self, what: str) -> tuple[dict[str, Any], list[int]]:
-        assert self._control
+        if (control := self._control) is None:  # another thread has closed the lab
+            raise UsageError(f"lab {self.name} is not running")
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, lab_init.MESSAGE_BYTES, lab_init.DESCRIPTORS)
+            data, fds, _, _ = socket.recv_fds(control, lab_init.MESSAGE_BYTES, lab_init.DESCRIPTORS)
         except TimeoutError:
             raise Timeout(
                 f"lab {self.name}: its first process did not answer in time", found=f"asked for: {what}"
             ) from None
-        except ConnectionError:
+        except OSError as error:
+            self._raise_unless_gone(error)
             data, fds = b"", []
         if not data:
             raise GuestLost(f"lab {self.name}: its first process is gone", found=f"asked for: {what}")
@@ -147,17 +149,23 @@ class Namespaces:
 
         :raises GuestLost: process 1 is gone
         """
-        if self._control is None:
+        if (control := self._control) is None:
             raise UsageError(f"lab {self.name} is not running")
         message = json.dumps({"op": op, **arguments}).encode()
         if len(message) > lab_init.MESSAGE_BYTES:
             raise UsageError(f"lab {self.name}: a request of {len(message)} bytes: {op}",
                              found=f"{lab_init.MESSAGE_BYTES} at most")  # fmt: skip
         try:
-            socket.send_fds(self._control, [message], list(fds))
-        except ConnectionError:
+            socket.send_fds(control, [message], list(fds))
+        except OSError as error:
+            self._raise_unless_gone(error)
             raise GuestLost(f"lab {self.name}: its first process is gone", found=f"asked for: {op}") from None
         return self._receive(op)
+
+    def _raise_unless_gone(self, error: OSError) -> None:
+        """Raise an error of the control socket, unless process 1 is gone, or another thread has closed the lab."""
+        if self._control is not None and not isinstance(error, ConnectionError):
+            raise error
 
     def drops(self) -> tuple[int, int]:
         """Return how many frames the host side has dropped on all links: for guests, and from them.
@@ -214,8 +222,8 @@ class Namespaces:
                 registry.forget(self.name, self._lock)
                 self._lock = -1
             return
-        self._control.close()
-        self._control = None
+        control, self._control = self._control, None
+        control.close()
         self.booted()
         if self.kept:
             os.close(self.pidfd)
@@ -307,8 +315,8 @@ class JoinedNamespaces(Namespaces):
 
     def _close(self) -> None:
         if self._control is not None:
-            self._control.close()
-            self._control = None
+            control, self._control = self._control, None
+            control.close()
             os.close(self.pidfd)
 
 
