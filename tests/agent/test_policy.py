@@ -75,8 +75,15 @@ def test_packets_that_wait_go_on_when_it_ends(shared_lab: Lab) -> None:
     policy = shared_lab.on("icmp_rcv", "icmp", decide, lease_s=60)
     client = shared_lab.popen(["ping", "-n", "-c1", "-W5", "guest"])
     assert entered.wait(10)
-    threading.Timer(0.1, enough.set).start()
-    policy.close()
+
+    def answered() -> None:
+        client.wait(10)
+        enough.set()
+
+    thread = threading.Thread(target=answered)
+    thread.start()
+    policy.close()  # the packet goes on first: then the function returns
+    thread.join()
     assert client.wait(10) == 0
     assert not policy.fired
 

@@ -1,7 +1,10 @@
 """gdb on the guest's kernel: what it sees, what it can do, and that the guest works afterwards."""
 
+import os
+import signal
 import socket
 import subprocess
+import threading
 
 import pytest
 
@@ -166,6 +169,17 @@ def test_many_sessions_one_after_another(shared_lab: Lab) -> None:
     for _ in range(3):
         with shared_lab.debugger() as debugger:
             debugger.set_stop("ip_rcv")
+    assert_well(shared_lab)
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_no_other_requests(shared_lab: Lab) -> None:
+    with shared_lab.debugger() as gdb:
+        os.killpg(gdb.process.pid, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            gdb.evaluate("40 + 2")
+        os.killpg(gdb.process.pid, signal.SIGCONT)
+        assert gdb.evaluate("1 + 1") == "2"
     assert_well(shared_lab)
 
 

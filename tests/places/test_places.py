@@ -22,8 +22,9 @@ weak() { setpriv --bounding-set=-all --inh-caps=-all "$PYTHON" -m skblab.cli "$@
 lite() { mkdir -p "$1"; mount -t tmpfs -o size=1m none "$1"; }
 full() { lite "$1"; dd if=/dev/zero of="$1/filler" bs=64k 2>/dev/null || true; }
 readonly_() { mkdir -p "$1"; mount -t tmpfs -o ro none "$1"; }
-no_tmp() {  # with the checkout, if it is in there
-    mount --rbind "$ROOT" /srv; mount -t tmpfs none /tmp; mkdir -p "$ROOT"; mount --rbind /srv "$ROOT"
+no_tmp() {  # with the checkout and the cache, if they are in there
+    mount --rbind "$ROOT" /srv; mount --rbind "$SKBLAB_CACHE" /media; mount -t tmpfs none /tmp
+    mkdir -p "$ROOT" "$SKBLAB_CACHE"; mount --rbind /srv "$ROOT"; mount --rbind /media "$SKBLAB_CACHE"
     mount -o remount,ro none /tmp
 }
 linked() { mkdir -p "cache/images/$NAME"; ln -s "$IMAGE"/* "cache/images/$NAME/"; export SKBLAB_CACHE="$PWD/cache"; }

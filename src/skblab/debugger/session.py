@@ -49,6 +49,7 @@ class Debugger:
         self._namespaces = namespaces
         self._pid = os.getpid()
         self._buffer = b""
+        self._awaited = 0  # answers of gdb that have not come
         self._stops: dict[int, tuple[int, bytes]] = {}  # number -> address and original byte
         self._interrupts = 0
         self.running = False
@@ -215,6 +216,7 @@ class Debugger:
             raise UsageError(
                 "the kernel is running: gdb answers when it is stopped", hint="interrupt() or wait_stop() first"
             )
+        self._awaited += 1
         self._send(request)
         return self._receive(answer, ANSWER_TIMEOUT_S)
 
@@ -226,6 +228,29 @@ class Debugger:
 
     def _receive(self, answer: type[Answer], timeout_s: float) -> Answer:
         deadline = time.monotonic() + timeout_s
+        while True:
+            message = self._next(answer, deadline, timeout_s)
+            if isinstance(message, (wire.Stopped, wire.Gone)):
+                self.running = False
+            elif self._awaited:
+                self._awaited -= 1
+                if self._awaited:  # an answer for which Ctrl-C, or a limit, has ended the wait
+                    continue
+            break
+        if isinstance(message, wire.Gone):
+            raise self._guest.lost()
+        if isinstance(message, wire.Failed):
+            self.running = False
+            # ptrace(2) knows a process that was killed no more, a moment before it has ended.
+            dying = os.strerror(errno.ESRCH) in message.reason and wait([self._guest.pidfd], DYING_S)
+            if dying or not self._guest.alive:
+                raise self._guest.lost()
+            raise DebuggerError(f"gdb refused: {message.reason}")
+        assert isinstance(message, answer), message
+        return message
+
+    def _next(self, answer: type[Answer], deadline: float, timeout_s: float) -> wire.Message:
+        """Return gdb's next message."""
         while b"\n" not in self._buffer:
             ready = wait([self._channel], max(deadline - time.monotonic(), 0))
             if not ready:
@@ -238,20 +263,7 @@ class Debugger:
                 raise self._lost()
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        message = wire.decode(line)
-        if isinstance(message, (wire.Stopped, wire.Gone)):
-            self.running = False
-        if isinstance(message, wire.Gone):
-            raise self._guest.lost()
-        if isinstance(message, wire.Failed):
-            self.running = False
-            # ptrace(2) knows a process that was killed no more, a moment before it has ended.
-            dying = os.strerror(errno.ESRCH) in message.reason and wait([self._guest.pidfd], DYING_S)
-            if dying or not self._guest.alive:
-                raise self._guest.lost()
-            raise DebuggerError(f"gdb refused: {message.reason}")
-        assert isinstance(message, answer), message
-        return message
+        return wire.decode(line)
 
     def _lost(self) -> DebuggerError:
         """Return the error for a gdb that has ended; remove its breakpoints at once, before the next packet."""
