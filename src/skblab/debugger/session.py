@@ -228,15 +228,10 @@ class Debugger:
 
     def _receive(self, answer: type[Answer], timeout_s: float) -> Answer:
         deadline = time.monotonic() + timeout_s
-        while True:
-            message = self._next(answer, deadline, timeout_s)
-            if isinstance(message, (wire.Stopped, wire.Gone)):
-                self.running = False
-            elif self._awaited:
-                self._awaited -= 1
-                if self._awaited:  # an answer for which Ctrl-C, or a limit, has ended the wait
-                    continue
-            break
+        while self._is_late(message := self._next(answer, deadline, timeout_s)):
+            pass
+        if isinstance(message, (wire.Stopped, wire.Gone)):
+            self.running = False
         if isinstance(message, wire.Gone):
             raise self._guest.lost()
         if isinstance(message, wire.Failed):
@@ -248,6 +243,13 @@ class Debugger:
             raise DebuggerError(f"gdb refused: {message.reason}")
         assert isinstance(message, answer), message
         return message
+
+    def _is_late(self, message: wire.Message) -> bool:
+        """Count an answer; return whether nobody waits for it any more: Ctrl-C, or a limit, has ended the wait."""
+        if not self._awaited or isinstance(message, (wire.Stopped, wire.Gone)):
+            return False
+        self._awaited -= 1
+        return self._awaited > 0
 
     def _next(self, answer: type[Answer], deadline: float, timeout_s: float) -> wire.Message:
         """Return gdb's next message."""

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from skblab.clock import Clock
 from skblab.guest.exec import Command
 from skblab.guest.programs import Programs
+from skblab.guest.streams import AT_ONCE_BYTES
 from skblab.guest.terminal import read_some
 from skblab.host import process
-
-AT_ONCE_BYTES = 1 << 16
 
 
 def run_here(guest: Programs, argv: Sequence[str]) -> int:

@@ -126,8 +126,7 @@ class Namespaces:
         self.guest_links = []
 
     def _receive(self, what: str) -> tuple[dict[str, Any], list[int]]:
-        if (control := self._control) is None:  # another thread has closed the lab
-            raise UsageError(f"lab {self.name} is not running")
+        control = self._open_control()
         try:
             data, fds, _, _ = socket.recv_fds(control, lab_init.MESSAGE_BYTES, lab_init.DESCRIPTORS)
         except TimeoutError:
@@ -149,8 +148,7 @@ class Namespaces:
 
         :raises GuestLost: process 1 is gone
         """
-        if (control := self._control) is None:
-            raise UsageError(f"lab {self.name} is not running")
+        control = self._open_control()
         message = json.dumps({"op": op, **arguments}).encode()
         if len(message) > lab_init.MESSAGE_BYTES:
             raise UsageError(f"lab {self.name}: a request of {len(message)} bytes: {op}",
@@ -161,6 +159,15 @@ class Namespaces:
             self._raise_unless_gone(error)
             raise GuestLost(f"lab {self.name}: its first process is gone", found=f"asked for: {op}") from None
         return self._receive(op)
+
+    def _open_control(self) -> socket.socket:
+        """Return the control socket.
+
+        :raises UsageError: the lab is not running, or another thread has closed it
+        """
+        if (control := self._control) is None:
+            raise UsageError(f"lab {self.name} is not running")
+        return control
 
     def _raise_unless_gone(self, error: OSError) -> None:
         """Raise an error of the control socket, unless process 1 is gone, or another thread has closed the lab."""

@@ -24,7 +24,7 @@ from skblab.image import corrections, debuginfo, headers, module, prune, recipe,
 from skblab.image.described import Described
 from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, describe_files, digest, digest_file
 from skblab.image.source import Source, find_source, unpack
-from skblab.image.store import REMOVED, builds_dir, images_dir
+from skblab.image.store import REMOVED, alone, builds_dir, images_dir, lock_of
 
 TOOLS = ("make", "gcc", "ld", "nm", "objcopy", "flex", "bison", "bc", "tar", "xz", "cp")
 OBJECTS = 900  # approximate, for the progress
@@ -76,7 +76,8 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     target = images_dir() / f"{source.series}-{wanted.variant}-{key}"
     _sweep(target.parent)
-    with _alone(target, progress):
+    waiting = partial(progress, "waiting for another build of the same", 0, 0)
+    with alone(target, waiting):
         if target.exists():
             image = Image.open(target)
             _refuse_unknown(image.corrections, wanted, request)
@@ -86,7 +87,7 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
         shutil.rmtree(scratch, ignore_errors=True)  # left by a build that was killed while we waited
         scratch.mkdir()
         try:
-            with _workshop(source, wanted, scratch, progress) as workshop:
+            with _workshop(source, wanted, scratch, waiting) as workshop:
                 _build(source, wanted, request, workshop, scratch, progress)
             (scratch / "image").rename(target)
         finally:
@@ -95,7 +96,7 @@ def build_image(request: Request, progress: Progress = lambda *_: None) -> Image
 
 
 @contextlib.contextmanager
-def _workshop(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Progress) -> Iterator[Path]:
+def _workshop(source: Source, wanted: recipe.Recipe, scratch: Path, waiting: Callable[[], object]) -> Iterator[Path]:
     """Yield the build directory: for a tree, the last build's one, locked; for a tarball, the scratch directory."""
     if source.is_tarball:
         yield scratch
@@ -103,7 +104,7 @@ def _workshop(source: Source, wanted: recipe.Recipe, scratch: Path, progress: Pr
     key = hashlib.sha256(str(source.path).encode()).hexdigest()[:12]
     workshop = builds_dir() / f"{source.path.name}-{wanted.variant}-{key}"
     workshop.mkdir(exist_ok=True)
-    with _alone(workshop, progress):
+    with alone(workshop, waiting):
         _begin_anew(workshop, f"{wanted.key} {recipe.compiler()}")
         yield workshop
 
@@ -121,7 +122,7 @@ def _begin_anew(workshop: Path, made_by: str) -> None:
 def _sweep(directory: Path) -> None:
     """Remove the directories of builds that were killed: their locks are free."""
     for scratch in directory.glob(f"{BUILDING}*"):
-        descriptor = os.open(_lock(directory / scratch.name.removeprefix(BUILDING)), os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(lock_of(directory / scratch.name.removeprefix(BUILDING)), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(scratch)
@@ -131,26 +132,6 @@ def _sweep(directory: Path) -> None:
             os.close(descriptor)
     for removed in directory.glob(f"{REMOVED}*"):
         shutil.rmtree(removed, ignore_errors=True)
-
-
-def _lock(target: Path) -> Path:
-    return target.with_name(f".lock-{target.name}")
-
-
-@contextlib.contextmanager
-def _alone(target: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of one image's build; every process of the build inherits it, so it ends with the last of them."""
-    descriptor = os.open(_lock(target), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("waiting for another build of the same", 0, 0)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with process.kept_open(descriptor):
-            yield
-    finally:
-        os.close(descriptor)
 
 
 def _build(

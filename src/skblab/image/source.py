@@ -1,7 +1,6 @@
 """Kernel sources: Debian's package, a tarball, or a developer's tree."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -15,7 +14,7 @@ from skblab.errors import BuildFailed, UsageError
 from skblab.files import typed
 from skblab.host import process
 from skblab.image import debian
-from skblab.image.store import builds_dir
+from skblab.image.store import alone, builds_dir
 
 # What a UML build of Debian's source with skblab's options only reads, beside Kconfig files and Makefiles: a quarter of
 # the files, a sixth of the bytes.
@@ -130,8 +129,7 @@ def kept_tree(source: Source, progress: Callable[[int], object] = lambda _: None
     content = f"{source.identity()} {READ} {READ_ANYWHERE}"
     kept = builds_dir() / f"source-{source.series}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     unpacking = kept.with_name(f".unpacking-{source.series}")
-    with kept.with_name(f".lock-source-{source.series}").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(kept.with_name(f"source-{source.series}"), lambda: progress(0)):
         if not kept.exists():
             shutil.rmtree(unpacking, ignore_errors=True)
             for earlier in kept.parent.glob(f"source-{source.series}-*"):

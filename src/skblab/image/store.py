@@ -1,7 +1,10 @@
 """The store of images: where they are kept, and which one a lab takes."""
 
+import contextlib
+import fcntl
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from skblab import files
@@ -44,6 +47,30 @@ def builds_dir() -> Path:
     :raises MissingPrerequisite: it cannot be made, or read
     """
     return files.directory(cache_dir() / "builds", 0o700, what="the directory of builds", hint=ANOTHER_CACHE)
+
+
+def lock_of(target: Path) -> Path:
+    """Return the file whose lock ``alone()`` holds."""
+    return target.with_name(f".lock-{target.name}")
+
+
+@contextlib.contextmanager
+def alone(target: Path, waiting: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock of what is built; every program that is started meanwhile inherits it, and it ends with the last.
+
+    :param waiting: called where another one builds it
+    """
+    descriptor = os.open(lock_of(target), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with process.kept_open(descriptor):
+            yield
+    finally:
+        os.close(descriptor)
 
 
 def list_images() -> tuple[list[Image], list[ImageDamaged]]:
