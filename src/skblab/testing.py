@@ -166,7 +166,8 @@ class LabInTest(Lab):
     def _read_counters(self, node: str) -> dict[str, int]:
         if node == HOST and not self.guest.clock.is_virtual:
             return parse_counters(self.run(["cat", *COUNTER_FILES], timeout_s=PING_TIMEOUT_S).stdout)
-        return parse_counters(self.guest.read(*COUNTER_FILES, node="" if node == OWN else node).decode())
+        where = "" if node == OWN else node
+        return parse_counters(self.guest.read(*COUNTER_FILES, node=where, timeout_s=PING_TIMEOUT_S).decode())
 
     @functools.cached_property
     def traced(self) -> "Trace":

@@ -106,7 +106,7 @@ def test_over_ssh(terminal: Open, ssh: tuple[str, ...]) -> None:
     tmux.clicks(*tmux.place_of("seq 2 "))
     tmux.shows(r"#2 icmp_rcv\(\)")
     tmux.types("R")
-    tmux.shows(r"replies (?!1 )\d")  # the lines of the first ones may be gone by now
+    tmux.shows(r"replies ([2-9]|\d\d)")  # the lines of the first ones may be gone by now
     tmux.types("q")
     tmux.shows("status 0")
 

@@ -107,12 +107,13 @@ class Programs:
         texts = (said.decode(errors="replace") for said in (out, err))
         return subprocess.CompletedProcess(command.args, status, *texts)
 
-    def read(self, *paths: str, node: str = "", most_bytes: int | None = None) -> bytes:
+    def read(self, *paths: str, node: str = "", most_bytes: int | None = None, timeout_s: float | None = None) -> bytes:
         """Return the content of files in the guest, one behind another. It needs no program of the guest's.
 
         :param node: in virtual time, the node that has them: of /proc/self/net
         :param most_bytes: where they have more, return so much of it
         :raises GuestCommandFailed: one cannot be read
+        :raises subprocess.TimeoutExpired: it took longer than *timeout_s*, of the guest's time
         :raises GuestLost: the guest kernel is gone
         """
         if not paths:
@@ -123,14 +124,16 @@ class Programs:
             reading = start(self._connection, self._hung_up, Program(paths, node, kind=Kind.READ), pipes, self.clock)
         except GuestCommandFailed as error:
             raise GuestCommandFailed(failed, found=error.found) from None
-        content = bytearray()
+        content, left_s = bytearray(), self.clock.countdown(timeout_s)
         with reading:
             assert reading.stdout
             while most_bytes is None or len(content) < most_bytes:
-                self.clock.wait([reading.stdout])
+                if not self.clock.wait([reading.stdout], left_s()):
+                    assert timeout_s is not None
+                    raise subprocess.TimeoutExpired(reading.args, timeout_s)
                 if data := os.read(reading.stdout.fileno(), AT_ONCE_BYTES):
                     content += data
-                elif error_number := reading.wait():
+                elif error_number := reading.wait(left_s()):
                     raise GuestCommandFailed(failed, found=os.strerror(error_number))
                 else:
                     break

@@ -277,8 +277,8 @@ def _file(lab: Lab, path: str) -> tuple[str, str, str]:
 def _counters(lab: Lab, scenario: Scenario) -> dict[str, int]:
     """Return the network counters of the node "host" and of the guest's own."""
     try:
-        said = lab.guest.read(*COUNTERS, node=HOST)
-    except GuestCommandFailed:  # a disk without /proc
+        said = lab.guest.read(*COUNTERS, node=HOST, timeout_s=10)
+    except (GuestCommandFailed, subprocess.TimeoutExpired):  # a disk without /proc
         return {}
     return parse_counters(said.decode(errors="replace"), {name for name, *_ in scenario.expected.counters})
 
