@@ -1,10 +1,12 @@
 """A lab belongs to the process that entered it, whatever its forks and threads do."""
 
+import contextlib
 import os
 import select
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -40,73 +42,64 @@ def test_a_forked_child_that_leaves_everything_ends_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "42\nTrue\n"), done.stderr
 
 
-def test_who_waits_is_told_that_another_thread_has_closed_the_lab(image: Image) -> None:
-    told: list[SkblabError] = []
+@contextlib.contextmanager
+def beside(call: Callable[[], object]) -> Iterator[list[SkblabError]]:
+    """Call something on another thread while the block runs; yield the list that gets its error when the block ends."""
+    errors: list[SkblabError] = []
+
+    def run() -> None:
+        try:
+            call()
+        except SkblabError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield errors
+    thread.join()
+
+
+def says_closed(lab: Lab, errors: list[SkblabError]) -> bool:
+    return [(type(error), error.what) for error in errors] == [(GuestLost, f"lab {lab.name} was closed")]
+
+
+def test_another_thread_closes_the_lab_of_one_who_waits(image: Image) -> None:
     waiting = threading.Event()
 
     def take() -> None:
         waiting.set()
-        try:
-            held.take(1, timeout_s=20)
-        except SkblabError as error:
-            told.append(error)
+        held.take(1, timeout_s=20)
 
     with Lab(image=image) as lab:
         held = lab.hold("icmp_rcv")
-        thread = threading.Thread(target=take)
-        thread.start()
-        waiting.wait()
-        lab.close()
-        thread.join()
-    assert [(type(error), error.what) for error in told] == [(GuestLost, f"lab {lab.name} was closed")]
+        with beside(take) as errors:
+            waiting.wait()
+            lab.close()
+    assert says_closed(lab, errors), errors
 
 
-def test_who_runs_a_client_is_told_so_too(image: Image, tmp_path: Path) -> None:
+@pytest.mark.parametrize("after_s", [0, 0.05, 0.1, 0.15])
+def test_another_thread_closes_the_lab_of_a_client(image: Image, tmp_path: Path, after_s: float) -> None:
     """Whether the client is found dead, or its pipes are closed."""
-    told: list[SkblabError] = []
-
-    def run() -> None:
-        try:
-            lab.run(["sh", "-c", f"echo >{runs}; exec sleep 600"])
-        except SkblabError as error:
-            told.append(error)
-
     runs = tmp_path / "runs"
     os.mkfifo(runs)
-    for number in range(4):
-        with Lab(image=image) as lab:
-            thread = threading.Thread(target=run)
-            thread.start()
-            runs.read_text()  # waits for the client
-            select.select([], [], [], number / 20)
-            lab.close()
-            thread.join()
-        assert [(type(error), error.what) for error in told] == [(GuestLost, f"lab {lab.name} was closed")]
-        told.clear()
+    with Lab(image=image) as lab, beside(lambda: lab.run(["sh", "-c", f"echo >{runs}; exec sleep 600"])) as errors:
+        runs.read_text()  # waits for the client
+        select.select([], [], [], after_s)
+        lab.close()
+    assert says_closed(lab, errors), errors
 
 
 @pytest.mark.parametrize("time", ["real", "virtual"])
-def test_who_reads_a_file_without_an_end_is_told_so_too(image: Image, time: Literal["real", "virtual"]) -> None:
-    told: list[SkblabError] = []
-    reading = threading.Event()
-
-    def read() -> None:
-        reading.set()
-        try:
-            lab.guest.read("/dev/zero")
-        except SkblabError as error:
-            told.append(error)
-
-    for number in range(1, 5):
-        with LabSpec(image=image, time=time, root="host").start() as lab:
-            reading.clear()
-            thread = threading.Thread(target=read)
-            thread.start()
-            reading.wait()
-            select.select([], [], [], number / 20)
+@pytest.mark.parametrize("after_s", [0.05, 0.1, 0.15, 0.2])
+def test_another_thread_closes_the_lab_of_one_who_reads_a_file_without_an_end(
+    image: Image, time: Literal["real", "virtual"], after_s: float
+) -> None:
+    with LabSpec(image=image, time=time, root="host").start() as lab:
+        with beside(lambda: lab.guest.read("/dev/zero")) as errors:
+            select.select([], [], [], after_s)
             lab.close()
-            thread.join()
-        assert len(told) == number
+        assert len(errors) == 1
 
 
 @pytest.mark.parametrize("name", ["console", "guest", "image", "namespaces", "terminals"])
