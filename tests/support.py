@@ -200,6 +200,12 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def cpu_ticks(pid: int) -> int:
+    """Return how much processor time a process has used, in clock ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
 def open_files(pid: int) -> dict[int, str]:
     """Return what each of a process's descriptors is, but for those that it closes meanwhile."""
     files = {}

@@ -21,8 +21,8 @@ def parent(pid: int) -> int:
 
 
 def nursery_of(lab: Lab) -> int:
-    """Return the process of which a lab's outer process was forked."""
-    return parent(parent(lab.namespaces.pid))
+    """Return the process of which a lab's first process was forked."""
+    return parent(lab.namespaces.pid)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -15,9 +16,10 @@ from fuzz import EXAMPLES
 from skblab.errors import SkblabError, UsageError
 from skblab.host import lab_init, registry
 from skblab.host.namespace import JoinedNamespaces
+from skblab.host.waiting import wait
 from skblab.image.image import Image
 from skblab.lab import Lab
-from support import skblab
+from support import cpu_ticks, skblab
 
 MANY_WORDS = tuple(map(str, range(1, 15001)))
 OPERATIONS = sorted(name.removeprefix("do_") for name in vars(lab_init.LabInit) if name.startswith("do_"))
@@ -95,6 +97,41 @@ def test_a_controller_that_reads_no_answers_holds_up_nobody(name: str) -> None:
             while True:
                 deaf.send(b'{"op": "status"}')
         assert answer_to(name, b'{"op": "status"}') == {"status": None}
+
+
+def descriptors(pid: int) -> int:
+    """Return how many descriptors a process has."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_those_who_have_left_keep_no_descriptor(name: str) -> None:
+    with JoinedNamespaces(name) as namespaces:
+        pid = namespaces.pid
+        before = descriptors(pid)
+    for _ in range(50):
+        answer_to(name, b'{"op": "join"}')
+        answer_to(name, b'{"op": "notifications"}')
+    with JoinedNamespaces(name):
+        assert descriptors(pid) <= before
+
+
+def test_who_finds_no_descriptor_left_waits_for_one(name: str) -> None:
+    with JoinedNamespaces(name) as namespaces:
+        pid = namespaces.pid
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid), limits[1]))
+        try:
+            with closing(registry.connect(name)) as late:
+                late.settimeout(20)
+                late.send(b'{"op": "status"}')
+                namespaces.request("status")
+                used = cpu_ticks(pid)
+                assert not wait([late], 0.3)
+                assert cpu_ticks(pid) - used < 10, "process 1 does not wait, it asks again and again"
+                namespaces.close()
+                assert json.loads(late.recv(100)) == {"status": None}
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_command_line_of_any_length(name: str) -> None:

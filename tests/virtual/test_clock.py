@@ -4,7 +4,6 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from skblab.host.waiting import wait
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.spec import LabSpec
-from support import skblab
+from support import cpu_ticks, skblab
 
 WAITS_FOR_TIMES = """
 import os, time
@@ -46,12 +45,6 @@ def lab(every_image: Image) -> Iterator[Lab]:
         yield lab
 
 
-def cpu_ticks(lab: Lab) -> int:
-    """Return how much processor time the guest's kernel has used on this machine."""
-    fields = Path(f"/proc/{lab.guest.pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
-
-
 def test_a_minute_of_sleep_takes_no_minute(lab: Lab) -> None:
     began_s, before_s = time.monotonic(), lab.clock.now
     assert lab.run(["sleep", "60"]).returncode == 0
@@ -61,10 +54,10 @@ def test_a_minute_of_sleep_takes_no_minute(lab: Lab) -> None:
 
 def test_no_time_passes_while_nobody_waits(lab: Lab) -> None:
     lab.clock.settle()
-    before_s, ticks = lab.clock.now, cpu_ticks(lab)
+    before_s, ticks = lab.clock.now, cpu_ticks(lab.guest.pid)
     wait([lab.guest.pidfd], 1)  # so long has what must not happen
     assert lab.clock.now == before_s
-    assert cpu_ticks(lab) == ticks
+    assert cpu_ticks(lab.guest.pid) == ticks
 
 
 def test_a_held_ping_takes_as_long_as_it_was_held(lab: Lab) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import stat
 import struct
 
@@ -34,6 +35,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
+NO_NAMESPACES = "user namespace"  # the step that fails
 MNT_DETACH = 2
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 0x1, 0x2, 0x4
@@ -75,8 +77,27 @@ def new_namespaces(flags: int) -> None:
 
     :param flags: the namespaces beside the user namespace, as for unshare(2)
     """
-    uid, gid = os.geteuid(), os.getegid()
-    check("user namespace", libc.unshare(CLONE_NEWUSER | flags))
+    user = os.geteuid(), os.getegid()
+    check(NO_NAMESPACES, libc.unshare(CLONE_NEWUSER | flags))
+    become_root(*user)
+
+
+def fork_into_namespaces(flags: int) -> int:
+    """Fork a child into new namespaces, which has to ``become_root()``; return its pid, or 0 in the child.
+
+    By clone(2) itself, for to unshare(2) a PID namespace and to fork(2) then leaves a process between the two. Only a
+    process with one thread may do so; ``os.register_at_fork()`` does not hear of it.
+
+    :param flags: the namespaces beside the user namespace
+    """
+    call = ctypes.PyDLL(None, use_errno=True).syscall  # the child has the GIL, as its parent had
+    pid: int = call(SYS_CLONE, CLONE_NEWUSER | flags | signal.SIGCHLD, 0, 0, 0, 0)
+    check(NO_NAMESPACES, pid)
+    return pid
+
+
+def become_root(uid: int, gid: int) -> None:
+    """Map root of this process's new user namespace to a user and a group of the old one."""
     for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
         try:
             write_file(f"/proc/self/{name}", text)

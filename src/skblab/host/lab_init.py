@@ -1,11 +1,10 @@
 """The first process of a lab: makes the namespaces and the link, starts the kernel; everything ends with it.
 
 A program of its own that imports little (subprocess, pathlib and typing take 60 ms here). It forks itself for each lab
-(``nurse()``, for ``nursery.py``), and a lab has two processes of it: an *outer* one that makes the namespaces and
-waits, and an *inner* one that is process 1 of the lab's PID namespace. When process 1 ends, for whatever reason, the
-kernel kills every process of the namespace (pid_namespaces(7)), and the network namespace, the tap and the mounts go
-with the last of them: nothing is left to clean up. Process 1 ends when its controller ends (end of file on the control
-socket) or the outer process does.
+(``nurse()``, for ``nursery.py``), into namespaces of the lab's own, of which the child is process 1. When that ends,
+for whatever reason, the kernel kills every process of the PID namespace (pid_namespaces(7)), and the network namespace,
+the tap and the mounts go with the last of them: nothing is left to clean up. Process 1 ends when its controller ends,
+at the end of file on the control socket.
 
 A control socket carries one JSON object per datagram, with file descriptors beside it: each request gets one reply. A
 lab that outlives its controller listens for others, and keeps the descriptors that they need.
@@ -36,9 +35,10 @@ from skblab.host.jail import (
     MS_PRIVATE,
     MS_REC,
     PRIVATE,
+    become_root,
     confine,
+    fork_into_namespaces,
     mount,
-    new_namespaces,
     prepare,
 )
 from skblab.host.link import Link, SetUpError, Switch, ip, libc, read_file, write_file
@@ -46,11 +46,11 @@ from skblab.host.waiting import wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing.TYPE_CHECKING without importing typing
+    from collections.abc import Container
     from typing import Any, NoReturn
 
     Answer = tuple[dict[str, Any], list[int]]
 
-PR_SET_PDEATHSIG = 1
 ADDR_NO_RANDOMIZE = 0x0040000
 
 MESSAGE_BYTES = 1 << 16
@@ -81,13 +81,25 @@ def private_mounts(hosts: str) -> None:
     """
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    mount("tmpfs", LAB, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700")
+    mount_memory()
     prepare()
     hosts = f"{_machines_hosts().rstrip()}\n{hosts}\n"
     for name, text in (("hosts", hosts), ("gai.conf", PREFER_IP4)):
         if os.path.isfile(f"/etc/{name}"):  # noqa: PTH113
             write_file(f"{LAB}/{name}", text)
             mount(f"{LAB}/{name}", f"/etc/{name}", "", MS_BIND)
+
+
+def mount_memory() -> None:
+    """Mount what the guest's memory lies on: in huge pages where the host's kernel has them.
+
+    A guest touches some 1,500 of its small pages until it has answered a ping, and each would be a fault of its own.
+    """
+    options = "mode=0700"
+    try:
+        mount("tmpfs", LAB, "tmpfs", MS_NOSUID | MS_NODEV, f"{options},huge=within_size")  # tmpfs(5)
+    except SetUpError:  # its CONFIG_TRANSPARENT_HUGEPAGE is not set
+        mount("tmpfs", LAB, "tmpfs", MS_NOSUID | MS_NODEV, options)
 
 
 def _machines_hosts() -> str:
@@ -126,20 +138,23 @@ class Notifications:
             ours.send(self.panic)
         return theirs
 
+    def forget(self, ready: Container[object]) -> bool:
+        """Forget the listeners of *ready*, which have hung up: they say nothing else. Return whether there were any."""
+        gone = [listener for listener in self.listeners if listener in ready]
+        for listener in gone:
+            self.listeners.remove(listener)
+            listener.close()
+        return bool(gone)
+
     def pass_on(self) -> None:
-        """Pass one notification on; a listener whose socket is full misses it."""
+        """Pass one notification on; a listener whose socket is full, or which has hung up, misses it."""
         datagram = self.source.recv(4096)
         stamped = time.time_ns().to_bytes(8, "little") + datagram
         if datagram.startswith(PANIC):
             self.panic = stamped
-        for listener in list(self.listeners):
-            try:
+        for listener in self.listeners:
+            with suppress(OSError):
                 listener.send(stamped)
-            except BlockingIOError:
-                continue
-            except OSError:
-                self.listeners.remove(listener)
-                listener.close()
 
 
 class LabInit:
@@ -154,6 +169,7 @@ class LabInit:
         self.kernel_file: os.stat_result | None = None
         self.kernel_status: int | None = None
         self.listener: socket.socket | None = None
+        self.is_full = False  # it can open no descriptor for one more controller until another is gone
         self.about: dict[str, Any] = {}
         self.kept: list[int] = []
         self.given: socket.socket | FileIO | None = None  # kept open until it is sent
@@ -171,23 +187,32 @@ class LabInit:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         while self.controllers or self.listener:
             watched: list[socket.socket | int] = [wake_read, self.notifications.source, *self.controllers]
-            watched += [self.listener] if self.listener else []
+            watched += self.notifications.listeners
+            watched += [self.listener] if self.listener and not self.is_full else []
             ready = wait(watched, writes=[self.kept[AGENT_SOCKET]] if self.farewells_due else ())
             if wake_read in ready:
                 os.read(wake_read, 4096)
                 self.reap()
             if self.notifications.source in ready:
                 self.notifications.pass_on()
+            if self.notifications.forget(ready):
+                self.is_full = False
             for controller in [one for one in self.controllers if one in ready]:
                 try:
                     self.answer(controller)
                 except ConnectionError:
                     self.hang_up(controller)
             if self.listener and self.listener in ready:
-                with suppress(OSError):  # the peer has hung up already
-                    self.controllers.append(self.listener.accept()[0])
+                self.accept(self.listener)
             if self.farewells_due and self.kept[AGENT_SOCKET] in ready:
                 self.say_farewell()
+
+    def accept(self, listener: socket.socket) -> None:
+        """Let one more controller in; it waits where there is no descriptor for it."""
+        try:
+            self.controllers.append(listener.accept()[0])
+        except OSError as error:  # else the peer has hung up already
+            self.is_full = error.errno in {errno.EMFILE, errno.ENFILE}
 
     def answer(self, controller: socket.socket) -> None:
         """Answer one request of a controller, valid or not.
@@ -229,6 +254,7 @@ class LabInit:
         """Forget a controller that is gone; if it had the agent, the agent drops its rules and releases its packets."""
         self.controllers.remove(controller)
         controller.close()
+        self.is_full = False
         if self.agent_user and self.agent_user[0] is controller:
             self.agent_user = None
             self.farewells += 1
@@ -474,78 +500,61 @@ def _refusal(error: Exception) -> SetUpError:
     return SetUpError(BAD_REQUEST, errno.EINVAL, f"{type(error).__name__}: {error}"[:1000])
 
 
-def inner(control: socket.socket, order: dict[str, Any]) -> None:
-    """Run as process 1 of the lab."""
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    try:
-        private_mounts(order["hosts"])
-        let_datagrams_wait()
-        link = Link(order["link"], order["device"]) if order["link"] != "none" else None
-        if link:
-            link.bring_up(order["addresses"])
-    except SetUpError as error:
-        control.send(json.dumps(error.reply).encode())
-        return
-    except OSError as error:  # fork(2)
-        control.send(json.dumps(SetUpError("first process", error.errno or 0).reply).encode())
-        return
-    about = {"link": link.kind, "why_not_tap": link.why_not_tap} if link else {"link": "none", "why_not_tap": ""}
-    control.send(json.dumps(about).encode())
-    LabInit(control, link).serve()
+def set_up(control: socket.socket, user: tuple[int, int]) -> LabInit | None:
+    """Set the lab up as its controller orders; return what serves it, or None where the controller is gone.
 
-
-def outer(control: socket.socket) -> None:
-    """Read the order, unshare the namespaces, fork process 1, and wait for it.
-
-    The order comes with a descriptor that holds the lock of the lab's name. Only process 1 keeps it open, so that the
-    name is free as soon as the lab is gone.
+    The order comes with a descriptor that holds the lock of the lab's name, which is free as soon as the lab is gone.
     """
+    become_root(*user)
     data, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 1)
     if not data:
-        return
+        return None
     for descriptor in fds:
         os.set_inheritable(descriptor, False)  # noqa: FBT003
-    try:
-        new_namespaces(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC)
-    except SetUpError as error:
-        control.send(json.dumps(error.reply).encode())
-        return
-    go_read, go_write = os.pipe2(os.O_CLOEXEC)
-    try:
-        pid = os.fork()
-    except OSError as error:
-        control.send(json.dumps(SetUpError("first process", error.errno or 0).reply).encode())
-        return
-    if pid == 0:
-        os.close(go_write)
-        os.read(go_read, 1)  # the parent reports process 1's pid before process 1 sends anything
-        inner(control, json.loads(data))
-        return
-    socket.send_fds(control, [json.dumps({"pid": pid}).encode()], [os.pidfd_open(pid)])
-    os.close(go_write)
-    control.close()
-    for descriptor in fds:
-        os.close(descriptor)
-    os.waitpid(pid, 0)
+    order = json.loads(data)
+    private_mounts(order["hosts"])
+    let_datagrams_wait()
+    link = Link(order["link"], order["device"]) if order["link"] != "none" else None
+    if link:
+        link.bring_up(order["addresses"])
+    about = {"link": link.kind, "why_not_tap": link.why_not_tap} if link else {"link": "none", "why_not_tap": ""}
+    control.send(json.dumps(about).encode())
+    return LabInit(control, link)
 
 
-def live(control: socket.socket) -> NoReturn:
-    """Run a lab for the controller at the other end of a socket, until either ends."""
+def refuse(control: socket.socket, error: SetUpError) -> None:
+    """Report that this machine refuses a lab."""
+    control.send(json.dumps(error.reply).encode())
+
+
+def live(control: socket.socket, user: tuple[int, int]) -> NoReturn:
+    """Run as process 1 of a lab, for the controller at the other end of a socket, until either ends.
+
+    :param user: who started the lab, and their group
+    """
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.umask(0o022)  # the guest's kernel must be able to read the files made here
     os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # of ip and tc
-    status = 0
-    try:
-        outer(control)
-    except ConnectionError:  # the controller ended in the middle of a message
-        status = 1
-    os._exit(status)
+    with suppress(ConnectionError):  # the controller has ended
+        lab = None
+        try:
+            lab = set_up(control, user)
+        except SetUpError as error:
+            refuse(control, error)
+        except OSError as error:  # fork(2)
+            refuse(control, SetUpError("first process", error.errno or 0))
+        if lab:
+            lab.serve()
+    os._exit(0)
 
 
-def nurse(orders_fd: int) -> None:
-    """Fork a lab's outer process for each control socket that comes, until the other end of *orders_fd* is closed."""
+def nurse(orders_fd: int) -> NoReturn:
+    """Fork process 1 of a lab for each control socket that comes, until the other end of *orders_fd* is closed."""
     orders = socket.socket(fileno=orders_fd)
     os.chdir("/")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks for their status
+    user = os.geteuid(), os.getegid()
     while True:
         data, fds, _, _ = socket.recv_fds(orders, 1, 1)
         if not data or not fds:
@@ -553,15 +562,13 @@ def nurse(orders_fd: int) -> None:
         give = []
         with socket.socket(fileno=fds[0]) as control:
             try:
-                child = os.fork()
-            except OSError as error:
-                control.send(json.dumps(SetUpError("first process", error.errno or 0).reply).encode())
+                child = fork_into_namespaces(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC)
+            except SetUpError as error:
+                refuse(control, error)
             else:
                 if child == 0:
                     orders.close()
-                    os.setsid()
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    live(control)
+                    live(control, user)
                 with suppress(ProcessLookupError):  # it has ended already: the controller is gone
                     give = [os.pidfd_open(child)]
         try:

@@ -67,7 +67,6 @@ class Namespaces:
         self._control: socket.socket | None = None
         self._lock = -1
         self.kept = False  # the lab outlives this process
-        self._outer = -1  # a pidfd
         self.pidfd = -1
         self.pid = 0
 
@@ -91,7 +90,10 @@ class Namespaces:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(START_TIMEOUT_S)
         with theirs:
-            self._outer = nursery.first_process(theirs)
+            self.pidfd = nursery.first_process(theirs)
+        if self.pidfd >= 0:
+            self.pid = max(process.pid_of(self.pidfd), 0)  # -1: it has ended
+            registry.record_init(self._lock, self.pid)
         order = {
             "hosts": self.addresses.hosts_file(),
             "link": "none" if self._wanted[0].on or self._within else self._wanted[0].kind,
@@ -100,10 +102,7 @@ class Namespaces:
         }
         with contextlib.suppress(ConnectionError):  # it has ended: its last words come below
             socket.send_fds(self._control, [json.dumps(order).encode()], [self._lock])
-        reply, fds = self._receive("namespaces")
-        self.pid, self.pidfd = reply["pid"], fds[0]
-        registry.record_init(self._lock, self.pid)
-        reply, _ = self._receive("link")
+        reply, _ = self._receive("namespaces and link")
         self.link, self.why_not_tap = reply["link"], reply["why_not_tap"]
         for wanted in () if self._within else self._wanted:
             self.guest_links.append(self._guest_link(wanted))
@@ -236,20 +235,14 @@ class Namespaces:
             os.close(self.pidfd)
             os.close(self._lock)  # process 1 has it too
             self._lock = -1
-            os.close(self._outer)
-            self._outer = -1
             return
-        if self.pidfd >= 0:
+        if self.pidfd >= 0:  # it could be started
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            ready = wait([self.pidfd], END_TIMEOUT_S)
-            if not ready:
+            if not wait([self.pidfd], END_TIMEOUT_S):
                 log.warning("lab %s: process %d has not ended after %g s", self.name, self.pid, END_TIMEOUT_S)
             os.close(self.pidfd)
             self.pidfd = -1
-        if self._outer >= 0:  # it could be started
-            nursery.end(self._outer, END_TIMEOUT_S)
-            self._outer = -1
         registry.forget(self.name, self._lock)
         self._lock = -1
 

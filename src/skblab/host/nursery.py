@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import os
 import resource
-import signal
 import socket
 import subprocess
 import threading
@@ -15,7 +14,6 @@ from typing import Any
 
 from skblab.errors import GuestLost
 from skblab.host import process
-from skblab.host.waiting import wait
 
 ANSWER_TIMEOUT_S = 10.0
 CALL = "m.nurse("  # host/lab_init.py
@@ -77,7 +75,7 @@ def _surroundings() -> tuple[object, ...]:
 
 
 def first_process(control: socket.socket) -> int:
-    """Fork a lab's outer process, which answers on *control*; return a pidfd, or -1 of one that ended at once.
+    """Fork process 1 of a lab, which answers on *control*; return a pidfd, or -1 of one that ended at once.
 
     :raises MissingPrerequisite: this user may have no more processes
     :raises GuestLost: it is killed as often as it is started
@@ -112,12 +110,3 @@ def _forget() -> None:
 def _end_with_us() -> None:
     with contextlib.suppress(KeyboardInterrupt, SystemExit):  # a signal, to a process that is ending
         _forget()
-
-
-def end(pidfd: int, timeout_s: float) -> None:
-    """Wait for the end of a process that is not this one's child; kill it where that takes long."""
-    if not wait([pidfd], timeout_s):
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        wait([pidfd], timeout_s)
-    os.close(pidfd)
