@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Run commands for the host. A server, a child of init, forks a keeper for each command. The keeper starts the command
- * in the guest's root, passes signals on to it, and reports how it ended; if the host hangs up, the command gets
- * SIGHUP. The command reads and writes the host's own pipes (kernel/agent/hostfile.c): only a terminal's bytes are
- * copied (terminal.c).
+ * Serve the host: run commands in the guest's root (command.c), pass signals on to them, report how they ended; read
+ * files (content.c). One process serves all, because on UML an address space is a process of the host's, and each costs
+ * milliseconds. It is init itself, or a child of it where a disk has an init of its own. So only serve() waits.
+ *
+ * The command reads and writes the host's own pipes (kernel/agent/hostfile.c): only a terminal's bytes are copied
+ * (terminal.c). If the host hangs up, the command gets SIGHUP.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,24 +19,49 @@
 #include <unistd.h>
 
 #include "../agent/hostfile_abi.h"
-#include "exec_abi.h"
+#include "exec.h"
 #include "init.h"
 
-#define PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
 #define BEFORE_ARGV 2 /* words: node, directory */
+#define POLLS (1 + TERMINAL_POLLS) /* of one job, at most: its connection, and its terminal or its content */
 
-struct failure {
-	int error;
-	enum exec_step step;
+/* What one connection of the host's is for. It begins without a command and without a content. */
+struct job {
+	struct job *next;
+	int connection; /* -1: the host has hung up */
+	pid_t command;
+	bool stays, ended;
+	int status;
+	struct terminal *terminal;
+	struct content *content;
+	const struct pollfd *polls;
 };
 
-static void tell(int connection, enum exec_kind kind, int value, enum exec_step step)
+static struct job *jobs;
+static int guest_root;
+static const char *home;
+
+static void tell(const struct job *job, enum exec_kind kind, int value, enum exec_step step)
 {
 	struct exec_message message = { .kind = kind, .value = value, .step = step };
 
-	if (write(connection, &message, sizeof(message)) < 0)
+	if (write(job->connection, &message, sizeof(message)) < 0)
 		return; /* the host has hung up */
+}
+
+/* Close a job's files, and have it forgotten. */
+static void end(struct job *job)
+{
+	if (job->terminal)
+		terminal_close(job->terminal);
+	if (job->content)
+		content_close(job->content);
+	free(job->terminal);
+	close(job->connection);
+	job->connection = -1;
+	job->terminal = NULL;
+	job->content = NULL;
+	job->command = 0;
 }
 
 /* Split a request's text into its words; return false if some are missing. */
@@ -53,47 +80,232 @@ static bool split(const struct exec_message *request, size_t bytes, char **words
 	return request->argc > 0;
 }
 
-static int enter_root(int root)
+/* Give a job its terminal; *standard* has the host's pipes, then the terminal. Return 0, or an errno. */
+static int make_terminal(struct job *job, const struct exec_message *request, int *standard, enum exec_step *step)
 {
-	return fchdir(root) < 0 || chroot(".") < 0 ? -1 : 0;
+	int error;
+
+	job->terminal = terminal_make(standard[0], standard[1]);
+	if (!job->terminal) {
+		close(standard[1]);
+		return ENOMEM;
+	}
+	error = do_inside(guest_root, "", terminal_open, job->terminal, step);
+	standard[0] = standard[1] = standard[2] = job->terminal->command;
+	if (!error)
+		terminal_resize(job->terminal, request->rows, request->columns);
+	return error;
 }
 
-/* Execute the command; on failure, write why to *failed*, which execve(2) closes. */
-static void become(const struct exec_message *request, char **words, const int *standard, int failed, const char *home)
+/* Start the command. */
+static void start(struct job *job, const struct exec_message *request, char **words, int *standard)
 {
-	char **argv = calloc(request->argc + 1, sizeof(*argv)), **envp = calloc(request->envc + 1, sizeof(*envp));
-	struct failure failure = { 0 };
-	sigset_t none;
+	struct start start = {
+		.root = guest_root,
+		.node = words[0],
+		.directory = words[1],
+		.home = home,
+		.words = words + BEFORE_ARGV,
+		.argc = request->argc,
+		.envc = request->envc,
+		.standard = standard,
+		.terminal = request->terminal,
+		.step = EXEC_STEP_TERMINAL,
+	};
 
-	for (uint32_t i = 0; argv && i < request->argc; i++)
-		argv[i] = words[BEFORE_ARGV + i];
-	for (uint32_t i = 0; envp && i < request->envc; i++)
-		envp[i] = words[BEFORE_ARGV + request->argc + i];
-	setsid();
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	signal(SIGCHLD, SIG_DFL);
-	signal(SIGPIPE, SIG_DFL);
-	if (request->terminal && ioctl(standard[0], TIOCSCTTY, 0) < 0)
-		failure = (struct failure){ errno, EXEC_STEP_TERMINAL };
-	for (int i = 0; i < 3; i++)
-		dup2(standard[i], i);
-	environ = envp;
-	setenv("PATH", PATH, 0);
-	setenv("HOME", home, 0);
-	if (!failure.error && enter_node(words[0]) < 0)
-		failure = (struct failure){ errno, EXEC_STEP_NODE };
-	if (!failure.error && *words[1] && chdir(words[1]) < 0)
-		failure = (struct failure){ errno, EXEC_STEP_DIRECTORY };
-	else if (!*words[1] && chdir(getenv("HOME")) < 0 && chdir("/") < 0)
-		failure = (struct failure){ errno, EXEC_STEP_DIRECTORY };
-	if (!failure.error) {
-		execvp(argv[0], argv);
-		failure = (struct failure){ errno, access("/agent.ko", F_OK) ? EXEC_STEP_PROGRAM : EXEC_STEP_NO_PROGRAMS };
+	if (request->terminal)
+		start.error = make_terminal(job, request, standard, &start.step);
+	if (!start.error)
+		job->command = command_start(&start);
+	for (int i = 0; i < (request->terminal ? 1 : 3); i++)
+		close(standard[i]); /* only the command keeps its pipes: they end with it */
+	if (start.error) {
+		tell(job, EXEC_FAILED, start.error, start.step);
+		end(job);
+		return;
 	}
-	if (write(failed, &failure, sizeof(failure)) < 0)
-		_exit(126);
-	_exit(127);
+	job->stays = request->stays;
+	tell(job, EXEC_STARTED, job->command, 0);
+}
+
+/* Begin to read files. */
+static void read_files(struct job *job, const struct exec_message *request, char **words, const int *standard)
+{
+	enum exec_step step = EXEC_STEP_FORK;
+	int error = ENOMEM;
+
+	close(standard[0]);
+	close(standard[2]);
+	job->content = content_make(words + BEFORE_ARGV, request->argc, standard[1]);
+	if (job->content)
+		error = do_inside(guest_root, words[0], content_open, job->content, &step);
+	else
+		close(standard[1]);
+	if (error) {
+		tell(job, EXEC_FAILED, error, step);
+		end(job);
+		return;
+	}
+	tell(job, EXEC_STARTED, getpid(), 0);
+}
+
+/* Take a job's request. */
+static void begin(struct job *job)
+{
+	static char bytes[EXEC_MESSAGE_BYTES];
+	struct hostfile_message received = { .data = (uintptr_t)bytes, .bytes = sizeof(bytes) };
+	const struct exec_message *request = (struct exec_message *)bytes;
+	int got = ioctl(job->connection, HOSTFILE_RECEIVE, &received);
+	char **words = NULL;
+	int error = 0;
+
+	if (got <= 0) { /* the host has hung up without a request */
+		end(job);
+		return;
+	}
+	if (got >= (int)sizeof(*request))
+		words = calloc(BEFORE_ARGV + (size_t)request->argc + request->envc, sizeof(*words));
+	if (!words || !split(request, got, words) || received.count != (request->terminal ? 2u : 3u))
+		error = EINVAL;
+	for (uint32_t i = 0; i < received.count; i++)
+		if (received.fds[i] < 0)
+			error = -received.fds[i];
+	if (error) {
+		for (uint32_t i = 0; i < received.count; i++)
+			close(received.fds[i]);
+		tell(job, EXEC_FAILED, error, EXEC_STEP_REQUEST);
+		end(job);
+	} else if (request->kind == EXEC_READ && !request->terminal) {
+		read_files(job, request, words, received.fds);
+	} else {
+		start(job, request, words, received.fds);
+	}
+	free(words);
+}
+
+/* Carry out the host's next order. */
+static void obey(struct job *job)
+{
+	struct exec_message order;
+
+	if (read(job->connection, &order, sizeof(order)) < (ssize_t)sizeof(order)) {
+		close(job->connection);
+		job->connection = -1;
+		if (job->content || job->ended) { /* nobody reads the rest */
+			end(job);
+		} else if (!job->stays) {
+			kill(-job->command, SIGHUP);
+			kill(-job->command, SIGCONT);
+		}
+	} else if (order.kind == EXEC_SIGNAL && job->command && !job->ended) {
+		kill(-job->command, order.value);
+	} else if (order.kind == EXEC_WINDOW && job->terminal) {
+		terminal_resize(job->terminal, order.rows, order.columns);
+	}
+}
+
+/* Do what can be done for a job now. */
+static void move(struct job *job)
+{
+	if (job->polls[0].fd >= 0 && job->polls[0].revents) {
+		if (job->command || job->content)
+			obey(job);
+		else
+			begin(job);
+	} else if (job->terminal && !job->ended) {
+		terminal_moves(job->terminal, job->polls + 1);
+	}
+	if (job->content && content_moves(job->content)) {
+		int error = content_close(job->content);
+
+		job->content = NULL;
+		tell(job, EXEC_ENDED, error, 0);
+		end(job);
+	}
+	if (job->ended && (!job->terminal || terminal_drained(job->terminal))) {
+		if (job->terminal)
+			terminal_close(job->terminal); /* the host sees its output's end first */
+		tell(job, EXEC_ENDED, job->status, 0);
+		end(job);
+	}
+}
+
+/* Note which commands have ended. As process 1, children of others come here, too. */
+static void reap(void)
+{
+	int status;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+		for (struct job *job = jobs; job; job = job->next)
+			if (job->command == pid) {
+				job->ended = true;
+				job->status = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+			}
+}
+
+static bool is_over(const struct job *job)
+{
+	return job->connection < 0 && !job->command;
+}
+
+/* Forget the jobs that are over; return how many are left. */
+static size_t tidy(void)
+{
+	struct job **at = &jobs;
+	size_t count = 0;
+
+	while (*at) {
+		struct job *job = *at;
+
+		if (is_over(job)) {
+			*at = job->next;
+			free(job);
+		} else {
+			at = &job->next;
+			count++;
+		}
+	}
+	return count;
+}
+
+/* Take the next connection. Return false where there will be none. */
+static bool take(int requests)
+{
+	char byte;
+	struct hostfile_message request = { .data = (uintptr_t)&byte, .bytes = 1 };
+	int got = ioctl(requests, HOSTFILE_RECEIVE, &request);
+	struct job *job;
+
+	if (got <= 0)
+		return got < 0 && errno == EINTR;
+	if (!request.count)
+		return true;
+	job = calloc(1, sizeof(*job));
+	if (!job) {
+		close(request.fds[0]);
+		return true;
+	}
+	job->connection = request.fds[0];
+	job->next = jobs;
+	jobs = job;
+	return true;
+}
+
+/* Fill in what poll(2) waits for; return how many. */
+static size_t wants(struct job *job, struct pollfd *polls)
+{
+	job->polls = polls;
+	polls[0] = (struct pollfd){ .fd = job->connection, .events = POLLIN };
+	if (job->terminal && !job->ended)
+		return 1 + terminal_wants(job->terminal, polls + 1);
+	if (!job->terminal && !job->content)
+		return 1;
+	polls[1] = (struct pollfd){
+		.fd = job->terminal ? job->terminal->output : content_waits_for(job->content),
+		.events = POLLOUT,
+	};
+	return 2;
 }
 
 static void no_action(int number)
@@ -101,175 +313,59 @@ static void no_action(int number)
 	(void)number;
 }
 
-/* Carry out the host's orders, and copy the terminal's bytes, until the command has ended; return its status. */
-static int keep(int connection, pid_t command, bool stays, struct terminal *terminal)
+static int serve(int requests)
 {
-	struct pollfd watched[1 + TERMINAL_POLLS] = { { .fd = connection, .events = POLLIN } };
-	sigset_t none;
-	int status;
+	struct pollfd *polls = NULL;
+	sigset_t ended, none;
+	bool open = true;
 
 	sigemptyset(&none);
-	while (waitpid(command, &status, WNOHANG) == 0) {
-		int count = 1 + (terminal ? terminal_wants(terminal, watched + 1) : 0);
-
-		if (ppoll(watched, count, NULL, &none) < 0)
-			continue; /* SIGCHLD, which is unblocked only here */
-		if (terminal)
-			terminal_moves(terminal, watched + 1);
-		if (watched[0].revents) {
-			struct exec_message order;
-
-			if (read(connection, &order, sizeof(order)) < (ssize_t)sizeof(order)) {
-				if (!stays) {
-					kill(-command, SIGHUP);
-					kill(-command, SIGCONT);
-				}
-				watched[0].fd = -1;
-			} else if (order.kind == EXEC_SIGNAL) {
-				kill(-command, order.value);
-			} else if (order.kind == EXEC_WINDOW && terminal) {
-				terminal_resize(terminal, order.rows, order.columns);
-			}
-		}
-	}
-	if (terminal)
-		terminal_drain(terminal);
-	return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-}
-
-/* Write the content of a file; return 0 or an errno. */
-static int write_content(const char *path, int to)
-{
-	static char bytes[64 * 1024];
-	int from = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t got;
-
-	if (from < 0)
-		return errno;
-	while ((got = read(from, bytes, sizeof(bytes))) > 0)
-		for (ssize_t written, done = 0; done < got; done += written)
-			if ((written = write(to, bytes + done, got - done)) < 0)
-				return errno;
-	if (got < 0)
-		return errno;
-	close(from);
-	return 0;
-}
-
-/* Write the content of files of a node, one behind another: without a program, and without a process for it. */
-static void serve_content(int connection, uint32_t count, char **words, const int *standard)
-{
-	int error = 0;
-
-	if (enter_node(words[0]) < 0) {
-		tell(connection, EXEC_FAILED, errno, EXEC_STEP_NODE);
-		return;
-	}
-	tell(connection, EXEC_STARTED, getpid(), 0);
-	for (uint32_t i = 0; i < count && !error; i++)
-		error = write_content(words[BEFORE_ARGV + i], standard[1]);
-	tell(connection, EXEC_ENDED, error, 0);
-}
-
-/* Run one command for the host at the other end of a connection. */
-static void serve_command(int connection, int root, const char *home)
-{
-	static char bytes[EXEC_MESSAGE_BYTES];
-	struct hostfile_message received = { .data = (uintptr_t)bytes, .bytes = sizeof(bytes) };
-	const struct exec_message *request = (struct exec_message *)bytes;
-	struct failure failure = { 0 };
-	struct terminal terminal;
-	sigset_t ended;
-	char **words;
-	int standard[3], failed[2];
-	int got = ioctl(connection, HOSTFILE_RECEIVE, &received);
-	pid_t command;
-
-	if (got <= 0)
-		return; /* the host has hung up without a request */
-	words = got < (int)sizeof(*request) ? NULL : calloc(BEFORE_ARGV + request->argc + request->envc, sizeof(*words));
-	if (!words || !split(request, got, words) || received.count != (request->terminal ? 2u : 3u)) {
-		tell(connection, EXEC_FAILED, EINVAL, EXEC_STEP_REQUEST);
-		return;
-	}
-	if (enter_root(root) < 0) {
-		tell(connection, EXEC_FAILED, errno, EXEC_STEP_ROOT);
-		return;
-	}
-	for (uint32_t i = 0; i < received.count; i++) {
-		standard[i] = received.fds[i];
-		if (standard[i] < 0) {
-			tell(connection, EXEC_FAILED, -standard[i], EXEC_STEP_REQUEST);
-			return;
-		}
-	}
-	if (request->terminal) {
-		if (terminal_open(&terminal, standard[0], standard[1], request->rows, request->columns) < 0) {
-			tell(connection, EXEC_FAILED, errno, EXEC_STEP_TERMINAL);
-			return;
-		}
-		standard[0] = standard[1] = standard[2] = terminal.command;
-	}
-	signal(SIGPIPE, SIG_IGN);
-	if (request->kind == EXEC_READ) {
-		serve_content(connection, request->argc, words, standard);
-		return;
-	}
 	sigemptyset(&ended);
 	sigaddset(&ended, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &ended, NULL);
+	sigprocmask(SIG_BLOCK, &ended, NULL); /* it comes only while serve() waits */
 	signal(SIGCHLD, no_action);
-	/* vfork(2): an address space is a process of the host's, and the command gets its own by execve(2). */
-	if (pipe2(failed, O_CLOEXEC) < 0 || (command = vfork()) < 0) {
-		tell(connection, EXEC_FAILED, errno, EXEC_STEP_FORK);
-		return;
+	signal(SIGPIPE, SIG_IGN);
+	for (;;) {
+		struct pollfd *more = realloc(polls, (1 + POLLS * tidy()) * sizeof(*polls));
+		size_t count = 1;
+
+		if (!more) {
+			complain("no memory for more commands");
+			return 1;
+		}
+		polls = more;
+		polls[0] = (struct pollfd){ .fd = open ? requests : -1, .events = POLLIN };
+		for (struct job *job = jobs; job; job = job->next)
+			count += wants(job, polls + count);
+		if (ppoll(polls, count, NULL, &none) < 0)
+			for (size_t i = 0; i < count; i++)
+				polls[i].revents = 0; /* a command has ended */
+		reap();
+		for (struct job *job = jobs; job; job = job->next)
+			move(job);
+		if (polls[0].revents)
+			open = take(requests);
 	}
-	if (command == 0)
-		become(request, words, standard, failed[1], home);
-	/* Only the command keeps its pipes: they end with it. */
-	close(failed[1]);
-	for (int i = 0; i < (request->terminal ? 1 : 3); i++)
-		close(standard[i]);
-	if (read(failed[0], &failure, sizeof(failure)) == sizeof(failure)) {
-		tell(connection, EXEC_FAILED, failure.error, failure.step);
-		return;
-	}
-	close(failed[0]);
-	tell(connection, EXEC_STARTED, command, 0);
-	tell(connection, EXEC_ENDED, keep(connection, command, request->stays, request->terminal ? &terminal : NULL), 0);
 }
 
-/* Start the server, if the kernel can pass it files of the host. *root* is the commands' "/". */
-void serve_commands(const struct root *root)
+/*
+ * Serve the host, if the kernel can pass files of it. *root* is the commands' "/". Return where it has an init of its
+ * own: then a child serves.
+ */
+void serve_host(const struct root *root)
 {
 	int control = open("/proc/" HOSTFILE_PROC, O_RDONLY | O_CLOEXEC);
 	int requests = ioctl(control, HOSTFILE_REQUESTS);
-	int at = open(root->at ? root->at : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* stays valid when it is moved */
-	pid_t server = requests < 0 || at < 0 ? -1 : fork();
 
-	if (server < 0)
-		complain("cannot serve commands");
 	close(control);
-	if (server) {
-		close(requests);
-		close(at);
-		return;
-	}
-	signal(SIGCHLD, SIG_IGN); /* keepers are reaped by the kernel */
-	for (;;) {
-		char byte;
-		struct hostfile_message request = { .data = (uintptr_t)&byte, .bytes = 1 };
-		int got = ioctl(requests, HOSTFILE_RECEIVE, &request);
-
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got <= 0)
-			_exit(1);
-		if (fork() == 0) {
-			close(requests);
-			serve_command(request.fds[0], at, root->init ? "/root" : "/tmp");
-			_exit(0);
-		}
-		close(request.fds[0]);
-	}
+	guest_root = open(root->at ? root->at : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* valid when it is moved */
+	home = root->init ? "/root" : "/tmp";
+	if (requests < 0 || guest_root < 0)
+		complain("cannot serve the host");
+	else if (!root->init)
+		serve(requests);
+	else if (fork() == 0)
+		_exit(serve(requests));
+	close(requests);
+	close(guest_root);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Messages between skblab and a guest command's keeper: one connection per command, one message per datagram, in host
- * byte order. The other side is src/skblab/guest/exec.py.
+ * Messages between skblab and the guest's server of commands: one connection per command, one message per datagram, in
+ * host byte order. The other side is src/skblab/guest/exec.py.
  */
 #ifndef SKBLAB_EXEC_ABI_H
 #define SKBLAB_EXEC_ABI_H

@@ -4,7 +4,7 @@
  *
  * It gives lo and the link their addresses, says "ready" through /proc/mconsole (arch/um/drivers/mconsole_kern.c: a
  * write there becomes a USER_NOTIFY datagram on the host), mounts the usual file systems, and then executes the init of
- * the guest's disk, or without a disk reaps children for ever. Only the user's modules are loaded before "ready";
+ * the guest's disk, or without a disk serves the host for ever. Only the user's modules are loaded before "ready";
  * everything else comes after it.
  *
  * Its orders are parameters of the kernel's command line, which the kernel passes to init as its environment
@@ -67,11 +67,11 @@ int main(void)
 	mkdir("/tmp", 01777);
 	mount("tmpfs", "/tmp", "tmpfs", 0, NULL);
 	root = mount_root();
-	serve_commands(&root);
+	if (root.at && !root.init)
+		keep_consoles();
+	serve_host(&root);
 	if (root.init)
 		hand_over(&root);
-	else if (root.at)
-		keep_consoles();
 	for (;;)
 		if (wait(NULL) < 0)
 			pause();

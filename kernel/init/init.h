@@ -34,7 +34,7 @@ void hand_over(const struct root *root);
 void keep_consoles(void);
 
 /* exec.c: commands for the host */
-void serve_commands(const struct root *root);
+void serve_host(const struct root *root);
 
 /* terminal.c: a terminal for a command */
 struct carried {
@@ -48,10 +48,12 @@ struct terminal {
 	struct carried typed, shown;
 };
 #define TERMINAL_POLLS 3
-int terminal_open(struct terminal *terminal, int input, int output, unsigned int rows, unsigned int columns);
+struct terminal *terminal_make(int input, int output);
+int terminal_open(void *terminal);
 void terminal_resize(const struct terminal *terminal, unsigned int rows, unsigned int columns);
 int terminal_wants(const struct terminal *terminal, struct pollfd *polls);
 void terminal_moves(struct terminal *terminal, const struct pollfd *polls);
-void terminal_drain(struct terminal *terminal);
+bool terminal_drained(struct terminal *terminal);
+void terminal_close(struct terminal *terminal);
 
 #endif

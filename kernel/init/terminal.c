@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* A pseudo-terminal for a command: its keeper copies the bytes between it and the host's pipes. */
+/* A pseudo-terminal for a command: the server copies the bytes between it and the host's pipes. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -16,25 +16,42 @@ static void do_not_wait(int fd)
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 }
 
-/* Open a new pair in the entered root; mount /dev/pts if the root's own init has not done it yet. */
-int terminal_open(struct terminal *terminal, int input, int output, unsigned int rows, unsigned int columns)
+/* Return a terminal that has still to be opened, for two of the host's pipes, which it closes with itself; or NULL. */
+struct terminal *terminal_make(int input, int output)
 {
+	struct terminal *terminal = calloc(1, sizeof(*terminal));
+
+	if (!terminal)
+		return NULL;
+	terminal->input = input;
+	terminal->output = output;
+	terminal->master = terminal->command = -1;
+	do_not_wait(input);
+	do_not_wait(output);
+	return terminal;
+}
+
+/*
+ * Open a new pair, in the root that was entered; mount /dev/pts if the root's own init has not done it yet. Return 0, or
+ * an errno.
+ */
+int terminal_open(void *argument)
+{
+	struct terminal *terminal = argument;
 	int master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC), unlocked = 0;
 
 	if (master < 0) {
 		mkdir("/dev/pts", 0755);
 		if (mount("devpts", "/dev/pts", "devpts", 0, "mode=0620,ptmxmode=0666") < 0)
-			return -1;
+			return errno;
 		master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
 	}
+	terminal->master = master;
 	if (master < 0 || ioctl(master, TIOCSPTLCK, &unlocked) < 0)
-		return -1;
-	*terminal = (struct terminal){ .master = master, .input = input, .output = output };
+		return errno;
 	terminal->command = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-	terminal_resize(terminal, rows, columns);
 	do_not_wait(master);
-	do_not_wait(input);
-	return terminal->command < 0 ? -1 : 0;
+	return terminal->command < 0 ? errno : 0;
 }
 
 void terminal_resize(const struct terminal *terminal, unsigned int rows, unsigned int columns)
@@ -96,16 +113,29 @@ void terminal_moves(struct terminal *terminal, const struct pollfd *polls)
 		carry_out(&terminal->shown, terminal->output);
 }
 
-/* The command has ended: copy its last output. */
-void terminal_drain(struct terminal *terminal)
+/* The command has ended: copy its last output. Return whether all of it was copied. */
+bool terminal_drained(struct terminal *terminal)
 {
-	ssize_t got;
+	for (;;) {
+		ssize_t got;
 
-	do {
-		while (terminal->shown.to)
+		if (terminal->shown.to)
 			carry_out(&terminal->shown, terminal->output);
+		if (terminal->shown.to)
+			return false;
 		got = read(terminal->master, terminal->shown.bytes, sizeof(terminal->shown.bytes));
-		terminal->shown.to = got > 0 ? got : 0;
-	} while (got > 0);
-	close(terminal->output);
+		if (got <= 0)
+			return true;
+		terminal->shown.to = got;
+	}
+}
+
+void terminal_close(struct terminal *terminal)
+{
+	int *files[] = { &terminal->master, &terminal->input, &terminal->output };
+
+	for (size_t i = 0; i < sizeof(files) / sizeof(*files); i++) {
+		close(*files[i]);
+		*files[i] = -1;
+	}
 }

@@ -24,16 +24,16 @@ def test_a_notification_that_is_none_tells_nothing(junk: bytes) -> None:
 
 @given(junk=JUNK)
 def test_a_command_of_which_the_guest_says_anything(junk: bytes) -> None:
-    ours, keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with keeper, guest_exec.Command(["true"], ours, lambda: GuestLost("gone")) as command:
-        keeper.send(junk)
+    ours, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with server, guest_exec.Command(["true"], ours, lambda: GuestLost("gone")) as command:
+        server.send(junk)
         with contextlib.suppress(GuestCommandFailed, NoSuchProgram):
             command.started()
 
 
 def test_words_of_a_command_that_are_none() -> None:
-    ours, keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with keeper, guest_exec.Command(["true"], ours, lambda: GuestLost("gone")) as command:
-        keeper.send(b"3" * guest_exec.HEADER.size)
+    ours, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with server, guest_exec.Command(["true"], ours, lambda: GuestLost("gone")) as command:
+        server.send(b"3" * guest_exec.HEADER.size)
         with pytest.raises(GuestCommandFailed, match="what the guest says of true cannot be understood"):
             command.started()

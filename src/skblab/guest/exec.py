@@ -1,9 +1,8 @@
 """Run commands in the guest: their stdin, stdout and stderr are pipes of this machine.
 
-Process 1 of the lab gives a connection for each command; its other end has a keeper process in the guest
-(kernel/init/exec.c; messages: exec_abi.h). The keeper receives the command's ends of the pipes, which the guest's
-kernel makes its own files (kernel/agent/hostfile.c): nothing copies the bytes, and a slow reader blocks only its own
-command.
+Process 1 of the lab gives a connection for each command; its other end has a server in the guest (kernel/init/exec.c;
+messages: exec_abi.h). The server receives the command's ends of the pipes, which the guest's kernel makes its own files
+(kernel/agent/hostfile.c): nothing copies the bytes, and a slow reader blocks only its own command.
 """
 
 import contextlib
@@ -88,7 +87,7 @@ class Command:
         return self._connection.fileno()
 
     def _receive(self, timeout_s: float | None) -> tuple[Kind, int, Step] | None:
-        """Return the keeper's next message, or None after a time."""
+        """Return the server's next message, or None after a time."""
         if not self._clock.wait([self._connection], timeout_s):
             return None
         data = b""

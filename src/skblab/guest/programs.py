@@ -217,7 +217,7 @@ class Programs:
         """Return the error for a command's connection that has ended without a message."""
         if wait([self.pidfd], LAST_WORDS_S):
             return self.lost()
-        return GuestCommandFailed("a command in the guest is lost: what kept it there was killed")
+        return GuestCommandFailed("a command in the guest is lost: what serves commands there was killed")
 
 
 def _owned(user: int, group: int) -> Callable[[tarfile.TarInfo], tarfile.TarInfo]:
