@@ -73,7 +73,7 @@ class Parts:
         self.agent = Agent(channel, self.image, self._lost, spec.lease_s, self.clock)
         stack.callback(self.agent.close)
         stack.enter_context(guest_socket)
-        consoles = spec.consoles if spec.root or spec.disks else 0
+        consoles = spec.consoles or 0 if spec.root or spec.disks else 0
         self.terminals = [Terminal.make(stack) for _ in range(consoles)]
         boot = Boot(
             agent_fds=(channel.memory_fd, guest_socket.fileno()),

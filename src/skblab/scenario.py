@@ -9,9 +9,10 @@ from skblab import toml
 from skblab.errors import UsageError
 from skblab.image.image import Image
 from skblab.image.store import images_dir, open_named
-from skblab.spec import LabFields, LabSpec, Stops, Time
+from skblab.spec import CONSOLES, LabFields, LabSpec, Stops, Time
 
 LAB = "lab"
+TYPED = {"consoles": 0, "timeout_s": 0.0}  # values of the types of those fields whose default has another
 OF_LAB = {field.name: field.default for field in dataclasses.fields(LabSpec) if field.name not in {"commands", "image"}}
 
 
@@ -45,7 +46,8 @@ def lab_spec(where: str, table: toml.Table, servers: tuple[str, ...]) -> LabSpec
     toml.known(f"{where}: [{LAB}]", table, (*OF_LAB, "image"))
     fields: toml.Table = {}
     for key, value in table.items():
-        like = "" if key == "image" else () if key == "link" and isinstance(value, list) else OF_LAB[key]
+        like = TYPED.get(key, OF_LAB.get(key, ""))
+        like = () if key == "link" and isinstance(value, list) else like
         fields[key] = toml.typed(key, value, like)
     for key, wanted in (("time", get_args(Time)), ("clock", get_args(Stops))):
         if fields.get(key, wanted[0]) not in wanted:
@@ -60,8 +62,9 @@ def lab_table(spec: LabSpec) -> toml.Table:
 
     An image of the store is named by its series and variant, another one by its directory.
     """
+    defaults = OF_LAB | {"consoles": CONSOLES[spec.time]}
     fields: toml.Table = {
-        name: getattr(spec, name) for name, default in OF_LAB.items() if getattr(spec, name) != default
+        name: getattr(spec, name) for name, default in defaults.items() if getattr(spec, name) != default
     }
     if spec.link == ("auto",):
         del fields["link"]

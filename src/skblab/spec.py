@@ -29,6 +29,9 @@ MOST_LIMIT_S = 1e9
 MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
 LEAST_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
 
+# By default. Nobody but skblab up's users connects to one, and its shell is a tenth of a short guest's life.
+CONSOLES: dict[Time, int] = {"real": 1, "virtual": 0}
+
 
 class LabFields(TypedDict, total=False):
     """The fields of LabSpec as keywords, for ``Lab(...)``."""
@@ -44,7 +47,7 @@ class LabFields(TypedDict, total=False):
     userspace: str
     disks: Sequence[str]
     modules: Sequence[str]
-    consoles: int
+    consoles: int | None
     commands: Sequence[str]
     steps_bytes: int
     lease_s: float
@@ -81,7 +84,8 @@ class LabSpec:
         Default: seccomp with ``root="host"`` on a kernel that has it, else ptrace
     :param disks: ``"IMAGE"``, ``"COW"`` or ``"COW,BACKING"``; the guest boots from the first
     :param modules: kernel modules to load first, ``"FILE.ko"`` or ``"FILE.ko,NAME=VALUE,..."``
-    :param consoles: how many virtual consoles the guest has, each with a shell, or a login of the disk's; with a root
+    :param consoles: how many virtual consoles the guest has, each with a shell, or a login of the disk's; with a root.
+        Default: one, in virtual time none
     :param commands: shell lines to run in the guest; the lab is ready when each listens on a TCP port; a line that
         begins with ``udp:`` has to bind a UDP socket
     :param steps_bytes: memory between a trace's kernel and its file, a power of two
@@ -110,7 +114,7 @@ class LabSpec:
     userspace: str = ""
     disks: Sequence[str] = ()
     modules: Sequence[str] = ()
-    consoles: int = 1
+    consoles: int | None = None
     commands: Sequence[str] = ()
     steps_bytes: int = STEPS_BYTES
     lease_s: float = DEFAULT_LEASE_S
@@ -132,6 +136,7 @@ class LabSpec:
             self._set("root", self.root or HOST_ROOT)
         elif self.nodes or self.seed:
             raise UsageError("nodes and a seed are for virtual time", hint='time="virtual", or --time virtual')
+        self._set("consoles", CONSOLES[self.time] if self.consoles is None else self.consoles)
         self._check()
         self._check_limits()
         # Another process has another working directory.
@@ -161,7 +166,7 @@ class LabSpec:
             raise UsageError("a stopped kernel runs no commands", hint="without -g, or without --from-boot")
         if self.commands and not (self.root or self.disks):
             raise UsageError("a command in the guest needs a root file system", hint='root="host", or --root host')
-        if not 0 <= self.consoles <= MOST_CONSOLES:
+        if not 0 <= (self.consoles or 0) <= MOST_CONSOLES:
             raise UsageError(f"a guest has no {self.consoles} consoles", hint=f"{MOST_CONSOLES} at most")
 
     def _check_limits(self) -> None:

@@ -74,6 +74,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     up.add_argument("--json", action="store_true", help="print one JSON object")
     add_lab_options(up, joins=False)
     add_guest_options(up)
+    up.set_defaults(consoles=1)
     ls = _command(commands, "ls", _ls, "list the running labs")
     ls.add_argument("--json", action="store_true", help="print JSON lines")
     down = _command(commands, "down", _down, "end labs that are up")

@@ -131,8 +131,9 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
                        "may be given several times")  # fmt: skip
     group.add_argument("--module", action="append", default=[], metavar="FILE[,NAME=VALUE]...", dest="modules",
                        help="load your kernel module (skblab module build); may be given several times")  # fmt: skip
-    group.add_argument("--consoles", type=int, default=1, metavar="N",
-                       help="number of virtual consoles, for skblab console (default: %(default)s)")  # fmt: skip
+    group.add_argument("--consoles", type=int, metavar="N",
+                       help="number of virtual consoles, for skblab console (default: 1; in virtual time 0, but for "
+                       "skblab up)")  # fmt: skip
     group.add_argument("-g", "--guest", action="append", default=[], metavar="CMD", dest="guest_commands",
                        help="start CMD in the guest first, and wait until it listens on a TCP port; of udp:CMD, until "
                        "it binds a UDP socket; may be given several times")  # fmt: skip
@@ -173,7 +174,7 @@ def spec_from(arguments: argparse.Namespace) -> "LabSpec":
         userspace=getattr(arguments, "userspace", ""),
         disks=getattr(arguments, "disks", ()),
         modules=getattr(arguments, "modules", ()),
-        consoles=getattr(arguments, "consoles", 1),
+        consoles=getattr(arguments, "consoles", None),
         commands=getattr(arguments, "guest_commands", ()),
         memory_mib=getattr(arguments, "memory", 64),
         from_boot=getattr(arguments, "from_boot", False),

@@ -168,8 +168,8 @@ class Guest(Programs):
         :raises BootFailed: it panicked, or ended
         :raises Timeout: it is not ready in time
         """
-        lpj_file = _lpj_file(boot.kernel)
-        known = lpj_file.read_text() if lpj_file.exists() and not clock.is_virtual else ""
+        lpj_file = None if clock.is_virtual else _lpj_file(boot.kernel)
+        known = lpj_file.read_text() if lpj_file and lpj_file.exists() else ""
         spawned_s = time.perf_counter()
         reply, (pidfd, notify) = namespaces.request(
             "boot",
@@ -198,7 +198,7 @@ class Guest(Programs):
             guest.close()
             raise
         guest.ready_s = time.perf_counter()
-        if not known and not clock.is_virtual and (calibrated := CALIBRATED.search(console.text())):
+        if lpj_file and not known and (calibrated := CALIBRATED.search(console.text())):
             _keep(lpj_file, calibrated.group(1))
         return guest
 

@@ -42,34 +42,32 @@ SILENCE_S = 1.0  # by the kernel's clock: a report is printed without pauses
 MOST_LINES = 1000
 
 # How a report begins, and its kind. The first match wins.
-KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (kind, re.compile(start))
-    for kind, start in (
-        ("panic", r"Kernel panic - not syncing: |Kernel tried to "),
-        ("kasan", r"BUG: KASAN: "),
-        ("sanitizer", r"BUG: K(?:FENCE|CSAN|MSAN): "),
-        ("ubsan", r"UBSAN: "),
-        ("sleep", r"BUG: (?:sleeping function called|scheduling while atomic)"),
-        ("slab", r"BUG \S+ \(.*\): |pagealloc: (?:memory corruption|single bit error)"),
-        ("lockup", r"(?:watchdog: )?BUG: (?:soft|workqueue) lockup|watchdog: CPU\d+: .*LOCKUP"),
-        ("lockdep", r"\[ BUG: |INFO: trying to register non-static key|BUG: (?:MAX_|key |looking up invalid subclass)"),
-        ("bug", r"(?:\w+: )?BUG: |kernel BUG at "),
-        ("oops", r"Oops\b|(?:general protection|double) fault|divide error|Unable to handle kernel |Kernel mode "),
-        ("warning", r"WARNING: (?:CPU: \d+ PID: |\S+:\d+ at )"),
-        ("lockdep", r"WARNING: (?=.*(?:lock|RCU|contention|chain_key))"),
-        ("warning", r"WARNING: "),
-        ("refcount", r"refcount_t: "),
-        ("list", r"list_(?:add|del) corruption"),
-        ("odebug", r"ODEBUG: "),
-        ("ref_tracker", r"(?:ref_tracker: )?leaked reference|ref_tracker: (?:\S+@\S+ has |reference already released)"),
-        ("hung task", r"INFO: task .* blocked for more than \d+ seconds"),
-        ("rcu stall", r"(?:rcu: )?INFO: rcu\w* (?:self-)?detected"),
-        ("netdevice", r"unregister_netdevice: waiting for .* to become free"),
-        ("allocation", r".*: page allocation failure: order:|.*: vmalloc error: "),
-        ("kmemleak", r"kmemleak: (?:\d+ new suspected memory leaks|unreferenced object)"),
-        ("stack", r".*[Ss]tack overflow|stack-protector: |corrupted stack end"),
-    )
+KINDS = (
+    ("panic", r"Kernel panic - not syncing: |Kernel tried to "),
+    ("kasan", r"BUG: KASAN: "),
+    ("sanitizer", r"BUG: K(?:FENCE|CSAN|MSAN): "),
+    ("ubsan", r"UBSAN: "),
+    ("sleep", r"BUG: (?:sleeping function called|scheduling while atomic)"),
+    ("slab", r"BUG \S+ \(.*\): |pagealloc: (?:memory corruption|single bit error)"),
+    ("lockup", r"(?:watchdog: )?BUG: (?:soft|workqueue) lockup|watchdog: CPU\d+: .*LOCKUP"),
+    ("lockdep", r"\[ BUG: |INFO: trying to register non-static key|BUG: (?:MAX_|key |looking up invalid subclass)"),
+    ("bug", r"(?:\w+: )?BUG: |kernel BUG at "),
+    ("oops", r"Oops\b|(?:general protection|double) fault|divide error|Unable to handle kernel |Kernel mode "),
+    ("warning", r"WARNING: (?:CPU: \d+ PID: |\S+:\d+ at )"),
+    ("lockdep", r"WARNING: (?=.*(?:lock|RCU|contention|chain_key))"),
+    ("warning", r"WARNING: "),
+    ("refcount", r"refcount_t: "),
+    ("list", r"list_(?:add|del) corruption"),
+    ("odebug", r"ODEBUG: "),
+    ("ref_tracker", r"(?:ref_tracker: )?leaked reference|ref_tracker: (?:\S+@\S+ has |reference already released)"),
+    ("hung task", r"INFO: task .* blocked for more than \d+ seconds"),
+    ("rcu stall", r"(?:rcu: )?INFO: rcu\w* (?:self-)?detected"),
+    ("netdevice", r"unregister_netdevice: waiting for .* to become free"),
+    ("allocation", r".*: page allocation failure: order:|.*: vmalloc error: "),
+    ("kmemleak", r"kmemleak: (?:\d+ new suspected memory leaks|unreferenced object)"),
+    ("stack", r".*[Ss]tack overflow|stack-protector: |corrupted stack end"),
 )
+STARTS = re.compile("|".join(f"({start})" for _, start in KINDS))
 ONE_LINE = {"netdevice", "kmemleak"}
 FRAMED = {"kasan", "sanitizer", "ubsan"}
 FINER = {"ubsan", "refcount", "list", "odebug", "ref_tracker", "bug"}  # kinds that the line next to a WARNING decides
@@ -110,7 +108,8 @@ class Complaint:
 
 def kind_of(line: str) -> str | None:
     """Return the kind of the report that begins with a line, or None."""
-    return next((kind for kind, start in KINDS if start.match(line)), None)
+    found = STARTS.match(line)
+    return KINDS[found.lastindex - 1][0] if found and found.lastindex else None
 
 
 @dataclass

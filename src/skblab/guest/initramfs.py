@@ -11,7 +11,7 @@ from pathlib import Path
 
 from skblab.errors import BuildFailed
 from skblab.host import process
-from skblab.image.module import ensure_agent, keep
+from skblab.image.module import ensure_agent, keep, key_of
 from skblab.image.recipe import kernel_dir
 
 COMPILE = ("gcc", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-std=gnu11")
@@ -25,8 +25,7 @@ def ensure(directory: Path) -> Path:
     """
     sources = sorted((kernel_dir() / "init").glob("*.[ch]"))
     agent = ensure_agent(directory)
-    content = b"\0".join(path.read_bytes() for path in sources)
-    key = hashlib.sha256(content + "\0".join((*COMPILE, agent.name)).encode()).hexdigest()[:12]
+    key = hashlib.sha256("\0".join((key_of(sources), *COMPILE, agent.name)).encode()).hexdigest()[:12]
     archive = directory / f"initramfs-{key}.cpio"
     if archive.exists():
         return archive

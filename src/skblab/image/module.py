@@ -3,10 +3,12 @@
 The agent is one; users build their own.
 """
 
+import functools
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from skblab import files
@@ -71,11 +73,22 @@ def build_agent(image: Path, tree: Path, obj: Path, directory: Path) -> None:
     _build_agent(tree, obj, directory, _agents_place(image))
 
 
-def _agents_place(image: Path) -> Path:
+def key_of(sources: Iterable[Path]) -> str:
+    """Return a key of files' contents. They are read again where one has changed since: a sweep asks for each cell."""
+    found = ((path, path.stat()) for path in sources)
+    return _key_of(tuple((path, one.st_ino, one.st_size, one.st_mtime_ns) for path, one in found))
+
+
+@functools.lru_cache(maxsize=8)
+def _key_of(sources: tuple[tuple[Path, int, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in _agents_files():
+    for path, *_ in sources:
         digest.update(path.read_bytes() + b"\0")
-    return image / f"agent-{digest.hexdigest()[:12]}.ko"
+    return digest.hexdigest()[:12]
+
+
+def _agents_place(image: Path) -> Path:
+    return image / f"agent-{key_of(_agents_files())}.ko"
 
 
 def _agents_files() -> list[Path]:

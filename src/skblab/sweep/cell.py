@@ -90,6 +90,7 @@ class Scenario:
         words += ["--seed", str(spec.seed)] if spec.seed else []
         words += ["--root", spec.root]
         words += ["--userspace", spec.userspace] if spec.userspace else []
+        words += ["--consoles", str(spec.consoles)] if spec.consoles else []
         words += ["--memory", str(spec.memory_mib)] if spec.memory_mib != LabSpec().memory_mib else []
         for option, values in (
             ("--node", spec.nodes),
