@@ -134,11 +134,22 @@ def test_a_wrong_file_is_one_clear_error(text: str, words: str, tmp_path: Path) 
         LabSpec(
             time="virtual", seed=(1 << 63) - 1, nodes=("a", "b"), commands=("cd /; exec x 'y'", "udp:z"), most_s=9.5
         ),
+        LabSpec(time="virtual", timeout_s=30.0, consoles=1),
         LabSpec(root="/tmp", memory_mib=256, kernel_arguments=("a=b",), consoles=0),
     ],
 )
 def test_a_guest_is_written_and_read(spec: LabSpec) -> None:
     assert lab_spec("x", tomllib.loads("\n".join(toml.lines(lab_table(spec)))), tuple(spec.commands)) == spec
+
+
+def test_a_guest_has_the_consoles_of_its_time() -> None:
+    assert [(LabSpec(time=time).consoles, LabSpec(time=time, consoles=2).consoles) for time in ("real", "virtual")] == [
+        (1, 2),
+        (0, 2),
+    ]
+    assert not any("consoles" in lab_table(LabSpec(time=time)) for time in ("real", "virtual"))
+    with pytest.raises(UsageError, match="timeout_s is a number"):
+        lab_spec("x", {"time": "virtual", "timeout_s": "long"}, ())
 
 
 @pytest.mark.parametrize("data", [b"client = ['\xff']", b"\0", b"\x7fELF\x02\x01\x01\0\0"])
