@@ -132,7 +132,7 @@ class Parts:
             disk.ready()
         for disk in disks[:1]:
             disk.check_root()
-        if refused := too_little_memory(spec.memory_mib, self.image.config_text()):
+        if refused := too_little_memory(spec.memory_mib, self.image.config_text):
             raise refused
         modules = spec.parsed_modules()
         for module in modules:
@@ -164,7 +164,7 @@ class Parts:
         vector_poll(), 6.11 and later): without lockdep that does nothing, with lockdep it panics.
         """
         links = list(self._spec.link)
-        if "CONFIG_LOCKDEP=y" not in self.image.config_text():
+        if "CONFIG_LOCKDEP=y" not in self.image.config_text:
             return links
         if any("tap" in link.split(",") for link in links):
             raise UsageError(f"{self.image.name} checks its locks, and cannot drive a tap", hint="--link veth")

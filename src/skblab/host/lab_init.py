@@ -129,6 +129,11 @@ class Notifications:
         self.listeners: list[socket.socket] = []
         self.panic = b""
 
+    def close(self) -> None:
+        """Close all sockets."""
+        for one in (self.source, *self.listeners):
+            one.close()
+
     def listen(self) -> socket.socket:
         """Return the reading end of a new listener's socket; an earlier panic is the first thing that it reads."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -160,8 +165,10 @@ class Notifications:
 class LabInit:
     """Process 1: answers its controllers' requests. One controller at a time has the agent."""
 
-    def __init__(self, control: socket.socket, link: Link | None) -> None:
+    def __init__(self, control: socket.socket, link: Link | None, lock: int) -> None:
         self.controllers = [control]
+        self.lock = lock
+        self.is_cleared = False
         self.link = link
         self.links = [link] if link else []
         self.switch: Switch | None = None
@@ -181,11 +188,11 @@ class LabInit:
         self.requests.setblocking(False)  # noqa: FBT003 - a stopped kernel accepts none
 
     def serve(self) -> None:
-        """Answer requests; return when there is no controller and no listening socket."""
+        """Answer requests; return when there is no controller and no listening socket, or the lab was cleared."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        while self.controllers or self.listener:
+        while (self.controllers or self.listener) and not self.is_cleared:
             watched: list[socket.socket | int] = [wake_read, self.notifications.source, *self.controllers]
             watched += self.notifications.listeners
             watched += [self.listener] if self.listener and not self.is_full else []
@@ -206,6 +213,8 @@ class LabInit:
                 self.accept(self.listener)
             if self.farewells_due and self.kept[AGENT_SOCKET] in ready:
                 self.say_farewell()
+        os.close(wake_read)
+        os.close(wake_write)
 
     def accept(self, listener: socket.socket) -> None:
         """Let one more controller in; it waits where there is no descriptor for it."""
@@ -358,6 +367,37 @@ class LabInit:
                 os.kill(self.kernel, signal.SIGKILL)
         os._exit(0)
 
+    def do_clear(self, fds: list[int]) -> Answer:
+        """End all that the lab has, and free its name, so that the next one of the same order can have the namespaces.
+
+        Only where its link was in the guest: the namespaces are as they were made.
+        """
+        del fds
+        if self.listener or self.links or not self.kernel:
+            raise ValueError("it is kept, has a link, or no kernel")
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        with suppress(ChildProcessError):  # there is none left
+            while True:
+                os.waitpid(-1, 0)
+        self.notifications.close()
+        empty(PRIVATE)
+        for one in (self.requests, self.guest_requests):
+            one.close()
+        for descriptor in (self.kernel_pidfd, self.lock):
+            os.close(descriptor)
+        with suppress(OSError):  # CONFIG_CHECKPOINT_RESTORE is not set
+            write_file("/proc/sys/kernel/ns_last_pid", "1")
+        self.is_cleared = True
+        return {}, []
+
+    def do_name(self, fds: list[int]) -> Answer:
+        """Have fds[0] hold the lock of the lab's name: after another lab was cleared."""
+        if self.lock >= 0:
+            raise ValueError("it has a name")
+        self.lock = os.dup(fds[0])
+        return {}, []
+
     def become_kernel(
         self,
         argv: list[str],
@@ -474,6 +514,17 @@ class LabInit:
         return {}, []
 
 
+def empty(directory: str) -> None:
+    """Remove what is in a directory that nobody else uses."""
+    os.chmod(directory, 0o700)  # noqa: PTH101
+    for path, directories, files in os.walk(directory, topdown=False):
+        for name in files:
+            os.unlink(f"{path}/{name}")  # noqa: PTH108
+        for name in directories:
+            remove = os.unlink if os.path.islink(f"{path}/{name}") else os.rmdir  # noqa: PTH114
+            remove(f"{path}/{name}")
+
+
 def _inherited(descriptors: tuple[int, ...]) -> list[int]:
     """Let the program that is executed next have descriptors; return their numbers: from FIRST_FD, if allowed."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -507,10 +558,9 @@ def set_up(control: socket.socket, user: tuple[int, int]) -> LabInit | None:
     """
     become_root(*user)
     data, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 1)
-    if not data:
+    if not data or not fds:
         return None
-    for descriptor in fds:
-        os.set_inheritable(descriptor, False)  # noqa: FBT003
+    os.set_inheritable(fds[0], False)  # noqa: FBT003
     order = json.loads(data)
     private_mounts(order["hosts"])
     let_datagrams_wait()
@@ -519,7 +569,7 @@ def set_up(control: socket.socket, user: tuple[int, int]) -> LabInit | None:
         link.bring_up(order["addresses"])
     about = {"link": link.kind, "why_not_tap": link.why_not_tap} if link else {"link": "none", "why_not_tap": ""}
     control.send(json.dumps(about).encode())
-    return LabInit(control, link)
+    return LabInit(control, link, fds[0])
 
 
 def refuse(control: socket.socket, error: SetUpError) -> None:
@@ -544,8 +594,9 @@ def live(control: socket.socket, user: tuple[int, int]) -> NoReturn:
             refuse(control, error)
         except OSError as error:  # fork(2)
             refuse(control, SetUpError("first process", error.errno or 0))
-        if lab:
+        while lab:
             lab.serve()
+            lab = LabInit(control, None, -1) if lab.is_cleared else None
     os._exit(0)
 
 

@@ -69,6 +69,7 @@ class Namespaces:
         self.kept = False  # the lab outlives this process
         self.pidfd = -1
         self.pid = 0
+        self._order = b""  # for process 1
 
     def __enter__(self) -> Self:
         process.have_room(DESCRIPTORS)
@@ -87,6 +88,33 @@ class Namespaces:
         self.close()
 
     def _start(self) -> None:
+        order = {
+            "hosts": self.addresses.hosts_file(),
+            "link": "none" if self._wanted[0].on or self._within else self._wanted[0].kind,
+            "device": self.device,
+            "addresses": self.addresses.host,
+        }
+        self._order = json.dumps(order).encode()
+        if not (self._within and self._start_with_spare()):
+            self._start_new()
+        for wanted in () if self._within else self._wanted:
+            self.guest_links.append(self._guest_link(wanted))
+
+    def _start_with_spare(self) -> bool:
+        """Take process 1 of a lab that has ended, if this process keeps them; return whether it did."""
+        if (spare := nursery.take_spare(self._order)) is None:
+            return False
+        self._control, self.pidfd, self.pid, self.link = spare.control, spare.pidfd, spare.pid, "none"
+        try:
+            self.request("name", [self._lock])
+        except SkblabError:  # it was killed meanwhile
+            spare.close()
+            self._control, self.pidfd, self.pid = None, -1, 0
+            return False
+        registry.record_init(self._lock, self.pid)
+        return True
+
+    def _start_new(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(START_TIMEOUT_S)
         with theirs:
@@ -94,18 +122,10 @@ class Namespaces:
         if self.pidfd >= 0:
             self.pid = max(process.pid_of(self.pidfd), 0)  # -1: it has ended
             registry.record_init(self._lock, self.pid)
-        order = {
-            "hosts": self.addresses.hosts_file(),
-            "link": "none" if self._wanted[0].on or self._within else self._wanted[0].kind,
-            "device": self.device,
-            "addresses": self.addresses.host,
-        }
         with contextlib.suppress(ConnectionError):  # it has ended: its last words come below
-            socket.send_fds(self._control, [json.dumps(order).encode()], [self._lock])
+            socket.send_fds(self._control, [self._order], [self._lock])
         reply, _ = self._receive("namespaces and link")
         self.link, self.why_not_tap = reply["link"], reply["why_not_tap"]
-        for wanted in () if self._within else self._wanted:
-            self.guest_links.append(self._guest_link(wanted))
 
     def _guest_link(self, wanted: links.Wanted) -> GuestLink:
         if wanted.on:
@@ -178,6 +198,8 @@ class Namespaces:
 
         :raises GuestLost: process 1 is gone
         """
+        if self._within:
+            return 0, 0
         for_guests, from_guests = self.request("drops")[0]["drops"]
         return for_guests, from_guests
 
@@ -228,9 +250,11 @@ class Namespaces:
                 registry.forget(self.name, self._lock)
                 self._lock = -1
             return
+        self.booted()
+        if self._within and not self.kept and nursery.keeps_spares() and self._leave_spare():
+            return
         control, self._control = self._control, None
         control.close()
-        self.booted()
         if self.kept:
             os.close(self.pidfd)
             os.close(self._lock)  # process 1 has it too
@@ -245,6 +269,18 @@ class Namespaces:
             self.pidfd = -1
         registry.forget(self.name, self._lock)
         self._lock = -1
+
+    def _leave_spare(self) -> bool:
+        """End the lab, and keep its process 1 for the next one; return whether that could be done."""
+        control = self._open_control()
+        try:
+            self.request("clear")
+        except SkblabError:  # it has no kernel, or is gone
+            return False
+        nursery.give_spare(self._order, control, self.pidfd, self.pid)
+        registry.forget(self.name, self._lock)
+        self._control, self.pidfd, self._lock = None, -1, -1
+        return True
 
 
 class JoinedNamespaces(Namespaces):

@@ -10,7 +10,7 @@ import resource
 import socket
 import subprocess
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from skblab.errors import GuestLost
 from skblab.host import process
@@ -22,6 +22,7 @@ NAMESPACES = ("user", "mnt", "pid", "net", "ipc")
 LIMITS = tuple(value for name, value in vars(resource).items() if name.startswith("RLIMIT_"))
 
 _lock = threading.Lock()
+_spares: "list[Spare] | None" = None  # None: none is kept
 _nursery: "tuple[Any, _Nursery] | None" = None
 
 
@@ -87,6 +88,70 @@ def first_process(control: socket.socket) -> int:
             except (ConnectionError, TimeoutError):
                 _forget()
     raise GuestLost("the process that starts labs is gone", found="killed twice", hint="dmesg | grep -i kill")
+
+
+class Spare(NamedTuple):
+    """Process 1 of a lab that has ended, and was cleared (``LabInit.do_clear()``).
+
+    :param order: by which it was set up
+    :param surroundings: in which it was forked
+    :param control: its socket
+    """
+
+    order: bytes
+    surroundings: tuple[object, ...]
+    control: socket.socket
+    pidfd: int
+    pid: int
+
+    def close(self) -> None:
+        """End it."""
+        self.control.close()
+        os.close(self.pidfd)
+
+
+def keep_spares() -> None:
+    """Keep process 1 of a lab that ends for the next one: in a process that only runs cells, one after another.
+
+    To fork one, to make its namespaces and to take them down is a tenth of what a short cell costs.
+    """
+    global _spares  # noqa: PLW0603
+    _spares = _spares or []
+
+
+def drop_spares() -> None:
+    """End those that are kept, and keep none any more."""
+    global _spares  # noqa: PLW0603
+    with _lock:
+        for spare in _spares or ():
+            spare.close()
+        _spares = None
+
+
+def keeps_spares() -> bool:
+    """Whether process 1 of a lab that ends is kept."""
+    return _spares is not None
+
+
+def give_spare(order: bytes, control: socket.socket, pidfd: int, pid: int) -> None:
+    """Keep one for the next lab."""
+    spare = Spare(order, _surroundings(), control, pidfd, pid)
+    with _lock:
+        if _spares is not None:
+            return _spares.append(spare)
+    return spare.close()
+
+
+def take_spare(order: bytes) -> Spare | None:
+    """Return one that was set up by the same order, if there is one."""
+    surroundings = _surroundings() if _spares else ()
+    with _lock:
+        while _spares:
+            spare = _spares.pop()
+            if (spare.order, spare.surroundings) == (order, surroundings):
+                return spare
+            spare.close()
+    return None
 
 
 def _current() -> _Nursery:

@@ -37,7 +37,7 @@ class ImageDifference:
 
 def compare(old: Image, new: Image) -> ImageDifference:
     """Compare two images. Only source files that a kernel was built from count, without generated ones."""
-    ours, theirs = (parse_config(image.config_text()) for image in (old, new))
+    ours, theirs = (parse_config(image.config_text) for image in (old, new))
     before, after = ({function.signature for function in image.functions.all()} for image in (old, new))
     return ImageDifference(
         options={

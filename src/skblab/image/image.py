@@ -88,8 +88,9 @@ class Image:
         """The kernel's configuration."""
         return self.path / CONFIG
 
+    @cached_property
     def config_text(self) -> str:
-        """Return the kernel's configuration; undecodable bytes are replaced."""
+        """The kernel's configuration; undecodable bytes are replaced."""
         return self.config.read_text(errors="replace")
 
     def source_lines(self, file: str, line: int, *, around: int = 5) -> list[tuple[int, str]]:

@@ -1,5 +1,6 @@
 """How an image is made: options, flags, compiler, and the key that identifies them."""
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ NUMBER = re.compile(r"\d+")
 OPTION_LINE = re.compile(r'CONFIG_\w+=(?:[ymn]|-?\d+|0x[0-9a-fA-F]+|".*")\s*')
 
 
+@functools.cache
 def kernel_dir() -> Path:
     """Return the directory of the guest's sources: in the package if installed, beside ``src`` in a checkout."""
     package = Path(__file__).resolve().parents[1]

@@ -292,7 +292,7 @@ def parse_counters(text: str, named: Container[str] = ()) -> dict[str, int]:
     found: dict[str, int] = {}
     node = "host"
     for group, name, value in counters(text):
-        words = " ".join(filter(None, (group, name)))
+        words = f"{group} {name}" if group else name
         if f"{node} {words}" in found:
             node = "guest"
         found[f"{node} {words}"] = value

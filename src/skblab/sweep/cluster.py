@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from skblab.errors import ImageDamaged, ImageMissing, MissingPrerequisite, SkblabError
 from skblab.guest import initramfs
+from skblab.host import nursery
 from skblab.image.image import MANIFEST, SOURCE, Image, digest, digest_file
 from skblab.image.module import ensure_agent
 from skblab.image.reasons import READ
@@ -235,7 +236,11 @@ def run_there(cell: Cell, cells: Sequence[tuple[Scenario, str, Rules]]) -> list[
     except ImageMissing as missing:
         missing.found = get_worker().address
         raise
-    return [
-        cell(replace(scenario, spec=replace(scenario.spec, image=images[name])), rules)
-        for scenario, name, rules in cells
-    ]
+    nursery.keep_spares()
+    try:
+        return [
+            cell(replace(scenario, spec=replace(scenario.spec, image=images[name])), rules)
+            for scenario, name, rules in cells
+        ]
+    finally:
+        nursery.drop_spares()

@@ -173,7 +173,7 @@ class Matrix:
 
 def _on(spec: LabSpec, image: Image) -> LabSpec:
     """Return a description with an image, and with the memory that a kernel with KASAN needs."""
-    lacks = too_little_memory(spec.memory_mib, image.config_text())
+    lacks = too_little_memory(spec.memory_mib, image.config_text)
     return replace(spec, image=image.path, memory_mib=ENOUGH_MIB if lacks else spec.memory_mib)
 
 

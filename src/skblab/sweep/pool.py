@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from skblab.host import nursery
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 
 if TYPE_CHECKING:
@@ -105,6 +107,8 @@ def _begin(parent: int, processors: "SimpleQueue[int | None]") -> None:
     if (number := processors.get()) is not None:
         with contextlib.suppress(OSError):  # it is not there any more
             os.sched_setaffinity(0, [number])
+    nursery.keep_spares()
+    gc.freeze()  # what is imported stays: it need not be looked at for each cell
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
