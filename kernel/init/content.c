@@ -53,7 +53,7 @@ int content_open(void *argument)
 	return 0;
 }
 
-/* Return the descriptor that is to be writable. */
+/* Return the descriptor that has to be writable. */
 int content_waits_for(const struct content *content)
 {
 	return content->to;

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -10,6 +11,7 @@ import pytest
 
 from cells import deadly, empty, placed
 from skblab.errors import CannotWrite, RuleError, UsageError
+from skblab.host import process
 from skblab.packet import Packet
 from skblab.rule import Rule
 from skblab.spec import LabSpec
@@ -190,3 +192,17 @@ def test_no_scenario_without_a_function(scenario: Scenario) -> None:
 )
 def test_all_workers_have_work_to_the_end(cells: int, threads: int, size: int) -> None:
     assert batch_size(cells, threads) == size
+
+
+def test_a_script_that_its_own_processes_run_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from skblab.spec import LabSpec\nfrom skblab.sweep.cell import Scenario\n"
+        "from skblab.sweep.pool import Job, Local\n"
+        "scenario = Scenario(spec=LabSpec(time='virtual'), client=('true',))\n"
+        "for job, outcome in Local()([Job(scenario, (), number) for number in range(9)]):\n    print(outcome.end)\n"
+    )
+    done = process.run([sys.executable, script], timeout_s=60)
+    assert done.returncode == 1
+    assert "no process that runs cells begins" in done.stderr
+    assert "if __name__ == '__main__'" in done.stderr

@@ -377,7 +377,7 @@ class LabInit:
             raise ValueError("it is kept, has a link, or no kernel")
         with suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
-        with suppress(ChildProcessError):  # there is none left
+        with suppress(ChildProcessError):  # all have ended
             while True:
                 os.waitpid(-1, 0)
         self.notifications.close()

@@ -12,11 +12,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from skblab.errors import UsageError
 from skblab.host import nursery
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
+    from multiprocessing.synchronize import Event
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -41,7 +43,7 @@ class Pool(Protocol):
 
 
 class Local:
-    """Processes on this machine.
+    """Processes on this machine. A script that runs cells needs ``if __name__ == "__main__"``, as for multiprocessing.
 
     A process that dies takes no cell with it: those that may have been in it run again, one at a time, and the one that
     kills its process again is ``lost``.
@@ -75,10 +77,10 @@ class Local:
     def _run(self, batch: Sequence[Job], workers: int) -> Iterator[tuple[Job, CellOutcome | None]]:
         """Yield the outcome of each cell; None for those that a process that died may have had."""
         context = multiprocessing.get_context("spawn")  # a fork has this process's threads' locks
-        processors = context.SimpleQueue()
+        processors, begun = context.SimpleQueue(), context.Event()
         for number in _processors(workers):
             processors.put(number)
-        pool = ProcessPoolExecutor(min(workers, len(batch)), context, _begin, (os.getpid(), processors))
+        pool = ProcessPoolExecutor(min(workers, len(batch)), context, _begin, (os.getpid(), processors, begun))
         try:
             running = {}
             with contextlib.suppress(BrokenProcessPool):
@@ -88,9 +90,20 @@ class Local:
                 try:
                     yield running[future], future.result()
                 except BrokenProcessPool:
+                    if not begun.is_set():
+                        raise _none_begins() from None
                     yield running[future], None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _none_begins() -> UsageError:
+    """Return the error for processes that all end before they can take a cell."""
+    return UsageError(
+        "no process that runs cells begins",
+        found="each runs the main script first, as multiprocessing has it",
+        hint="in the script: if __name__ == '__main__': ...",
+    )
 
 
 def _processors(workers: int) -> Iterable[int | None]:
@@ -102,8 +115,9 @@ def _processors(workers: int) -> Iterable[int | None]:
     return ours if workers == len(ours) else [None] * workers
 
 
-def _begin(parent: int, processors: "SimpleQueue[int | None]") -> None:
+def _begin(parent: int, processors: "SimpleQueue[int | None]", begun: "Event") -> None:
     """Set up a worker: Ctrl-C is its parent's affair, and it ends with its parent."""
+    begun.set()
     if (number := processors.get()) is not None:
         with contextlib.suppress(OSError):  # it is not there any more
             os.sched_setaffinity(0, [number])
