@@ -5,7 +5,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from skblab.image.image import Image
 from skblab.lab import Lab
 from support import cpu_ticks, skblab
 
+LET_IN = 20
 MANY_WORDS = tuple(map(str, range(1, 15001)))
 OPERATIONS = sorted(name.removeprefix("do_") for name in vars(lab_init.LabInit) if name.startswith("do_"))
 NAMES = ("about", "addresses", "argv", "device", "family", "kind", "lines", "name", "program", "protocol", "sees",
@@ -116,22 +117,28 @@ def test_those_who_have_left_keep_no_descriptor(name: str) -> None:
 
 
 def test_who_finds_no_descriptor_left_waits_for_one(name: str) -> None:
-    with JoinedNamespaces(name) as namespaces:
+    with JoinedNamespaces(name) as namespaces, ExitStack() as stack:
         pid = namespaces.pid
         limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid), limits[1]))
-        try:
-            with closing(registry.connect(name)) as late:
-                late.settimeout(20)
-                late.send(b'{"op": "status"}')
-                namespaces.request("status")
-                used = cpu_ticks(pid)
-                assert not wait([late], 0.3)
-                assert cpu_ticks(pid) - used < 10, "process 1 does not wait, it asks again and again"
-                namespaces.close()
-                assert json.loads(late.recv(100)) == {"status": None}
-        finally:
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        stack.callback(resource.prlimit, pid, resource.RLIMIT_NOFILE, limits)
+        let_in = [asking(name, stack) for _ in range(LET_IN)]  # of those before, some may leave only now
+        late = asking(name, stack)
+        namespaces.request("status")
+        used = cpu_ticks(pid)
+        assert not wait([late], 0.3)
+        assert cpu_ticks(pid) - used < 10, "process 1 does not wait, it asks again and again"
+        for one in let_in:
+            one.close()
+        assert json.loads(late.recv(100)) == {"status": None}
+
+
+def asking(name: str, stack: ExitStack) -> socket.socket:
+    """Return a connection that has asked for something, closed with a stack."""
+    control = stack.enter_context(closing(registry.connect(name)))
+    control.settimeout(20)
+    control.send(b'{"op": "status"}')
+    return control
 
 
 def test_a_command_line_of_any_length(name: str) -> None:
