@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from delay import NFQUEUE, QUEUE_RULES
 from numbers_table import Number, single, summary
@@ -20,6 +21,9 @@ from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.packet import echo_request
 from skblab.rule import Rule
+
+if TYPE_CHECKING:
+    from skblab.agent.packets import HeldPacket
 
 GUEST = "192.168.10.1"
 FLOOD = 10_000
@@ -125,14 +129,18 @@ def beside_nfqueue(image: Image) -> Iterator[Number]:
     """Measure a policy, and NFQUEUE with a Python program in the guest, which decide at once; by turns."""
     command = f"nft '{QUEUE_RULES}' && exec {NFQUEUE} 0"
     plain, ours, theirs = [], [], []
+    held: list[HeldPacket] = []
     with Lab(image=image) as lab, Lab(image=image, root="host", commands=[command], memory_mib=256) as other:
         for _ in range(ROUNDS):
             plain += asked(lab, 200, lambda: None)
-            with lab.on("icmp_rcv", "icmp", lambda _: None):
+            with lab.on("icmp_rcv", "icmp", held.append):
                 ours += asked(lab, 200, lambda: None)
+                held[-1].wait(1)
             theirs += asked(other, 200, lambda: None)
     yield summary("a ping, nothing armed", plain, "us")
     yield summary("a policy in Python decides, answered", ours, "us", 60)
+    waited = [(packet.ended_at_ns - packet.held_at_ns) / 1e3 for packet in held]
+    yield summary("of it, the packet is held", waited, "us")
     yield summary("NFQUEUE and Python in the guest decide, answered", theirs, "us")
 
 

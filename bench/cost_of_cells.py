@@ -4,6 +4,7 @@ python bench/cost_of_cells.py [CELLS]          prints the tables of docs/explana
 """
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from skblab.host import process
+from skblab.image.recipe import DEFAULT_SERIES
 from skblab.image.store import find_image
 from skblab.session import Session
 from skblab.spec import LabSpec
@@ -22,6 +24,7 @@ from skblab.sweep import cluster
 from skblab.sweep.cell import CellOutcome, Scenario
 from skblab.sweep.pool import Job, Local, Pool, Rules
 
+SERIES = (DEFAULT_SERIES, "7.3")
 TICKS = os.sysconf("SC_CLK_TCK")
 RUNS = 7
 TIMED = 60  # cells
@@ -54,10 +57,10 @@ def used_s(pid: int) -> float:
     return sum(map(int, fields[11:15])) / TICKS + sum(used_s(int(child)) for child in children)
 
 
-def of_a_cell(commands: tuple[str, ...], client: tuple[str, ...]) -> tuple[float, float, float]:
+def of_a_cell(series: str, commands: tuple[str, ...], client: tuple[str, ...]) -> tuple[float, float, float]:
     """Return the processor time of this process, of the guest until it is ready, and of the guest afterwards."""
     began_s = time.process_time()
-    with LabSpec(image=find_image(), time="virtual", commands=commands).start() as lab:
+    with LabSpec(image=find_image(series), time="virtual", commands=commands).start() as lab:
         ready_s = used_s(lab.guest.pid)
         with Session(lab, ["ip_rcv = trace"]) as session:
             session.run(client, capture=True)
@@ -79,9 +82,9 @@ class Added:
         return 1 / max(self.client_s, self.scheduler_s)
 
 
-def pace_of(commands: tuple[str, ...], client: tuple[str, ...]) -> float:
+def pace_of(series: str, commands: tuple[str, ...], client: tuple[str, ...]) -> float:
     """Return how many cells a second this machine does on the clock, once the pool's processes run."""
-    scenario = Scenario(spec=LabSpec(image=find_image(), time="virtual", commands=commands), client=client)
+    scenario = Scenario(spec=LabSpec(image=find_image(series), time="virtual", commands=commands), client=client)
     running = Local(PROCESSORS)([Job(scenario, (), number) for number in range(PROCESSORS + TIMED)])
     for _ in range(PROCESSORS):
         next(running)
@@ -142,17 +145,14 @@ def hours(seconds: float) -> str:
 def main(cells: int) -> None:
     """Print the tables."""
     whole: dict[str, float] = {}
-    print("| processor time | skblab | guest until its server listens | its client and its end | cells a second |")
-    print("|---|---|---|---|---|")
-    for name, commands, client in CELLS:
-        python, ready, run = (
-            median(part) for part in zip(*(of_a_cell(commands, client) for _ in range(RUNS)), strict=True)
-        )
-        pace = pace_of(commands, client)
-        whole[name] = PROCESSORS / pace
-        print(
-            f"| {name} | {python * 1e3:.0f} ms | {ready * 1e3:.0f} ms | {run * 1e3:.0f} ms | {pace:.3g} |", flush=True
-        )
+    print("| processor time | Linux | skblab | guest until its server listens | client and end | cells a second |")
+    print("|---|---|---|---|---|---|")
+    for (name, commands, client), series in itertools.product(CELLS, SERIES):
+        costs = zip(*(of_a_cell(series, commands, client) for _ in range(RUNS)), strict=True)
+        in_ms = " | ".join(f"{median(part) * 1e3:.0f} ms" for part in costs)
+        pace = pace_of(series, commands, client)
+        whole.setdefault(name, PROCESSORS / pace)
+        print(f"| {name} | {series} | {in_ms} | {pace:.3g} |", flush=True)
 
     print("\n| an empty cell adds | on the clock | the client's processor | the scheduler's | most cells a second |")
     print("|---|---|---|---|---|")
@@ -173,7 +173,7 @@ def main(cells: int) -> None:
         f"\nAn image is {size / 1e6:.0f} MB; to pack it takes {pack_s:.1f} s, and to ship it {ship_s:.1f} s a machine."
     )
 
-    print(f"\n| a million cells on | {' | '.join(f'{count} machines' for count in MACHINES)} |")
+    print(f"\n| a million cells, Linux {SERIES[0]}, on | {' | '.join(f'{count} machines' for count in MACHINES)} |")
     print(f"|---|{'---|' * len(MACHINES)}")
     for name, cost_s in whole.items():
         for batch in (BATCHES[0], BATCHES[-1]):

@@ -57,11 +57,23 @@ def answer_to(name: str, *datagrams: bytes, fds: int = 0) -> dict[str, object]:
         for datagram in datagrams:
             with Path(os.devnull).open("rb") as null:
                 socket.send_fds(control, [datagram], [null.fileno()] * fds)
-            data, given, _, _ = socket.recv_fds(control, 1 << 17, 64)
+            try:
+                data, given, _, _ = socket.recv_fds(control, 1 << 17, 64)
+            except TimeoutError:
+                pytest.fail(f"process 1 does not answer {datagram!r}: {what_it_does(name)}")
             for descriptor in given:
                 os.close(descriptor)
         answer: dict[str, object] = json.loads(data)
         return answer
+
+
+def what_it_does(name: str) -> dict[str, str]:
+    """Return what process 1 of a lab does, or waits for, and what its children are."""
+    pid = next(owner.init_pid for owner in registry.running() if owner.name == name)
+    about = {one: Path(f"/proc/{pid}/{one}") for one in ("stat", "wchan", "syscall", "stack")}
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    commands = [Path(f"/proc/{child}/cmdline").read_text() for child in children]
+    return {one: path.read_text().strip() for one, path in about.items()} | {"children": repr(commands)}
 
 
 @given(datagrams=some.lists(DATAGRAMS, min_size=1, max_size=5), fds=some.integers(0, 5))
