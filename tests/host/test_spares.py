@@ -1,6 +1,7 @@
 """Process 1 of a lab in virtual time that has ended, for the next lab: nothing of the first one is left in it."""
 
 import os
+import resource
 import signal
 from collections.abc import Iterator
 
@@ -125,6 +126,19 @@ def test_a_lab_with_a_link_or_another_order_has_its_own(image: Image) -> None:
         assert other.pid != pid
     with virtual(image) as lab:
         assert lab.namespaces.pid != pid  # it had another order, and was ended
+
+
+def test_a_lab_inherits_what_this_process_is_now(image: Image) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_MSGQUEUE)
+    with virtual(image) as lab:
+        pid = lab.namespaces.pid
+        resource.setrlimit(resource.RLIMIT_MSGQUEUE, (soft - 1, hard))  # it was forked before
+    try:
+        with virtual(image) as lab:
+            assert lab.namespaces.pid != pid
+            assert resource.prlimit(lab.guest.pid, resource.RLIMIT_MSGQUEUE)[0] == soft - 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_MSGQUEUE, (soft, hard))
 
 
 def test_a_kept_lab_is_not_ended(image: Image) -> None:

@@ -70,6 +70,7 @@ class Namespaces:
         self.pidfd = -1
         self.pid = 0
         self._order = b""  # for process 1
+        self._born_in: tuple[object, ...] = ()  # its surroundings, if it may be kept
 
     def __enter__(self) -> Self:
         process.have_room(DESCRIPTORS)
@@ -105,6 +106,7 @@ class Namespaces:
         if (spare := nursery.take_spare(self._order)) is None:
             return False
         self._control, self.pidfd, self.pid, self.link = spare.control, spare.pidfd, spare.pid, "none"
+        self._born_in = spare.born_in
         try:
             self.request("name", [self._lock])
         except SkblabError:  # it was killed meanwhile
@@ -115,6 +117,8 @@ class Namespaces:
         return True
 
     def _start_new(self) -> None:
+        if nursery.keeps_spares():
+            self._born_in = nursery.surroundings()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(START_TIMEOUT_S)
         with theirs:
@@ -277,7 +281,7 @@ class Namespaces:
             self.request("clear")
         except SkblabError:  # it has no kernel, or is gone
             return False
-        nursery.give_spare(self._order, control, self.pidfd, self.pid)
+        nursery.give_spare(nursery.Spare(self._order, self._born_in, control, self.pidfd, self.pid))
         registry.forget(self.name, self._lock)
         self._control, self.pidfd, self._lock = None, -1, -1
         return True

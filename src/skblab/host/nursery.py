@@ -63,7 +63,7 @@ class _Nursery:
             self._process.wait()
 
 
-def _surroundings() -> tuple[object, ...]:
+def surroundings() -> tuple[object, ...]:
     """Return what a child inherits, and this process may have changed since the nursery was started."""
     spaces = []
     with contextlib.suppress(OSError):  # no /proc: the lab says so
@@ -94,12 +94,12 @@ class Spare(NamedTuple):
     """Process 1 of a lab that has ended, and was cleared (``LabInit.do_clear()``).
 
     :param order: by which it was set up
-    :param surroundings: in which it was forked
+    :param born_in: the surroundings in which it was forked
     :param control: its socket
     """
 
     order: bytes
-    surroundings: tuple[object, ...]
+    born_in: tuple[object, ...]
     control: socket.socket
     pidfd: int
     pid: int
@@ -133,9 +133,8 @@ def keeps_spares() -> bool:
     return _spares is not None
 
 
-def give_spare(order: bytes, control: socket.socket, pidfd: int, pid: int) -> None:
+def give_spare(spare: Spare) -> None:
     """Keep one for the next lab."""
-    spare = Spare(order, _surroundings(), control, pidfd, pid)
     with _lock:
         if _spares is not None:
             return _spares.append(spare)
@@ -143,12 +142,12 @@ def give_spare(order: bytes, control: socket.socket, pidfd: int, pid: int) -> No
 
 
 def take_spare(order: bytes) -> Spare | None:
-    """Return one that was set up by the same order, if there is one."""
-    surroundings = _surroundings() if _spares else ()
+    """Return one that was set up by the same order, in the same surroundings, if there is one."""
+    here = surroundings() if _spares else ()
     with _lock:
         while _spares:
             spare = _spares.pop()
-            if (spare.order, spare.surroundings) == (order, surroundings):
+            if (spare.order, spare.born_in) == (order, here):
                 return spare
             spare.close()
     return None
@@ -156,10 +155,10 @@ def take_spare(order: bytes) -> Spare | None:
 
 def _current() -> _Nursery:
     global _nursery  # noqa: PLW0603 - one a process
-    surroundings = _surroundings()
-    if _nursery is None or _nursery[0] != surroundings:
+    here = surroundings()
+    if _nursery is None or _nursery[0] != here:
         _forget()
-        _nursery = surroundings, _Nursery()
+        _nursery = here, _Nursery()
     return _nursery[1]
 
 
