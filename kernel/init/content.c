@@ -36,7 +36,7 @@ struct content *content_make(char **paths, size_t count, int to)
 	content->count = count;
 	for (size_t i = 0; i < count; i++)
 		content->files[i] = -1;
-	fcntl(to, F_SETFL, fcntl(to, F_GETFL) | O_NONBLOCK);
+	do_not_wait(to);
 	return content;
 }
 
@@ -59,22 +59,11 @@ int content_waits_for(const struct content *content)
 	return content->to;
 }
 
-/* Return the next file's descriptor, or -1 behind the last one, and at one that cannot be opened. */
-static int current(struct content *content)
-{
-	if (content->next == content->count)
-		return -1;
-	if (content->files[content->next] < 0)
-		content->error = -content->files[content->next];
-	return content->files[content->next] < 0 ? -1 : content->files[content->next];
-}
-
 /* Write what there is to write; return whether all has been done. */
 bool content_moves(struct content *content)
 {
 	for (int pieces = 0; pieces < MOST_AT_ONCE; pieces++) {
 		ssize_t moved;
-		int file;
 
 		if (content->from < content->end) {
 			moved = write(content->to, content->bytes + content->from, content->end - content->from);
@@ -87,10 +76,13 @@ bool content_moves(struct content *content)
 			content->from += moved;
 			continue;
 		}
-		file = current(content);
-		if (file < 0)
+		if (content->next == content->count)
 			return true;
-		moved = read(file, content->bytes, sizeof(content->bytes));
+		if (content->files[content->next] < 0) {
+			content->error = -content->files[content->next];
+			return true;
+		}
+		moved = read(content->files[content->next], content->bytes, sizeof(content->bytes));
 		if (moved < 0) {
 			content->error = errno;
 			return true;

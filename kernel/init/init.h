@@ -7,8 +7,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* tell.c: messages on the console, text into files */
+/* tell.c: messages on the console, text into files, descriptors that nobody waits for */
 void complain(const char *what);
+void do_not_wait(int fd);
 int put(const char *path, const char *text);
 
 /* link.c: the links' addresses */

@@ -16,6 +16,12 @@ void complain(const char *what)
 			return;
 }
 
+/* Have reads and writes of a descriptor return at once. */
+void do_not_wait(int fd)
+{
+	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+}
+
 int put(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY | O_CLOEXEC);

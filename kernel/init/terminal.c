@@ -11,11 +11,6 @@
 
 #include "init.h"
 
-static void do_not_wait(int fd)
-{
-	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-}
-
 /* Return a terminal that has still to be opened, for two of the host's pipes, which it closes with itself; or NULL. */
 struct terminal *terminal_make(int input, int output)
 {
