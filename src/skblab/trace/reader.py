@@ -178,7 +178,7 @@ def _note_verdict(steps: list[Step], said: dict[str, Any]) -> None:
     if step is None:
         return  # the packet is not followed
     verdict: str = said["verdict"]
-    if "held_ns" in said:
+    if said.get("held_ns") is not None:
         step.verdict += f": {verdict} after {said['held_ns'] / 1e6:.2f} ms"
     else:
         where = "" if step.function.name == said["function"] else f" at {said['function']}()"
