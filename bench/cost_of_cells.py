@@ -27,7 +27,7 @@ from skblab.sweep.pool import Job, Local, Pool, Rules
 SERIES = (DEFAULT_SERIES, "7.3")
 TICKS = os.sysconf("SC_CLK_TCK")
 RUNS = 7
-TIMED = 60  # cells
+FIRST, TIMED = 8, 60  # cells
 MILLION = 1_000_000
 MACHINES = (1, 10, 100)
 PROCESSORS = 2  # of each
@@ -57,15 +57,31 @@ def used_s(pid: int) -> float:
     return sum(map(int, fields[11:15])) / TICKS + sum(used_s(int(child)) for child in children)
 
 
-def of_a_cell(series: str, commands: tuple[str, ...], client: tuple[str, ...]) -> tuple[float, float, float]:
-    """Return the processor time of this process, of the guest until it is ready, and of the guest afterwards."""
-    began_s = time.process_time()
-    with LabSpec(image=find_image(series), time="virtual", commands=commands).start() as lab:
-        ready_s = used_s(lab.guest.pid)
-        with Session(lab, ["ip_rcv = trace"]) as session:
-            session.run(client, capture=True)
-        ended_s = used_s(lab.guest.pid)
-    return time.process_time() - began_s, ready_s, ended_s - ready_s
+def of_a_cell(series: str, commands: tuple[str, ...], client: tuple[str, ...]) -> tuple[float, float, float, float]:
+    """Return how long it takes until the servers listen; and of a cell then, until it begins, its run, and its end.
+
+    On the clock, with everything on one processor.
+    """
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [min(processors)])
+    cells = []
+    began_s = time.perf_counter()
+    try:
+        with LabSpec(image=find_image(series), time="virtual", commands=commands).start() as stem:
+            ready_s = time.perf_counter()
+            for _ in range(1 + RUNS):
+                moments = [time.perf_counter()]
+                with stem.branch() as lab:
+                    moments.append(time.perf_counter())
+                    with Session(lab, ["ip_rcv = trace"]) as session:
+                        session.run(client, capture=True)
+                    moments.append(time.perf_counter())
+                moments.append(time.perf_counter())
+                cells.append([after - before for before, after in itertools.pairwise(moments)])
+    finally:
+        os.sched_setaffinity(0, processors)
+    begin_s, run_s, end_s = (median(part) for part in zip(*cells[1:], strict=True))
+    return ready_s - began_s, begin_s, run_s, end_s
 
 
 @dataclass(frozen=True)
@@ -83,10 +99,10 @@ class Added:
 
 
 def pace_of(series: str, commands: tuple[str, ...], client: tuple[str, ...]) -> float:
-    """Return how many cells a second this machine does on the clock, once the pool's processes run."""
+    """Return how many cells a second this machine does on the clock, once the pool's processes have their stems."""
     scenario = Scenario(spec=LabSpec(image=find_image(series), time="virtual", commands=commands), client=client)
-    running = Local(PROCESSORS)([Job(scenario, (), number) for number in range(PROCESSORS + TIMED)])
-    for _ in range(PROCESSORS):
+    running = Local(PROCESSORS)([Job(scenario, (), number) for number in range(FIRST + TIMED)])
+    for _ in range(FIRST):
         next(running)
     began_s = time.perf_counter()
     return sum(1 for _ in running) / (time.perf_counter() - began_s)
@@ -145,11 +161,10 @@ def hours(seconds: float) -> str:
 def main(cells: int) -> None:
     """Print the tables."""
     whole: dict[str, float] = {}
-    print("| processor time | Linux | skblab | guest until its server listens | client and end | cells a second |")
-    print("|---|---|---|---|---|---|")
+    print("| on one processor | Linux | until the server listens, once | a cell's begin | run | end | cells a second |")
+    print("|---|---|---|---|---|---|---|")
     for (name, commands, client), series in itertools.product(CELLS, SERIES):
-        costs = zip(*(of_a_cell(series, commands, client) for _ in range(RUNS)), strict=True)
-        in_ms = " | ".join(f"{median(part) * 1e3:.0f} ms" for part in costs)
+        in_ms = " | ".join(f"{second * 1e3:.0f} ms" for second in of_a_cell(series, commands, client))
         pace = pace_of(series, commands, client)
         whole.setdefault(name, PROCESSORS / pace)
         print(f"| {name} | {series} | {in_ms} | {pace:.3g} |", flush=True)

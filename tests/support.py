@@ -174,6 +174,14 @@ def eventually_nothing(before: Remains, *, within_s: float = 5.0) -> list[str]:
         select.select([], [], [], 0.02)
 
 
+def eventually(holds: Callable[[], bool], within_s: float = 5) -> bool:
+    """Whether something holds soon."""
+    end_s = time.monotonic() + within_s
+    while not holds() and time.monotonic() < end_s:
+        select.select([], [], [], 0.02)
+    return holds()
+
+
 def read_until(stream_fd: int, enough: Callable[[str], bool], *, within_s: float = 30.0) -> str:
     """Read a descriptor until its text is enough.
 

@@ -77,6 +77,10 @@ bool agent_listen(u32 *farewells);
 void agent_say_of_time(u32 op);
 void agent_await_doorbell(void);
 
+/* branch.c: a second kernel like this one */
+int agent_branch_open(int clock_fd);
+void agent_branch_close(void);
+
 /* hostfile.c: descriptors of the host's as files of the guest's */
 int agent_hostfiles_open(int socket_fd);
 void agent_hostfiles_close(void);

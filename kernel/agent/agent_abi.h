@@ -118,6 +118,38 @@ enum agent_command_kind {
 enum agent_op {
 	AGENT_STANDS = 100, /* the kernel stands still, and waits for the host's commands; there may be events */
 	AGENT_GOES_ON = 101,
+	AGENT_BRANCHES = 102, /* the kernel can be copied: it waits for a struct agent_branch, and its descriptors. Or time: -errno */
+	AGENT_BRANCHED = 103, /* time: the number of the new process, or -errno */
+};
+
+#define AGENT_BRANCH_SIGNAL 63 /* asks for AGENT_BRANCHES */
+#define AGENT_BRANCH_FDS 8
+#define AGENT_BRANCH_BYTES (64 << 10) /* of a struct agent_branch, at most */
+
+/* What is done in the copy of a kernel's process, step by step: first with its memory, before it runs on. */
+enum agent_branch_kind {
+	AGENT_BRANCH_COPY = 0, /* fd: a file, whose first so many bytes go to the descriptor of that number (other) */
+	AGENT_BRANCH_REPLACE = 1, /* fd stands for another descriptor that was sent (other) */
+	AGENT_BRANCH_MAP = 2, /* so many bytes of fd, from its offset, at an address; flags: PROT_READ, ... */
+	AGENT_BRANCH_PAIR = 3, /* fd and other are the ends of a new socket */
+	AGENT_BRANCH_EPOLL = 4, /* fd is a new epoll(7) */
+	AGENT_BRANCH_WATCH = 5, /* which watches other; flags: its events, address: its data */
+};
+
+struct agent_branch_step {
+	__u32 kind;
+	__u32 flags;
+	__s32 fd, other;
+	__u64 address, bytes, offset;
+};
+
+struct agent_branch {
+	__u64 start_userspace, unmap, switch_mm, fix_range, exitcalls; /* addresses of functions of this kernel; 0: it has none */
+	__u64 stub_start; /* where the programs' address space ends */
+	__u32 programs; /* how many address spaces have a process */
+	__u32 fds; /* how many descriptors come with it */
+	__u64 steps;
+	struct agent_branch_step step[];
 };
 
 /* What a function does to a packet of a trace. */

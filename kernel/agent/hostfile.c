@@ -51,7 +51,7 @@ static long host(long number, long a, long b, long c)
 	return agent_host_call(number, a, b, c, 0, 0, 0);
 }
 
-static irqreturn_t something_moved(int number, void *data)
+static void wake_waiters(void)
 {
 	struct epoll_event events[EVENTS];
 	long count;
@@ -61,6 +61,11 @@ static irqreturn_t something_moved(int number, void *data)
 		for (long i = 0; i < count; i++)
 			wake_up_all(&((struct hostfile *)events[i].data)->waiters);
 	} while (count == EVENTS);
+}
+
+static irqreturn_t something_moved(int number, void *data)
+{
+	wake_waiters();
 	return IRQ_HANDLED;
 }
 
@@ -75,6 +80,7 @@ static void listen_to(struct hostfile *hostfile)
 
 	if (agent_host_call(HOST_EPOLL_CTL, epoll, EPOLL_CTL_ADD, hostfile->fd, (long)&event, 0, 0))
 		return;
+	wake_waiters(); /* nobody waits for this one yet: what it is ready for already need not interrupt */
 	flags = host(HOST_FCNTL, hostfile->fd, F_GETFL, 0);
 	host(HOST_FCNTL, hostfile->fd, F_SETOWN, host(HOST_GETPID, 0, 0, 0));
 	host(HOST_FCNTL, hostfile->fd, F_SETFL, flags | O_NONBLOCK | FASYNC);

@@ -216,14 +216,21 @@ static int __init agent_init(void)
 
 	if (error)
 		return error;
+	error = agent_branch_open(clock_fd);
+	if (error) {
+		agent_channel_close();
+		return error;
+	}
 	error = agent_held_open();
 	if (error) {
+		agent_branch_close();
 		agent_channel_close();
 		return error;
 	}
 	irq = um_request_irq(UM_IRQ_ALLOC, socket_fd, IRQ_READ, doorbell_rang, 0, "skblab", &commands_tasklet);
 	if (irq < 0) {
 		agent_held_close();
+		agent_branch_close();
 		agent_channel_close();
 		return irq;
 	}
@@ -253,6 +260,7 @@ static void __exit agent_exit(void)
 	agent_disarm_all();
 	agent_held_close();
 	agent_devices_end();
+	agent_branch_close();
 	agent_hostfiles_close();
 	agent_channel_close();
 }

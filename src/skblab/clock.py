@@ -30,7 +30,7 @@ from skblab.timetravel import BEGIN_NS, Guest
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from skblab.host.waiting import Watched
@@ -211,6 +211,40 @@ class VirtualClock(Clock):
         self._guest.now_ns, self._guest.next_ns = now_ns, next_ns
         self._guest.rests = self._at_rest = bool(rests)
         self._guest.is_adopted = now_ns > 0 and not rests
+
+    def rest(self) -> None:
+        """Let the guest do what it can at this moment, where it has been given something since it rests."""
+        if self._given or not self._at_rest:
+            self.settle()
+
+    @contextlib.contextmanager
+    def standing(self) -> Iterator[None]:
+        """Keep the guest at rest, at this moment, meanwhile.
+
+        :raises UsageError: it does not rest
+        """
+        self.rest()
+        with self._changed:  # nobody lets it run
+            if not self._at_rest or self._given or self._turning:
+                raise UsageError("another thread lets the guest run, so it has no moment at which it can branch")
+            yield
+
+    def branch(self, ask: Callable[[], object], order: bytes, descriptors: Sequence[int]) -> int:
+        """Have the kernel of a guest that is ``standing()`` copy its process; return the number of the new one.
+
+        :param ask: sends its process the signal
+        :param order: struct agent_branch, about *descriptors*
+        :raises SkblabError: it could not
+        """
+        with undisturbed():
+            return self._guest.branch(ask, order, descriptors)
+
+    def like(self, connection: socket.socket) -> VirtualClock:
+        """Return the clock of a copy of this guest's kernel, at the other end of *connection*."""
+        clock = VirtualClock(connection, self._most_s, limit_s=self._limit_s)
+        clock._random.setstate(self._random.getstate())
+        clock.begin_at(self._guest.now_ns, self._guest.next_ns, 1)
+        return clock
 
     def name_tasks(self, name: Callable[..., str]) -> None:
         """Have errors say what the guest's tasks do.

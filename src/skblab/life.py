@@ -49,6 +49,7 @@ class LabLife(HostPrograms):
         image = fields.get("image")
         self._image = image if isinstance(image, Image) else opened
         self._joins = False
+        self._stem: Parts | None = None
         self._parts: Parts | None = None
         self._stack: ExitStack | None = None
         self._losses: LossCount | None = None
@@ -83,6 +84,8 @@ class LabLife(HostPrograms):
             self._parts = parts = Parts(self.name, self.spec, self._why_lost)
             if self._joins:
                 parts.join(stack)
+            elif self._stem:
+                parts.branch(stack, self._stem)
             else:
                 parts.boot(stack, self._image)
             self._losses = LossCount(self.namespaces.drops, self._guest_losses)
@@ -90,13 +93,47 @@ class LabLife(HostPrograms):
             if self._joins:
                 self._complaints_before = len(self.complaints)
                 self._losses.leave_out(Losses(0, 0, *self.namespaces.drops()))
-            elif self.spec.commands:
+            elif self.spec.commands and not self._stem:
                 self.agent.wait_ready()
                 start_commands(self.guest, self.agent, self.spec.commands, self._nodes)
+                if isinstance(parts.clock, VirtualClock):
+                    parts.clock.settle()  # as before a branch: else what happens next would be another in one
             self._stack = stack.pop_all()
         if self._joins and parts.clock.is_virtual:
             self._take_clock()
         return self
+
+    def branch(self) -> Self:
+        """Return a lab that begins where this one is now: its kernel is a copy of this one's. One at a time.
+
+        ::
+
+            with LabSpec(time="virtual", root="host", commands=["python3 -m http.server 80"]).start() as lab:
+                for rule in ("tcp_v4_rcv = drop @2", "tcp_v4_rcv = delay 1s @2"):
+                    with lab.branch() as branch, branch.rule(rule):
+                        branch.run(["curl", "-s", "http://guest/"])
+
+        In virtual time. It takes milliseconds, and what the servers have done is done. Both go on as if the other were
+        not there; but nothing can be run in this one until the branch is left.
+
+        Entering it raises CannotBranch where more is asked for here: a rule, a trace, a client, a command in the guest
+        that is not one of the servers; where the guest has disks or consoles; where the lab was joined, or is kept.
+
+        :raises UsageError: the guest runs in real time
+        """
+        if not self.guest.clock.is_virtual:
+            raise UsageError("a guest in real time never rests, and cannot branch", hint='LabSpec(time="virtual")')
+        lab = self._another()
+        lab.grow_from(self._running)
+        return lab
+
+    def _another(self) -> Self:
+        """Return a lab of the same description."""
+        return type(self)(self.name, self.spec)
+
+    def grow_from(self, stem: Parts) -> None:
+        """Begin as a branch of the lab with these parts."""
+        self._stem = stem
 
     def _take_clock(self) -> None:
         """Take over a clock that another controller has left: it comes with the agent."""
@@ -120,6 +157,8 @@ class LabLife(HostPrograms):
 
         In virtual time one process at a time can use it: the one that grants time.
         """
+        if self._stem:
+            raise UsageError("a branch ends with its lab, and cannot be kept")
         self._running.keep(self._ready_agent().channel)
 
     def __exit__(

@@ -1,5 +1,6 @@
 """What a running lab consists of: its kernel, namespaces, console, terminals and agent; booted here, or joined."""
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -7,17 +8,18 @@ from pathlib import Path
 
 from skblab.agent.channel import Channel
 from skblab.agent.control import Agent
+from skblab.branch import CannotBranch, File, Kernel, file_of
 from skblab.clock import REAL, Clock, VirtualClock
 from skblab.errors import SkblabError, UsageError
 from skblab.guest import initramfs, nodes, receive
-from skblab.guest.boot import Boot, Guest
+from skblab.guest.boot import UBD, Boot, Guest
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import too_little_memory
 from skblab.guest.modules import Module, append
 from skblab.guest.stopped import StoppedClock
 from skblab.guest.terminal import Terminal
 from skblab.host import registry
-from skblab.host.namespace import JoinedNamespaces, Namespaces
+from skblab.host.namespace import BranchedNamespaces, JoinedNamespaces, Namespaces
 from skblab.image.image import Image
 from skblab.image.store import image_of
 from skblab.spec import HOST_ROOT, LabSpec
@@ -49,6 +51,9 @@ class Parts:
         self._lost = lost
         self._given: tuple[int, int, int] | None = None  # the agent of a lab in virtual time that was joined
         self.root = spec.root
+        self._clock_file: File = (0, 0)  # of the guest's end, which is closed here
+        self._socket_file: File = (0, 0)
+        self._order: tuple[Kernel, bytes, int] | None = None
 
     def boot(self, stack: ExitStack, image: Image | None) -> None:
         """Boot a guest; *image* is the spec's, where it is open already.
@@ -68,6 +73,8 @@ class Parts:
         if modules:
             append(archive, modules, archive := registry.first_files(self._name))
         channel, guest_socket = Channel.make(spec.steps_bytes)
+        if clock_sockets:
+            self._clock_file, self._socket_file = file_of(clock_fds[0]), file_of(guest_socket.fileno())
         if isinstance(self.clock, VirtualClock):
             channel.keep_clock(self.clock)
         self.agent = Agent(channel, self.image, self._lost, spec.lease_s, self.clock)
@@ -103,6 +110,70 @@ class Parts:
             self.agent.wait_ready()
             self.clock.run_until(READY_AT_S)
         stack.callback(self._end_kernel)
+
+    def branch(self, stack: ExitStack, stem: "Parts") -> None:
+        """Begin with a copy of another guest's kernel, which rests.
+
+        :raises CannotBranch: it has what a copy cannot have
+        """
+        if not isinstance(stem.clock, VirtualClock) or stem.agent is None:
+            raise CannotBranch("a lab that was joined has no branches")
+        self.image, self.root, self.terminals = stem.image, stem.root, []
+        with stem.clock.standing():
+            self._copy(stack, stem, stem.clock, stem.agent.channel)
+        self.guest.modules = stem.guest.modules
+
+    def _copy(self, stack: ExitStack, stem: "Parts", stems_clock: VirtualClock, stems_channel: Channel) -> None:
+        order, size = stem.order_for_copy(stems_channel)
+        self.console = stem.console.like()
+        stack.callback(self.console.close)
+        ours, theirs = socket.socketpair()
+        stack.enter_context(theirs)
+        self.clock = stems_clock.like(ours)
+        stack.callback(self.clock.close)
+        namespaces = self.namespaces = stack.enter_context(BranchedNamespaces(stem.namespaces))
+        channel, guest_socket = stems_channel.like()
+        channel.keep_clock(self.clock)
+        self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s, self.clock)
+        stack.callback(self.agent.close)
+        stack.enter_context(guest_socket)
+        memory, requests, mconsole = namespaces.branch(size)
+        given = [theirs.fileno(), self.console.writer, channel.memory_fd, guest_socket.fileno(), requests, mconsole]
+        try:
+            self._clock_file, self._socket_file = file_of(given[0]), file_of(given[3])
+            requests_file = file_of(requests)
+            number = stems_clock.branch(stem.guest.ask_to_branch, order, [memory, *given])
+        finally:
+            for descriptor in (memory, requests, mconsole):
+                os.close(descriptor)
+        pidfd, notify = namespaces.adopt(number)
+        self.guest = Guest(
+            self.namespaces, self.console, pidfd, notify, number, kernel=self.image.kernel, clock=self.clock
+        )
+        stack.callback(self.guest.close)
+        self.guest.requests = requests_file
+        for one in (guest_socket, theirs):
+            one.close()  # as in boot()
+        stack.callback(self._end_kernel)
+
+    def order_for_copy(self, channel: Channel) -> tuple[bytes, int]:
+        """Return the order for a copy of the kernel's process, as it is now, and the size of the guest's memory.
+
+        :raises CannotBranch: the guest, or the lab, has what a copy cannot have
+        """
+        if channel.kept or self.terminals or self._spec.disks or any(map(UBD.match, self._spec.kernel_arguments)):
+            raise CannotBranch("a lab that is kept, or has a disk or a console, has no branches")
+        if channel.probes or channel.held:
+            raise CannotBranch(f"lab {self._name} has a rule or a trace in force, or holds a packet, and cannot branch")
+        ours = file_of(self.console.descriptor), file_of(channel.memory_fd)
+        try:
+            seen = Kernel(self.guest.pid)
+            if self._order is None or self._order[0] != seen:
+                files = self._clock_file, *ours, self._socket_file, self.guest.requests
+                self._order = seen, *seen.order(self.image.functions, files)
+        except OSError:
+            raise self.guest.lost() from None
+        return self._order[1:]
 
     def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[socket.socket, ...]]:
         """Return the guest's clock, and the socket by which its kernel asks a virtual one."""

@@ -6,7 +6,10 @@ include/uapi/linux/um_timetravel.h has the messages; what the kernel says more i
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
+import socket
 import struct
 import time
 from enum import IntEnum
@@ -16,8 +19,7 @@ from skblab.errors import SkblabError, Timeout
 from skblab.host.waiting import wait
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from skblab.host.waiting import Watched
 
@@ -26,6 +28,8 @@ IDLE = 1 << 63  # of WAIT's time
 BEGIN_NS = 1_767_225_600 * 10**9  # 2026-01-01 00:00 UTC, the guest's time of day at its boot
 SPIN_S = 1.0  # of real time: a guest that neither rests nor asks may have a program that spins
 MOST_SPINS = 60
+BRANCH_TIMEOUT_S = 20.0
+MOST_PID, MOST_ERRNO = 1 << 22, 4096  # include/linux/threads.h, err.h
 
 
 class Op(IntEnum):
@@ -43,6 +47,8 @@ class Op(IntEnum):
     BROADCAST = 9
     STANDS = 100  # enum agent_op
     GOES_ON = 101
+    BRANCHES = 102
+    BRANCHED = 103
 
 
 class Guest:
@@ -68,6 +74,40 @@ class Guest:
         """Let a guest that rests run, at this moment or another before ``next_ns``."""
         self.rests = False
         self._say(Op.RUN, until_ns)
+
+    def branch(self, ask: Callable[[], object], order: bytes, descriptors: Sequence[int]) -> int:
+        """Have a guest that rests copy its kernel's process; return the number of the new one.
+
+        :param ask: sends the process the signal
+        :param order: struct agent_branch, about *descriptors*
+        :raises Timeout: it does not answer
+        :raises SkblabError: it could not
+        """
+        deadline_s = time.monotonic() + BRANCH_TIMEOUT_S
+        ask()
+        while self._expect(Op.BRANCHES, deadline_s):  # it has yet to read our last word
+            ask()
+        socket.send_fds(self.connection, [order], list(descriptors))
+        number = self._expect(Op.BRANCHED, deadline_s)
+        if number > MOST_PID:
+            error = (1 << 64) - number
+            raise SkblabError(
+                "the guest's kernel cannot be copied",
+                found=os.strerror(error) if error < MOST_ERRNO else f"it says {number}",
+                hint="a program of the guest that is stopped, or traced?" if error == errno.EBUSY else "",
+            )
+        return number
+
+    def _expect(self, wanted: Op, deadline_s: float) -> int:
+        """Return the value of the next message, which is the only one that a guest at rest can send."""
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            for op, _, value in self._messages():
+                if op is wanted:
+                    return value
+                raise SkblabError(f"the guest's kernel says {op.name} while it rests")
+            if wait([self.connection], left_s) and not self._read():
+                break
+        raise Timeout("the guest's kernel was asked to copy its process, and does not answer")
 
     def hear(self, at_once: list[Watched], deadline_s: float = math.inf) -> None:
         """Answer the guest until it rests, or stands, or is gone, or one of *at_once* is ready.

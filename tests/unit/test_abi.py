@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from skblab.agent import abi
+from skblab.guest.boot import BRANCH_SIGNAL
 from skblab.host import process
 from skblab.image.recipe import kernel_dir
 from skblab.timetravel import Op
@@ -20,6 +21,7 @@ STRUCTS = {
     "agent_task": abi.TASK_LAYOUT,
     "agent_field": abi.FIELD_LAYOUT, "agent_follow": abi.FOLLOW_LAYOUT, "agent_trace_probe": abi.PROBE_LAYOUT,
     "agent_step": abi.STEP, "agent_more": abi.MORE, "agent_by_hand": abi.BY_HAND_LAYOUT, "agent_return": abi.RETURN,
+    "agent_branch": abi.BRANCH_LAYOUT, "agent_branch_step": abi.BRANCH_STEP_LAYOUT,
     "agent_kin": abi.KIN, "agent_device": abi.DEVICE,
 }  # fmt: skip
 # Structs within others: described where they are, or behind them.
@@ -244,10 +246,11 @@ def test_numbers() -> None:
         abi.StepKind,
         abi.StepFlag,
         abi.WriteFlag,
+        abi.BranchKind,
     ):
         for member in kind:
             assert in_c.pop(member.name) == member.value, member
-    for op in (Op.STANDS, Op.GOES_ON):
+    for op in (Op.STANDS, Op.GOES_ON, Op.BRANCHES, Op.BRANCHED):
         assert in_c.pop(op.name) == op
     assert in_c == {}
     verdicts = dict(re.findall(r"\bAGENT_(\w+) = (\d+)", HEADER.with_name("verdict.c").read_text()))
@@ -256,6 +259,8 @@ def test_numbers() -> None:
         assert VERDICTS[name.lower()].number == int(number)
     assert f"#define AGENT_RULES {abi.RULES}\n" in header
     assert "#define AGENT_BY_HAND (AGENT_RULES - 1)" in header
+    assert f"#define AGENT_BRANCH_BYTES ({abi.BRANCH_BYTES >> 10} << 10)" in header
+    assert f"#define AGENT_BRANCH_SIGNAL {BRANCH_SIGNAL} " in header
     assert abi.BY_HAND == abi.RULES - 1
     assert f"#define AGENT_TRACE_PROBES {abi.TRACE_PROBES}\n" in header
     assert f"#define AGENT_LONG_NS {abi.LONG_NS}\n" in header

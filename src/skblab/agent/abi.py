@@ -2,6 +2,7 @@
 
 import enum
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -227,6 +228,40 @@ def encode_write(
 ) -> bytes:
     """Return the bytes of a command that writes a packet's bytes, from its network header on."""
     return _with_data(WRITE, data, Command.WRITE, 0, cookie, packet, data_offset, len(data), *checksum, flags)
+
+
+class BranchKind(enum.IntEnum):
+    """enum agent_branch_kind."""
+
+    BRANCH_COPY = 0
+    BRANCH_REPLACE = 1
+    BRANCH_MAP = 2
+    BRANCH_PAIR = 3
+    BRANCH_EPOLL = 4
+    BRANCH_WATCH = 5
+
+
+BRANCH_BYTES = 64 << 10
+BRANCH_LAYOUT = struct.Struct("=6Q2IQ")
+BRANCH_STEP_LAYOUT = struct.Struct("=IIiiQQQ")
+
+
+class BranchStep(NamedTuple):
+    """struct agent_branch_step."""
+
+    kind: BranchKind
+    flags: int = 0
+    fd: int = 0
+    other: int = 0
+    address: int = 0
+    bytes: int = 0
+    offset: int = 0
+
+
+def encode_branch(addresses: Sequence[int], programs: int, fds: int, steps: Sequence[BranchStep]) -> bytes:
+    """Return struct agent_branch: the addresses that it names, what is there, and what is done."""
+    head = BRANCH_LAYOUT.pack(*addresses, programs, fds, len(steps))
+    return head + b"".join(BRANCH_STEP_LAYOUT.pack(*step) for step in steps)
 
 
 def _with_data(layout: struct.Struct, data: bytes, *fields: int) -> bytes:

@@ -26,6 +26,7 @@ WORD_BYTES = 8
 COMMANDS_OFFSET = -(-abi.SHARED_BYTES // PAGE) * PAGE
 EVENTS_OFFSET = COMMANDS_OFFSET + COMMANDS_BYTES
 STEPS_OFFSET = EVENTS_OFFSET + EVENTS_BYTES
+COPIED_BYTES = PAGE  # of a channel's memory, for another like it: the counts of the first rules, too
 FAREWELL_TIMEOUT_S = 10.0
 WORDS = {name: offset // WORD_BYTES for name, offset in abi.OFFSETS.items()}
 EVENTS_HEAD, EVENTS_TAIL = WORDS["events_head"], WORDS["events_tail"]
@@ -75,6 +76,25 @@ class Channel:
             channel._write(name, value)
         return channel, guests
 
+    def like(self) -> tuple["Channel", socket.socket]:
+        """Return a channel with the agent of a copy of this guest's kernel, and that one's end of the socket.
+
+        Only of an agent that has nothing to say, and was asked nothing that it has not answered.
+        """
+        channel, guests = Channel.make(self.steps_bytes)
+        channel.begin_as(self._memory[:COPIED_BYTES])
+        return channel, guests
+
+    def begin_as(self, memory: bytes) -> None:
+        """Begin with the memory of another channel, of which everything has been read."""
+        self._memory[: len(memory)] = memory
+        self._read_all()
+
+    def _read_all(self) -> None:
+        """Leave out what the rings have."""
+        self._write("events_tail", self._read("events_head"))
+        self._write("steps_tail", self._read("steps_head"))
+
     @classmethod
     def take_over(cls, memory_fd: int, socket_fd: int, farewells: int, clock: Clock = REAL) -> "Channel":
         """Return the channel of a lab when the agent has undone what *farewells* controllers before had asked for.
@@ -93,8 +113,7 @@ class Channel:
         except BaseException:
             channel.close()
             raise
-        channel._write("events_tail", channel._read("events_head"))
-        channel._write("steps_tail", channel._read("steps_head"))
+        channel._read_all()
         return channel
 
     def keep_clock(self, clock: VirtualClock) -> None:

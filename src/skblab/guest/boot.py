@@ -31,6 +31,7 @@ UBD = re.compile(r"ubd[0-9a-h]([a-z]*)")  # arch/um/drivers/ubd_kern.c ubd_setup
 READY = "ready"  # written to /proc/mconsole by the guest's init
 LAST_WORDS_S = 1.0  # from the notification of a panic to the kernel's end
 STACK_TIMEOUT_S = 1.0
+BRANCH_SIGNAL = 63  # kernel/agent/agent_abi.h
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Guest(Programs):
     """A running guest: the kernel's process, its console, its end."""
 
     spawned_s = ready_s = 0.0  # time.perf_counter(), if this process booted it
+    requests = (0, 0)  # device and inode of its kernel's end of them, if this process booted it
 
     def __init__(
         self,
@@ -186,7 +188,7 @@ class Guest(Programs):
         )
         namespaces.booted()
         guest = cls(namespaces, console, pidfd, notify, reply["pid"], kernel=boot.kernel, clock=clock)
-        guest.spawned_s = spawned_s
+        guest.spawned_s, guest.requests = spawned_s, (reply["requests"][0], reply["requests"][1])
         if boot.stopped:
             return guest
         try:
@@ -273,10 +275,20 @@ class Guest(Programs):
         if self._spin.is_there():
             signal.pidfd_send_signal(self.pidfd, signal.SIGALRM)
 
+    def ask_to_branch(self) -> None:
+        """Ask the kernel's process, which rests, to take an order to copy itself.
+
+        :raises GuestLost: it is gone
+        """
+        try:
+            signal.pidfd_send_signal(self.pidfd, BRANCH_SIGNAL)
+        except ProcessLookupError:
+            raise self.lost() from None
+
     @property
     def alive(self) -> bool:
         """Whether the kernel's process has not ended."""
-        return not wait([self.pidfd], 0)
+        return not self._has_ended(0)
 
     def how_it_ended(self) -> str:
         """Return the kernel's exit status or signal as text."""
@@ -290,7 +302,7 @@ class Guest(Programs):
 
     def lost(self) -> GuestLost:
         """Return the error that says how the guest's kernel ended, for the caller to raise."""
-        wait([self.pidfd], LAST_WORDS_S)  # its sockets close before it has an exit status
+        self._has_ended(LAST_WORDS_S)  # its sockets close before it has an exit status
         ended = self.how_it_ended()
         error = diagnose(self.console.text(), ended) if self.console.panic() is None else None
         if error and "agent" in error.what:  # the agent is loaded after "ready"

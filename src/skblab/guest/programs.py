@@ -208,14 +208,21 @@ class Programs:
         try:
             _, (descriptor,) = self._namespaces.request("command")
         except SkblabError:
-            if wait([self.pidfd], 0):
+            if self._has_ended(0):
                 raise self.lost() from None
             raise
         return socket.socket(fileno=descriptor)
 
+    def _has_ended(self, within_s: float) -> bool:
+        """Whether the kernel's process ends within a time, or another thread has closed the lab."""
+        try:
+            return bool(wait([self.pidfd], within_s))
+        except OSError:  # it has closed the descriptor
+            return True
+
     def _hung_up(self) -> SkblabError:
         """Return the error for a command's connection that has ended without a message."""
-        if wait([self.pidfd], LAST_WORDS_S):
+        if self._has_ended(LAST_WORDS_S):
             return self.lost()
         return GuestCommandFailed("a command in the guest is lost: what serves commands there was killed")
 

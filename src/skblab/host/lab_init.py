@@ -54,11 +54,13 @@ if TYPE_CHECKING:  # typing.TYPE_CHECKING without importing typing
 ADDR_NO_RANDOMIZE = 0x0040000
 
 MESSAGE_BYTES = 1 << 16
+END_S = 5.0  # for a process that was killed; the controller waits longer
 DESCRIPTORS = 32  # with one message, at most
 DATAGRAMS = (
     512  # queued for their reader (unix(7), max_dgram_qlen; 10 by default): UML drops an answer when the queue is full
 )
 PANIC = b"\xbe\xba\xfe\xca\2\0\0\0\1\0\0\0"  # how the notification of a panic begins (arch/um/drivers/mconsole.h)
+MCONSOLE = f"{PRIVATE}/uml/guest/mconsole"
 CONSOLE, AGENT_MEMORY, AGENT_SOCKET, TERMINAL = range(4)  # indexes of the descriptors kept for other controllers
 FAREWELL = 1  # kernel/agent/agent_abi.h
 # Version of requests and answers, of the kept descriptors, of the memory shared with the agent, and of what the guest's
@@ -127,6 +129,7 @@ class Notifications:
         self.source = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.source.bind(f"{PRIVATE}/notify")
         self.listeners: list[socket.socket] = []
+        self.silent: set[socket.socket] = set()  # those of a kernel that was copied: they hear nothing of the copy
         self.panic = b""
 
     def close(self) -> None:
@@ -144,12 +147,26 @@ class Notifications:
         return theirs
 
     def forget(self, ready: Container[object]) -> bool:
-        """Forget the listeners of *ready*, which have hung up: they say nothing else. Return whether there were any."""
+        """Forget the listeners of *ready*: those that have hung up, which say nothing else. Return whether any are."""
         gone = [listener for listener in self.listeners if listener in ready]
         for listener in gone:
             self.listeners.remove(listener)
             listener.close()
         return bool(gone)
+
+    def begin_branch(self) -> set[socket.socket]:
+        """Pass what comes on to those that listen from now on; return the others."""
+        before = {*self.listeners}
+        self.silent = before
+        return before
+
+    def end_branch(self, silent: set[socket.socket], before: set[socket.socket]) -> None:
+        """Forget what a branch said, and who listens to it."""
+        with suppress(BlockingIOError):
+            while True:
+                self.source.recv(4096, socket.MSG_DONTWAIT)
+        self.forget({*self.listeners} - before)
+        self.silent, self.panic = silent, b""
 
     def pass_on(self) -> None:
         """Pass one notification on; a listener whose socket is full, or which has hung up, misses it."""
@@ -158,8 +175,19 @@ class Notifications:
         if datagram.startswith(PANIC):
             self.panic = stamped
         for listener in self.listeners:
-            with suppress(OSError):
-                listener.send(stamped)
+            if listener not in self.silent:
+                with suppress(OSError):
+                    listener.send(stamped)
+
+
+class Stem:
+    """A kernel that was copied, and what it has here."""
+
+    def __init__(self, lab: LabInit, mconsole: str) -> None:
+        self.kernel, self.kernel_pidfd, self.requests = lab.kernel, lab.kernel_pidfd, lab.requests
+        self.mconsole = mconsole
+        self.silent = lab.notifications.silent
+        self.listeners = lab.notifications.begin_branch()
 
 
 class LabInit:
@@ -168,13 +196,13 @@ class LabInit:
     def __init__(self, control: socket.socket, link: Link | None, lock: int) -> None:
         self.controllers = [control]
         self.lock = lock
-        self.is_cleared = False
         self.link = link
         self.links = [link] if link else []
         self.switch: Switch | None = None
         self.kernel = self.kernel_pidfd = 0
         self.kernel_file: os.stat_result | None = None
-        self.kernel_status: int | None = None
+        self.statuses: dict[int, int] = {}  # of kernels that have ended
+        self.stems: list[Stem] = []  # of the kernel that runs: it is a copy of the last one's, and so on
         self.listener: socket.socket | None = None
         self.is_full = False  # it can open no descriptor for one more controller until another is gone
         self.about: dict[str, Any] = {}
@@ -188,11 +216,11 @@ class LabInit:
         self.requests.setblocking(False)  # noqa: FBT003 - a stopped kernel accepts none
 
     def serve(self) -> None:
-        """Answer requests; return when there is no controller and no listening socket, or the lab was cleared."""
+        """Answer requests; return when there is no controller and no listening socket."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        while (self.controllers or self.listener) and not self.is_cleared:
+        while self.controllers or self.listener:
             watched: list[socket.socket | int] = [wake_read, self.notifications.source, *self.controllers]
             watched += self.notifications.listeners
             watched += [self.listener] if self.listener and not self.is_full else []
@@ -284,23 +312,21 @@ class LabInit:
                 return
             if pid == 0:
                 return
-            if pid == self.kernel:
-                self.kernel_status = os.waitstatus_to_exitcode(status)
+            if pid == self.kernel or any(pid == stem.kernel for stem in self.stems):
+                self.statuses[pid] = os.waitstatus_to_exitcode(status)
                 self.end_helpers()
 
     def end_helpers(self) -> None:
         """Kill the helpers that a 6.1 kernel leaves behind, one for each terminal's size (arch/um/drivers/chan_user.c).
 
         A helper has all of the kernel's descriptors: a reader of one, as of a guest command's output, would see no end.
+        A branch has none, for it has no terminal; its stem is of the same file.
         """
-        assert self.kernel_file
-        for name in os.listdir("/proc"):  # noqa: PTH208
-            try:
-                program = os.stat(f"/proc/{name}/exe") if name.isdigit() else None  # noqa: PTH116
-                if program and os.path.samestat(program, self.kernel_file):
-                    os.kill(int(name), signal.SIGKILL)
-            except OSError:  # the process has ended since
-                continue
+        if self.stems:
+            return
+        for pid in self.of_kernels():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def do_boot(self, fds: list[int], argv: list[str], stopped: bool, sees: dict[str, Any]) -> Answer:  # noqa: FBT001
         """Start the kernel with fds[0] as its console; return a pidfd for it and a socket of its notifications.
@@ -324,8 +350,96 @@ class LabInit:
         self.kernel_pidfd = os.pidfd_open(self.kernel)
         if self.link:
             os.close(self.link.guest_fd)  # only the guest has it now: the link ends with the guest
+        about = os.fstat(self.guest_requests.fileno())
         self.guest_requests.close()
-        return {"pid": self.kernel}, [self.kernel_pidfd, self.given.fileno()]
+        reply = {"pid": self.kernel, "requests": (about.st_dev, about.st_ino)}
+        return reply, [self.kernel_pidfd, self.given.fileno()]
+
+    def do_branch(self, fds: list[int], size: int) -> Answer:
+        """Return what a copy of the kernel has of this process.
+
+        Memory (*size*, bytes), its end of the requests, its mconsole.
+        """
+        del fds
+        if self.links or self.listener or not self.kernel:
+            raise ValueError("it has a link, or no kernel, or is kept")
+        self.given = memory = FileIO(os.open(LAB, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), "r+")
+        memory.truncate(size)
+        requests, guest_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        requests.setblocking(False)  # noqa: FBT003
+        mconsole = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        stem = Stem(self, f"{PRIVATE}/mconsole{len(self.stems)}")
+        # A kernel that is halted removes its mconsole, by the name that it knows: the copy has that, too.
+        with suppress(FileNotFoundError):
+            os.rename(MCONSOLE, stem.mconsole)  # noqa: PTH104
+        self.stems.append(stem)
+        self.requests, self.guest_requests, self.branch_mconsole = requests, guest_requests, mconsole
+        try:
+            mconsole.bind(MCONSOLE)
+        except OSError:
+            self.prune()
+            raise
+        descriptors = [memory.fileno(), guest_requests.fileno(), mconsole.fileno()]
+        return {"depth": len(self.stems)}, descriptors
+
+    def do_adopt(self, fds: list[int], pid: int) -> Answer:
+        """Have a copy of the kernel be the one that runs; return a pidfd for it and a socket of its notifications."""
+        del fds
+        known = {stem.kernel for stem in self.stems}
+        if self.kernel not in known or pid in known or os.getpgid(pid) != pid:
+            raise ValueError("it has no branch, or another")
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # the guest says so: it is a child of ours
+        self.guest_requests.close()
+        self.branch_mconsole.close()
+        self.given = self.notifications.listen()
+        self.kernel_pidfd = os.pidfd_open(pid)
+        self.kernel = pid
+        return {}, [self.kernel_pidfd, self.given.fileno()]
+
+    def do_prune(self, fds: list[int], depth: int) -> Answer:
+        """End the copies of the kernel from one on; have the one that it was copied from be the one that runs."""
+        del fds
+        while len(self.stems) >= max(depth, 1):
+            self.prune()
+        return {}, []
+
+    def prune(self) -> None:
+        """End the copy of the kernel that runs."""
+        stem = self.stems[-1]
+        self.end_copies({one.kernel for one in self.stems})
+        if self.kernel != stem.kernel:
+            wait([self.kernel_pidfd], END_S)
+            os.close(self.kernel_pidfd)
+        self.reap()
+        self.stems.pop()
+        self.statuses.pop(self.kernel, None)
+        for one in (self.requests, self.guest_requests, self.branch_mconsole):
+            one.close()
+        with suppress(FileNotFoundError):
+            os.rename(stem.mconsole, MCONSOLE)  # noqa: PTH104
+        self.kernel, self.kernel_pidfd = stem.kernel, stem.kernel_pidfd
+        self.requests = stem.requests
+        self.notifications.end_branch(stem.silent, stem.listeners)
+
+    def end_copies(self, kept: set[int]) -> None:
+        """Kill the process groups of kernels other than these: one that was not adopted is unknown otherwise."""
+        groups = set()
+        for pid in self.of_kernels():
+            with suppress(ProcessLookupError):  # it has ended since
+                groups.add(os.getpgid(pid))
+        for group in groups - kept - {os.getpgrp(), 0}:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+
+    def of_kernels(self) -> list[int]:
+        """Return the processes that execute the kernel's file."""
+        assert self.kernel_file
+        found = []
+        for name in os.listdir("/proc"):  # noqa: PTH208
+            with suppress(OSError):  # it has ended since
+                if name.isdigit() and os.path.samestat(os.stat(f"/proc/{name}/exe"), self.kernel_file):  # noqa: PTH116
+                    found.append(int(name))
+        return found
 
     def do_keep(self, fds: list[int], about: dict[str, Any], who: dict[str, Any]) -> Answer:
         """Outlive the controller: listen for others on fds[0], and keep the other descriptors for them."""
@@ -366,37 +480,6 @@ class LabInit:
             with suppress(ProcessLookupError):
                 os.kill(self.kernel, signal.SIGKILL)
         os._exit(0)
-
-    def do_clear(self, fds: list[int]) -> Answer:
-        """End all that the lab has, and free its name, so that the next one of the same order can have the namespaces.
-
-        Only where its link was in the guest: the namespaces are as they were made.
-        """
-        del fds
-        if self.listener or self.links or not self.kernel:
-            raise ValueError("it is kept, has a link, or no kernel")
-        with suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)
-        with suppress(ChildProcessError):  # all have ended
-            while True:
-                os.waitpid(-1, 0)
-        self.notifications.close()
-        empty(PRIVATE)
-        for one in (self.requests, self.guest_requests):
-            one.close()
-        for descriptor in (self.kernel_pidfd, self.lock):
-            os.close(descriptor)
-        with suppress(OSError):  # CONFIG_CHECKPOINT_RESTORE is not set
-            write_file("/proc/sys/kernel/ns_last_pid", "1")
-        self.is_cleared = True
-        return {}, []
-
-    def do_name(self, fds: list[int]) -> Answer:
-        """Have fds[0] hold the lock of the lab's name: after another lab was cleared."""
-        if self.lock >= 0:
-            raise ValueError("it has a name")
-        self.lock = os.dup(fds[0])
-        return {}, []
 
     def become_kernel(
         self,
@@ -450,7 +533,7 @@ class LabInit:
         """Return the kernel's exit status, minus the signal that killed it, or None while it runs."""
         del fds
         self.reap()
-        return {"status": self.kernel_status}, []
+        return {"status": self.statuses.get(self.kernel)}, []
 
     def do_socket(self, fds: list[int], family: int, kind: int, protocol: int) -> Answer:
         """Open a socket on the host side and return it."""
@@ -494,7 +577,7 @@ class LabInit:
         del fds
         self.given = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.given.bind("")  # autobind: the kernel chooses an abstract name, unix(7)
-        self.given.connect(f"{PRIVATE}/uml/guest/mconsole")
+        self.given.connect(MCONSOLE)
         return {}, [self.given.fileno()]
 
     def do_command(self, fds: list[int]) -> Answer:
@@ -523,17 +606,6 @@ def stay_here() -> None:
     """
     with suppress(OSError):  # it is not there any more
         os.sched_setaffinity(0, {libc.sched_getcpu()})
-
-
-def empty(directory: str) -> None:
-    """Remove what is in a directory that nobody else uses."""
-    os.chmod(directory, 0o700)  # noqa: PTH101
-    for path, directories, files in os.walk(directory, topdown=False):
-        for name in files:
-            os.unlink(f"{path}/{name}")  # noqa: PTH108
-        for name in directories:
-            remove = os.unlink if os.path.islink(f"{path}/{name}") else os.rmdir  # noqa: PTH114
-            remove(f"{path}/{name}")
 
 
 def _inherited(descriptors: tuple[int, ...]) -> list[int]:
@@ -605,9 +677,8 @@ def live(control: socket.socket, user: tuple[int, int]) -> NoReturn:
             refuse(control, error)
         except OSError as error:  # fork(2)
             refuse(control, SetUpError("first process", error.errno or 0))
-        while lab:
+        if lab:
             lab.serve()
-            lab = LabInit(control, None, -1) if lab.is_cleared else None
     os._exit(0)
 
 

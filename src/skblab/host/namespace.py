@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -67,10 +67,9 @@ class Namespaces:
         self._control: socket.socket | None = None
         self._lock = -1
         self.kept = False  # the lab outlives this process
+        self.has_branch = False
         self.pidfd = -1
         self.pid = 0
-        self._order = b""  # for process 1
-        self._born_in: tuple[object, ...] = ()  # its surroundings, if it may be kept
 
     def __enter__(self) -> Self:
         process.have_room(DESCRIPTORS)
@@ -95,30 +94,6 @@ class Namespaces:
             "device": self.device,
             "addresses": self.addresses.host,
         }
-        self._order = json.dumps(order).encode()
-        if not (self._within and self._start_with_spare()):
-            self._start_new()
-        for wanted in () if self._within else self._wanted:
-            self.guest_links.append(self._guest_link(wanted))
-
-    def _start_with_spare(self) -> bool:
-        """Take process 1 of a lab that has ended, if this process keeps them; return whether it did."""
-        if (spare := nursery.take_spare(self._order)) is None:
-            return False
-        self._control, self.pidfd, self.pid, self.link = spare.control, spare.pidfd, spare.pid, "none"
-        self._born_in = spare.born_in
-        try:
-            self.request("name", [self._lock])
-        except SkblabError:  # it was killed meanwhile
-            spare.close()
-            self._control, self.pidfd, self.pid = None, -1, 0
-            return False
-        registry.record_init(self._lock, self.pid)
-        return True
-
-    def _start_new(self) -> None:
-        if nursery.keeps_spares():
-            self._born_in = nursery.surroundings()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(START_TIMEOUT_S)
         with theirs:
@@ -127,9 +102,11 @@ class Namespaces:
             self.pid = max(process.pid_of(self.pidfd), 0)  # -1: it has ended
             registry.record_init(self._lock, self.pid)
         with contextlib.suppress(ConnectionError):  # it has ended: its last words come below
-            socket.send_fds(self._control, [self._order], [self._lock])
+            socket.send_fds(self._control, [json.dumps(order).encode()], [self._lock])
         reply, _ = self._receive("namespaces and link")
         self.link, self.why_not_tap = reply["link"], reply["why_not_tap"]
+        for wanted in () if self._within else self._wanted:
+            self.guest_links.append(self._guest_link(wanted))
 
     def _guest_link(self, wanted: links.Wanted) -> GuestLink:
         if wanted.on:
@@ -170,7 +147,33 @@ class Namespaces:
         """Send request *op* to process 1 (see ``lab_init.LabInit``); return its answer and its descriptors.
 
         :raises GuestLost: process 1 is gone
+        :raises UsageError: a copy of this lab's kernel has it
         """
+        if self.has_branch:
+            raise UsageError(
+                f"lab {self.name} has a branch, and nothing can be asked of it until that is left",
+                found=f"asked for: {op}",
+            )
+        return self._ask(op, fds, arguments)
+
+    def lend(self) -> socket.socket:
+        """Give process 1 to a copy of this lab's kernel, until ``has_branch`` is set to False again.
+
+        :raises UsageError: another has it
+        """
+        if self.has_branch:
+            raise UsageError(f"lab {self.name} has a branch", hint="leave that first: one at a time")
+        control = self._open_control()
+        self.has_branch = True
+        return control
+
+    def abandon(self) -> None:
+        """Give process 1 up: it does not answer."""
+        control, self._control = self._control, None
+        if control is not None:
+            control.close()
+
+    def _ask(self, op: str, fds: Sequence[int], arguments: Mapping[str, object]) -> tuple[dict[str, Any], list[int]]:
         control = self._open_control()
         message = json.dumps({"op": op, **arguments}).encode()
         if len(message) > lab_init.MESSAGE_BYTES:
@@ -255,8 +258,6 @@ class Namespaces:
                 self._lock = -1
             return
         self.booted()
-        if self._within and not self.kept and nursery.keeps_spares() and self._leave_spare():
-            return
         control, self._control = self._control, None
         control.close()
         if self.kept:
@@ -274,17 +275,50 @@ class Namespaces:
         registry.forget(self.name, self._lock)
         self._lock = -1
 
-    def _leave_spare(self) -> bool:
-        """End the lab, and keep its process 1 for the next one; return whether that could be done."""
-        control = self._open_control()
+
+class BranchedNamespaces(Namespaces):
+    """The namespaces of a lab, for a copy of its kernel; leaving them ends that one, and the copies of it."""
+
+    def __init__(self, stem: Namespaces) -> None:
+        super().__init__(stem.name, within=True)
+        self._stem = stem
+        self._depth = 0
+        self.pid, self.pidfd, self.link = stem.pid, stem.pidfd, stem.link
+        self.addresses, self.switch = stem.addresses, stem.switch
+
+    def __enter__(self) -> Self:
+        self._control = self._stem.lend()
+        return self
+
+    def branch(self, size: int) -> list[int]:
+        """Return descriptors for a copy of the kernel: its memory, its requests, its mconsole.
+
+        :param size: of its memory, in bytes
+        """
+        reply, descriptors = self.request("branch", size=size)
+        self._depth = reply["depth"]
+        return descriptors
+
+    def adopt(self, number: int) -> list[int]:
+        """Have process 1 serve a copy of the kernel, which is its process *number*; return a pidfd and a socket."""
+        return self.request("adopt", pid=number)[1]
+
+    def _close(self) -> None:
+        if self._control is None:
+            return
         try:
-            self.request("clear")
-        except SkblabError:  # it has no kernel, or is gone
-            return False
-        nursery.give_spare(nursery.Spare(self._order, self._born_in, control, self.pidfd, self.pid))
-        registry.forget(self.name, self._lock)
-        self._control, self.pidfd, self._lock = None, -1, -1
-        return True
+            if self._depth:
+                self._ask("prune", (), {"depth": self._depth})
+        except Timeout:  # else its answer would be taken for that to the next request
+            self._stem.abandon()
+        except (SkblabError, OSError):  # process 1 is gone
+            log.debug("lab %s: its branch went with it", self.name)
+        self._control, self._stem.has_branch = None, False
+
+    def abandon(self) -> None:
+        """Give process 1 up."""
+        super().abandon()
+        self._stem.abandon()
 
 
 class JoinedNamespaces(Namespaces):

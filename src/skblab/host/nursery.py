@@ -10,7 +10,7 @@ import resource
 import socket
 import subprocess
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 from skblab.errors import GuestLost
 from skblab.host import process
@@ -22,7 +22,6 @@ NAMESPACES = ("user", "mnt", "pid", "net", "ipc")
 LIMITS = tuple(value for name, value in vars(resource).items() if name.startswith("RLIMIT_"))
 
 _lock = threading.Lock()
-_spares: "list[Spare] | None" = None  # None: none is kept
 _nursery: "tuple[Any, _Nursery] | None" = None
 
 
@@ -88,69 +87,6 @@ def first_process(control: socket.socket) -> int:
             except (ConnectionError, TimeoutError):
                 _forget()
     raise GuestLost("the process that starts labs is gone", found="killed twice", hint="dmesg | grep -i kill")
-
-
-class Spare(NamedTuple):
-    """Process 1 of a lab that has ended, and was cleared (``LabInit.do_clear()``).
-
-    :param order: by which it was set up
-    :param born_in: the surroundings in which it was forked
-    :param control: its socket
-    """
-
-    order: bytes
-    born_in: tuple[object, ...]
-    control: socket.socket
-    pidfd: int
-    pid: int
-
-    def close(self) -> None:
-        """End it."""
-        self.control.close()
-        os.close(self.pidfd)
-
-
-def keep_spares() -> None:
-    """Keep process 1 of a lab that ends for the next one: in a process that only runs cells, one after another.
-
-    To fork one, to make its namespaces and to take them down is a tenth of what a short cell costs.
-    """
-    global _spares  # noqa: PLW0603
-    _spares = _spares or []
-
-
-def drop_spares() -> None:
-    """End those that are kept, and keep none any more."""
-    global _spares  # noqa: PLW0603
-    with _lock:
-        for spare in _spares or ():
-            spare.close()
-        _spares = None
-
-
-def keeps_spares() -> bool:
-    """Whether process 1 of a lab that ends is kept."""
-    return _spares is not None
-
-
-def give_spare(spare: Spare) -> None:
-    """Keep one for the next lab."""
-    with _lock:
-        if _spares is not None:
-            return _spares.append(spare)
-    return spare.close()
-
-
-def take_spare(order: bytes) -> Spare | None:
-    """Return one that was set up by the same order, in the same surroundings, if there is one."""
-    here = surroundings() if _spares else ()
-    with _lock:
-        while _spares:
-            spare = _spares.pop()
-            if (spare.order, spare.born_in) == (order, here):
-                return spare
-            spare.close()
-    return None
 
 
 def _current() -> _Nursery:

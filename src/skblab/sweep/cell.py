@@ -21,6 +21,7 @@ from skblab.scenario import digest
 from skblab.session import Session, Watcher
 from skblab.snmp import counters
 from skblab.spec import HOST_ROOT, LabSpec
+from skblab.sweep import stem
 from skblab.sweep.expect import End, Expected
 
 AT = ("ip_rcv", "ipv6_rcv")  # every packet that a device receives, in both directions
@@ -199,13 +200,14 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
     :raises SkblabError: the guest cannot be booted, its servers do not start, or a rule cannot be put in force
     """
     faults = [Rule.parse(rule) for rule in (*rules, *scenario.rules)]
+    opened = _image(scenario.spec.image_path, scenario.spec.series, scenario.spec.variant)
+    return stem.run(scenario.spec, opened, functools.partial(_run_in, scenario, faults))
+
+
+def _run_in(scenario: Scenario, faults: Sequence[Rule], lab: Lab) -> CellOutcome:
     seen = [Rule(function, "trace", filter=scenario.filter) for function in scenario.at]
     watcher = _Watcher()
-    opened = _image(scenario.spec.image_path, scenario.spec.series, scenario.spec.variant)
-    with (
-        scenario.spec.start(opened=opened) as lab,
-        lab.trace(returns=False) if scenario.traced else nullcontext() as tracer,
-    ):
+    with lab.trace(returns=False) if scenario.traced else nullcontext() as tracer:
         began_ns, found, runs = lab.guest.clock.monotonic_ns, CellOutcome(), False
         try:
             with Session(lab, [*faults, *seen], watcher) as session:

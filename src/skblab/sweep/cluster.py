@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from skblab.errors import ImageDamaged, ImageMissing, MissingPrerequisite, SkblabError
 from skblab.guest import initramfs
-from skblab.host import nursery
 from skblab.image.image import MANIFEST, SOURCE, Image, digest, digest_file
 from skblab.image.module import ensure_agent
 from skblab.image.reasons import READ
 from skblab.image.store import image_of, images_dir
 from skblab.spec import LabSpec
+from skblab.sweep import stem
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 from skblab.sweep.pool import Cell, Job, Rules
 
@@ -28,6 +28,7 @@ FAST = 1  # gzip's level: the network is faster than the others
 MOST_FAILED = 20  # times that one cell finds no image
 MOST_IN_A_BATCH = 16
 Batch = Sequence[Job]
+LINGER_S = 30.0  # a worker keeps its stems so long for the next batch
 TURNS = 8  # batches for each worker's thread, at least
 UNWIND = "unwind-*.bin"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -236,11 +237,8 @@ def run_there(cell: Cell, cells: Sequence[tuple[Scenario, str, Rules]]) -> list[
     except ImageMissing as missing:
         missing.found = get_worker().address
         raise
-    nursery.keep_spares()
-    try:
+    with stem.kept(LINGER_S):
         return [
             cell(replace(scenario, spec=replace(scenario.spec, image=images[name])), rules)
             for scenario, name, rules in cells
         ]
-    finally:
-        nursery.drop_spares()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from skblab.errors import MissingPrerequisite
-from skblab.sweep import plan
+from skblab.sweep import plan, stem
 from skblab.sweep.cell import CellOutcome, run_cell
 from skblab.sweep.judge import judge
 from skblab.sweep.sweep import Done, Sweep
@@ -61,15 +61,16 @@ def explore(
         max_examples=runs, database=None, deadline=None, phases=(Phase.generate, Phase.target, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    try:
-        least = find(sets, is_bad, settings=how, random=random.Random(seed))  # noqa: S311
-    except NoSuchExample:
-        return None, len(done)
-    for fault in tuple(least):  # Hypothesis leaves one in where it has not tried without it
-        fewer = [one for one in least if one != fault]
-        if fewer and outcome(fewer).judgement.is_bad:
-            least = fewer
-    return outcome(least), len(done)
+    with stem.kept():
+        try:
+            least = find(sets, is_bad, settings=how, random=random.Random(seed))  # noqa: S311
+        except NoSuchExample:
+            return None, len(done)
+        for fault in tuple(least):  # Hypothesis leaves one in where it has not tried without it
+            fewer = [one for one in least if one != fault]
+            if fewer and outcome(fewer).judgement.is_bad:
+                least = fewer
+        return outcome(least), len(done)
 
 
 def new_functions(sweep: Sweep, outcome: CellOutcome) -> set[str]:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import util
 from typing import TYPE_CHECKING, Protocol
 
 from skblab.errors import UsageError
-from skblab.host import nursery
+from skblab.sweep import stem
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def _begin(parent: int, processors: "SimpleQueue[int | None]", begun: "Event") -
     if (number := processors.get()) is not None:
         with contextlib.suppress(OSError):  # it is not there any more
             os.sched_setaffinity(0, [number])
-    nursery.keep_spares()
+    stem.keep()
+    util.Finalize(None, stem.drop, exitpriority=0)
     gc.freeze()  # what is imported stays: it need not be looked at for each cell
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
