@@ -3,6 +3,7 @@
 Every run of pytest imports this module, with skblab or without: everything else is imported with the first lab.
 """
 
+import contextlib
 import shlex
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ import pytest
 
 if TYPE_CHECKING:
     from skblab.image.image import Image
-    from skblab.testing import LabInTest
+    from skblab.spec import LabSpec
+    from skblab.testing import LabInTest, Stems
 
 MARKER = (
     "skblab(..., serve=COMMAND, trace=FILTER, counters=True, allow_unfired=False, allow_complaints=False): "
@@ -41,11 +43,24 @@ def skblab_image() -> "Image":
     return find_image()
 
 
+@pytest.fixture(scope="session")
+def _skblab_stems() -> "Iterator[Stems]":
+    from skblab.testing import Stems  # noqa: PLC0415
+
+    stems = Stems()
+    yield stems
+    stems.close()
+
+
 @pytest.fixture
-def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LabInTest]":
-    """Start a lab for this test, as the marker ``skblab`` says."""
-    lab = _new(request)
-    with lab:
+def lab(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _skblab_stems: "Stems"
+) -> "Iterator[LabInTest]":
+    """Start a lab for this test, as the marker ``skblab`` says.
+
+    In virtual time it is a branch of one that is booted once for all tests whose markers say the same.
+    """
+    with contextlib.closing(_skblab_stems.lab(_spec(request))) as lab:
         _begin(lab, request, tmp_path_factory)
         yield lab
         lab.end_test()
@@ -67,14 +82,14 @@ def shared_lab(
     _module_labs: "dict[tuple[object, ...], LabInTest]",
 ) -> "Iterator[LabInTest]":
     """Share a lab between the tests of a module whose markers say the same; a new one after the guest has died."""
-    from skblab.testing import settings  # noqa: PLC0415
+    from skblab.testing import LabInTest, settings  # noqa: PLC0415
 
     key = (settings(request.node).spec,)
     lab = _module_labs.get(key)
     if lab is None or not lab.is_alive:
         if lab:
             lab.close()
-        lab = _module_labs[key] = _new(request)
+        lab = _module_labs[key] = LabInTest(_spec(request))
         lab.__enter__()
     _begin(lab, request, tmp_path_factory)
     yield lab
@@ -87,12 +102,12 @@ def _fail_for(wrong: list[str]) -> None:
         pytest.fail("\n".join(wrong), pytrace=False)
 
 
-def _new(request: pytest.FixtureRequest) -> "LabInTest":
-    from skblab.testing import LabInTest, settings  # noqa: PLC0415
+def _spec(request: pytest.FixtureRequest) -> "LabSpec":
+    from skblab.testing import settings  # noqa: PLC0415
 
     wanted = settings(request.node)
     image = None if OWN_IMAGE & wanted.named else request.getfixturevalue("skblab_image")
-    return LabInTest(wanted.spec_with(image))
+    return wanted.spec_with(image)
 
 
 def _begin(lab: "LabInTest", request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> None:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from skblab.branch import CannotBranch
 from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError
 from skblab.guest.complaint import in_words
 from skblab.guest.nodes import HOST, OWN
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 SPEC_FIELDS = frozenset(field.name for field in dataclasses.fields(LabSpec))
 COUNTER_FILES = ("/proc/net/snmp", "/proc/net/netstat", "/proc/net/snmp6")
+MOST_STEMS = 4  # each has a guest's memory
 SHOWN_JOURNEYS, SHOWN_LINES = 20, 200
 PING_INTERVAL_S, PING_TIMEOUT_S = 0.05, 30
 
@@ -124,10 +127,12 @@ class LabInTest(Lab):
         self._tracer: Tracer | None = None
         self._settings = Settings(spec, frozenset())
         self._complaints_seen = 0
+        self._branches: list[LabInTest] = []
+        self.is_of_test = False  # a branch that the test has made
 
     def begin_test(self, wanted: Settings, trace: str | None) -> None:
         """Begin a test: counters and trace begin here."""
-        self._settings, self._outcomes, self._at_close = wanted, [], []
+        self._settings, self._outcomes, self._at_close, self._branches = wanted, [], [], []
         self.__dict__.pop("traced", None)
         nodes = (OWN, HOST, *self.spec.nodes) if wanted.counters else ()
         self._counters = {node: Counters(functools.partial(self._read_counters, node)) for node in nodes}
@@ -135,6 +140,24 @@ class LabInTest(Lab):
         if trace is not None:
             self._tracer = super().trace(filter=trace, about={"command": ["pytest"]})
             self._tracer.__enter__()
+
+    def _another(self) -> "LabInTest":
+        lab = LabInTest(self.spec)
+        lab.name, lab._settings = self.name, self._settings
+        return lab
+
+    def branch(self) -> "LabInTest":
+        """Return a branch, as ``Lab.branch()``. What is wrong in it is wrong in this test; it counts from its begin."""
+        lab = super().branch()
+        lab.is_of_test = True
+        self._branches.append(lab)
+        return lab
+
+    def __enter__(self) -> Self:
+        lab = super().__enter__()
+        if self.is_of_test:
+            self.begin_test(self._settings, None)
+        return lab
 
     def rule(self, rule: "Rule | str", report: "Callable[[Hit], object]" = lambda _: None) -> "Running":
         """Put a rule in force, as ``Lab.rule()``; if it never fires, the test fails."""
@@ -229,7 +252,10 @@ class LabInTest(Lab):
         return True
 
     def wrong(self) -> list[str]:
-        """Return what makes a test worthless that has passed otherwise, in words."""
+        """Return what makes a test worthless that has passed otherwise, in words; of its branches, too."""
+        return self._wrong_here() + [words for branch in self._branches for words in branch.wrong()]
+
+    def _wrong_here(self) -> list[str]:
         try:
             self.check()
         except GuestLost as error:
@@ -308,6 +334,48 @@ class LabInTest(Lab):
             write_page(self.traced, directory / "trace.html")
             yield f"for Wireshark: {directory / 'trace.pcapng'}"
             yield f"as a page:     {directory / 'trace.html'}"
+
+
+class Stems:
+    """Labs of which the labs of tests are branches: booted once for all tests that want the same."""
+
+    def __init__(self) -> None:
+        self._stems: OrderedDict[LabSpec, LabInTest] = OrderedDict()
+
+    def lab(self, spec: LabSpec) -> LabInTest:
+        """Return a lab for a test, which has been entered: in virtual time a branch, where there can be one.
+
+        :raises SkblabError: it cannot be booted
+        """
+        if spec.time != "virtual" or spec.disks or spec.consoles:
+            return LabInTest(spec).__enter__()
+        stem = self._stems.pop(spec, None)
+        try:
+            return self._branch(spec, stem or self._grown(spec))
+        except SkblabError as error:  # it is gone, or cannot branch
+            if not stem and not isinstance(error, CannotBranch):
+                raise
+            return LabInTest(spec).__enter__()
+
+    def _branch(self, spec: LabSpec, stem: LabInTest) -> LabInTest:
+        try:
+            lab = Lab.branch(stem).__enter__()
+        except BaseException:
+            stem.close()
+            raise
+        self._stems[spec] = stem
+        return lab
+
+    def _grown(self, spec: LabSpec) -> LabInTest:
+        while len(self._stems) >= MOST_STEMS:
+            self._stems.popitem(last=False)[1].close()
+        return LabInTest(spec).__enter__()
+
+    def close(self) -> None:
+        """End them."""
+        for stem in self._stems.values():
+            stem.close()
+        self._stems.clear()
 
 
 def _outcome_of(one: "Running | Policy") -> RuleOutcome:

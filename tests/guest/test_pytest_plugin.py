@@ -371,6 +371,57 @@ def test_in_virtual_time(run: Run) -> None:
     assert "drop @2000 if tcp src port 80 and len > 500: never fired" in done.stdout.str()
 
 
+def test_labs_of_tests_that_want_the_same_are_branches_of_one(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+        from skblab.errors import GuestLost
+
+        pytestmark = pytest.mark.skblab(root="host", time="virtual", serve="python3 -m http.server 80")
+        LOOK = ["sh", "-c", "cat /tmp/mark 2>/dev/null; echo $$; head -c8 /dev/urandom | od -An -x"]
+        SAID = []
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_begins_where_the_others_begin(lab, number):
+            SAID.append(lab.guest.run(LOOK).stdout)
+            lab.guest.run(["sh", "-c", "echo mark >/tmp/mark"])
+            assert lab.guest.run(LOOK).stdout.startswith("mark")
+            assert set(SAID) == {SAID[0]}
+            assert "IcmpInEchos" in lab.counters and lab.counters["IcmpInEchos"] == 0
+            if number == 2:
+                with pytest.raises(GuestLost):
+                    lab.run(["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 9"])
+
+        def test_what_a_branch_does(lab):
+            lab.run(["ping", "-n", "-c1", "guest"])
+            for verdict in ("drop", "delay 1s"):
+                with lab.branch() as branch, branch.rule(f"icmp_rcv = {verdict} @1"):
+                    assert branch.counters["IcmpInEchos"] == 0
+                    branch.run(["ping", "-n", "-c2", "-W1", "guest"])
+                    assert branch.counters["IcmpInEchos"] >= 1
+            assert lab.counters["IcmpInEchos"] == 1
+
+        def test_a_rule_of_a_branch_never_fires(lab):
+            with lab.branch() as branch, branch.rule("icmp_rcv = drop @9"):
+                branch.run(["ping", "-n", "-c1", "guest"])
+
+        def test_a_branch_dies(lab):
+            with lab.branch() as branch:
+                with pytest.raises(GuestLost):
+                    branch.run(["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 9"])
+
+        @pytest.mark.skblab(consoles=1)
+        def test_with_a_console(lab):
+            assert lab.terminal
+        """
+    )
+    done.assert_outcomes(passed=5, failed=3)
+    text = done.stdout.str()
+    assert "icmp_rcv = drop @9: never fired" in text
+    failed = r"^FAILED .*(begins_where_the_others_begin\[2\]|never_fires|a_branch_dies)"
+    assert len(re.findall(failed, text, re.MULTILINE)) == 3
+
+
 def test_in_a_clean_environment_with_only_the_wheel(tmp_path: Path, image: Image) -> None:
     uv, wheels, made = ROOT / ".uv/bin/uv", tmp_path / "wheels", tmp_path / "venv"
     built = process.run([uv, "build", "--quiet", "--wheel", "--out-dir", wheels, ROOT], timeout_s=60)
