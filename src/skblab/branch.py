@@ -52,12 +52,17 @@ class Kernel:
         """Read what it has.
 
         :raises OSError: it has ended
+        :raises CannotBranch: this machine does not say
         """
         self._proc = Path("/proc", str(pid))
         self._maps = (self._proc / "maps").read_text()
         if not self._maps:  # nobody has waited for it yet
             raise ProcessLookupError
-        self._children = (self._proc / "task" / str(pid) / "children").read_text().split()
+        children = self._proc / "task" / str(pid) / "children"
+        if not children.exists():
+            raise CannotBranch("this machine's kernel does not say which children a process has",
+                               found="its CONFIG_PROC_CHILDREN is not set")  # fmt: skip
+        self._children = children.read_text().split()
         self._kinds = {int(name): os.readlink(self._proc / "fd" / name) for name in os.listdir(self._proc / "fd")}  # noqa: PTH115, PTH208
 
     def __eq__(self, other: object) -> bool:
