@@ -72,6 +72,12 @@
 #define HOST_F_GETSIG 11
 
 #define AREA_BYTES (AGENT_BRANCH_BYTES + (32 << 10)) /* an order, and a stack */
+#define WAS_NOT_MAPPED 0x800 /* an unused bit of a page table's entry, before 6.12 */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+#define NOT_MAPPED _PAGE_NEEDSYNC
+#else
+#define NOT_MAPPED (_PAGE_NEWPAGE | _PAGE_NEWPROT)
+#endif
 #define KEPT_FLAGS (O_APPEND | O_NONBLOCK | FASYNC)
 
 struct host_sigaction {
@@ -241,17 +247,30 @@ static void begin(void)
 	begin_error = error;
 }
 
-static pte_t to_be_mapped(pte_t pte)
+/* Have a page mapped again where programs run. */
+static void forget_mapped(pte_t *pte)
 {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
-	return pte_mkneedsync(pte);
+	*pte = pte_mkneedsync(*pte);
+#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+	*pte = pte_mknewprot(pte_mknewpage(*pte));
 #else
-	return pte_mknewprot(pte_mknewpage(pte));
+	/* A page that was not mapped yet will be by a fault, which is counted. */
+	if (pte_newpage(*pte))
+		*pte = __pte((pte_val(*pte) & ~(_PAGE_NEWPAGE | _PAGE_NEWPROT)) | WAS_NOT_MAPPED);
+	else
+		*pte = pte_mknewprot(pte_mknewpage(*pte));
 #endif
 }
 
-/* Have every page of an address space mapped again where its programs run. */
-static void forget_mapped(struct mm_struct *mm)
+static __maybe_unused void leave_unmapped(pte_t *pte)
+{
+	if (pte_val(*pte) & WAS_NOT_MAPPED)
+		*pte = __pte((pte_val(*pte) & ~WAS_NOT_MAPPED) | NOT_MAPPED);
+}
+
+/* Do something with every page of an address space that is there. */
+static void for_each_page(struct mm_struct *mm, void (*what)(pte_t *pte))
 {
 	unsigned long at, step;
 
@@ -276,7 +295,7 @@ static void forget_mapped(struct mm_struct *mm)
 		step = PAGE_SIZE;
 		pte = pte_offset_kernel(pmd, at);
 		if (pte_present(*pte))
-			*pte = to_be_mapped(*pte);
+			what(pte);
 	}
 }
 
@@ -287,7 +306,7 @@ static long restart(struct mm_struct *mm, u32 *count)
 	long error;
 
 	++*count;
-	forget_mapped(mm);
+	for_each_page(mm, forget_mapped);
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
 	if (id->pid < 0) /* it has died */
 		return -ESRCH;
@@ -321,6 +340,7 @@ static long restart(struct mm_struct *mm, u32 *count)
 	if (error < 0)
 		return error;
 	((void (*)(struct mm_struct *, unsigned long, unsigned long, int))order->fix_range)(mm, 0, TASK_SIZE, 0);
+	for_each_page(mm, leave_unmapped);
 	return 0;
 #endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
@@ -506,7 +526,7 @@ static void branch(int number)
 {
 	struct pollfd unread = { .fd = clock, .events = POLLIN };
 	int pipe[2] = { -1, -1 };
-	long fds, copy, error = -EIO, tid_address = 0; /* where libc keeps what raise(3) takes */
+	long fds, copy, end, error = -EIO, tid_address = 0; /* where libc keeps what raise(3) takes */
 
 	if (host(HOST_POLL, (long)&unread, 1, 0, 0)) { /* this kernel has yet to read that it rests */
 		say(AGENT_BRANCHES, -EAGAIN);
@@ -526,8 +546,10 @@ static void branch(int number)
 	}
 	copy_shadow(false);
 	host(HOST_CLOSE, pipe[1], 0, 0, 0);
-	if (copy > 0)
+	if (copy > 0) {
 		host(HOST_READ, pipe[0], (long)&error, sizeof(error), 0);
+		host(HOST_READ, pipe[0], (long)&end, sizeof(end), 0); /* until it has closed its own: it may be copied next */
+	}
 	host(HOST_CLOSE, pipe[0], 0, 0, 0);
 	close_given(fds);
 	say(AGENT_BRANCHED, copy > 0 && error < 0 ? error : copy);

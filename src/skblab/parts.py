@@ -10,7 +10,7 @@ from skblab.agent.channel import Channel
 from skblab.agent.control import Agent
 from skblab.branch import CannotBranch, File, Kernel, file_of
 from skblab.clock import REAL, Clock, VirtualClock
-from skblab.errors import SkblabError, UsageError
+from skblab.errors import GuestLost, SkblabError, Timeout, UsageError
 from skblab.guest import initramfs, nodes, receive
 from skblab.guest.boot import UBD, Boot, Guest
 from skblab.guest.console import Console
@@ -18,7 +18,7 @@ from skblab.guest.diagnosis import too_little_memory
 from skblab.guest.modules import Module, append
 from skblab.guest.stopped import StoppedClock
 from skblab.guest.terminal import Terminal
-from skblab.host import registry
+from skblab.host import process, registry
 from skblab.host.namespace import BranchedNamespaces, JoinedNamespaces, Namespaces
 from skblab.image.image import Image
 from skblab.image.store import image_of
@@ -119,7 +119,8 @@ class Parts:
         if not isinstance(stem.clock, VirtualClock) or stem.agent is None:
             raise CannotBranch("a lab that was joined has no branches")
         self.image, self.root, self.terminals = stem.image, stem.root, []
-        with stem.clock.standing():
+        stem.clock.rest()
+        with process.undisturbed(), stem.clock.standing():
             self._copy(stack, stem, stem.clock, stem.agent.channel)
         self.guest.modules = stem.guest.modules
 
@@ -143,6 +144,10 @@ class Parts:
             self._clock_file, self._socket_file = file_of(given[0]), file_of(given[3])
             requests_file = file_of(requests)
             number = stems_clock.branch(stem.guest.ask_to_branch, order, [memory, *given])
+        except (GuestLost, Timeout):
+            raise
+        except SkblabError as error:
+            raise CannotBranch(error.what, found=error.found, hint=error.hint) from None
         finally:
             for descriptor in (memory, requests, mconsole):
                 os.close(descriptor)
@@ -171,8 +176,12 @@ class Parts:
             if self._order is None or self._order[0] != seen:
                 files = self._clock_file, *ours, self._socket_file, self.guest.requests
                 self._order = seen, *seen.order(self.image.functions, files)
-        except OSError:
-            raise self.guest.lost() from None
+        except OSError as error:
+            if not self.guest.alive:
+                raise self.guest.lost() from None
+            raise CannotBranch(
+                "the guest's kernel cannot be copied", found=f"/proc/{self.guest.pid}: {error}"
+            ) from None
         return self._order[1:]
 
     def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[socket.socket, ...]]:

@@ -94,7 +94,7 @@ class Guest:
             raise SkblabError(
                 "the guest's kernel cannot be copied",
                 found=os.strerror(error) if error < MOST_ERRNO else f"it says {number}",
-                hint="a program of the guest that is stopped, or traced?" if error == errno.EBUSY else "",
+                hint="a program that is stopped, traced, or has called modify_ldt(2)?" if error == errno.EBUSY else "",
             )
         return number
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import select
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -228,6 +230,58 @@ def test_one_at_a_time(image: Image) -> None:
                     assert twig.guest.mconsole.proc("uptime").startswith("101.")
             assert branch.run(["true"]).returncode == 0
         assert lab.run(["true"]).returncode == 0
+
+
+def test_branches_of_branches_at_once(every_image: Image) -> None:
+    with spec(every_image, HTTP).start() as lab:
+        for _ in range(30):
+            with lab.branch() as branch, branch.branch() as twig, twig.branch() as leaf:
+                assert leaf.clock.now == lab.clock.now
+
+
+def test_an_interrupt_at_any_moment(image: Image) -> None:
+    with spec(image, HTTP).start() as lab:
+        lab.branch().__enter__().close()
+        before = open_files(os.getpid()).keys()
+        for number in range(60):
+            timer = threading.Timer(number * 0.0003, lambda: os.kill(os.getpid(), signal.SIGINT))
+            with contextlib.suppress(KeyboardInterrupt):
+                timer.start()
+                with lab.branch():
+                    timer.join()
+                    select.select([], [], [], 1)
+            if number % 5 == 0:
+                with lab.branch() as branch:
+                    assert branch.run(FETCH).stdout.startswith("200")
+        assert open_files(os.getpid()).keys() <= before
+
+
+def test_faults_that_only_map_a_page_are_counted(every_image: Image) -> None:
+    counts = """exec python3 -c '
+import resource, socket
+pages = [bytearray(4096) for _ in range(500)]
+server = socket.create_server(("", 80))
+while True:
+    one, _ = server.accept()
+    one.recv(9); sum(page[5] for page in pages)
+    one.sendall(str(resource.getrusage(0).ru_minflt).encode()); one.close()'"""
+    ask = ["curl", "-s", "--http0.9", "http://guest/"]
+    with spec(every_image, counts).start() as lab:
+        said = []
+        for _ in range(2):
+            with lab.branch() as branch:
+                said.append(branch.run(ask).stdout)
+        said.append(lab.run(ask).stdout)
+    assert said == [said[0]] * 3
+
+
+def test_the_stem_is_closed_first(image: Image) -> None:
+    lab = spec(image).start().__enter__()
+    branch = lab.branch().__enter__()
+    lab.close()
+    with pytest.raises(GuestLost):
+        branch.run(["true"])
+    branch.close()
 
 
 def test_what_cannot_branch(image: Image) -> None:

@@ -197,7 +197,8 @@ class Namespaces:
 
     def _raise_unless_gone(self, error: OSError) -> None:
         """Raise an error of the control socket, unless process 1 is gone, or another thread has closed the lab."""
-        if self._control is not None and not isinstance(error, ConnectionError):
+        control = self._control
+        if control is not None and control.fileno() >= 0 and not isinstance(error, ConnectionError):
             raise error
 
     def drops(self) -> tuple[int, int]:
