@@ -20,6 +20,7 @@ from skblab.guest.stopped import StoppedClock
 from skblab.guest.terminal import Terminal
 from skblab.host import process, registry
 from skblab.host.namespace import BranchedNamespaces, JoinedNamespaces, Namespaces
+from skblab.host.waiting import wait
 from skblab.image.image import Image
 from skblab.image.store import image_of
 from skblab.spec import HOST_ROOT, LabSpec
@@ -29,6 +30,7 @@ SECCOMPS_OWN = "wait_stub_done_seccomp"  # a function of kernels that can run pr
 # In virtual time, the age of a guest that is ready. ping takes a coarse clock that is 0 for one that it has not read
 # (iputils, ping_common.c pinger()).
 READY_AT_S = 1.0
+ENDS_S = 0.3  # from the first file that a kernel's process has no more to its end
 
 
 class Parts:
@@ -144,7 +146,7 @@ class Parts:
             self._clock_file, self._socket_file = file_of(given[0]), file_of(given[3])
             requests_file = file_of(requests)
             number = stems_clock.branch(stem.guest.ask_to_branch, order, [memory, *given])
-        except (GuestLost, Timeout):
+        except (GuestLost, Timeout, UsageError):
             raise
         except SkblabError as error:
             raise CannotBranch(error.what, found=error.found, hint=error.hint) from None
@@ -176,12 +178,13 @@ class Parts:
             if self._order is None or self._order[0] != seen:
                 files = self._clock_file, *ours, self._socket_file, self.guest.requests
                 self._order = seen, *seen.order(self.image.functions, files)
-        except OSError as error:
-            if not self.guest.alive:
+        except (OSError, CannotBranch) as error:
+            if wait([self.guest.pidfd], ENDS_S):  # its files go before it has an exit status
                 raise self.guest.lost() from None
-            raise CannotBranch(
-                "the guest's kernel cannot be copied", found=f"/proc/{self.guest.pid}: {error}"
-            ) from None
+            if isinstance(error, CannotBranch):
+                raise
+            found = f"/proc/{self.guest.pid}: {error}"
+            raise CannotBranch("the guest's kernel cannot be copied", found=found) from None
         return self._order[1:]
 
     def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[socket.socket, ...]]:
