@@ -74,7 +74,7 @@ void agent_steps_prepare(void);
 void agent_ring(void);
 void agent_ring_soon(void);
 bool agent_listen(u32 *farewells);
-void agent_say_of_time(u32 op);
+void agent_say_of_time(u32 op, s64 value);
 void agent_await_doorbell(void);
 
 /* branch.c: a second kernel like this one */
@@ -109,6 +109,7 @@ static inline struct agent_counts *agent_counts(u16 rule)
 }
 
 /* probe.c, probe.h: which function has which rules; patching */
+int agent_write_entry(unsigned long address, const u8 *entry);
 int agent_arm(const struct agent_arm *arm);
 int agent_disarm(u16 number);
 bool agent_disarm_all(void);

@@ -17,45 +17,28 @@
 #include <linux/pgtable.h>
 #include <uapi/linux/eventpoll.h>
 #include <uapi/linux/poll.h>
-#include <uapi/linux/um_timetravel.h>
 #include <shared/skas/stub-data.h>
 #ifdef CONFIG_KASAN
 #include <asm/kasan.h>
 #endif
 
 #include "agent.h"
+#include "host.h"
 
-#define HOST_READ 0
-#define HOST_WRITE 1
-#define HOST_CLOSE 3
-#define HOST_POLL 7
 #define HOST_LSEEK 8
-#define HOST_MMAP 9
-#define HOST_MPROTECT 10
-#define HOST_MUNMAP 11
 #define HOST_RT_SIGACTION 13
 #define HOST_RT_SIGPROCMASK 14
-#define HOST_MADVISE 28
-#define HOST_GETPID 39
-#define HOST_RECVMSG 47
 #define HOST_SOCKETPAIR 53
 #define HOST_CLONE 56
-#define HOST_FCNTL 72
 #define HOST_SETSID 112
 #define HOST_PRCTL 157
-#define HOST_EPOLL_WAIT 232
-#define HOST_EPOLL_CTL 233
 #define HOST_EXIT_GROUP 231
-#define HOST_EPOLL_CREATE1 291
 #define HOST_DUP3 292
 #define HOST_PIPE2 293
 
 #define HOST_SA_RESTORER 0x04000000
 #define HOST_SA_RESTART 0x10000000
 #define HOST_PROT_READ 1
-#define HOST_PROT_READ_WRITE 3
-#define HOST_PROT_EXEC 4
-#define HOST_MAP_SHARED 1
 #define HOST_MAP_FIXED 0x10
 #define HOST_MAP_PRIVATE_ANONYMOUS 0x22
 #define HOST_CLONE_PARENT 0x00008000
@@ -480,26 +463,15 @@ static long receive(void)
 	return -EINVAL;
 }
 
-static void say(u32 op, s64 value)
-{
-	const struct um_timetravel_msg message = { .op = op, .time = value };
-
-	host(HOST_WRITE, clock, (long)&message, sizeof(message), 0);
-}
-
 /*
  * Have the copy end without the kernel's last calls: they would remove files of the kernel that it was copied from, kill its
  * helpers, and wait for threads that only that one has (arch/um/os-Linux/umid.c, sigio.c, arch/um/drivers/ubd_kern.c).
  */
 static long end_at_once(void)
 {
-	long page = order->exitcalls & PAGE_MASK, error;
+	static const u8 returns[AGENT_ENTRY_BYTES] = { 0xc3 };
 
-	error = host(HOST_MPROTECT, page, PAGE_SIZE, HOST_PROT_READ_WRITE | HOST_PROT_EXEC, 0);
-	if (error)
-		return error;
-	*(u8 *)order->exitcalls = 0xc3; /* ret */
-	return host(HOST_MPROTECT, page, PAGE_SIZE, HOST_PROT_READ | HOST_PROT_EXEC, 0);
+	return agent_write_entry(order->exitcalls, returns);
 }
 
 /* The copy, with memory of its own: give it the rest; the kernel that it was copied from waits for the result. */
@@ -529,10 +501,10 @@ static void branch(int number)
 	long fds, copy, end, error = -EIO, tid_address = 0; /* where libc keeps what raise(3) takes */
 
 	if (host(HOST_POLL, (long)&unread, 1, 0, 0)) { /* this kernel has yet to read that it rests */
-		say(AGENT_BRANCHES, -EAGAIN);
+		agent_say_of_time(AGENT_BRANCHES, -EAGAIN);
 		return;
 	}
-	say(AGENT_BRANCHES, 0);
+	agent_say_of_time(AGENT_BRANCHES, 0);
 	fds = receive();
 	copy = fds < 0 ? fds : host(HOST_PIPE2, (long)pipe, O_CLOEXEC, 0, 0);
 	host(HOST_PRCTL, HOST_PR_GET_TID_ADDRESS, (long)&tid_address, 0, 0);
@@ -552,7 +524,7 @@ static void branch(int number)
 	}
 	host(HOST_CLOSE, pipe[0], 0, 0, 0);
 	close_given(fds);
-	say(AGENT_BRANCHED, copy > 0 && error < 0 ? error : copy);
+	agent_say_of_time(AGENT_BRANCHED, copy > 0 && error < 0 ? error : copy);
 }
 
 int agent_branch_open(int clock_fd)

@@ -12,18 +12,10 @@
 #include <uapi/linux/um_timetravel.h>
 
 #include "agent.h"
+#include "host.h"
 
-/* The host's numbers (x86-64); the guest's own headers have the same, for the same architecture. */
-#define HOST_READ 0
-#define HOST_WRITE 1
-#define HOST_POLL 7
-#define HOST_MMAP 9
-#define HOST_MUNMAP 11
-#define HOST_MADVISE 28
 #define HOST_CLOCK_GETTIME 228
 #define HOST_MADV_POPULATE_WRITE 23
-#define HOST_PROT_READ_WRITE 3
-#define HOST_MAP_SHARED 1
 #define HOST_CLOCK_MONOTONIC 1
 #define HOST_EINTR 4
 #define HOST_EAGAIN 11
@@ -155,9 +147,9 @@ void agent_await_doorbell(void)
 }
 
 /* Tell the controller of virtual time something that it does not answer. */
-void agent_say_of_time(u32 op)
+void agent_say_of_time(u32 op, s64 value)
 {
-	const struct um_timetravel_msg message = { .op = op };
+	const struct um_timetravel_msg message = { .op = op, .time = value };
 
 	while (agent_host_call(HOST_WRITE, clock, (long)&message, sizeof(message), 0, 0, 0) == -HOST_EINTR)
 		;

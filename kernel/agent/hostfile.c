@@ -20,18 +20,9 @@
 #include <uapi/linux/eventpoll.h>
 
 #include "agent.h"
+#include "host.h"
 #include "hostfile_abi.h"
 
-#define HOST_READ 0
-#define HOST_WRITE 1
-#define HOST_CLOSE 3
-#define HOST_POLL 7
-#define HOST_GETPID 39
-#define HOST_RECVMSG 47
-#define HOST_FCNTL 72
-#define HOST_EPOLL_WAIT 232
-#define HOST_EPOLL_CTL 233
-#define HOST_EPOLL_CREATE1 291
 
 #define AT_ONCE_BYTES 65536 /* as much as a pipe holds */
 #define MESSAGE_BYTES (256 * 1024)

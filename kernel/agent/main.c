@@ -126,13 +126,13 @@ void agent_stand_still(const u64 *waits)
 			continue;
 		}
 		if (!has_said)
-			agent_say_of_time(AGENT_STANDS);
+			agent_say_of_time(AGENT_STANDS, 0);
 		has_said = true;
 		agent_await_doorbell();
 		if (!agent_listen(&farewells))
 			host_is_gone = true;
 	}
-	agent_say_of_time(AGENT_GOES_ON);
+	agent_say_of_time(AGENT_GOES_ON, 0);
 	tasklet_schedule(&commands_tasklet);
 }
 

@@ -10,9 +10,9 @@
 #include <linux/module.h>
 #include <linux/slab.h>
 
+#include "host.h"
 #include "probe.h"
 
-#define HOST_MPROTECT 10
 #define HOST_PROT_READ_EXEC 5
 #define HOST_PROT_ALL 7
 #define MOST_NS (KTIME_MAX / 4) /* a sum with the time does not overflow */
@@ -24,7 +24,7 @@ static struct agent_probe nowhere = { .next = &nowhere }; /* no function is at 0
 struct agent_probe *agent_last_probe = &nowhere;
 static unsigned int traced_probes;
 
-static int write_entry(unsigned long address, const u8 *entry)
+int agent_write_entry(unsigned long address, const u8 *entry)
 {
 	unsigned long first = address & PAGE_MASK;
 	unsigned long bytes = ((address + AGENT_ENTRY_BYTES - 1) & PAGE_MASK) - first + PAGE_SIZE;
@@ -66,7 +66,7 @@ static int patch(unsigned long address)
 	if (memcmp((void *)address, nops, sizeof(nops)))
 		return -EINVAL; /* not a function's entry, or built without the NOPs */
 	memcpy(call + 1, &(s32){ distance }, sizeof(s32));
-	return write_entry(address, call);
+	return agent_write_entry(address, call);
 }
 
 struct agent_probe *agent_probe_find(unsigned long address)
@@ -131,7 +131,7 @@ static void leave_probe(struct agent_probe *probe)
 	}
 	local_irq_restore(flags);
 	if (unused) {
-		write_entry(probe->address, nops);
+		agent_write_entry(probe->address, nops);
 		kfree(probe);
 	}
 }

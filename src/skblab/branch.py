@@ -86,10 +86,10 @@ class Kernel:
         stats = {fd: (self._proc / "fd" / str(fd)).stat() for fd in self._kinds}
         files = {fd: (one.st_dev, one.st_ino) for fd, one in stats.items()}
         mappings = [one for one in _mappings(self._maps) if one.is_shared]
-        memory, size = self._memory(files, mappings)
+        memory = self._memory(files, mappings)
         paths = self._sockets()
         replaced = [*replaced, *(file for file in files.values() if (paths.get(file[1]) or "").endswith("/mconsole"))]
-        steps = [BranchStep(BranchKind.BRANCH_COPY, fd=memory, other=0, bytes=size)]
+        steps = [BranchStep(BranchKind.BRANCH_COPY, fd=memory, other=0, bytes=stats[memory].st_size)]
         for number, file in enumerate((files[memory], *replaced)):
             theirs = [fd for fd, one in files.items() if one == file]
             steps += [BranchStep(BranchKind.BRANCH_REPLACE, fd=fd, other=number) for fd in theirs]
@@ -108,7 +108,7 @@ class Kernel:
         order = abi.encode_branch(addresses, len(programs), 1 + len(replaced), steps)
         if len(order) > abi.BRANCH_BYTES:
             raise CannotBranch(f"the guest's kernel has {len(mappings)} mappings: too many for a branch")
-        return order, size
+        return order, stats[memory].st_size
 
     def _check_written(self, regular: set[int], files: dict[int, File], replaced: set[File]) -> None:
         """Refuse where a copy would share the offset of a file that is written (open(2)).
@@ -139,12 +139,12 @@ class Kernel:
         data = max(ours, key=lambda one: one.start)
         return next(one.start for one in ours if one.start + one.bytes == data.start)
 
-    def _memory(self, files: dict[int, File], mappings: Sequence[_Mapping]) -> tuple[int, int]:
-        """Return the descriptor of the guest's memory, and its size (arch/um/os-Linux/mem.c create_mem_file())."""
+    def _memory(self, files: dict[int, File], mappings: Sequence[_Mapping]) -> int:
+        """Return the descriptor of the guest's memory (arch/um/os-Linux/mem.c create_mem_file())."""
         mapped = {one.file for one in mappings if "memfd:" not in one.path}
         for fd, file in files.items():
             if file in mapped:
-                return fd, (self._proc / "fd" / str(fd)).stat().st_size
+                return fd
         raise CannotBranch("the guest's memory is not found in its kernel's process")
 
     def _of_its_own(self, files: dict[int, File], paths: dict[int, str], replaced: set[File]) -> list[BranchStep]:

@@ -221,9 +221,8 @@ class VirtualClock(Clock):
     def standing(self) -> Iterator[None]:
         """Keep the guest at rest, at this moment, meanwhile.
 
-        :raises UsageError: it does not rest
+        :raises UsageError: it does not rest: ``rest()``
         """
-        self.rest()
         with self._changed:  # nobody lets it run
             if not self._at_rest or self._given or self._turning:
                 raise UsageError("another thread lets the guest run, so it has no moment at which it can branch")
@@ -236,8 +235,7 @@ class VirtualClock(Clock):
         :param order: struct agent_branch, about *descriptors*
         :raises SkblabError: it could not
         """
-        with undisturbed():
-            return self._guest.branch(ask, order, descriptors)
+        return self._guest.branch(ask, order, descriptors)
 
     def like(self, connection: socket.socket) -> VirtualClock:
         """Return the clock of a copy of this guest's kernel, at the other end of *connection*."""

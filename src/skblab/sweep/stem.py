@@ -147,13 +147,10 @@ def _branch(spec: LabSpec, opened: Image, known: _Known, stack: contextlib.ExitS
     try:
         stem = known.stem or _grow(spec, opened, known)
         return stack.enter_context(stem.branch()) if stem else None
-    except CannotBranch as error:
+    except SkblabError as error:
         log.warning("a cell boots a guest of its own: %s", error.what)
-        known.grows = 0
-        _end(known)
-        return None
-    except SkblabError as error:  # it is gone
-        log.warning("a cell boots a guest of its own: %s", error.what)
+        if isinstance(error, CannotBranch):  # else it is gone, and another may grow
+            known.grows = 0
         _end(known)
         return None
 
