@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from skblab.agent.functions import FORBIDDEN_FILES, plain_packet
 from skblab.agent.streams import Hold
 from skblab.debugger.session import Debugger
 from skblab.errors import UnsupportedVerdict
+from skblab.host import process
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.packet import echo_request
@@ -36,6 +38,7 @@ PING = bytes.fromhex("45000054000040004001b55ac0a80afec0a80a01") + echo_request(
 CALLS = 20_000
 CALL_ROUNDS = 9
 CATCH_UP_S = 0.3  # for the reader, so that the ring is not full
+ECHO = "import socket, sys; end = socket.socket(fileno=int(sys.argv[1]))\nwhile end.recv(1): end.send(b'x')"
 NEVER = "ip[8] == 255 and icmp[0:2] == 0x1234"  # a filter that reads the packet and matches none
 
 
@@ -128,20 +131,38 @@ def beside_gdb(lab: Lab) -> Iterator[Number]:
 def beside_nfqueue(image: Image) -> Iterator[Number]:
     """Measure a policy, and NFQUEUE with a Python program in the guest, which decide at once; by turns."""
     command = f"nft '{QUEUE_RULES}' && exec {NFQUEUE} 0"
-    plain, ours, theirs = [], [], []
+    woken, plain, ours, theirs = [], [], [], []
     held: list[HeldPacket] = []
     with Lab(image=image) as lab, Lab(image=image, root="host", commands=[command], memory_mib=256) as other:
         for _ in range(ROUNDS):
+            woken += echoed(200)
             plain += asked(lab, 200, lambda: None)
             with lab.on("icmp_rcv", "icmp", held.append):
                 ours += asked(lab, 200, lambda: None)
                 held[-1].wait(1)
             theirs += asked(other, 200, lambda: None)
+    yield summary("a byte to another process in Python and back", woken, "us")
     yield summary("a ping, nothing armed", plain, "us")
-    yield summary("a policy in Python decides, answered", ours, "us", 60)
+    yield summary("a policy in Python decides, answered", ours, "us")
     waited = [(packet.ended_at_ns - packet.held_at_ns) / 1e3 for packet in held]
-    yield summary("of it, the packet is held", waited, "us")
+    yield summary("of it, the packet is held: the decision", waited, "us", 60)
     yield summary("NFQUEUE and Python in the guest decide, answered", theirs, "us")
+
+
+def echoed(count: int) -> list[float]:
+    """Return the times from a byte to its echo by another process, in us: what two wake-ups cost on this machine."""
+    times = []
+    ours, theirs = socket.socketpair()
+    with ours, process.start([sys.executable, "-c", ECHO, str(theirs.fileno())], pass_fds=[theirs.fileno()]) as echo:
+        theirs.close()
+        for _ in range(count + 1):
+            started = time.perf_counter()
+            ours.send(b"x")
+            ours.recv(1)
+            times.append((time.perf_counter() - started) * 1e6)
+        ours.shutdown(socket.SHUT_RDWR)
+        echo.wait()
+    return times[1:]  # the first waits for Python to start
 
 
 def let_go(held: Hold) -> None:

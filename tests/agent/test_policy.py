@@ -3,13 +3,16 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from scapy.layers.inet import ICMP
 
+from skblab.agent.control import COUNT_TIMEOUT_S
 from skblab.agent.packets import HeldPacket
 from skblab.errors import CallbackFailed, GuestLost, UnsupportedVerdict, UsageError
 from skblab.host.clients import parse_ping
@@ -162,6 +165,19 @@ def test_others_are_heard_while_it_decides(shared_lab: Lab) -> None:
             enough.set()
             client.wait(20)
     assert client.returncode == 0
+
+
+def test_one_that_ends_beside_traffic_leaves_no_doorbell_unheard(shared_lab: Lab) -> None:
+    longest_s = 0.0
+    with shared_lab.rule("icmp_rcv = trace"):
+        flood = shared_lab.popen(["ping", "-q", "-f", "-c", "20000", "guest"], stdout=subprocess.PIPE)
+        while flood.poll() is None:
+            shared_lab.on("udp_rcv", "udp", lambda _: None).close()
+            began_s = time.monotonic()
+            shared_lab.agent.link_losses()
+            longest_s = max(longest_s, time.monotonic() - began_s)
+        assert b" 0% packet loss" in flood.communicate()[0]
+    assert longest_s < COUNT_TIMEOUT_S
 
 
 def test_of_a_guest_that_is_gone() -> None:

@@ -4,7 +4,7 @@ import enum
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 MAGIC = 0x736B626C61623034
 RULES = 8192
@@ -220,6 +220,8 @@ def encode_decide(
     kind: Command, cookie: int, *, rule: int = 0, packet: int = 0, after_ns: int = 0, number: int = 0, data: bytes = b""
 ) -> bytes:
     """Return the bytes of a command about one held packet, or about a rule (DISARM)."""
+    if not data:
+        return DECIDE.pack(DECIDE.size, kind, rule, cookie, packet, after_ns, number, 0)
     return _with_data(DECIDE, data, kind, rule, cookie, packet, after_ns, number, len(data))
 
 
@@ -332,10 +334,15 @@ class TraceProbe(NamedTuple):
         )  # fmt: skip
 
 
-class Hit(NamedTuple):
+HIT_HEAD, HIT_REST = struct.Struct("=IHH4Q"), struct.Struct("=2QIIiIIIIHHHH4x")
+HIT_LAYOUT = struct.Struct(HIT_HEAD.format + HIT_REST.format.removeprefix("="))
+
+
+class Hit:
     """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header.
 
-    Of a packet in a trace ``followed`` is its number, and ``call`` that of its step; else 0.
+    Of a packet in a trace ``followed`` is its number, and ``call`` that of its step; else 0. What a decision can do
+    without is read from the record when it is first asked for.
     """
 
     rule: int
@@ -356,7 +363,28 @@ class Hit(NamedTuple):
     checksum_start: int
     checksum_offset: int
     data: bytes
-    stack_words: bytes = b""
+    stack_words: bytes
+
+    def __init__(self, record: bytes) -> None:
+        self._record = record
+        _, _, self.rule, self.at_ns, self.packet, self.occurrence, self.skb = HIT_HEAD.unpack_from(record)
+
+    if not TYPE_CHECKING:  # else every name would be one of its
+
+        def __getattr__(self, name: str) -> object:
+            if name not in Hit.__annotations__:
+                raise AttributeError(name)
+            self._read()
+            return self.__dict__[name]
+
+    def _read(self) -> None:
+        (
+            self.head, self.address, self.verdict, self.length, self.data_offset, self.mark, self.device,
+            self.followed, self.call, self.protocol, captured_bytes, self.checksum_start, self.checksum_offset,
+        ) = HIT_REST.unpack_from(self._record, HIT_HEAD.size)  # fmt: skip
+        end = HIT_LAYOUT.size + captured_bytes
+        self.data = self._record[HIT_LAYOUT.size : end]
+        self.stack_words = self._record[-(-end // ALIGNMENT) * ALIGNMENT :]
 
     @property
     def stack(self) -> tuple[tuple[int, int], ...]:
@@ -366,9 +394,6 @@ class Hit(NamedTuple):
         """
         words = struct.iter_unpack("=Q", self.stack_words)
         return tuple((word >> STACK_SHIFT, word & STACK_ADDRESS) for (word,) in words)
-
-
-HIT_LAYOUT = struct.Struct("=IHH6QIIiIIIIHHHH4x")
 
 
 DONE_LAYOUT = struct.Struct(f"=IHHQq{NOTE_BYTES}s")
@@ -415,11 +440,9 @@ def decode(record: bytes) -> Hit | Done | End | Task:
     """
     _, kind, rule = RECORD.unpack_from(record)
     if kind == Event.HIT:
-        *fields, captured_bytes, checksum_start, checksum_offset = HIT_LAYOUT.unpack_from(record)
-        end = HIT_LAYOUT.size + captured_bytes
-        words = record[-(-end // ALIGNMENT) * ALIGNMENT :]
-        data = record[HIT_LAYOUT.size : end]
-        return Hit(*(rule, *fields[3:], checksum_start, checksum_offset, data, words))
+        if len(record) < HIT_LAYOUT.size:
+            raise ValueError(f"a hit of {len(record)} bytes")
+        return Hit(record)
     if kind == Event.DONE:
         cookie, result, note = DONE_LAYOUT.unpack_from(record)[3:]
         return Done(cookie, result, note.rstrip(b"\0").decode(errors="replace"))

@@ -21,6 +21,7 @@ STEPS_BYTES = 64 << 20
 STEPS_AT_ONCE = 4 << 20  # taken in one piece, so that the agent soon has room again
 STEPS_SOON_MS = 100  # a step is in the trace file within that time, also where the controller is killed then
 PAGE = 4096
+DOORBELLS = 256  # bytes taken from the socket at once; what is left rings again
 WORD_BYTES = 8
 
 COMMANDS_OFFSET = -(-abi.SHARED_BYTES // PAGE) * PAGE
@@ -29,7 +30,10 @@ STEPS_OFFSET = EVENTS_OFFSET + EVENTS_BYTES
 COPIED_BYTES = PAGE  # of a channel's memory, for another like it: the counts of the first rules, too
 FAREWELL_TIMEOUT_S = 10.0
 WORDS = {name: offset // WORD_BYTES for name, offset in abi.OFFSETS.items()}
+COMMANDS_HEAD, COMMANDS_TAIL = WORDS["commands_head"], WORDS["commands_tail"]
+HOST_WAITS = WORDS["host_waits"]
 EVENTS_HEAD, EVENTS_TAIL = WORDS["events_head"], WORDS["events_tail"]
+CLOCK_GUEST_NS, CLOCK_HOST_NS = WORDS["clock_guest_ns"], WORDS["clock_host_ns"]
 STEPS_HEAD, STEPS_TAIL = WORDS["steps_head"], WORDS["steps_tail"]
 
 
@@ -171,6 +175,11 @@ class Channel:
         return self._read("events_head")
 
     @property
+    def taken(self) -> int:
+        """How many of them ``events()`` has returned, or left out."""
+        return self._words[EVENTS_TAIL]
+
+    @property
     def lost(self) -> int:
         """How many events found the ring full."""
         return self._read("lost")
@@ -231,7 +240,7 @@ class Channel:
 
     def host_ns(self, guest_ns: int) -> int:
         """Return the host's CLOCK_MONOTONIC of a moment on the guest's clock."""
-        return guest_ns - self._read("clock_guest_ns") + self._read("clock_host_ns") + self.stopped_ns()
+        return guest_ns - self._words[CLOCK_GUEST_NS] + self._words[CLOCK_HOST_NS] + self.stopped_ns()
 
     def counts(self, rule: int) -> abi.Counts:
         """Return what became of a rule's packets."""
@@ -245,17 +254,19 @@ class Channel:
         :raises GuestLost: the guest kernel is gone
         """
         with self._writing:
-            head, size = self._read("commands_head"), COMMANDS_BYTES
-            left = size - head % size
-            needed = len(record) + (left if left < len(record) else 0)
-            if head + needed - self._read("commands_tail") > size:
+            words, size = self._words, len(record)
+            head = words[COMMANDS_HEAD]
+            place = head % COMMANDS_BYTES
+            left = COMMANDS_BYTES - place
+            if head + size + (left if left < size else 0) - words[COMMANDS_TAIL] > COMMANDS_BYTES:
                 raise Timeout("the agent does not take its commands", found="the ring of commands is full")
-            if left < len(record):
-                abi.RECORD.pack_into(self._memory, COMMANDS_OFFSET + head % size, left, 0, 0)
+            if left < size:
+                abi.RECORD.pack_into(self._memory, COMMANDS_OFFSET + place, left, 0, 0)
                 head += left
-            place = COMMANDS_OFFSET + head % size
-            self._memory[place : place + len(record)] = record
-            self._write("commands_head", head + len(record))
+                place = 0
+            place += COMMANDS_OFFSET
+            self._memory[place : place + size] = record
+            words[COMMANDS_HEAD] = head + size
         try:
             self.socket.send(b"\0")
         except BlockingIOError:  # the socket is full of doorbells
@@ -270,9 +281,11 @@ class Channel:
     def hear(self) -> bool:
         """Silence the doorbell; return False if the other end is closed."""
         try:
-            return bool(self._hear())
+            return bool(self.socket.recv(DOORBELLS))
         except BlockingIOError:
             return True
+        except ConnectionError:
+            return False
 
     def ask_to_be_rung(self) -> bool:
         """Have the agent ring for what comes from now on; return whether something came before, unrung."""
@@ -282,7 +295,7 @@ class Channel:
 
     def _ask_to_be_rung(self) -> None:
         with self._writing:  # a lock is a memory barrier: the agent sees "I wait" before we read its heads
-            self._write("host_waits", 1)
+            self._words[HOST_WAITS] = 1
 
     def _listen(self, timeout_s: float | None) -> bool:
         """Wait for the doorbell; return whether it rang."""
@@ -291,12 +304,6 @@ class Channel:
         if self._leave in ready or (ready and not self.hear()):
             raise GuestLost("the agent is gone with the guest kernel")
         return bool(ready)
-
-    def _hear(self) -> bytes:
-        try:
-            return self.socket.recv(4096)
-        except ConnectionError:
-            return b""
 
     def events(self) -> list[abi.Hit | abi.Done | abi.End | abi.Task]:
         """Take the events that are there."""

@@ -142,15 +142,14 @@ class Agent:
             for held in ended if self._follower.following else ():
                 self._follower.saw(held.hit, held.function, held.state.value, held.ended_at_ns)
             return
-        rule = self.rules.rule_of(event)
-        packet = self.held.add(event, self._function_of(event, rule)) if event.packet else None
+        rule, listener = self.rules.of(event)
+        function = rule.function if rule else self._function_of(event)
+        packet = self.held.add(event, function) if event.packet else None
         if rule and event.skb and self._follower.following:
-            self._follower.saw(event, rule.function, rule.action, self.channel.host_ns(event.at_ns))
-        self.rules.hear(event, packet)
+            self._follower.saw(event, function, rule.action, self.channel.host_ns(event.at_ns))
+        self.link.callbacks.call(event.rule, listener, event, packet)
 
-    def _function_of(self, hit: abi.Hit, rule: Rule | None) -> str:
-        """Return the name of a hit's function; where a debugger holds the packet there is no rule to ask."""
-        if rule:
-            return rule.function
+    def _function_of(self, hit: abi.Hit) -> str:
+        """Return the name of the function of a hit that has no rule."""
         function = self.rules.image.functions.at(hit.address)
         return function.name if function else "?"

@@ -4,13 +4,14 @@ The reading thread is there for that alone. A thread that waits for what an even
 virtual time the thread that lets the guest run reads (``clock.VirtualClock.attend()``).
 """
 
+import contextlib
 import errno
 import itertools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from skblab.agent import abi
 from skblab.agent.channel import Channel
@@ -77,6 +78,7 @@ class Link:
         self._answers: dict[int, abi.Done] = {}
         self._when_gone: list[Callable[[], None]] = []
         self._tasks: list[abi.Task] = []
+        self._waiting = 0  # threads, for changed
         self._reader: threading.Thread | None = None
         self._reading = threading.Lock()  # events are read, and handed on, by one thread at a time:
         self._reads: int | None = None
@@ -153,7 +155,7 @@ class Link:
         """Wait until an event makes *done* true, or the agent is gone; return whether it is true."""
         if not done():
             self.refuse_to_wait()
-        with self.changed:
+        with self._waits():
             self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s)
             return done()
 
@@ -248,8 +250,18 @@ class Link:
             self._asked.discard(cookie)
             self._answers.pop(cookie, None)
 
-    def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
+    @contextlib.contextmanager
+    def _waits(self) -> Iterator[None]:
+        """Be woken by what changes from now on; ``changed`` is held."""
         with self.changed:
+            self._waiting += 1
+            try:
+                yield
+            finally:
+                self._waiting -= 1
+
+    def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        with self._waits():
             answered = self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s, of_agent=True)
             if not answered and not self.clock.guest_is_gone:
                 raise Timeout(f"the agent did not answer within {timeout_s:g} s", found=f"waited for: {what}")
@@ -270,14 +282,17 @@ class Link:
             self._queue.step_back()
             return queue
 
-    def listen(self) -> bool:
-        """Read the events that are there, and hand them on; return False if the agent is gone."""
+    def listen(self, *, silence: bool = True) -> bool:
+        """Read the events that are there, and hand them on; return False if the agent is gone.
+
+        :param silence: the doorbell, first; who does not do so now does so before he waits for it again
+        """
         with self._reading:
             if self._gone:
                 return False
             self._reads = threading.get_ident()
             try:
-                is_there = self.channel.hear()
+                is_there = self.channel.hear() if silence else True
                 self._hand_on()
                 if self.channel.ask_to_be_rung():
                     self._hand_on()
@@ -292,12 +307,12 @@ class Link:
                 raise
             finally:
                 self._reads = None
-        with self.changed:
-            self.changed.notify_all()
+        if self._waiting:
+            with self.changed:
+                self.changed.notify_all()
         return not self._gone
 
     def _hand_on(self) -> None:
-        written = self.channel.written
         events = self.channel.events()
         self.channel.steps(self._steps)  # first: the answer that ends a trace stands behind its last step
         for event in events:
@@ -307,7 +322,7 @@ class Link:
                 self._tasks.append(event)
             else:
                 self._hear(event)
-        self._handed_on = written
+        self._handed_on = self.channel.taken
 
     def _read(self) -> None:
         """Read events until the agent is gone, or the host hangs up; the reading thread."""

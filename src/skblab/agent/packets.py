@@ -21,7 +21,6 @@ from skblab.verdict import MOST_COPIES, MOST_TIME_NS
 
 MOST_DELAY_S = MOST_TIME_NS / 1e9
 COLUMNS = ("function", "state", "for", "packet")
-DECISIONS = {Command.RELEASE, Command.DISCARD, Command.LATER}
 
 WRITE_REFUSALS = {
     errno.EOPNOTSUPP: (
@@ -117,15 +116,12 @@ class Holdings:
             self.decide(Command.RELEASE, number)
 
     def decide(self, command: Command, packet: int, *, after_ns: int = 0, number: int = 0) -> None:
-        """Send the agent a decision about a packet; RELEASE, DISCARD and LATER do not wait for the answer."""
+        """Send the agent a decision about a packet: RELEASE, DISCARD or LATER. It may have gone by itself: no error."""
+        self.link.send(abi.encode_decide(command, 0, packet=packet, after_ns=after_ns, number=number))
 
-        def encode(cookie: int) -> bytes:
-            return abi.encode_decide(command, cookie, packet=packet, after_ns=after_ns, number=number)
-
-        if command in DECISIONS:  # the packet may have gone by itself meanwhile: no error
-            self.link.send(encode(0))
-        else:
-            self.link.ask(encode, command.name.lower())
+    def copy(self, packet: int, copies: int) -> None:
+        """Have the agent send copies of a packet on their way."""
+        self.link.ask(lambda cookie: abi.encode_decide(Command.COPY, cookie, packet=packet, number=copies), "copy")
 
     def write(self, packet: int, edited: Edited, *, within_mtu: bool) -> None:
         """Write a packet's bytes, from its network header on.
@@ -260,7 +256,7 @@ class HeldPacket:
         if not 1 <= copies <= MOST_COPIES:
             raise UsageError(f"{copies} copies", found=f"1 to {MOST_COPIES}")
         self._require_held("duplicate")
-        self._holdings.decide(Command.COPY, self.hit.packet, number=copies)
+        self._holdings.copy(self.hit.packet, copies)
 
     def edit(self, change: Callable[[Any], object], *, fix: bool = True) -> str:
         """Change it; return what was changed, as a diff, and what that does to others. It stays held.

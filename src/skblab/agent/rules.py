@@ -27,6 +27,9 @@ def ignore(*_: object) -> None:
     """Listen to nothing."""
 
 
+NO_RULE = (None, ignore)
+
+
 class Armed:
     """A rule that is in force, until ``disarm()`` or the end of the ``with``."""
 
@@ -156,14 +159,9 @@ class Rules:
         packet = packet or Packet(hit.data, hit.protocol)
         return Hit(at_ns, function, hit.occurrence, packet, verdict, hit.skb, hit.length)
 
-    def rule_of(self, hit: abi.Hit) -> Rule | None:
-        """Return the rule of a hit; None for a packet that a debugger holds, and for a rule that has just ended."""
-        return self._in_force.get(hit.rule, (None, ignore))[0]
-
-    def hear(self, hit: abi.Hit, held: HeldPacket | None) -> None:
-        """Call the listener of a hit's rule."""
-        _, listener = self._in_force.get(hit.rule, (None, ignore))
-        self._link.callbacks.call(hit.rule, listener, hit, held)
+    def of(self, hit: abi.Hit) -> tuple[Rule | None, Listener]:
+        """Return a hit's rule and its listener; no rule for a debugger's, and for that of a rule that has ended."""
+        return self._in_force.get(hit.rule, NO_RULE)
 
     def arm_as(self, rule: Rule, arm: abi.Arm, listener: Listener = ignore) -> Armed:
         """Put a compiled rule in force."""

@@ -25,7 +25,10 @@ class Worker(Generic[Item]):
         self._work = work
         self._items: collections.deque[Item] = collections.deque()
         self._ended = False
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC)  # rung by other threads; closed by this one
+        self._sleeps = False  # it may: who adds an item rings
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC)  # rung by other threads; closed by this one:
+        self._ringing = threading.Lock()
+        self._is_closed = False
         self._queue = link.queue(self._bell)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -38,17 +41,16 @@ class Worker(Generic[Item]):
     def put(self, item: Item) -> None:
         """Add an item."""
         self._items.append(item)
-        if not self.is_current:
-            os.eventfd_write(self._bell, 1)
+        if self._sleeps:
+            self._ring()
 
     def end(self, timeout_s: float) -> bool:
         """Finish the items that are there, and end; return whether that was done within the time. Safe to call twice.
 
         On the thread itself it ends once the item is done.
         """
-        if not self._ended:
-            self._ended = True
-            os.eventfd_write(self._bell, 1)
+        self._ended = True
+        self._ring()
         if not self.is_current:
             self._thread.join(timeout_s)
         return self.is_current or not self._thread.is_alive()
@@ -60,11 +62,27 @@ class Worker(Generic[Item]):
                 self._work(self._items.popleft())
         if self._queue:
             self._queue.close()
-        os.close(self._bell)
+            self._link.listen()  # the doorbell may have woken this thread just now
+        with self._ringing:
+            self._is_closed = True
+            os.close(self._bell)
+
+    def _ring(self) -> None:
+        with self._ringing:
+            if not self._is_closed:
+                os.eventfd_write(self._bell, 1)
 
     def _wait(self) -> None:
         """Wait until another thread has rung, or events were read."""
-        if self._queue is None or self._queue.wait():
-            os.eventfd_read(self._bell)
-        elif not self._link.listen():
+        if self._queue and not self._link.listen():
             self._queue.leave()
+        self._sleeps = True
+        try:
+            if self._items or self._ended:
+                return
+            if self._queue is None or self._queue.wait():
+                os.eventfd_read(self._bell)
+                return
+        finally:
+            self._sleeps = False
+        self._link.listen(silence=False)  # an item that has come goes first

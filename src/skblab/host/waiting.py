@@ -43,7 +43,7 @@ class Queue:
 
     def wait(self) -> bool:
         """Wait for both; return whether the thread's own is readable."""
-        return any(one == self._own for one, _ in self._epoll.poll())
+        return self._own in dict(self._epoll.poll(-1, 2))
 
     def step_back(self) -> None:
         """Wait behind the threads that have come meanwhile."""
