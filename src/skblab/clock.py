@@ -105,6 +105,11 @@ class Clock:
         :param let_run: what is entered while the thread waits for the guest
         """
 
+    @contextlib.contextmanager
+    def hurried(self, most_s: float) -> Iterator[None]:  # noqa: ARG002 - of a clock of ours
+        """Have this thread's waits end after so much of this machine's time, too, as if theirs were up."""
+        yield
+
     @property
     def guest_is_gone(self) -> bool:
         """Whether waits end because the guest's kernel is gone; in virtual time alone."""
@@ -166,6 +171,12 @@ class _Here(threading.local):
     """What a thread is; *let_run*: one that decides about packets (``decides_here()``)."""
 
     let_run: Callable[[], AbstractContextManager[None]] | None = None
+    until_s = math.inf  # on this machine's clock; ``hurried()``
+
+    @property
+    def left_s(self) -> float:
+        """How much of this machine's time is left for its waits."""
+        return max(self.until_s - time.monotonic(), 0)
 
 
 class VirtualClock(Clock):
@@ -311,6 +322,16 @@ class VirtualClock(Clock):
         """
         self._here.let_run = let_run
 
+    @contextlib.contextmanager
+    def hurried(self, most_s: float) -> Iterator[None]:
+        """Have this thread's waits end after so much of this machine's time, too, as if theirs were up."""
+        before_s = self._here.until_s
+        self._here.until_s = min(before_s, time.monotonic() + most_s)
+        try:
+            yield
+        finally:
+            self._here.until_s = before_s
+
     @property
     def guest_is_gone(self) -> bool:
         """Whether waits end because the guest's kernel is gone."""
@@ -432,15 +453,10 @@ class VirtualClock(Clock):
                 while not done():
                     if self._guest.stuck:
                         raise self._guest.stuck
-                    if self._guest.gone:
+                    if self._guest.gone or not self._here.left_s:
                         return False
                     if self._at_rest and not self._given and self._guest.now_ns >= until_ns:
-                        if timeout_s is None:
-                            return Timeout(
-                                f"{self._most_s:g} s have passed in the guest, and what is waited for has not come",
-                                hint="LabSpec(most_s=...), --most TIME",
-                            )
-                        return False
+                        return self._too_long() if timeout_s is None else False
                     if bounded and self._left_s <= 0:
                         return self._too_late()
                     decide_first = self._at_rest and not self._given and self._expected
@@ -450,12 +466,20 @@ class VirtualClock(Clock):
                             hint="decide in a thread of your own: lab.hold(), and take()",
                         )
                     if self._turning or decide_first:
-                        self._changed.wait()
+                        left_s = self._here.left_s
+                        self._changed.wait(None if left_s == math.inf else left_s)
                     else:
                         self._turn(at_once)
                 return True
             finally:
                 self._until_ns.remove(until_ns)
+
+    def _too_long(self) -> Timeout:
+        """Return the error for one who has waited without limit."""
+        return Timeout(
+            f"{self._most_s:g} s have passed in the guest, and what is waited for has not come",
+            hint="LabSpec(most_s=...), --most TIME",
+        )
 
     def _too_late(self) -> Timeout:
         """Return the error for a guest that has taken too much of this machine's time."""
@@ -474,10 +498,13 @@ class VirtualClock(Clock):
         began_s = time.monotonic()
         try:
             self._turning = True
-            with undisturbed(), wakeup() as woken:  # a signal ends the conversation between two of its messages
-                self._converse([*at_once, woken])
-            with _released(self._changed):
-                self._hear()
+            with undisturbed(only_once=True):
+                try:
+                    with wakeup() as woken:  # a signal ends the conversation between two of its messages
+                        self._converse([*at_once, woken])
+                finally:  # what the guest has said it does not say again
+                    with _released(self._changed):
+                        self._hear()
         finally:
             self._left_s -= time.monotonic() - began_s
             self._turning = False
@@ -497,7 +524,7 @@ class VirtualClock(Clock):
         with _released(self._changed):
             if run_ns is not None:
                 self._guest.run(self._at_this_pace(run_ns, at_once) if self._is_paced else run_ns)
-            self._guest.hear(at_once, time.monotonic() + max(self._left_s, LEAST_S))
+            self._guest.hear(at_once, time.monotonic() + min(max(self._left_s, LEAST_S), self._here.left_s))
         self.changed(self._guest.now_ns, self._guest.next_ns, int(self._guest.rests))
 
     def _hear(self) -> None:

@@ -1,7 +1,10 @@
 """Virtual time: what Python decides takes no time."""
 
+import os
 import re
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -27,6 +30,30 @@ def test_a_decision_takes_no_time(every_image: Image) -> None:
             said = lab.run(["ping", "-c3", "guest"]).stdout
         assert policy.decided == 3
     assert [round(float(rtt)) for rtt in re.findall(r"time=([\d.]+) ms", said)] == [0, 20, 0]
+
+
+def test_ctrl_c_ends_a_command_while_a_policy_hangs(every_image: Image) -> None:
+    hangs, enough = threading.Event(), threading.Event()
+
+    def decide(packet: HeldPacket) -> None:
+        if packet.packet.echo and packet.packet.echo[2] == 2:
+            hangs.set()
+            enough.wait()
+
+    def interrupt() -> None:
+        hangs.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    with LabSpec(image=every_image, time="virtual").start() as lab:
+        with lab.on("icmp_rcv", "icmp[icmptype] == icmp-echo", decide) as policy:
+            interrupter.start()
+            with pytest.raises(KeyboardInterrupt):
+                lab.run(["ping", "-c3", "guest"])
+            interrupter.join()
+            enough.set()
+            assert "time=0.0" in lab.run(["ping", "-c1", "guest"]).stdout
+        assert policy.decided == 3
 
 
 def test_an_edit_takes_no_time(every_image: Image) -> None:

@@ -18,6 +18,7 @@ from skblab.agent.channel import Channel
 from skblab.agent.tasks import described
 from skblab.clock import Clock, VirtualClock
 from skblab.errors import AgentDamaged, GuestLost, SkblabError, Timeout, UsageError
+from skblab.host.process import undisturbed
 from skblab.host.waiting import Queue, wait
 
 log = logging.getLogger(__name__)
@@ -245,7 +246,8 @@ class Link:
             deadline_s = time.monotonic() + TASKS_TIMEOUT_S
             while cookie not in self._answers and (left_s := deadline_s - time.monotonic()) > 0 and not self._gone:
                 wait([self.channel.socket], left_s)
-                self.listen()
+                with undisturbed(only_once=True):
+                    self.listen()
         finally:
             self._asked.discard(cookie)
             self._answers.pop(cookie, None)

@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import IO, TYPE_CHECKING, Self
 
 from skblab.clock import REAL, Clock
-from skblab.errors import GuestCommandFailed, NoSuchProgram, SkblabError, Timeout, UsageError
+from skblab.errors import GuestCommandFailed, GuestLost, NoSuchProgram, SkblabError, Timeout, UsageError
 from skblab.guest.streams import AT_ONCE_BYTES, Drain, Streams
 from skblab.host.process import Argument, Stream
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 HEADER = struct.Struct("=IiIIIIIII")
 MESSAGE_BYTES = 192 * 1024
 START_TIMEOUT_S = 20.0
+END_TIMEOUT_S = 2.0
 
 
 class Kind(IntEnum):
@@ -156,6 +157,15 @@ class Command:
     def kill(self) -> None:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill it, and wait for its end; not for long, since a kernel that stands still kills nothing yet."""
+        with (
+            self._clock.hurried(END_TIMEOUT_S),
+            contextlib.suppress(subprocess.TimeoutExpired, Timeout, UsageError, GuestLost),
+        ):
+            self.kill()
+            self.wait(END_TIMEOUT_S)
 
     def resize(self, rows: int, columns: int) -> None:
         """Resize its terminal."""

@@ -15,8 +15,8 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from types import FrameType, TracebackType
+from typing import IO, Any, Protocol, Self, runtime_checkable
 
 from skblab.errors import MissingPrerequisite
 from skblab.host.enter import CANNOT_START, END, TAKEN
@@ -80,6 +80,14 @@ class Client(Protocol):
 
     def kill(self) -> None:
         """Send it SIGKILL."""
+
+
+@runtime_checkable
+class Ends(Protocol):
+    """A client that ends in a way of its own."""
+
+    def end(self) -> None:
+        """Kill it, and wait for its end."""
 
 
 SOURCE = Path(__file__).parents[2]
@@ -231,17 +239,26 @@ def run(
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Delay Ctrl-C and similar signals until the block, which must not be interrupted, has ended."""
+def undisturbed(*, only_once: bool = False) -> Iterator[None]:
+    """Delay Ctrl-C and similar signals until the block, which must not be interrupted, has ended.
+
+    :param only_once: a second signal interrupts it all the same: it calls a user's function, which may hang
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python runs signal handlers only in the main thread
         return
-    handlers = {number: signal.getsignal(number) for number in INTERRUPTIONS}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    found = {int(number): signal.getsignal(number) for number in INTERRUPTIONS}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
     came: list[int] = []
+
+    def delay(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if only_once and len(came) > 1:
+            handlers[number](number, frame)
+
     try:
         for number in handlers:
-            signal.signal(number, lambda number, _: came.append(number))
+            signal.signal(number, delay)
         yield
     finally:
         for number, handler in handlers.items():
@@ -305,7 +322,9 @@ def that_run(program: Path) -> list[int]:
 
 def end(running: Client) -> None:
     """Kill a program that may still run, with its group if it leads one; wait for it, close its pipes."""
-    if running.poll() is None:
+    if isinstance(running, Ends):
+        running.end()
+    elif running.poll() is None:
         leads = isinstance(running, subprocess.Popen) and os.getpgid(running.pid) == running.pid  # noqa: TID251
         if leads:
             os.killpg(running.pid, signal.SIGKILL)
