@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import socket
 import statistics
@@ -38,7 +39,13 @@ PING = bytes.fromhex("45000054000040004001b55ac0a80afec0a80a01") + echo_request(
 CALLS = 20_000
 CALL_ROUNDS = 9
 CATCH_UP_S = 0.3  # for the reader, so that the ring is not full
-ECHO = "import socket, sys; end = socket.socket(fileno=int(sys.argv[1]))\nwhile end.recv(1): end.send(b'x')"
+ECHO = """
+import os, socket, sys
+os.sched_setaffinity(0, {int(sys.argv[2])})
+end = socket.socket(fileno=int(sys.argv[1]))
+while end.recv(1):
+    end.send(b"x")
+"""
 NEVER = "ip[8] == 255 and icmp[0:2] == 0x1234"  # a filter that reads the packet and matches none
 
 
@@ -141,7 +148,7 @@ def beside_nfqueue(image: Image) -> Iterator[Number]:
                 ours += asked(lab, 200, lambda: None)
                 held[-1].wait(1)
             theirs += asked(other, 200, lambda: None)
-    yield summary("a byte to another process in Python and back", woken, "us")
+    yield summary("a byte to a process on another processor and back", woken, "us")
     yield summary("a ping, nothing armed", plain, "us")
     yield summary("a policy in Python decides, answered", ours, "us")
     waited = [(packet.ended_at_ns - packet.held_at_ns) / 1e3 for packet in held]
@@ -150,10 +157,13 @@ def beside_nfqueue(image: Image) -> Iterator[Number]:
 
 
 def echoed(count: int) -> list[float]:
-    """Return the times from a byte to its echo by another process, in us: what two wake-ups cost on this machine."""
+    """Return the times from a byte to its echo by a process on another processor, if there is one, in us."""
     times = []
+    allowed = sorted(os.sched_getaffinity(0))
     ours, theirs = socket.socketpair()
-    with ours, process.start([sys.executable, "-c", ECHO, str(theirs.fileno())], pass_fds=[theirs.fileno()]) as echo:
+    argv = [sys.executable, "-c", ECHO, str(theirs.fileno()), str(allowed[-1])]
+    os.sched_setaffinity(0, allowed[:1])
+    with ours, process.start(argv, pass_fds=[theirs.fileno()]) as echo:
         theirs.close()
         for _ in range(count + 1):
             started = time.perf_counter()
@@ -162,6 +172,7 @@ def echoed(count: int) -> list[float]:
             times.append((time.perf_counter() - started) * 1e6)
         ours.shutdown(socket.SHUT_RDWR)
         echo.wait()
+    os.sched_setaffinity(0, allowed)
     return times[1:]  # the first waits for Python to start
 
 
