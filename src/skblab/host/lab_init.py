@@ -12,6 +12,7 @@ lab that outlives its controller listens for others, and keeps the descriptors t
 
 from __future__ import annotations
 
+import array
 import errno
 import json
 import os
@@ -266,8 +267,9 @@ class LabInit:
             message, give = json.dumps(_refusal(error).reply).encode(), []
         for descriptor in fds:
             os.close(descriptor)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", give))
         try:
-            socket.send_fds(controller, [message], give, socket.MSG_DONTWAIT)
+            controller.sendmsg([message], [rights], socket.MSG_DONTWAIT)  # socket.send_fds() passes no flags on
         except OSError as error:
             raise ConnectionResetError from error
         finally:
