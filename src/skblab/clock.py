@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 FOREVER_NS = 1 << 62  # the guest asks for about 292 years where it has no timer
 MOST_NS = 1 << 60  # 36 years
 LEAST_S = 0.1  # of this machine's, for the guest to say something after its limit
+LAST_ANSWER_S = 1.0  # of this machine's, for the agent to answer something after its limit
 MOST_S = 3600.0  # of virtual time, for those who wait without limit
 
 
@@ -388,8 +389,11 @@ class VirtualClock(Clock):
         with _released(condition):
             if not of_agent:
                 return self.wait_until(done, timeout_s)
-            is_done = self._wait_until(done, timeout_s)
+            with self.hurried(LAST_ANSWER_S if self._left_s <= 0 else math.inf):
+                is_done = self._wait_until(done, timeout_s)
             assert isinstance(is_done, bool)  # it has a limit
+            if not is_done and self._left_s <= 0:  # nor will it answer what it is asked next
+                self._guest.stuck = self._guest.stuck or self._too_late()
             return is_done
 
     def settle(self) -> None:

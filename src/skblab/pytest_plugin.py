@@ -134,6 +134,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     return result
 
 
+def _evidence(lab: "LabInTest") -> list[tuple[str, str]]:
+    try:
+        return list(lab.evidence())
+    except Exception as error:  # noqa: BLE001 - an error in a hook ends the session, and pytest-xdist may not say so
+        return [("evidence", f"cannot be read: {error!r}")]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -142,7 +149,7 @@ def pytest_runtest_makereport(
     report = yield
     labs = item.stash.get(_labs, [])
     if labs and call.when == "call" and report.failed:
-        report.sections += [(f"skblab: {title}", text) for lab in labs for title, text in lab.evidence()]
+        report.sections += [(f"skblab: {title}", text) for lab in labs for title, text in _evidence(lab)]
         command = f"cd {shlex.quote(str(item.config.rootpath))} && pytest {shlex.quote(item.nodeid)} --skblab-trace"
         report.sections.append(("skblab: the same again", command))
     return report

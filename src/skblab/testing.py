@@ -299,20 +299,26 @@ class LabInTest(Lab):
             self._tracer.end()
 
     def evidence(self) -> Iterator[tuple[str, str]]:
-        """Yield what a failure shows, each with its title."""
+        """Yield what a failure shows, each with its title; where the lab cannot say it, why not."""
         if self._stack is None:  # the test itself has closed it
             return
-        if self._outcomes:
-            yield "rules", "\n".join("\n  ".join(_outcome_of(one).lines()) for one in self._outcomes)
-        for words in self.new_complaints_in_words():
-            yield "complaints", words
+        for title, lines in self._evidence():
+            try:
+                text = "\n".join(lines())
+            except Exception as error:  # noqa: BLE001 - pytest would lose the report, and so the failure
+                text = f"cannot be read: {error}"
+            if text:
+                yield title, text
+
+    def _evidence(self) -> Iterator[tuple[str, Callable[[], Iterable[str]]]]:
+        yield "rules", lambda: ("\n  ".join(_outcome_of(one).lines()) for one in self._outcomes)
+        yield "complaints", self.new_complaints_in_words
         for node, counted in self._counters.items() if self.is_alive else ():
-            yield f"counters of {node}", "\n".join(f"{name:28} {value}" for name, value in counted.changed().items())
-        if panic := self.guest.panic():
-            yield "panic", str(panic)
-        yield "console of the guest", self.console.evidence()
+            yield f"counters of {node}", functools.partial(_counter_lines, counted)
+        yield "panic", lambda: [str(panic)] if (panic := self.guest.panic()) else []
+        yield "console of the guest", lambda: [self.console.evidence()]
         if self._tracer:
-            yield "trace", "\n".join(self._trace_lines())
+            yield "trace", self._trace_lines
 
     def _trace_lines(self) -> Iterator[str]:
         from skblab.view.page import write_page  # noqa: PLC0415 - only where a test has failed
@@ -376,6 +382,10 @@ class Stems:
         for stem in self._stems.values():
             stem.close()
         self._stems.clear()
+
+
+def _counter_lines(counted: Counters) -> Iterator[str]:
+    return (f"{name:28} {value}" for name, value in counted.changed().items())
 
 
 def _outcome_of(one: "Running | Policy") -> RuleOutcome:

@@ -143,6 +143,31 @@ def test_what_a_failure_shows(run: Run, pytester: pytest.Pytester) -> None:
     assert "icmp_rcv" in Path(page).read_text()
 
 
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_a_failure_is_reported_though_its_lab_says_nothing(run: Run, workers: str) -> None:
+    """An error in a hook ends the session; with pytest-xdist as if the test had not been."""
+    done = run(
+        """
+        import pytest
+
+        @pytest.mark.skblab(time="virtual")
+        def test_leaves_a_branch(lab):
+            lab.branch().__enter__()
+            raise AssertionError("first reason")
+
+        @pytest.mark.skblab(time="virtual", timeout_s=1)
+        def test_computes_for_ever(lab):
+            lab.guest.run(["sh", "-c", "while :; do :; done"])
+
+        def test_next():
+            pass
+        """,
+        workers,
+    )
+    done.assert_outcomes(passed=1, failed=2)
+    done.stdout.fnmatch_lines(["*first reason*", "*counters of guest*", "*cannot be read: *"])
+
+
 def test_a_guest_that_dies_fails_the_test_that_killed_it(run: Run) -> None:
     done = run(
         """

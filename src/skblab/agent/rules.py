@@ -60,11 +60,17 @@ class Armed:
     def disarm(self, *, raising: bool = True) -> None:
         """End the rule; what it holds is released. Safe to call twice.
 
-        :raises CallbackFailed: its listener has raised; not where *raising* is false
+        :param raising: false where an error is raised already, which says more than those of the rule's end
+        :raises CallbackFailed: its listener has raised
         :raises Timeout: the agent has not answered; the rule is still in force
         """
         if self._last is None:
-            error = self._rules.disarm(self.number)
+            try:
+                error = self._rules.disarm(self.number)
+            except Timeout:
+                if raising:
+                    raise
+                return
             self._last = self._rules.counts(self.number)
             if error and raising:
                 raise CallbackFailed(str(self.rule), error) from error
