@@ -1,13 +1,14 @@
 """Lab: one running guest kernel with its private namespaces and link, and the clients on the other end."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from skblab.agent.running import Running
 from skblab.agent.streams import Hold, Probe
-from skblab.errors import UsageError
+from skblab.errors import SkblabError, UsageError
 from skblab.event import Hit
 from skblab.guest.complaint import Complaint
 from skblab.guest.hearing import ComplaintWatch
@@ -125,7 +126,13 @@ class Lab(LabLife):
 
     def _policy(self, rule: Rule, decide: Decide, lease_s: float) -> Policy:
         policy = Policy(self._ready_agent(), rule, decide, lease_s)
-        self._stay().callback(policy.close)
+        try:
+            self._stay().callback(policy.close)
+            self.check_open()  # else nobody calls that
+        except BaseException:
+            with suppress(SkblabError):
+                policy.close()
+            raise
         return policy
 
     def trace(

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -54,6 +55,7 @@ class LabLife(HostPrograms):
         self._stack: ExitStack | None = None
         self._losses: LossCount | None = None
         self._complaints_before = 0
+        self._taking = threading.RLock()  # the agent of a lab that was joined
 
     @classmethod
     def join(
@@ -171,19 +173,22 @@ class LabLife(HostPrograms):
 
         In a child that was forked meanwhile this does nothing: the lab is its parent's.
         """
-        stack, self._stack = self._stack, None
-        if stack is None:
-            return
-        if os.getpid() != self._pid:
-            stack.pop_all()
-            return
-        if self._losses:
-            self._losses.count()
-        if isinstance(self.guest.clock, VirtualClock) and (self._joins or self.namespaces.kept):
-            with suppress(SkblabError):  # the next controller finds the guest at rest
-                self.guest.clock.settle()
-        self._is_closed = True
-        stack.close()
+        with process.undisturbed(only_once=True):
+            stack, self._stack = self._stack, None
+            if stack is None:
+                return
+            if os.getpid() != self._pid:
+                stack.pop_all()
+                return
+            with stack:  # whatever comes
+                try:
+                    if self._losses:
+                        self._losses.count()
+                    if isinstance(self.guest.clock, VirtualClock) and (self._joins or self.namespaces.kept):
+                        with suppress(SkblabError):  # the next controller finds the guest at rest
+                            self.guest.clock.settle()
+                finally:
+                    self._is_closed = True
 
     def end(self) -> None:
         """End a joined lab, even while others use it; return when it is gone."""
@@ -293,11 +298,14 @@ class LabLife(HostPrograms):
 
         :raises LabBusy: another controller of this lab has it
         """
-        if (agent := self._parts.agent if self._parts else None) is None:
-            agent = self._running.take_agent(self._stay())
-            assert self._losses
-            cut, no_memory, refused = agent.link_losses()
-            self._losses.leave_out(Losses(cut, no_memory, 0, refused))
+        if (agent := self._parts.agent if self._parts else None) is not None:
+            return agent
+        with self._taking:
+            if (agent := self._running.agent) is None:
+                agent = self._running.take_agent(self._stay())
+                assert self._losses
+                cut, no_memory, refused = agent.link_losses()
+                self._losses.leave_out(Losses(cut, no_memory, 0, refused))
         return agent
 
     def _guest_losses(self) -> tuple[int, int, int]:

@@ -128,7 +128,11 @@ class Policy:
         del hit
         if held:
             held.quiet = not self._clock.is_virtual
-            self._worker.put((held, self._clock.expect()))
+            has_decided = self._clock.expect()
+            if not self._worker.put((held, has_decided)):  # its rule outlives it: close() was interrupted
+                has_decided()
+                with contextlib.suppress(PacketGone, GuestLost):
+                    held.release()
 
     def _work(self, work: tuple[HeldPacket, Callable[[], None]]) -> None:
         held, has_decided = work

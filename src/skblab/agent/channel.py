@@ -155,8 +155,11 @@ class Channel:
         self.socket.close()
         os.close(self.memory_fd)
         os.close(self._leave)
-        self._words.release()
-        self._memory.close()
+        words = self._words
+        self._words = memoryview(bytearray(words[: max(WORDS.values()) + 1])).cast("Q")  # others may still look
+        words.release()
+        with self._writing:
+            self._memory.close()
 
     def _read(self, name: str) -> int:
         return self._words[WORDS[name]]
@@ -254,6 +257,8 @@ class Channel:
         :raises GuestLost: the guest kernel is gone
         """
         with self._writing:
+            if self._memory.closed:
+                raise GuestLost("the agent is gone: the lab was closed")
             words, size = self._words, len(record)
             head = words[COMMANDS_HEAD]
             place = head % COMMANDS_BYTES

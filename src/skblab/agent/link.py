@@ -46,8 +46,8 @@ class Callbacks:
         """Call a callback of an owner."""
         try:
             callback(*arguments)
-        except Exception as error:  # noqa: BLE001 - raised where the rule, or the trace, ends
-            self._failed.setdefault(owner, error)
+        except BaseException as error:  # noqa: BLE001 - raised where the rule, or the trace, ends
+            self._failed.setdefault(owner, error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
     def has_failed(self, owner: int | None) -> bool:
         """Whether a callback of an owner has raised an error that was not taken yet."""
@@ -116,7 +116,7 @@ class Link:
         if self._reader:
             self._reader.join(CLOSE_TIMEOUT_S)
         if self._reading.acquire(timeout=0 if self._reader and self._reader.is_alive() else CLOSE_TIMEOUT_S):
-            self._gone = True
+            self._end()
             last()
             self.channel.close()
             self._reading.release()

@@ -12,7 +12,7 @@ from typing import Any
 from skblab.agent import abi
 from skblab.agent.abi import Cause, Command, Hit
 from skblab.agent.functions import CONTRACTS, Contract
-from skblab.agent.link import Link
+from skblab.agent.link import Link, refusal
 from skblab.edit import Checksum, Edited, difference, edited
 from skblab.errors import GuestLost, PacketError, PacketGone, UsageError
 from skblab.image.unwind import Frame, Unwinder
@@ -121,7 +121,12 @@ class Holdings:
 
     def copy(self, packet: int, copies: int) -> None:
         """Have the agent send copies of a packet on their way."""
-        self.link.ask(lambda cookie: abi.encode_decide(Command.COPY, cookie, packet=packet, number=copies), "copy")
+        (answer,) = self.link.ask_each(
+            [lambda cookie: abi.encode_decide(Command.COPY, cookie, packet=packet, number=copies)], "copy"
+        )
+        _refuse_gone(answer.result, "duplicate")
+        if answer.result < 0:
+            raise refusal("copy", -answer.result)
 
     def write(self, packet: int, edited: Edited, *, within_mtu: bool) -> None:
         """Write a packet's bytes, from its network header on.
@@ -147,9 +152,16 @@ class Holdings:
             ],
             "writing a packet",
         )
+        _refuse_gone(answer.result, "edit")
         if answer.result < 0:
             what, hint = WRITE_REFUSALS.get(-answer.result, ("the agent refused to write the packet", ""))
             raise PacketError(what, found=answer.note or os.strerror(-answer.result), hint=hint)
+
+
+def _refuse_gone(result: int, what: str) -> None:
+    """Refuse what the agent could not do to a packet that went by its lease, or with its rule, meanwhile."""
+    if result == -errno.ENOENT:
+        raise PacketGone(f"cannot {what} this packet: it has just gone")
 
 
 class HeldPacket:

@@ -13,6 +13,7 @@ from skblab.agent.link import Link
 from skblab.agent.packets import HeldPacket
 from skblab.errors import CallbackFailed, GuestLost, SkblabError, Timeout, UsageError
 from skblab.event import Hit
+from skblab.host.process import undisturbed
 from skblab.image.image import Image
 from skblab.image.index import Function
 from skblab.image.missing import find_function
@@ -28,6 +29,7 @@ def ignore(*_: object) -> None:
 
 
 NO_RULE = (None, ignore)
+DISARM_S = 20.0  # of this machine's time, in virtual time: a guest that computes for ever answers nothing
 
 
 class Armed:
@@ -66,12 +68,13 @@ class Armed:
         """
         if self._last is None:
             try:
-                error = self._rules.disarm(self.number)
+                with undisturbed(only_once=True):
+                    error = self._rules.disarm(self.number)
+                    self._last = self._rules.counts(self.number)
             except Timeout:
                 if raising:
                     raise
                 return
-            self._last = self._rules.counts(self.number)
             if error and raising:
                 raise CallbackFailed(str(self.rule), error) from error
 
@@ -140,7 +143,8 @@ class Rules:
         """
         if self._link.is_forked:
             return None
-        with contextlib.suppress(GuestLost):  # its rules are gone with it
+        hurried = self._link.clock.hurried(DISARM_S)
+        with hurried, contextlib.suppress(GuestLost):  # its rules are gone with it
             # Refused where the rule went with its function's module: that is what was wanted.
             self._link.ask_each(
                 [lambda cookie: abi.encode_decide(abi.Command.DISARM, cookie, rule=number)], "disarming"
@@ -165,6 +169,12 @@ class Rules:
         packet = packet or Packet(hit.data, hit.protocol)
         return Hit(at_ns, function, hit.occurrence, packet, verdict, hit.skb, hit.length)
 
+    @staticmethod
+    def event_of(held: HeldPacket, verdict: str, packet: Packet) -> Hit:
+        """Return what people see of a packet that was held; also when the channel is closed."""
+        hit = held.hit
+        return Hit(held.held_at_ns, held.function, hit.occurrence, packet, verdict, hit.skb, hit.length)
+
     def of(self, hit: abi.Hit) -> tuple[Rule | None, Listener]:
         """Return a hit's rule and its listener; no rule for a debugger's, and for that of a rule that has ended."""
         return self._in_force.get(hit.rule, NO_RULE)
@@ -182,7 +192,7 @@ class Rules:
             if isinstance(error, SkblabError) and not isinstance(error, Timeout):
                 self._forget(number)
             else:  # the agent may still arm it: no other rule may get this number
-                with contextlib.suppress(Timeout, GuestLost):
+                with undisturbed(), contextlib.suppress(Timeout, GuestLost):
                     self._link.send(abi.encode_decide(abi.Command.DISARM, 0, rule=number))
             raise
         return Armed(self, number, rule)

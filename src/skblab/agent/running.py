@@ -16,6 +16,7 @@ from skblab.clock import Clock
 from skblab.edit import changing, corrupting
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout, UsageError
 from skblab.event import Hit
+from skblab.host.process import interruptible
 from skblab.packet import Packet
 from skblab.rule import Rule
 from skblab.summary import ETH_P_IP
@@ -34,9 +35,10 @@ class _Reports:
 
     def __call__(self, hit: Hit) -> None:
         try:
-            self._report(hit)
-        except Exception as error:  # noqa: BLE001 - raised by Running.close()
-            self.failed = self.failed or error
+            with interruptible():
+                self._report(hit)
+        except BaseException as error:  # noqa: BLE001 - raised by Running.close(); a signal by undisturbed()
+            self.failed = self.failed or (error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
 
 class _Groups:
@@ -86,9 +88,12 @@ class _Edits:
     def add(self, held: HeldPacket) -> None:
         """Add a packet to be changed."""
         with self._changed:
-            self._work.append((held, self._clock.expect()))
-            self._added += 1
-            self._changed.notify_all()
+            if not self._ended:
+                self._work.append((held, self._clock.expect()))
+                self._added += 1
+                self._changed.notify_all()
+                return
+        _release(held)  # its rule outlives it: close() was interrupted
 
     def finish(self) -> None:
         """Wait until what was added before this call is done: its rule may end then."""
@@ -130,12 +135,14 @@ class _Edits:
                 why = re.sub(r"\n\s*", "; ", str(error))
                 said = f"{self._rule.verdict} failed, released as it was: {why}"
                 self.failed, self.why_failed = self.failed + 1, self.why_failed or why
-            _release(held)
-            self._report(self._rules.event(held.hit, held.function, said, before))
-            has_decided()
-            with self._changed:
-                self._done += 1
-                self._changed.notify_all()
+            try:
+                _release(held)
+                self._report(self._rules.event_of(held, said, before))
+            finally:
+                has_decided()
+                with self._changed:
+                    self._done += 1
+                    self._changed.notify_all()
 
 
 def _release(held: HeldPacket) -> None:
@@ -225,11 +232,13 @@ class Running:
         self._close(raising=True)
 
     def _close(self, *, raising: bool) -> None:
-        if self._edits:
-            self._edits.finish()
-        self.armed.disarm(raising=raising)
-        if self._edits:
-            self._edits.close()
+        try:
+            if self._edits:
+                self._edits.finish()
+        finally:
+            self.armed.disarm(raising=raising)
+            if self._edits:
+                self._edits.close()
         error, self._report.failed = self._report.failed, None
         if error and raising:
             raise CallbackFailed(str(self._rule), error) from error

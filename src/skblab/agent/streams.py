@@ -12,6 +12,7 @@ from skblab.agent.packets import COLUMNS, HeldPacket
 from skblab.agent.rules import ignore
 from skblab.errors import Timeout
 from skblab.event import Hit
+from skblab.host.process import interruptible
 from skblab.html import shown, table
 from skblab.rule import Rule
 
@@ -123,7 +124,8 @@ class Hold(Stream[HeldPacket]):
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
         if held:
             self._put(held)
-        self._report(self._rules.event(hit, self._rule.function, self._rule.verdict))
+        with interruptible():
+            self._report(self._rules.event(hit, self._rule.function, self._rule.verdict))
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the packets that the rule holds now, also those that were taken."""

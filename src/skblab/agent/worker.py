@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from skblab.agent.link import Link
+from skblab.host.process import interruptible
 
 Item = TypeVar("Item")
 
@@ -29,7 +30,11 @@ class Worker(Generic[Item]):
         self._bell = os.eventfd(0, os.EFD_CLOEXEC)  # rung by other threads; closed by this one:
         self._ringing = threading.Lock()
         self._is_closed = False
-        self._queue = link.queue(self._bell)
+        try:
+            self._queue = link.queue(self._bell)
+        except BaseException:
+            os.close(self._bell)
+            raise
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -38,11 +43,15 @@ class Worker(Generic[Item]):
         """Whether this is the thread."""
         return self._thread.ident == threading.get_ident()
 
-    def put(self, item: Item) -> None:
-        """Add an item."""
-        self._items.append(item)
-        if self._sleeps:
-            self._ring()
+    def put(self, item: Item) -> bool:
+        """Add an item; return False if nobody works on it: the thread has ended."""
+        with self._ringing:
+            if self._is_closed:
+                return False
+            self._items.append(item)
+            if self._sleeps:
+                os.eventfd_write(self._bell, 1)
+        return True
 
     def end(self, timeout_s: float) -> bool:
         """Finish the items that are there, and end; return whether that was done within the time. Safe to call twice.
@@ -52,7 +61,8 @@ class Worker(Generic[Item]):
         self._ended = True
         self._ring()
         if not self.is_current:
-            self._thread.join(timeout_s)
+            with interruptible():
+                self._thread.join(timeout_s)
         return self.is_current or not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -66,6 +76,8 @@ class Worker(Generic[Item]):
         with self._ringing:
             self._is_closed = True
             os.close(self._bell)
+        while self._items:  # from before
+            self._work(self._items.popleft())
 
     def _ring(self) -> None:
         with self._ringing:

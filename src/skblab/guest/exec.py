@@ -12,18 +12,16 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, Self
 
 from skblab.clock import REAL, Clock
 from skblab.errors import GuestCommandFailed, GuestLost, NoSuchProgram, SkblabError, Timeout, UsageError
 from skblab.guest.streams import AT_ONCE_BYTES, Drain, Streams
-from skblab.host.process import Argument, Stream
-
-if TYPE_CHECKING:
-    import threading
+from skblab.host.process import Argument, Stream, undisturbed
 
 HEADER = struct.Struct("=IiIIIIIII")
 MESSAGE_BYTES = 192 * 1024
@@ -82,6 +80,10 @@ class Command:
         self._connection = connection
         self._lost = lost
         self.relays: list[threading.Thread | Drain] = []  # who copies its output
+        self._ending = threading.Lock()  # of what follows, and of the server's last message
+        self._waiting = 0  # threads in wait()
+        self._said: dict[IO[bytes], bytearray] = {}  # to communicate(), which may be called again
+        self._left: memoryview | None = None
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when the command has ended."""
@@ -91,9 +93,15 @@ class Command:
         """Return the server's next message, or None after a time."""
         if not self._clock.wait([self._connection], timeout_s):
             return None
+        return self._read()
+
+    def _read(self) -> tuple[Kind, int, Step]:
+        """Read a message that is there."""
         data = b""
-        with contextlib.suppress(ConnectionError):
-            data = self._connection.recv(HEADER.size)
+        for _ in range(2):  # the first time refused, where the server has ended before it read our last message
+            with contextlib.suppress(ConnectionError):
+                data = self._connection.recv(HEADER.size)
+                break
         if not data:
             raise self._lost()
         try:
@@ -125,8 +133,9 @@ class Command:
 
     def poll(self) -> int | None:
         """Return the exit status, minus the number of the signal that ended it, or None while it runs."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.wait(0)
+        if self._connection.fileno() >= 0:  # else it was waited for, or hung up
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -136,15 +145,31 @@ class Command:
         :raises GuestLost: the guest kernel is gone
         """
         if self.returncode is None:
-            said = self._receive(timeout)
-            if said is None:
-                assert timeout is not None
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            self.returncode = said[1]
-            self._connection.close()
+            self._wait_ended(timeout)
+        assert self.returncode is not None
         for relay in self.relays:
             relay.join()
         return self.returncode
+
+    def _wait_ended(self, timeout: float | None) -> None:
+        """Wait for the server's last message; several threads may."""
+        with self._ending:
+            self._waiting += 1
+        try:
+            ready = self.returncode is not None or self._clock.wait([self._connection], timeout)
+            with self._ending, undisturbed():
+                if self.returncode is None:
+                    if not ready:
+                        assert timeout is not None
+                        raise subprocess.TimeoutExpired(self.args, timeout)
+                    self.returncode = self._read()[1]
+                    with contextlib.suppress(OSError):
+                        self._connection.shutdown(socket.SHUT_RDWR)  # wakes others
+        finally:
+            with self._ending:
+                self._waiting -= 1
+                if self.returncode is not None and not self._waiting:
+                    self._connection.close()
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to the command's process group; do nothing if the command has ended."""
@@ -173,21 +198,22 @@ class Command:
 
     def _order(self, message: bytes) -> None:
         if self.returncode is None:
-            with contextlib.suppress(ConnectionError):
-                self._connection.send(message)
-                self._clock.given()
+            with contextlib.suppress(ConnectionError), self._ending:
+                if self.returncode is None:
+                    self._connection.send(message)
+                    self._clock.given()
 
     def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[bytes, bytes]:  # noqa: A002
-        """Write all of *input*, read all output, wait for the end.
+        """Write all of *input*, read all output, wait for the end. Called again after a timeout, it loses nothing.
 
         :raises subprocess.TimeoutExpired: it is still running
         """
         left_s = self._clock.countdown(timeout)
-        left = memoryview(input or b"")
-        said: dict[IO[bytes], bytearray] = {pipe: bytearray() for pipe in (self.stdout, self.stderr) if pipe}
-        reads = set(said)
-        writes = {self.stdin} if self.stdin else set()
-        if self.stdin:
+        self._left = left = memoryview(input or b"") if self._left is None else self._left
+        said = self._said = self._said or {pipe: bytearray() for pipe in (self.stdout, self.stderr) if pipe}
+        reads = {pipe for pipe in said if not pipe.closed}
+        writes = {self.stdin} if self.stdin and not self.stdin.closed else set()
+        if self.stdin and writes:
             os.set_blocking(self.stdin.fileno(), False)
         while reads or writes:
             wait_s = left_s()
@@ -208,6 +234,7 @@ class Command:
                     continue
                 except BrokenPipeError:  # it has closed its stdin
                     left = left[:0]
+                self._left = left
                 if not left:
                     writes.clear()
                     pipe.close()

@@ -10,6 +10,7 @@ from typing import Self
 from skblab.errors import CallbackFailed
 from skblab.guest.complaint import Complaint
 from skblab.guest.console import Console
+from skblab.host.process import undisturbed
 from skblab.host.waiting import wait
 
 SETTLED_S = 0.2  # without output: then a report is finished
@@ -66,9 +67,12 @@ class ComplaintWatch:
         os.eventfd_write(self._enough, 1)
         if self._thread is not threading.current_thread():
             self._thread.join()
-        os.close(self._grown)
-        os.close(self._enough)
-        self._enough = -1
+        with undisturbed():
+            if self._enough < 0:  # another thread was faster
+                return
+            enough, self._enough = self._enough, -1
+            os.close(self._grown)
+            os.close(enough)
         if self._failed and raising:
             raise CallbackFailed("a complaint", self._failed) from self._failed
 

@@ -13,6 +13,7 @@ from skblab.errors import MissingPrerequisite
 from skblab.guest.console import Console
 from skblab.guest.mconsole import Kind, receive
 from skblab.host import process
+from skblab.host.process import undisturbed
 from skblab.host.waiting import wait
 from skblab.image.image import INDEX
 from skblab.image.index import FunctionIndex
@@ -142,10 +143,13 @@ class PanicWatch:
         os.eventfd_write(self._enough, 1)
         if self._thread is not threading.current_thread():
             self._thread.join()
-        self._listener.close()
-        os.close(self._pidfd)
-        os.close(self._enough)
-        self._enough = -1
+        with undisturbed():
+            if self._enough < 0:  # another thread was faster
+                return
+            enough, self._enough = self._enough, -1
+            self._listener.close()
+            os.close(self._pidfd)
+            os.close(enough)
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 from skblab.clock import Clock
 from skblab.files import cannot_write
-from skblab.host.process import Stream
+from skblab.host.process import Stream, interruptible
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -176,7 +176,9 @@ class Drain:
         left = memoryview(data)
         try:
             while left:
-                left = left[os.write(self._target, left) :]
+                with interruptible():  # nobody may read it
+                    written = os.write(self._target, left)
+                left = left[written:]
         except BrokenPipeError:
             return False
         except OSError as error:

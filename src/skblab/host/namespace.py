@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,19 @@ class GuestLink:
     fd: int | None = None
 
 
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+class _Conversation:
+    """Who asks process 1: one thread at a time, and each gets the answer to what it has asked."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.owed = 0  # answers that have not come, or not been read: each comes before the next
+
+
 class Namespaces:
     """Private user, mount, IPC, PID and network namespaces with the host side of a link in them.
 
@@ -65,6 +79,7 @@ class Namespaces:
         self.link = ""
         self.why_not_tap = ""
         self._control: socket.socket | None = None
+        self._conversation = _Conversation()
         self._lock = -1
         self.kept = False  # the lab outlives this process
         self.has_branch = False
@@ -126,6 +141,11 @@ class Namespaces:
         self.guest_links = []
 
     def _receive(self, what: str) -> tuple[dict[str, Any], list[int]]:
+        data, fds = self._receive_any(what)
+        return self._understand(data), fds
+
+    def _receive_any(self, what: str) -> tuple[bytes, list[int]]:
+        """Return the next answer of process 1, whatever was asked for."""
         control = self._open_control()
         try:
             data, fds, _, _ = socket.recv_fds(control, lab_init.MESSAGE_BYTES, lab_init.DESCRIPTORS)
@@ -138,10 +158,14 @@ class Namespaces:
             data, fds = b"", []
         if not data:
             raise GuestLost(f"lab {self.name}: its first process is gone", found=f"asked for: {what}")
+        return data, list(fds)
+
+    @staticmethod
+    def _understand(data: bytes) -> dict[str, Any]:
         reply: dict[str, Any] = json.loads(data)
         if "error" in reply:
             raise _explain(reply)
-        return reply, list(fds)
+        return reply
 
     def request(self, op: str, fds: Sequence[int] = (), **arguments: object) -> tuple[dict[str, Any], list[int]]:
         """Send request *op* to process 1 (see ``lab_init.LabInit``); return its answer and its descriptors.
@@ -156,7 +180,7 @@ class Namespaces:
             )
         return self._ask(op, fds, arguments)
 
-    def lend(self) -> socket.socket:
+    def lend(self) -> tuple[socket.socket, _Conversation]:
         """Give process 1 to a copy of this lab's kernel, until ``has_branch`` is set to False again.
 
         :raises UsageError: another has it
@@ -165,7 +189,7 @@ class Namespaces:
             raise UsageError(f"lab {self.name} has a branch", hint="leave that first: one at a time")
         control = self._open_control()
         self.has_branch = True
-        return control
+        return control, self._conversation
 
     def abandon(self) -> None:
         """Give process 1 up: it does not answer."""
@@ -179,12 +203,23 @@ class Namespaces:
         if len(message) > lab_init.MESSAGE_BYTES:
             raise UsageError(f"lab {self.name}: a request of {len(message)} bytes: {op}",
                              found=f"{lab_init.MESSAGE_BYTES} at most")  # fmt: skip
+        descriptors: list[int] = []
         try:
-            socket.send_fds(control, [message], list(fds))
-        except OSError as error:
-            self._raise_unless_gone(error)
-            raise GuestLost(f"lab {self.name}: its first process is gone", found=f"asked for: {op}") from None
-        return self._receive(op)
+            with self._conversation.lock, process.undisturbed(only_once=True):
+                try:
+                    socket.send_fds(control, [message], list(fds))
+                except OSError as error:
+                    self._raise_unless_gone(error)
+                    raise GuestLost(f"lab {self.name}: its first process is gone", found=f"asked for: {op}") from None
+                self._conversation.owed += 1
+                while self._conversation.owed:  # who asked for those before did not wait for them
+                    _close_all(descriptors)
+                    data, descriptors = self._receive_any(op)
+                    self._conversation.owed -= 1
+            return self._understand(data), descriptors
+        except BaseException:
+            _close_all(descriptors)
+            raise
 
     def _open_control(self) -> socket.socket:
         """Return the control socket.
@@ -288,7 +323,7 @@ class BranchedNamespaces(Namespaces):
         self.addresses, self.switch = stem.addresses, stem.switch
 
     def __enter__(self) -> Self:
-        self._control = self._stem.lend()
+        self._control, self._conversation = self._stem.lend()
         return self
 
     def branch(self, size: int) -> list[int]:

@@ -238,11 +238,29 @@ def run(
     return done
 
 
+_of_users = 0  # calls of a user's functions by the main thread, in which a second signal is not delayed
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a second signal interrupt this block within ``undisturbed(only_once=True)``: a user's function may hang."""
+    global _of_users  # noqa: PLW0603 - of the main thread
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = _of_users
+    try:
+        _of_users = before + 1
+        yield
+    finally:
+        _of_users = before
+
+
 @contextlib.contextmanager
 def undisturbed(*, only_once: bool = False) -> Iterator[None]:
     """Delay Ctrl-C and similar signals until the block, which must not be interrupted, has ended.
 
-    :param only_once: a second signal interrupts it all the same: it calls a user's function, which may hang
+    :param only_once: a second signal interrupts what is ``interruptible()`` in it
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python runs signal handlers only in the main thread
@@ -253,7 +271,7 @@ def undisturbed(*, only_once: bool = False) -> Iterator[None]:
 
     def delay(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        if only_once and len(came) > 1:
+        if only_once and _of_users and len(came) > 1:
             handlers[number](number, frame)
 
     try:

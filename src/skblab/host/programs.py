@@ -89,7 +89,11 @@ class HostPrograms:
                 new_session=new_session,
                 pass_fds=[host_side.pidfd, *pass_fds],
             )
-        self._clients = [*(one for one in self._clients if process.unfinished(one)), client]
+        try:
+            self._clients = [*(one for one in self._clients if process.unfinished(one)), client]
+        except (OSError, ValueError):  # their connections were closed
+            self.check_open()
+            raise
         return client
 
     def run(
