@@ -80,7 +80,7 @@ class Command:
         self._connection = connection
         self._lost = lost
         self.relays: list[threading.Thread | Drain] = []  # who copies its output
-        self._ending = threading.Lock()  # of what follows, and of the server's last message
+        self._ending = threading.RLock()  # of what follows, and of the last message; a signal's handler may take it
         self._waiting = 0  # threads in wait()
         self._said: dict[IO[bytes], bytearray] = {}  # to communicate(), which may be called again
         self._left: memoryview | None = None
@@ -157,7 +157,7 @@ class Command:
             self._waiting += 1
         try:
             ready = self.returncode is not None or self._clock.wait([self._connection], timeout)
-            with self._ending, undisturbed():
+            with undisturbed(), self._ending:
                 if self.returncode is None:
                     if not ready:
                         assert timeout is not None

@@ -205,7 +205,7 @@ class Namespaces:
                              found=f"{lab_init.MESSAGE_BYTES} at most")  # fmt: skip
         descriptors: list[int] = []
         try:
-            with self._conversation.lock, process.undisturbed(only_once=True):
+            with process.undisturbed(only_once=True), self._conversation.lock:
                 try:
                     socket.send_fds(control, [message], list(fds))
                 except OSError as error:
