@@ -36,14 +36,14 @@ from skblab.spec import HOST_ROOT, LabSpec
 
 LIMIT_S = 300.0  # behind the last decision; TCP gives up a connection after 127 s without an answer
 MOST_KEPT = 4096  # characters of an output; of a longer one the file has the digest
-WORSE = ("end", "unfired", "undecided", "complaints")  # of an outcome: where they are not meant, it is another one
+WORSE = ("end", "unfired", "unedited", "undecided", "complaints")  # where it was not meant, it is another outcome
 MOST_SHOWN = 40  # lines of a difference
 OUTCOME = "outcome"
 KEYS = {"client": (), "servers": (), "rules": (), "decisions": (), "directory": "", "limit_s": 0.0, "terminal": False,
         "image": ""}  # fmt: skip
 OF_OUTCOME = {
     "end": "", "status": 0, "duration_s": 0.0, "stdout": "", "stderr": "", "stdout_sha256": "", "stderr_sha256": "",
-    "counts": (), "unfired": (), "went": (), "undecided": (), "complaints": (),
+    "counts": (), "unfired": (), "unedited": (), "went": (), "undecided": (), "complaints": (),
 }  # fmt: skip
 TIMES = re.compile(
     r"\d+(?:\.\d+)?(?=\s?(?:ns|us|\N{MICRO SIGN}s|ms|s|seconds?)\b)"  # 0.3 ms
@@ -342,11 +342,12 @@ def _outcome_of(session: Session, end: str = "") -> dict[str, Any]:
             found["duration_s"] = round(outcome.duration_s, 9)
         if session.is_captured:
             stdout, stderr = outcome.output
-            found |= output("stdout", stdout) | (output("stderr", stderr) if stderr else {})
+            found |= output("stdout", stdout) | ({} if session.is_terminal else output("stderr", stderr))
         if is_virtual and outcome.rules:
             found["counts"] = tuple(map(counted, outcome.rules))
     some = {
         "unfired": tuple(map(str, outcome.unfired)) if outcome else (),
+        "unedited": outcome.unedited if outcome else (),
         "went": outcome.went if outcome else (),
         "undecided": outcome.undecided if outcome else session.undecided,
         "complaints": complained(session.lab),

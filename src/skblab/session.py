@@ -121,6 +121,11 @@ class Outcome:
         return tuple(one.rule for one in self.rules if one.is_untested)
 
     @property
+    def unedited(self) -> tuple[str, ...]:
+        """The rules whose edit failed, each with why it did the first time."""
+        return tuple(f"{one.rule}: {one.why_unedited}" for one in self.rules if one.unedited)
+
+    @property
     def exit_status(self) -> int:
         """The command's status, or 1 where that is 0 and an edit failed."""
         return self.status or int(any(rule.unedited for rule in self.rules))
@@ -161,6 +166,7 @@ class Session:
         self.command: tuple[str, ...] = ()
         self.directory = ""
         self.is_captured = False
+        self.is_terminal = False  # then standard error is in what is captured of standard output
         self.outcome: Outcome | None = None
 
     def __enter__(self) -> Self:
@@ -220,7 +226,8 @@ class Session:
         :raises CallbackFailed: the watcher raised
         """
         clock = self.lab.guest.clock
-        self.command, self.directory, self.is_captured = tuple(map(os.fsdecode, command)), directory, capture
+        self.command, self.directory = tuple(map(os.fsdecode, command)), directory
+        self.is_captured, self.is_terminal = capture, terminal
         with contextlib.ExitStack() as stack:
             kept = [
                 stack.enter_context(Kept(number if shown else None, terminal=terminal))
@@ -264,6 +271,11 @@ class Session:
         from skblab.saved import SavedRun  # noqa: PLC0415 - a saved run is run by a session
 
         SavedRun.of(self, end).write(path)
+
+    @property
+    def fired(self) -> tuple[bool, ...]:
+        """Of each rule, whether it has fired so far."""
+        return tuple(one.fired for one in self._running)
 
     @property
     def undecided(self) -> tuple[str, ...]:

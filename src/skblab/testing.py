@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     import pytest
 
     from skblab.agent.running import Running
+    from skblab.agent.streams import Hold, Probe
     from skblab.event import Hit
     from skblab.image.image import Image
     from skblab.policy import Decide
-    from skblab.rule import Rule
+    from skblab.rule import Occurrence, Rule
     from skblab.trace.model import Step, Trace
     from skblab.trace.tracer import Tracer
 
@@ -122,6 +123,7 @@ class LabInTest(Lab):
         super().__init__(spec=spec)
         self.directory_of: Callable[[], Path] | None = None
         self._outcomes: list[Running | Policy] = []
+        self._streams: list[Hold | Probe] = []
         self._at_close: list[RuleOutcome] = []  # if the test itself closes it
         self._counters: dict[str, Counters] = {}  # by node
         self._tracer: Tracer | None = None
@@ -164,6 +166,29 @@ class LabInTest(Lab):
         running = super().rule(rule, report)
         self._outcomes.append(running)
         return running
+
+    def hold(  # noqa: D102 - as Lab's
+        self,
+        function: str,
+        filter: str = "",  # noqa: A002
+        *,
+        occurrence: "Occurrence | None" = None,
+        report: "Callable[[Hit], object]" = lambda _: None,
+    ) -> "Hold":
+        hold = super().hold(function, filter, occurrence=occurrence, report=report)
+        self._streams.append(hold)
+        return hold
+
+    def probe(  # noqa: D102 - as Lab's
+        self,
+        function: str,
+        filter: str = "",  # noqa: A002
+        *,
+        occurrence: "Occurrence | None" = None,
+    ) -> "Probe":
+        probe = super().probe(function, filter, occurrence=occurrence)
+        self._streams.append(probe)
+        return probe
 
     def _policy(self, rule: "Rule", decide: "Decide", lease_s: float) -> Policy:
         policy = super()._policy(rule, decide, lease_s)
@@ -291,8 +316,9 @@ class LabInTest(Lab):
 
     def end_test(self) -> None:
         """End what a test of a shared lab has left in force, and its trace."""
-        outcomes, self._outcomes = self._outcomes, []
-        for one in outcomes:
+        left: list[Running | Policy | Hold | Probe] = [*self._outcomes, *self._streams]
+        self._outcomes, self._streams = [], []
+        for one in left:
             if self.is_alive:
                 one.close()
         if self._tracer and self.is_alive:

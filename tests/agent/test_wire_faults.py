@@ -1,6 +1,7 @@
 """What a bad wire does: ``corrupt`` and ``rate``; and waiting for a rule, and for a server."""
 
 import re
+import struct
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -45,6 +46,14 @@ def test_a_corrupted_segment_is_found_by_its_checksum_and_sent_again(served: Lab
     assert (rule.fired, rule.unedited, rule.counts.arrived) == (True, 0, 2)
     assert [hit.verdict.split()[0] for hit in hits] == ["corrupt"]
     assert counters(served)["TcpInCsumErrors"] - before["TcpInCsumErrors"] == 1
+
+
+def test_no_checksum_is_right_by_chance() -> None:
+    """Two bytes that are changed by the same amount, up and down, make the same sum."""
+    payload = bytes(range(64))
+    for seed in range(3000):
+        corrupted = corrupting(2, str(seed))(UDP() / Raw(payload))
+        assert sum(struct.unpack("!32H", corrupted)) % 0xFFFF != sum(struct.unpack("!32H", payload)) % 0xFFFF
 
 
 def test_a_corrupted_ping_is_lost(served: Lab) -> None:

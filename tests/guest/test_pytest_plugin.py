@@ -143,6 +143,20 @@ def test_what_a_failure_shows(run: Run, pytester: pytest.Pytester) -> None:
     assert "icmp_rcv" in Path(page).read_text()
 
 
+def test_what_a_test_holds_does_not_outlive_it(run: Run) -> None:
+    done = run(
+        f"""
+        def test_holds(shared_lab):
+            shared_lab.hold("icmp_rcv", "icmp")
+            assert "0 received" in shared_lab.run({PING}).stdout
+
+        def test_next(shared_lab):
+            assert "2 received" in shared_lab.run({PING}).stdout
+        """
+    )
+    done.assert_outcomes(passed=2)
+
+
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
 def test_a_failure_is_reported_though_its_lab_says_nothing(run: Run, workers: str) -> None:
     """An error in a hook ends the session; with pytest-xdist as if the test had not been."""

@@ -96,6 +96,22 @@ def test_a_command_that_copes_with_every_set() -> None:
     assert "copes with all" in done.stdout
 
 
+def test_sets_of_faults_that_never_happen_test_nothing() -> None:
+    sends = "import socket; socket.socket(2, 2).sendto(b'?', ('guest', 53))"
+    done = skblab("explore", "--runs", "4", "--verdicts", "edit tcp.flags=R", "--", "python3", "-c", sends)
+    assert done.returncode == 118, done.stderr
+    assert "none of them happened" in done.stdout
+
+
+def test_other_bytes_are_another_output_though_they_are_no_text() -> None:
+    sends = "import socket; s = socket.socket(2, 2); s.bind(('', 53)); s.sendto(b'\\xff\\xfe', s.recvfrom(9)[1])"
+    asks = "import os, socket; s = socket.socket(2, 2); s.sendto(b'?', ('guest', 53)); os.write(1, s.recv(9))"
+    words = ("--verdicts", 'edit raw.load="\\xfe\\xff"', "--filter", "udp src port 53")
+    done = skblab("sweep", *words, "-g", f'udp:python3 -c "{sends}"', "--", "python3", "-c", asks)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "other output" in done.stdout
+
+
 def test_a_sweep_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle leaves what is done; --resume runs only the other cells."""
     (tmp_path / "images").symlink_to(images_dir())

@@ -103,6 +103,26 @@ def test_what_makes_no_sense(file: Path, options: list[str], said: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+ECHO = "icmp[icmptype] == icmp-echo"
+
+
+@pytest.mark.parametrize(
+    ("client", "rules", "unmet"),
+    [
+        ("ping -n -c3 -i1 -W1 guest", [f"icmp_rcv = drop @1 if {ECHO}", "icmp_rcv = drop @1 if udp"], "rule 2 never"),
+        ("ping -n -c3 -i1 -W1 guest", [f"icmp_rcv = hold 8 release reverse if {ECHO}"], "rule 1 never fired"),
+        ("ping -n -c1 -s0 guest", [f"icmp_rcv = corrupt 2 if {ECHO}"], "unedited: icmp_rcv = corrupt 2"),
+        ("ping -n -c1 guest", [f"icmp_rcv = edit ip.ttl=64 if {ECHO}"], "rule 1 never fired"),
+    ],
+    ids=["another rule's packet", "fewer than are held together", "an edit that failed", "an edit without a change"],
+)
+def test_what_did_not_happen_is_not_passed(image: Image, client: str, rules: list[str], unmet: str) -> None:
+    command = ("sh", "-c", f"{client}; true")
+    scenario = Scenario(spec=LabSpec(image=image, time="virtual"), client=command, rules=tuple(rules))
+    ((_, run),) = Matrix([scenario]).run()
+    assert any(one.startswith(unmet) for one in run.unmet), run.unmet
+
+
 def test_a_rule_that_never_fires_fails_a_run(image: Image) -> None:
     scenario = Scenario(
         spec=LabSpec(image=image, time="virtual"), client=("ping", "-n", "-c1", "guest"), rules=("icmp_rcv = drop @7",)

@@ -165,6 +165,7 @@ def test_what_is_wrong_now_is_a_difference_though_nothing_was_said_of_it() -> No
 
     assert [one.what for one in run(status=0).differences(run(status=0, undecided=("x",)))] == ["undecided"]
     assert [one.what for one in run(status=0).differences(run(end="it hung"))] == ["end"]
+    assert [one.what for one in run(status=0).differences(run(status=0, unedited=("x",)))] == ["unedited"]
     assert run().differences(run(status=1, unfired=("x",))) == []
     short, long = run(stdout="a"), run(stdout_sha256="0" * 64)
     assert [one.what for one in short.differences(long)] == ["stdout"]

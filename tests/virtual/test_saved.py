@@ -40,6 +40,27 @@ def run_of(**fields: object) -> SavedRun:
     return SavedRun(spec=LabSpec(time="virtual", seed=3), client=PING, **fields)  # type: ignore[arg-type]
 
 
+def test_new_words_on_standard_error_are_a_difference(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    said.write_text("")
+    run = SavedRun(spec=LabSpec(time="virtual", root="host"), client=("sh", "-c", f"cat {said} >&2")).run()
+    assert run.outcome["stderr"] == ""
+    said.write_text("assertion failed\n")
+    assert "stderr" in [one.what for one in run.differences(run.run())]
+
+
+def test_an_edit_that_fails_is_an_outcome(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(f'client = ["ping", "-c1", "-s0", "guest"]\nrules = ["icmp_rcv = corrupt 2 if {ECHO}"]\n'
+                    '[lab]\ntime = "virtual"\n')  # fmt: skip
+    done = skblab("replay", str(file))
+    assert done.returncode == 1
+    assert "unedited: icmp_rcv = corrupt 2" in done.stderr
+    with file.open("a") as more:
+        more.write("[outcome]\nstatus = 0\n")
+    assert skblab("replay", str(file)).returncode == 1
+
+
 def test_every_decision_comes_again_to_the_byte(tmp_path: Path) -> None:
     decisions = [one.replace("icmp_rcv = delay 600ms @4", "icmp_rcv:3 = delay 600ms @1") for one in DECISIONS]
     first = run_of(rules=RULES, decisions=tuple(decisions)).run()

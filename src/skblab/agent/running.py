@@ -125,9 +125,10 @@ class _Edits:
                 held, has_decided = self._work.popleft()
             before = held.packet
             try:
-                said = f"{self._rule.verdict} {self._change(held)}".replace("\n", ", ")
+                changed = self._change(held)
+                said = f"{self._rule.verdict} {changed or 'makes no difference'}".replace("\n", ", ")
                 with self._rules.changed:
-                    self.edited += 1
+                    self.edited += bool(changed)
                     self._rules.changed.notify_all()
             except PacketGone as error:  # with its rule
                 said = f"not edited: {error.what}"

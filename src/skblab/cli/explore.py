@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skblab.cli.options import add_guest_options, add_lab_options
+from skblab.cli.rules import UNFIRED
 from skblab.cli.sweep import add_sweep_options, sweep_from
 from skblab.errors import UsageError
 from skblab.files import check_new
@@ -15,7 +16,7 @@ from skblab.files import check_new
 if TYPE_CHECKING:
     from skblab.sweep.sweep import Done
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   skblab explore --runs 1000 --seed 1 -g 'redis-server --bind 192.168.10.1' -- ./client-test.sh
   skblab explore --save least.toml -g ./server -- ./client; skblab matrix least.toml
@@ -23,7 +24,8 @@ examples:
 
 The command runs in virtual time: first without a fault, twice, then with one to six faults at once, of different
 packets, chosen by the seed. If it does not cope, Hypothesis looks for the fewest faults with which it does not; the
-command that runs these again is printed, and the exit status is 1. The faults are those of skblab sweep.
+command that runs these again is printed, and the exit status is 1. The faults are those of skblab sweep. If no fault of
+any set happened, nothing was tested, and the status is {UNFIRED}.
 """
 MOST_SHOWN = 5
 
@@ -51,7 +53,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Explore; return 1 if the command does not cope with a set of faults."""
+    """Explore; return 1 if the command does not cope with a set of faults, UNFIRED if none of them happened."""
     from skblab.sweep import scenario  # noqa: PLC0415
     from skblab.sweep.explore import explore, new_functions  # noqa: PLC0415
 
@@ -62,8 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     sweep.scenario = replace(sweep.scenario, traced=arguments.coverage)
     sweep.begin()
     reached: set[str] = set()
+    tested: list[str] = []
 
     def note(done: "Done") -> None:
+        if any(done.outcome.fired):
+            tested.append(done.name)
         new = new_functions(sweep, done.outcome) - reached
         reached.update(new)
         more = f"; first into {', '.join(sorted(new)[:MOST_SHOWN])}{', ...' * (len(new) > MOST_SHOWN)}" if new else ""
@@ -73,7 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.coverage:
         print(f"packets entered {len(reached)} functions that they do not enter without a fault")
     if least is None:
-        print(f"{cells} sets of faults, and the command copes with all")
+        if not tested:
+            print(f"{cells} sets of faults, and none of them happened: nothing was tested")
+            return UNFIRED
+        rest = "" if len(tested) == cells else f" {len(tested)} that happened"
+        print(f"{cells} sets of faults, and the command copes with all{rest}")
         return 0
     print(f"the fewest of {cells} sets: {least.name}: {least.judgement.words}")
     print(f"  {sweep.scenario.command(least.rules)}")

@@ -34,7 +34,7 @@ a decision could not be carried out.
 
 COUNTED = (
     ("went", "packets decided about"), ("complaints", "complaints"), ("unfired", "rules that never fired"),
-    ("undecided", "decisions not carried out"),
+    ("unedited", "rules whose edit failed"), ("undecided", "decisions not carried out"),
 )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def _status(now: "SavedRun") -> int:
     """Return the status of a run that there is nothing to compare with."""
     if "unfired" in now.outcome or "undecided" in now.outcome:
         return UNFIRED
-    return int(now.outcome.get("status", 1))
+    return int(now.outcome.get("status", 1)) or int("unedited" in now.outcome)
 
 
 def _summary(saved: "SavedRun", now: "SavedRun") -> Iterator[str]:
@@ -96,4 +96,5 @@ def _summary(saved: "SavedRun", now: "SavedRun") -> Iterator[str]:
     yield ("the outcome is the same: " if saved.outcome else "") + ", ".join(parts)
     if not saved.outcome:
         yield from (f"{one}: never fired" for one in outcome.get("unfired", ()))
+        yield from (f"unedited: {one}" for one in outcome.get("unedited", ()))
         yield from outcome.get("undecided", ())

@@ -20,12 +20,20 @@ def corrupting(count: int, seed: str) -> Callable[["Layers"], bytes]:
 
     def change(layers: "Layers") -> bytes:
         chance = random.Random(seed)  # noqa: S311 - to be the same on every run
-        payload = bytearray(_payload(layers))
-        for place in chance.sample(range(len(payload)), min(count, len(payload))):
-            payload[place] ^= chance.randrange(1, 256)
+        before = _payload(layers)
+        payload = bytearray(before)
+        while _sum(payload) == _sum(before):  # a change of two bytes may make none of a checksum
+            payload[:] = before
+            for place in chance.sample(range(len(payload)), min(count, len(payload))):
+                payload[place] ^= chance.randrange(1, 256)
         return bytes(payload)
 
     return change
+
+
+def _sum(payload: bytes | bytearray) -> int:
+    """Return the sum of 16-bit words that checksums are made of (RFC 1071, section 1)."""
+    return int.from_bytes(payload + bytes(len(payload) % 2)) % 0xFFFF
 
 
 def _payload(layers: "Layers") -> bytes:

@@ -98,7 +98,7 @@ class Kept:
         """Return what has been written, after the writer's end; what others write later is not kept."""
         self._finish()
         self._file.seek(0)
-        text = self._file.read().decode(errors="replace")
+        text = self._file.read().decode(errors="backslashreplace")  # else other bytes may be the same text
         return CONTROL.sub("", text).replace("\r\n", "\n") if self._terminal else text
 
     def _finish(self) -> None:

@@ -146,6 +146,7 @@ class CellOutcome:
     :param complaints: first lines of what the guest's kernel complained of
     :param packets: at the functions of the scenario
     :param fired: for each rule, the cell's and then the scenario's, whether it did its verdict
+    :param unedited: rules whose edit failed, each with why
     :param files: of each: its path, its digest ("": no such file), and its beginning
     :param functions: of the kernel, that packets entered, where the scenario is traced
     :param why: more about an end that is no end of the client
@@ -161,6 +162,7 @@ class CellOutcome:
     complaints: tuple[str, ...] = ()
     packets: tuple[Seen, ...] = ()
     fired: tuple[bool, ...] = ()
+    unedited: tuple[str, ...] = ()
     files: tuple[tuple[str, str, str], ...] = ()
     functions: tuple[str, ...] = ()
     why: str = ""
@@ -176,7 +178,7 @@ class CellOutcome:
         """Return an outcome as ``fields()`` wrote it."""
         packets = [Seen(at_s, function, Packet(bytes.fromhex(data), protocol), verdict)
                    for at_s, function, data, protocol, verdict in fields["packets"]]  # fmt: skip
-        tuples = {name: tuple(fields[name]) for name in ("digests", "complaints", "fired", "functions")}
+        tuples = {name: tuple(fields[name]) for name in ("digests", "complaints", "fired", "unedited", "functions")}
         files = tuple((path, digest, text) for path, digest, text in fields["files"])
         return cls(**{**fields, **tuples, "packets": tuple(packets), "files": files})
 
@@ -201,16 +203,17 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
     """
     faults = [Rule.parse(rule) for rule in (*rules, *scenario.rules)]
     opened = _image(scenario.spec.image_path, scenario.spec.series, scenario.spec.variant)
-    return stem.run(scenario.spec, opened, functools.partial(_run_in, scenario, faults))
+    return stem.run(scenario.spec, opened, functools.partial(_run_in, scenario, faults, len(rules)))
 
 
-def _run_in(scenario: Scenario, faults: Sequence[Rule], lab: Lab) -> CellOutcome:
+def _run_in(scenario: Scenario, faults: Sequence[Rule], of_cell: int, lab: Lab) -> CellOutcome:
     seen = [Rule(function, "trace", filter=scenario.filter) for function in scenario.at]
     watcher = _Watcher()
     with lab.trace(returns=False) if scenario.traced else nullcontext() as tracer:
         began_ns, found, runs = lab.guest.clock.monotonic_ns, CellOutcome(), False
+        session = Session(lab, [*faults, *seen], watcher)
         try:
-            with Session(lab, [*faults, *seen], watcher) as session:
+            with session:
                 runs = True
                 outcome = session.run(
                     scenario.client, capture=True, timeout_s=scenario.limit_s, directory=scenario.directory
@@ -222,7 +225,7 @@ def _run_in(scenario: Scenario, faults: Sequence[Rule], lab: Lab) -> CellOutcome
                 stdout=stdout[:MOST_KEPT],
                 stderr=stderr[:MOST_KEPT],
                 digests=(digest(stdout), digest(stderr)),
-                fired=tuple(rule.fired for rule in outcome.rules[: len(faults)]),
+                unedited=outcome.unedited,
                 counters=_counters(lab, scenario),
                 files=tuple(_file(lab, path) for path in scenario.files),
             )
@@ -239,14 +242,15 @@ def _run_in(scenario: Scenario, faults: Sequence[Rule], lab: Lab) -> CellOutcome
         complaints = tuple(one.title for one in lab.new_complaints)
         functions = {step.function.name for step in tracer.trace().steps} if tracer and found.end != "died" else ()
     hits = sorted(watcher.hits, key=lambda hit: hit.at_ns)
+    fired = (*session.fired, *(False for _ in faults))
     return dataclasses.replace(
         found,
         complaints=complaints,
         functions=tuple(sorted(functions)),
         packets=tuple(_seen(hit, began_ns) for hit in hits),
         fired=tuple(
-            has_fired or any(_is_of(hit, rule) for hit in hits)  # a packet that was held, and no other came behind it
-            for has_fired, rule in zip(found.fired or (False,) * len(faults), faults, strict=True)
+            has_fired or (at < of_cell and any(_is_of(hit, rule) for hit in hits))
+            for at, (has_fired, rule) in enumerate(zip(fired, faults, strict=False))
         ),
     )
 
@@ -256,7 +260,7 @@ def _seen(hit: Hit, began_ns: int) -> Seen:
 
 
 def _is_of(hit: Hit, rule: Rule) -> bool:
-    """Whether a hit is of a rule that fired."""
+    """Whether a hit is of a cell's own rule: a packet was held, though no other came to be put before it."""
     last = rule.occurrence.last or hit.occurrence
     is_taken = hit.function == rule.function and rule.occurrence.first <= hit.occurrence <= last
     done, *how = hit.verdict.split(" ", 2)

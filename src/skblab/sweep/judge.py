@@ -54,6 +54,7 @@ def unmet(expected: Expected, outcome: CellOutcome) -> list[str]:
         return [f"{outcome.end}, not {expected.end}" + (f": {outcome.why}" if outcome.why else ""), *lines]
     if expected.fired:
         lines += [f"rule {at} never fired" for at, fired in enumerate(outcome.fired, 1) if not fired]
+    lines += [f"unedited: {one}" for one in outcome.unedited]
     lines += list(_counted(expected, outcome))
     if outcome.end != "ended":
         return lines
