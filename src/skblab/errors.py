@@ -130,6 +130,11 @@ class CallbackFailed(SkblabError):
         super().__init__(f"the callback of {of} raised {type(error).__name__}: {error}")
 
 
+def to_be_raised(error: BaseException) -> Exception:
+    """Return an error of a callback's, to be raised where that ends: a SystemExit would end more than it."""
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
 class GuestLost(SkblabError):
     """The guest's kernel has ended."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from skblab.agent.running import Running
 from skblab.agent.streams import Hold, Probe
@@ -23,6 +23,8 @@ from skblab.trace.tracer import Tracer, TraceSpec
 
 if TYPE_CHECKING:
     from skblab.debugger.session import Debugger
+
+InForce = TypeVar("InForce", bound="Running | Hold | Probe | Policy")
 
 
 class Lab(LabLife):
@@ -64,7 +66,7 @@ class Lab(LabLife):
         :raises UnknownFunction: there is no such function
         :raises UnsupportedVerdict: the verdict is not sound there
         """
-        return Running(self._ready_agent(), rule if isinstance(rule, Rule) else Rule.parse(rule), report)
+        return self._begun(Running(self._ready_agent(), rule if isinstance(rule, Rule) else Rule.parse(rule), report))
 
     def hold(
         self,
@@ -79,11 +81,16 @@ class Lab(LabLife):
         :param filter: which packets: pcap-filter(7)
         :param report: called for each, as that of ``rule()``
         """
-        return Hold(self._ready_agent(), Rule(function, "hold", occurrence or Occurrence(), filter), report)
+        rule = Rule(function, "hold", occurrence or Occurrence(), filter)
+        return self._begun(Hold(self._ready_agent(), rule, report))
 
     def probe(self, function: str, filter: str = "", *, occurrence: Occurrence | None = None) -> Probe:  # noqa: A002
         """See packets where they enter a function. Use in a ``with``."""
-        return Probe(self._ready_agent(), Rule(function, "trace", occurrence or Occurrence(), filter))
+        return self._begun(Probe(self._ready_agent(), Rule(function, "trace", occurrence or Occurrence(), filter)))
+
+    def _begun(self, one: InForce) -> InForce:
+        """Note what was put in force; here it is the caller's to end it."""
+        return one
 
     @overload
     def on(
@@ -133,7 +140,7 @@ class Lab(LabLife):
             with suppress(SkblabError):
                 policy.close()
             raise
-        return policy
+        return self._begun(policy)
 
     def trace(
         self,

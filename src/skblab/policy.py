@@ -13,7 +13,7 @@ from skblab.agent.control import Agent
 from skblab.agent.packets import HeldPacket
 from skblab.agent.worker import Worker
 from skblab.edit import changing
-from skblab.errors import CallbackFailed, GuestLost, PacketGone, UsageError
+from skblab.errors import CallbackFailed, GuestLost, PacketGone, UsageError, to_be_raised
 from skblab.packet import Packet
 from skblab.rule import Occurrence, Rule
 from skblab.summary import ETH_P_IP
@@ -153,7 +153,7 @@ class Policy:
         except (PacketGone, GuestLost):  # by its lease, with its rule, or the function itself has decided
             self._decided += held.decided
         except (Exception, SystemExit) as error:  # noqa: BLE001 - raised by close()
-            self._failed = self._failed or (error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            self._failed = self._failed or to_be_raised(error)
             with contextlib.suppress(PacketGone, GuestLost):
                 held.release()
 

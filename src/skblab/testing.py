@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from skblab.agent.running import Running
 from skblab.branch import CannotBranch
 from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError
 from skblab.guest.complaint import in_words
 from skblab.guest.nodes import HOST, OWN
-from skblab.lab import Lab
+from skblab.lab import InForce, Lab
 from skblab.policy import Policy
 from skblab.session import RuleOutcome
 from skblab.snmp import counters
@@ -25,12 +26,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from skblab.agent.running import Running
     from skblab.agent.streams import Hold, Probe
-    from skblab.event import Hit
     from skblab.image.image import Image
-    from skblab.policy import Decide
-    from skblab.rule import Occurrence, Rule
     from skblab.trace.model import Step, Trace
     from skblab.trace.tracer import Tracer
 
@@ -122,8 +119,7 @@ class LabInTest(Lab):
     def __init__(self, spec: LabSpec) -> None:
         super().__init__(spec=spec)
         self.directory_of: Callable[[], Path] | None = None
-        self._outcomes: list[Running | Policy] = []
-        self._streams: list[Hold | Probe] = []
+        self._in_force: list[Running | Hold | Probe | Policy] = []
         self._at_close: list[RuleOutcome] = []  # if the test itself closes it
         self._counters: dict[str, Counters] = {}  # by node
         self._tracer: Tracer | None = None
@@ -134,7 +130,7 @@ class LabInTest(Lab):
 
     def begin_test(self, wanted: Settings, trace: str | None) -> None:
         """Begin a test: counters and trace begin here."""
-        self._settings, self._outcomes, self._at_close, self._branches = wanted, [], [], []
+        self._settings, self._in_force, self._at_close, self._branches = wanted, [], [], []
         self.__dict__.pop("traced", None)
         nodes = (OWN, HOST, *self.spec.nodes) if wanted.counters else ()
         self._counters = {node: Counters(functools.partial(self._read_counters, node)) for node in nodes}
@@ -161,39 +157,14 @@ class LabInTest(Lab):
             self.begin_test(self._settings, None)
         return lab
 
-    def rule(self, rule: "Rule | str", report: "Callable[[Hit], object]" = lambda _: None) -> "Running":
-        """Put a rule in force, as ``Lab.rule()``; if it never fires, the test fails."""
-        running = super().rule(rule, report)
-        self._outcomes.append(running)
-        return running
+    def _begun(self, one: InForce) -> InForce:
+        """Note what was put in force: it ends with the test, and a rule or a policy that never fires fails it."""
+        self._in_force.append(one)
+        return one
 
-    def hold(  # noqa: D102 - as Lab's
-        self,
-        function: str,
-        filter: str = "",  # noqa: A002
-        *,
-        occurrence: "Occurrence | None" = None,
-        report: "Callable[[Hit], object]" = lambda _: None,
-    ) -> "Hold":
-        hold = super().hold(function, filter, occurrence=occurrence, report=report)
-        self._streams.append(hold)
-        return hold
-
-    def probe(  # noqa: D102 - as Lab's
-        self,
-        function: str,
-        filter: str = "",  # noqa: A002
-        *,
-        occurrence: "Occurrence | None" = None,
-    ) -> "Probe":
-        probe = super().probe(function, filter, occurrence=occurrence)
-        self._streams.append(probe)
-        return probe
-
-    def _policy(self, rule: "Rule", decide: "Decide", lease_s: float) -> Policy:
-        policy = super()._policy(rule, decide, lease_s)
-        self._outcomes.append(policy)
-        return policy
+    @property
+    def _outcomes(self) -> "list[Running | Policy]":
+        return [one for one in self._in_force if isinstance(one, Running | Policy)]
 
     @property
     def counters(self) -> Counters:
@@ -316,8 +287,7 @@ class LabInTest(Lab):
 
     def end_test(self) -> None:
         """End what a test of a shared lab has left in force, and its trace."""
-        left: list[Running | Policy | Hold | Probe] = [*self._outcomes, *self._streams]
-        self._outcomes, self._streams = [], []
+        left, self._in_force = self._in_force, []
         for one in left:
             if self.is_alive:
                 one.close()

@@ -17,7 +17,7 @@ from skblab.agent import abi
 from skblab.agent.channel import Channel
 from skblab.agent.tasks import described
 from skblab.clock import Clock, VirtualClock
-from skblab.errors import AgentDamaged, GuestLost, SkblabError, Timeout, UsageError
+from skblab.errors import AgentDamaged, GuestLost, SkblabError, Timeout, UsageError, to_be_raised
 from skblab.host.process import undisturbed
 from skblab.host.waiting import Queue, wait
 
@@ -47,7 +47,7 @@ class Callbacks:
         try:
             callback(*arguments)
         except BaseException as error:  # noqa: BLE001 - raised where the rule, or the trace, ends
-            self._failed.setdefault(owner, error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            self._failed.setdefault(owner, to_be_raised(error))
 
     def has_failed(self, owner: int | None) -> bool:
         """Whether a callback of an owner has raised an error that was not taken yet."""

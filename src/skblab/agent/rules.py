@@ -163,15 +163,14 @@ class Rules:
         """Keep the counts of the rules that are in force when the channel is closed."""
         self._kept = {number: self.counts(number) for number in tuple(self._in_force)}
 
-    def event(self, hit: abi.Hit, function: str, verdict: str, packet: Packet | None = None) -> Hit:
-        """Return what people see of a hit; *packet* as it was before the verdict, by default as the agent sent it."""
-        at_ns = self._link.channel.host_ns(hit.at_ns)
-        packet = packet or Packet(hit.data, hit.protocol)
+    def event(self, hit: abi.Hit, function: str, verdict: str) -> Hit:
+        """Return what people see of a hit; the packet as the agent sent it."""
+        at_ns, packet = self._link.channel.host_ns(hit.at_ns), Packet(hit.data, hit.protocol)
         return Hit(at_ns, function, hit.occurrence, packet, verdict, hit.skb, hit.length)
 
     @staticmethod
     def event_of(held: HeldPacket, verdict: str, packet: Packet) -> Hit:
-        """Return what people see of a packet that was held; also when the channel is closed."""
+        """Return what people see of a packet that was held, *packet* before the verdict; also of a closed channel's."""
         hit = held.hit
         return Hit(held.held_at_ns, held.function, hit.occurrence, packet, verdict, hit.skb, hit.length)
 

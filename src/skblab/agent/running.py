@@ -14,7 +14,7 @@ from skblab.agent.control import Agent
 from skblab.agent.packets import HeldPacket
 from skblab.clock import Clock
 from skblab.edit import changing, corrupting
-from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout, UsageError
+from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout, UsageError, to_be_raised
 from skblab.event import Hit
 from skblab.host.process import interruptible
 from skblab.packet import Packet
@@ -38,7 +38,7 @@ class _Reports:
             with interruptible():
                 self._report(hit)
         except BaseException as error:  # noqa: BLE001 - raised by Running.close(); a signal by undisturbed()
-            self.failed = self.failed or (error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            self.failed = self.failed or to_be_raised(error)
 
 
 class _Groups:

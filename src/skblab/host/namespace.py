@@ -345,7 +345,7 @@ class BranchedNamespaces(Namespaces):
         try:
             if self._depth:
                 self._ask("prune", (), {"depth": self._depth})
-        except Timeout:  # else its answer would be taken for that to the next request
+        except Timeout:  # nobody knows what process 1 has of the branch
             self._stem.abandon()
         except (SkblabError, OSError):  # process 1 is gone
             log.debug("lab %s: its branch went with it", self.name)
