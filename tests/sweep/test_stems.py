@@ -187,9 +187,9 @@ def test_a_thread_that_comes_back_soon(image: Image) -> None:
         assert run_cell(scenario) == first[0]
         assert stems() == [grown]
     before = grown.namespaces.pid
-    assert eventually(lambda: not Path(f"/proc/{before}").exists(), within_s=20)
+    assert eventually(lambda: not Path(f"/proc/{before}").exists(), within_s=LINGER_S + 5)
     assert run_cell(scenario) == first[0]
     with stem.kept(LINGER_S):
         assert stems() == []
         assert [run_cell(scenario) for _ in range(3)] == first
-    assert eventually(lambda: stems() == [], within_s=20)
+    assert eventually(lambda: stems() == [], within_s=LINGER_S + 5)
