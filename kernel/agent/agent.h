@@ -137,7 +137,8 @@ unsigned long agent_returned(struct agent_regs *regs);
 void agent_resumed(const unsigned long *slot, unsigned long value);
 
 /* rule.c: does a packet match? */
-struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb);
+struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb,
+			       struct agent_rule **behind);
 bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb);
 
 /* hit.c: what the trampoline calls */
@@ -151,7 +152,8 @@ void agent_stop(const struct sk_buff *skb);
 bool agent_hold_by_hand(struct agent_regs *regs, struct sk_buff *skb, struct agent_place place);
 bool agent_verdict_fits(const struct agent_arm *arm);
 bool agent_verdict_acts(const struct agent_arm *arm);
-u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct sk_buff *skb, struct agent_place place);
+u32 agent_verdict_begin(struct agent_rule *rule, const struct agent_rule *behind, struct agent_regs *regs,
+			struct sk_buff *skb, struct agent_place place);
 int agent_verdict_finish(u32 verdict, const struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb);
 
 /* held.c: packets that are set aside */
@@ -160,6 +162,8 @@ void agent_held_close(void);
 u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb, struct agent_place place);
 int agent_decide(const struct agent_decide *decide);
 bool agent_goes_on(u64 packet);
+bool agent_is_behind(const struct agent_rule *rule);
+bool agent_follow_held(const struct agent_rule *rule, struct agent_regs *regs);
 void agent_be_patient(void);
 void agent_release_rule(u16 rule);
 void agent_held_flush(void);

@@ -16,7 +16,7 @@
 #include <linux/filter.h>
 #include <linux/types.h>
 
-#define AGENT_MAGIC 0x736b626c61623034ull /* "skblab04" */
+#define AGENT_MAGIC 0x736b626c61623035ull /* "skblab05" */
 #define AGENT_RULES 8192
 #define AGENT_BY_HAND (AGENT_RULES - 1) /* the rule number of packets that a debugger holds; no rule has it */
 #define AGENT_TRACE_PROBES 32768
@@ -49,7 +49,7 @@ struct agent_counts { /* of one rule */
 	__u64 expired; /* of the released: by their lease */
 	__u64 given_up; /* of the dropped: their device or namespace went away */
 	__u64 verdicts; /* packets that got the rule's verdict; a rule with any has fired */
-	__u64 padding;
+	__u64 waited; /* packets at its function that went on behind one that was being changed */
 };
 
 struct agent_shared {
@@ -227,7 +227,8 @@ struct agent_arm {
 	__u8 socket_arguments; /* struct sock * */
 	__u8 net_arguments; /* struct net * */
 	__u32 filter_length; /* instructions; 0: every packet */
-	__u32 at_once; /* of a hold in virtual time: the kernel stands still until the host has decided */
+	__u16 at_once; /* of a hold in virtual time: the kernel stands still until the host has decided */
+	__u16 in_order; /* of a hold: what the function gets meanwhile waits behind the held packet, and goes on after it */
 };
 
 struct agent_by_hand {

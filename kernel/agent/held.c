@@ -42,10 +42,18 @@ struct agent_held {
 	bool drop;
 	bool quiet; /* nobody waits for its end event */
 	bool ended; /* its end event is written */
+	bool in_order; /* what its function gets later goes on after it */
+	bool follows; /* it only waits behind one that is in order; the host does not know of it */
+};
+
+/* A rule's packets. They may outlive it: it is replaced, or has ended when they leave the queue. */
+struct agent_held_by {
+	struct list_head held; /* in the order of arrival */
+	unsigned int in_order; /* packets: held, or in the queue */
 };
 
 static DEFINE_HASHTABLE(held_packets, 12);
-static struct list_head held_by[AGENT_RULES];
+static struct agent_held_by held_by[AGENT_RULES];
 static LIST_HEAD(queue);
 static u64 last_packet;
 static s64 wakes_late_ns;
@@ -69,9 +77,16 @@ static void note_off_since(u64 begin_ns)
 static void set_aside(struct agent_held *held)
 {
 	hash_add(held_packets, &held->node, held->packet);
-	list_add_tail(&held->list, &held_by[held->rule]);
+	list_add_tail(&held->list, &held_by[held->rule].held);
+	held_by[held->rule].in_order += held->in_order;
 	agent_shared->held++;
-	agent_ends_owed++;
+	agent_ends_owed += !held->ended;
+}
+
+/* A packet has left the queue. Interrupts are off. */
+static void note_gone(const struct agent_held *held)
+{
+	held_by[held->rule].in_order -= held->in_order;
 }
 
 static void count_end(const struct agent_held *held)
@@ -98,7 +113,7 @@ static void report_end(struct agent_held *held)
 }
 
 /* Move a packet from the hash table to the queue; its cause is set. Interrupts are off. */
-static void enqueue(struct agent_held *held)
+static void enqueue_one(struct agent_held *held)
 {
 	tasklet_schedule(&queue_tasklet); /* first: the packet goes before the doorbell's tasklet */
 	if (!held->ended)
@@ -107,6 +122,24 @@ static void enqueue(struct agent_held *held)
 	list_move_tail(&held->list, &queue);
 	agent_shared->held--;
 	hrtimer_try_to_cancel(&held->timer);
+}
+
+/* Let go what waits behind no packet of its rule any more. Interrupts are off. */
+static void enqueue_followers(u16 rule)
+{
+	struct list_head *ours = &held_by[rule].held;
+	struct agent_held *first;
+
+	while ((first = list_first_entry_or_null(ours, struct agent_held, list)) && first->follows)
+		enqueue_one(first);
+}
+
+/* And what waits behind it. */
+static void enqueue(struct agent_held *held)
+{
+	enqueue_one(held);
+	if (held->in_order)
+		enqueue_followers(held->rule);
 }
 
 /*
@@ -187,19 +220,15 @@ static u64 rate_delay_ns(struct agent_rule *rule, const struct sk_buff *skb, u64
 	return max(rule->sent_ns - now_ns, 1ull);
 }
 
-/* Hold a packet and report the hit; return its number, or 0, counted, where it cannot be held. Interrupts are off. */
-u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb, struct agent_place place)
+/* Take a packet with its references; return NULL, counted, where it cannot be held. Interrupts are off. */
+static struct agent_held *take(const struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb)
 {
 	const struct agent_arm *arm = &rule->arm;
-	struct agent_counts *counts = agent_counts(rule->number);
-	const ktime_t arrived = ktime_get(); /* the delay begins here, not after the report */
-	u64 delay_ns = arm->argument ? rate_delay_ns(rule, skb, ktime_to_ns(arrived)) : arm->delay_ns;
-	const bool timed = delay_ns;
 	struct agent_held *held = is_memory_short() ? NULL : kmalloc(sizeof(*held), GFP_ATOMIC | __GFP_NOWARN);
 
 	if (!held) {
-		counts->no_memory++;
-		return 0;
+		agent_counts(rule->number)->no_memory++;
+		return NULL;
 	}
 	held->address = rule->probe->address;
 	held->skb = skb;
@@ -208,23 +237,38 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	held->rule = rule->number;
 	held->skb_argument = arm->skb_argument;
 	held->cause = AGENT_DECIDED;
-	held->leased = !timed && arm->lease_ns;
-	held->drop = held->quiet = held->ended = false;
+	held->leased = held->drop = held->quiet = held->ended = held->follows = false;
+	held->in_order = arm->in_order;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		held->arguments[i] = agent_argument(regs, i);
 	leave_sender(skb);
 	if (!agent_keep(&held->kept, arm, held->arguments, skb)) {
-		counts->going++;
+		agent_counts(rule->number)->going++;
 		kfree(held);
-		return 0;
+		return NULL;
 	}
+	set_up_timer(held);
+	return held;
+}
+
+/* Hold a packet and report the hit; return its number, or 0, counted, where it cannot be held. Interrupts are off. */
+u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb, struct agent_place place)
+{
+	const struct agent_arm *arm = &rule->arm;
+	const ktime_t arrived = ktime_get(); /* the delay begins here, not after the report */
+	u64 delay_ns = arm->argument ? rate_delay_ns(rule, skb, ktime_to_ns(arrived)) : arm->delay_ns;
+	const bool timed = delay_ns;
+	struct agent_held *held = take(rule, regs, skb);
+
+	if (!held)
+		return 0;
 	if (!agent_tell_hit(rule, regs, skb, held->packet, place) && !timed) { /* no one would release it */
-		counts->unreported++;
+		agent_counts(rule->number)->unreported++;
 		agent_unkeep(&held->kept);
 		kfree(held);
 		return 0;
 	}
-	set_up_timer(held);
+	held->leased = !timed && arm->lease_ns;
 	set_aside(held);
 	if (timed && arm->jitter_ns) {
 		s64 jitter = (s64)(get_random_u64() % (2 * arm->jitter_ns + 1)) - (s64)arm->jitter_ns;
@@ -236,6 +280,29 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	return last_packet = held->packet;
 }
 
+/* Does a packet that a rule in order has held still wait, or its followers do? Interrupts are off. */
+bool agent_is_behind(const struct agent_rule *rule)
+{
+	return held_by[rule->number].in_order;
+}
+
+/* Have a packet go on after those of the rule before it; false, counted, where it cannot be held. Interrupts are off. */
+bool agent_follow_held(const struct agent_rule *rule, struct agent_regs *regs)
+{
+	struct sk_buff *skb = (struct sk_buff *)agent_argument(regs, rule->arm.skb_argument);
+	struct agent_held *held = take(rule, regs, skb);
+
+	if (!held)
+		return false;
+	held->follows = held->ended = true;
+	last_packet = held->packet;
+	set_aside(held);
+	enqueue_followers(held->rule);
+	agent_counts(held->rule)->waited++;
+	regs->rax = (long)rule->arm.held_returns;
+	return true;
+}
+
 /* Resume or free the first packet of the queue; false where the queue is empty. Bottom halves are off. */
 static bool run_queue_once(void)
 {
@@ -244,8 +311,10 @@ static bool run_queue_once(void)
 
 	local_irq_save(flags);
 	held = list_first_entry_or_null(&queue, struct agent_held, list);
-	if (held)
+	if (held) {
 		list_del(&held->list);
+		note_gone(held);
+	}
 	local_irq_restore(flags);
 	if (!held)
 		return false;
@@ -397,6 +466,7 @@ bool agent_goes_on(u64 packet)
 	if (!held->ended || held->drop)
 		return false;
 	list_del(&held->list); /* from the queue */
+	note_gone(held);
 	agent_unkeep(&held->kept);
 	kfree(held);
 	return true;
@@ -414,7 +484,7 @@ void agent_be_patient(void)
  */
 void agent_release_rule(u16 rule)
 {
-	struct list_head *ours = &held_by[rule];
+	struct list_head *ours = &held_by[rule].held;
 	struct agent_held *held;
 	unsigned long flags;
 	bool any = false, more = true;
@@ -426,10 +496,12 @@ void agent_release_rule(u16 rule)
 		begin_ns = agent_now_ns();
 		for (unsigned int left = AT_ONCE; left && !list_empty(ours); left--) {
 			held = list_first_entry(ours, struct agent_held, list);
-			count_end(held);
-			agent_ends_owed--;
-			held->ended = any = true;
-			enqueue(held);
+			if (!held->follows) {
+				count_end(held);
+				agent_ends_owed--;
+				held->ended = any = true;
+			}
+			enqueue_one(held);
 		}
 		more = !list_empty(ours);
 		if (!more && any)
@@ -454,9 +526,16 @@ static unsigned int give_up(const void *object, enum agent_cause cause)
 			if (agent_keeps(&held->kept, object)) {
 				held->drop = true;
 				held->cause = cause;
-				enqueue(held);
+				if (held->follows)
+					agent_counts(held->rule)->given_up++;
+				enqueue_one(held); /* its followers may be the next ones here */
 				count++;
 			}
+		local_irq_restore(flags);
+	}
+	for (unsigned int rule = 0; count && rule < AGENT_RULES; rule++) {
+		local_irq_save(flags);
+		enqueue_followers(rule);
 		local_irq_restore(flags);
 	}
 	agent_held_flush(); /* the queue, too: afterwards no packet needs the object */
@@ -494,7 +573,7 @@ int agent_held_open(void)
 	int error;
 
 	for (unsigned int rule = 0; rule < AGENT_RULES; rule++)
-		INIT_LIST_HEAD(&held_by[rule]);
+		INIT_LIST_HEAD(&held_by[rule].held);
 	error = register_pernet_subsys(&namespaces);
 	if (error)
 		return error;

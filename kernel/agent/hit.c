@@ -37,19 +37,20 @@ static noinline bool hold_by_hand(struct agent_regs *regs)
 static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *regs, struct agent_place place,
 				unsigned long flags)
 {
-	struct agent_rule *rule;
+	struct agent_rule *rule, *behind;
 	struct sk_buff *skb;
 	u32 verdict;
 
-	rule = agent_match(probe, regs, &skb);
-	if (!rule) {
+	rule = agent_match(probe, regs, &skb, &behind);
+	if (!rule && !behind) {
 		busy = false;
 		local_irq_restore(flags);
 		return 0;
 	}
-	if (unlikely(agent_packets) && skb && (!place.packet || rule->arm.skb_argument != probe->tracing.skb_argument))
+	if (unlikely(agent_packets) && rule && skb &&
+	    (!place.packet || rule->arm.skb_argument != probe->tracing.skb_argument))
 		place = place_of(regs, skb); /* the trace has no step here, or one of another argument */
-	verdict = agent_verdict_begin(rule, regs, skb, place);
+	verdict = agent_verdict_begin(rule, behind, regs, skb, place);
 	busy = false;
 	local_irq_restore(flags);
 	return agent_verdict_finish(verdict, rule, regs, skb);

@@ -63,18 +63,24 @@ static bool is_wanted_occurrence(struct agent_rule *rule)
 
 /*
  * The first rule of a probe that matches; NULL where none matches, or where it accepts. *skb is the packet, NULL for a
- * function without one.
+ * function without one. *behind is the rule behind whose packets this one goes on, if it goes on; or NULL.
  */
-struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb)
+struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb,
+			       struct agent_rule **behind)
 {
 	struct agent_rule *rule;
 	bool wanted;
 
+	*behind = NULL;
 	list_for_each_entry(rule, &probe->rules, list) {
 		*skb = NULL;
 		if (rule->arm.skb_argument != AGENT_NO_PACKET) {
 			*skb = (struct sk_buff *)agent_argument(regs, rule->arm.skb_argument);
-			if (!agent_is_packet(*skb) || (rule->filter && !agent_takes(rule->filter, *skb)))
+			if (!agent_is_packet(*skb))
+				continue;
+			if (rule->arm.in_order && !*behind && agent_is_behind(rule))
+				*behind = rule;
+			if (rule->filter && !agent_takes(rule->filter, *skb))
 				continue;
 		}
 		agent_counts(rule->number)->arrived++;

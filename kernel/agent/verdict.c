@@ -97,11 +97,8 @@ bool agent_verdict_acts(const struct agent_arm *arm)
 	return arm->verdict != AGENT_ACCEPT;
 }
 
-/*
- * First, with interrupts off: report and count. Returns the verdict to finish, which is AGENT_ACCEPT where the rule's cannot
- * be carried out.
- */
-u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct sk_buff *skb, struct agent_place place)
+/* Report and count. Returns the verdict to finish, which is AGENT_ACCEPT where the rule's cannot be carried out. */
+static u32 begin(struct agent_rule *rule, struct agent_regs *regs, struct sk_buff *skb, struct agent_place place)
 {
 	struct agent_counts *counts = agent_counts(rule->number);
 	u32 verdict = rule->arm.verdict;
@@ -143,6 +140,19 @@ u32 agent_verdict_begin(struct agent_rule *rule, struct agent_regs *regs, struct
 		break;
 	}
 	return verdict;
+}
+
+/*
+ * First, with interrupts off: rule, if one matches, is begun. behind: a rule whose packets go on first, if this one goes on.
+ * Returns the verdict to finish.
+ */
+u32 agent_verdict_begin(struct agent_rule *rule, const struct agent_rule *behind, struct agent_regs *regs,
+			struct sk_buff *skb, struct agent_place place)
+{
+	const u32 verdict = rule ? begin(rule, regs, skb, place) : AGENT_ACCEPT;
+	const bool goes_on = verdict == AGENT_ACCEPT || verdict == AGENT_TRACE;
+
+	return behind && goes_on && agent_follow_held(behind, regs) ? AGENT_HOLD : verdict;
 }
 
 /*

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-MAGIC = 0x736B626C61623034
+MAGIC = 0x736B626C61623035
 RULES = 8192
 BY_HAND = RULES - 1
 TRACE_PROBES = 32768
@@ -114,15 +114,16 @@ class Indirection(enum.IntEnum):
     IN_LIST = 2
 
 
-COUNTS_LAYOUT = struct.Struct("=15Q8x")
+COUNTS_LAYOUT = struct.Struct("=16Q")
 
 
 @dataclass(frozen=True)
 class Counts:
     """struct agent_counts: what became of the packets that one rule's filter took.
 
-    ``verdicts`` counts the packets that got the rule's verdict. No rule asks for what is counted from ``no_memory`` to
-    ``given_up``: ``caveats`` has a sentence for each.
+    ``verdicts`` counts the packets that got the rule's verdict; ``waited`` those at its function, whether the filter
+    takes them or not, that went on behind one that was being changed. No rule asks for what is counted from
+    ``no_memory`` to ``given_up``: ``caveats`` has a sentence for each.
     """
 
     arrived: int
@@ -140,6 +141,7 @@ class Counts:
     expired: int = 0
     given_up: int = 0
     verdicts: int = 0
+    waited: int = 0
 
     @property
     def caveats(self) -> list[str]:
@@ -155,7 +157,7 @@ class Counts:
         return [f"{count} {what}" for count, what in sentences if count]
 
 
-ARM_LAYOUT = struct.Struct("=IHH10Qq5I2i4B2I")
+ARM_LAYOUT = struct.Struct("=IHH10Qq5I2i4BI2H")
 
 
 class Arm(NamedTuple):
@@ -184,6 +186,7 @@ class Arm(NamedTuple):
     socket_arguments: int = 0
     net_arguments: int = 0
     at_once: int = 0
+    in_order: int = 0
 
     def encode(self, rule: int, cookie: int) -> bytes:
         """Return the command's bytes."""
@@ -194,7 +197,7 @@ class Arm(NamedTuple):
             self.chance, self.seed, self.verdict, self.reason, self.captured_bytes,
             self.held_returns, self.dropped_returns,
             self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments, len(self.filter) // 8,
-            self.at_once,
+            self.at_once, self.in_order,
         )  # fmt: skip
         return head + self.filter
 

@@ -63,19 +63,26 @@ class Agent:
         self.link.wait_ready()
 
     def arm(
-        self, rule: Rule, listener: Listener = ignore, *, lease_s: float | None = None, at_once: bool = False
+        self,
+        rule: Rule,
+        listener: Listener = ignore,
+        *,
+        lease_s: float | None = None,
+        at_once: bool = False,
+        in_order: bool = False,
     ) -> Armed:
         """Put a rule in force.
 
         :param lease_s: how long a held packet waits for a decision, if not as long as for other rules
         :param at_once: in virtual time, the guest's kernel stands still until a packet is decided on, or
             ``HeldPacket.later()``
+        :param in_order: what the function gets while a packet is held waits behind it, and goes on after it
 
         :raises UnknownFunction: there is no such function
         :raises UnsupportedVerdict: the verdict is not sound there
         :raises RuleError: libpcap does not understand the filter
         """
-        return self.rules.arm(rule, listener, lease_s=lease_s, at_once=at_once)
+        return self.rules.arm(rule, listener, lease_s=lease_s, at_once=at_once, in_order=in_order)
 
     def watch(self, function: str, listener: Listener) -> Armed:
         """Have *listener* called whenever a function is entered, whether it has a packet or not.

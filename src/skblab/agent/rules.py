@@ -100,20 +100,27 @@ class Rules:
         return self._link.changed
 
     def arm(
-        self, rule: Rule, listener: Listener = ignore, *, lease_s: float | None = None, at_once: bool = False
+        self,
+        rule: Rule,
+        listener: Listener = ignore,
+        *,
+        lease_s: float | None = None,
+        at_once: bool = False,
+        in_order: bool = False,
     ) -> Armed:
         """Put a rule in force.
 
         :param lease_s: how long a held packet waits for a decision, if not as long as for other rules
         :param at_once: in virtual time, the guest's kernel stands still until a packet is decided on, or
             ``HeldPacket.later()``
+        :param in_order: what the function gets while a packet is held waits behind it, and goes on after it
 
         :raises UnknownFunction: there is no such function
         :raises UnsupportedVerdict: the verdict is not sound there
         :raises RuleError: libpcap does not understand the filter
         """
         arm = self._compile(rule, find_function(self.image, rule.function), lease_s)
-        return self.arm_as(rule, arm._replace(at_once=int(at_once)), listener)
+        return self.arm_as(rule, arm._replace(at_once=int(at_once), in_order=int(in_order)), listener)
 
     def arm_at(self, rule: Rule, function: Function, listener: Listener = ignore) -> Armed:
         """Put a rule in force at a function that need not be the image's."""
