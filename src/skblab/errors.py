@@ -135,6 +135,16 @@ def to_be_raised(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
 
+def check_lists(**fields: object) -> None:
+    """Refuse one string where a list of strings is wanted: it is a sequence, too, of letters.
+
+    :raises UsageError: one is a string
+    """
+    for name, given in fields.items():
+        if isinstance(given, str):
+            raise UsageError(f"{name} is a list, not one string: {given}", hint=f"{name}=[{given!r}]")
+
+
 class GuestLost(SkblabError):
     """The guest's kernel has ended."""
 

@@ -25,7 +25,7 @@ from typing import IO, Any, Self
 
 from skblab import files, toml
 from skblab.decision import Decision
-from skblab.errors import CannotWrite, GuestLost, ImageMissing, UsageError
+from skblab.errors import CannotWrite, GuestLost, ImageMissing, UsageError, check_lists
 from skblab.image.image import Image
 from skblab.image.store import find_image, open_named
 from skblab.lab import Lab
@@ -94,6 +94,7 @@ class SavedRun:
     note: str = ""
 
     def __post_init__(self) -> None:
+        check_lists(client=self.client, rules=self.rules, decisions=self.decisions)
         if not self.client:
             raise UsageError("a run needs a command", hint='client = ["ping", "-c1", "guest"]')
         if self.limit_s < 0:

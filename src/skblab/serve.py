@@ -1,12 +1,13 @@
 """Start commands in the guest and wait until each of them listens."""
 
 import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 from skblab.agent.control import Agent
-from skblab.errors import GuestCommandFailed, Timeout
+from skblab.errors import GuestCommandFailed, Timeout, UsageError
 from skblab.guest.boot import Guest
 from skblab.guest.exec import Command
 
@@ -26,6 +27,7 @@ def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequ
 
     :raises GuestCommandFailed: one has ended before it listened
     :raises Timeout: one has done neither in TIMEOUT_S
+    :raises UsageError: one is no string
     """
     for function, of_udp in ((LISTEN, False), (BIND, True)):
         chosen = [(node, line) for node, line, is_udp in (_read(line, nodes) for line in lines) if is_udp is of_udp]
@@ -42,6 +44,8 @@ def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequ
 
 def _read(line: str, nodes: Sequence[str]) -> tuple[str, str, bool]:
     """Return a line's node, its command, and whether that is a server of UDP."""
+    if not isinstance(line, str):  # a list is what everything else wants for a command
+        raise UsageError(f"a server's command is a line for the guest's shell: {line}", hint=repr(shlex.join(line)))
     node, found, there = line.partition(":")
     node, line = (node, there) if found and node in nodes else ("", line)
     return node, line.removeprefix(UDP), line.startswith(UDP)

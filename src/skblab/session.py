@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from skblab.agent.abi import Counts
 from skblab.agent.streams import Hold
 from skblab.decision import INTERRUPT, Deciding, Decision, by_hand, is_decided
+from skblab.errors import check_lists
 from skblab.event import Hit, Stop
 from skblab.guest.boot import LAST_WORDS_S
 from skblab.guest.complaint import Complaint
@@ -153,6 +154,7 @@ class Session:
         *,
         decisions: Sequence[Decision | str] = (),
     ) -> None:
+        check_lists(rules=rules, decisions=decisions)
         self.lab = lab
         self.rules = [rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in rules]
         self.decisions = [one if isinstance(one, Decision) else Decision.parse(one) for one in decisions]
@@ -363,7 +365,7 @@ class Session:
                 if not ready:
                     if client:
                         process.end(client)
-                    raise subprocess.TimeoutExpired(client.args if client else "", clock.monotonic_ns / 1e9 - began_s)
+                    raise subprocess.TimeoutExpired(list(self.command), clock.monotonic_ns / 1e9 - began_s)
                 if ready != [woken]:
                     return [one for one in ready if one is not self._deciding]
                 os.read(woken, 4096)

@@ -4,14 +4,14 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from skblab import files
 from skblab.agent.channel import STEPS_BYTES
 from skblab.agent.control import DEFAULT_LEASE_S
 from skblab.agent.packets import MOST_DELAY_S
 from skblab.clock import MOST_S
-from skblab.errors import UsageError
+from skblab.errors import UsageError, check_lists
 from skblab.guest import nodes
 from skblab.guest.disk import Disk
 from skblab.guest.modules import Module
@@ -128,6 +128,11 @@ class LabSpec:
 
     def __post_init__(self) -> None:
         self._set("image", self.image.path if isinstance(self.image, Image) else self.image)
+        check_lists(
+            kernel_arguments=self.kernel_arguments, disks=self.disks, modules=self.modules, commands=self.commands,
+            nodes=self.nodes,
+        )  # fmt: skip
+        self._check_types()
         self._set("link", (self.link,) if isinstance(self.link, str) else tuple(self.link))
         for name in ("kernel_arguments", "disks", "modules", "commands", "nodes"):
             self._set(name, tuple(getattr(self, name)))
@@ -144,6 +149,14 @@ class LabSpec:
             self._set("root", str(Path(self.root).resolve()))
         self._set("disks", tuple(map(str, self.parsed_disks())))
         self._set("modules", tuple(map(str, self.parsed_modules())))
+
+    def _check_types(self) -> None:
+        """Refuse what a type checker does, and what would otherwise be taken for something else."""
+        for name, words in (("time", get_args(Time)), ("clock", get_args(Stops))):
+            if getattr(self, name) not in words:
+                raise UsageError(f"no such {name}: {getattr(self, name)}", hint=f"one of: {', '.join(words)}")
+        if not isinstance(self.memory_mib, int):
+            raise UsageError(f"a guest with {self.memory_mib!r} MiB of memory", hint="a whole number: memory_mib=64")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
+from skblab.errors import check_lists
 from skblab.rule import Rule
 
 VERDICTS = ("drop", "delay", "duplicate")
@@ -27,6 +28,7 @@ def rules(
     :param most: the highest occurrence
     :param filter: which packets: pcap-filter(7)
     """
+    check_lists(functions=functions, verdicts=verdicts)
     actions = st.sampled_from(list(verdicts)).flatmap(_action)
     where = f" if {filter}" if filter else ""
     return st.builds(

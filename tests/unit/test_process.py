@@ -1,12 +1,15 @@
-"""Ctrl-C in a block that must not be interrupted."""
+"""Ctrl-C in a block that must not be interrupted; the words of a command."""
 
 import contextlib
 import signal
 from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from skblab.host.process import interruptible, undisturbed
+from skblab.errors import UsageError
+from skblab.host.process import interruptible, undisturbed, words_of
 
 
 def interrupted_thrice(*, only_once: bool, of_user: AbstractContextManager[None]) -> list[int]:
@@ -31,3 +34,21 @@ def test_ctrl_c_waits_until_the_block_has_ended() -> None:
 
 def test_the_second_one_interrupts_a_users_function() -> None:
     assert interrupted_thrice(only_once=True, of_user=interruptible()) == [0]
+
+
+def test_words() -> None:
+    assert words_of(["a", Path("/b c"), b"d\xff"]) == ["a", "/b c", "d\udcff"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("ping -c1 guest", "a list of words, not one string: ping -c1 guest"),
+        (b"ls", "a list of words, not one string: ls"),
+        ([], "no command"),
+        (["a\0b"], "no NUL byte"),
+    ],
+)
+def test_what_is_no_command(argv: Any, said: str) -> None:  # noqa: ANN401
+    with pytest.raises(UsageError, match=said):
+        words_of(argv)

@@ -4,15 +4,20 @@ import dataclasses
 import errno
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 
+from skblab import strategies
 from skblab.errors import UsageError
 from skblab.image.image import Image
 from skblab.lab import Lab
+from skblab.saved import SavedRun
 from skblab.spec import LabFields, LabSpec
+from skblab.sweep.cell import Scenario
+from skblab.trace.tracer import TraceSpec
 
 
 @pytest.mark.parametrize("fields", [{}, {"root": "host", "commands": ["x"]}, {"link": "veth"}, {"link": ["a,tap", "b"]},
@@ -50,7 +55,9 @@ def test_paths_are_the_same_in_another_directory(tmp_path: Path, monkeypatch: py
         {"root": "host", "disks": ["a"]}, {"root": "/nonesuch"}, {"steps_bytes": 3 << 20}, {"steps_bytes": 1 << 40},
         {"consoles": 16}, {"consoles": -1}, {"lease_s": -1.0}, {"lease_s": 1e9}, {"commands": ["x"]},
         {"root": "x" * 300}, {"root": "a\0b"}, {"root": "\ud800"}, {"modules": ["x" * 300]}, {"modules": ["a\0b"]},
-        {"modules": ["/nonesuch.ko"]}, {"disks": ["a,b,c"]}, {"from_boot": True, "root": "host", "commands": ["x"]},
+        {"modules": ["/nonesuch.ko"]}, {"time": "vrtual"}, {"clock": "x"}, {"memory_mib": "64"}, {"memory_mib": 64.5},
+        {"root": "host", "commands": "x"}, {"kernel_arguments": "quiet"}, {"modules": "x"}, {"disks": "x"},
+        {"time": "virtual", "nodes": "a"}, {"disks": ["a,b,c"]}, {"from_boot": True, "root": "host", "commands": ["x"]},
     ],
 )  # fmt: skip
 def test_it_is_checked_where_it_is_made(fields: dict[str, Any]) -> None:
@@ -78,3 +85,19 @@ def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot use .*/loop") as refused:
         LabSpec(root=str(tmp_path / "loop"))
     assert refused.value.found == os.strerror(errno.ELOOP)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: TraceSpec(patterns="ip_rcv"),
+        lambda: TraceSpec(fields="mark"),
+        lambda: Scenario(spec=LabSpec(time="virtual"), client="curl"),  # type: ignore[arg-type]
+        lambda: Scenario(spec=LabSpec(time="virtual"), client=("curl",), at="ip_rcv"),  # type: ignore[arg-type]
+        lambda: SavedRun(spec=LabSpec(), client=("ping",), rules="icmp_rcv = drop"),  # type: ignore[arg-type]
+        lambda: strategies.faults("ip_rcv"),
+    ],
+)
+def test_a_string_is_no_list(made: Callable[[], object]) -> None:
+    with pytest.raises(UsageError, match="is a list, not one string"):
+        made()

@@ -21,7 +21,7 @@ from typing import IO, Self
 from skblab.clock import REAL, Clock
 from skblab.errors import GuestCommandFailed, GuestLost, NoSuchProgram, SkblabError, Timeout, UsageError
 from skblab.guest.streams import AT_ONCE_BYTES, Drain, Streams
-from skblab.host.process import Argument, Stream, undisturbed
+from skblab.host.process import Argument, Stream, undisturbed, words_of
 
 HEADER = struct.Struct("=IiIIIIIII")
 MESSAGE_BYTES = 192 * 1024
@@ -275,7 +275,7 @@ class Program:
     @property
     def words(self) -> list[str]:
         """The command line."""
-        return [str(word) for word in self.argv]
+        return words_of(self.argv)
 
     def request(self) -> bytes:
         """Return the message that asks the guest's init to start it.
@@ -283,11 +283,9 @@ class Program:
         :raises UsageError: it has no words, too many, or one with a NUL byte
         """
         words = self.words
-        if not words:
-            raise UsageError("no command")
         pairs = [f"{name}={value}" for name, value in (self.env or {}).items()]
-        if any("\0" in word for word in (self.node, self.cwd, *words, *pairs)):
-            raise UsageError("a word of a command has no NUL byte")
+        if any("\0" in word for word in (self.node, self.cwd, *pairs)):
+            raise UsageError("a command's directory, node and environment have no NUL byte")
         text = b"".join(os.fsencode(word) + b"\0" for word in (self.node, self.cwd, *words, *pairs))
         request = _message(self.kind, size=self.terminal, rest=(self.stays, len(words), len(pairs))) + text
         if len(request) > MESSAGE_BYTES:

@@ -266,8 +266,7 @@ class Namespaces:
 
     def command(self, argv: Sequence[process.Argument]) -> list[str]:
         """Return the command that runs *argv* on the host side; start it with ``pass_fds=[self.pidfd]``."""
-        words = [str(word) for word in argv]
-        return [*process.stand_in(f"m.enter({self.pidfd}, {os.getpid()}, sys.argv[1:])"), *words]
+        return [*process.stand_in(f"m.enter({self.pidfd}, {os.getpid()}, sys.argv[1:])"), *process.words_of(argv)]
 
     def keep(self, fds: Sequence[int], about: dict[str, object]) -> None:
         """Let the lab outlive this process; process 1 keeps *fds* (see ``lab_init``) for controllers that join."""

@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Protocol, Self, runtime_checkable
 
-from skblab.errors import MissingPrerequisite
+from skblab.errors import MissingPrerequisite, UsageError
 from skblab.host.enter import CANNOT_START, END, TAKEN
 
 log = logging.getLogger(__name__)
 
-Argument = str | Path
+Argument = str | bytes | Path
 Stream = int | IO[bytes] | None
 STAND_IN_ENDS_S = 1.0
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -123,6 +123,25 @@ def _signals_blocked(words: list[str]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def words_of(argv: Sequence[Argument]) -> list[str]:
+    """Return the words of a command line.
+
+    :raises UsageError: it is one string, which no shell reads here; or has no words, or one with a NUL byte
+    """
+    if isinstance(argv, str | bytes):
+        text = os.fsdecode(argv)
+        raise UsageError(
+            f"a command is a list of words, not one string: {text}",
+            hint=f'{text.split()}, or ["sh", "-c", "..."] where a shell is to read it',
+        )
+    words = [os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in argv]
+    if not words:
+        raise UsageError("no command")
+    if any("\0" in word for word in words):
+        raise UsageError("a word of a command has no NUL byte")
+    return words
+
+
 def start(  # noqa: PLR0913 - subprocess.Popen's keywords
     argv: Sequence[Argument],
     *,
@@ -140,7 +159,7 @@ def start(  # noqa: PLR0913 - subprocess.Popen's keywords
     :param guarded: it and its children end with this process, however that ends; it gets a new session
     :raises MissingPrerequisite: the program is not installed, or this user may have no more processes
     """
-    words = [str(word) for word in argv]
+    words = words_of(argv)
     log.debug("$ %s", shlex.join(words))
     if guarded and shutil.which(words[0], path=(env or os.environ).get("PATH")) is None:
         raise _not_installed(words[0])

@@ -72,6 +72,7 @@ class HostPrograms:
 
         :raises GuestLost: the guest kernel is gone
         :raises NoSuchLab: the other lab is gone
+        :raises UsageError: *argv* is no list of words
         """
         self.check()
         stdio = (stdin, stdout, stderr)
@@ -107,10 +108,14 @@ class HostPrograms:
         client = self.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             done = process.finish(client, timeout_s=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            error.cmd = process.words_of(argv)
+            raise
         except (OSError, ValueError):  # its pipes were closed
             self.check_open()
             raise
         self.check_open()
+        done.args = process.words_of(argv)  # not those of what has started it
         return done
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:

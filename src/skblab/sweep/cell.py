@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skblab.errors import GuestCommandFailed, GuestLost, Timeout, UsageError
+from skblab.errors import GuestCommandFailed, GuestLost, Timeout, UsageError, check_lists
 from skblab.event import Hit
 from skblab.guest.nodes import HOST
 from skblab.image.store import image_of
@@ -66,6 +66,7 @@ class Scenario:
     expected: Expected = dataclasses.field(default_factory=Expected)
 
     def __post_init__(self) -> None:
+        check_lists(client=self.client, at=self.at, judged=self.judged, rules=self.rules, files=self.files)
         if self.spec.time != "virtual":
             raise UsageError("a cell runs in virtual time: else it is another one each time", hint='time="virtual"')
         if not self.client:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
-from skblab.errors import UsageError
+from skblab.errors import UsageError, check_lists
 from skblab.guest.diagnosis import too_little_memory
 from skblab.image.image import Image
 from skblab.image.store import find_image
@@ -80,6 +80,7 @@ class Matrix:
     runs: dict[Case, list[Run]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_lists(series=self.series, variants=self.variants)
         if not self.scenarios or self.repeats < 1:
             raise UsageError("there is nothing to run", hint="a scenario, and --repeat 1")
         for what in (self.series, self.variants, self.seeds):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from skblab.edit.corrupt import corrupting
-from skblab.errors import PacketError, RuleError
+from skblab.errors import PacketError, RuleError, check_lists
 from skblab.packet import Packet
 from skblab.rule import Occurrence, Rule
 from skblab.sweep.cell import CellOutcome
@@ -58,6 +58,7 @@ def check(verdicts: Sequence[str]) -> None:
 
     :raises RuleError: it is not
     """
+    check_lists(verdicts=verdicts)
     for verdict in verdicts:
         if verdict != REORDER and Rule.parse(f"f = {verdict}").occurrence != Occurrence():
             raise RuleError(f"a sweep says at which packet: {verdict}", hint="a verdict without @ and without if")

@@ -11,7 +11,7 @@ from typing import Any, Self
 from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.probes import choose, probes_of
-from skblab.errors import GuestLost, TraceError
+from skblab.errors import GuestLost, TraceError, check_lists
 from skblab.filter import compile_filter
 from skblab.image.fields import Field, resolve_fields
 from skblab.image.image import Image
@@ -41,6 +41,9 @@ class TraceSpec:
     returns: bool = True
     to: Path | None = None
     about: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_lists(patterns=self.patterns, calls=self.calls, fields=self.fields)
 
 
 class Tracer:
