@@ -20,7 +20,7 @@ from skblab.guest.complaint import Complains, kind_of, when_left
 from skblab.host import process, registry
 from skblab.lab import Lab
 
-SKBLAB = (sys.executable, "-m", "skblab.cli")
+SKBLAB = (sys.executable, "-m", "skblab")
 
 
 # The command line's output about complaints, as text and as an event.

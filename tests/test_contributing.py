@@ -41,7 +41,7 @@ class Repository:
         return done.stdout
 
     def skblab(self, *words: str) -> str:
-        return self.run("-m", "skblab.cli", *words)
+        return self.run("-m", "skblab", *words)
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,14 @@ class LabLife(HostPrograms):
         """End the lab, and nothing of it stays; leave it, if it was joined or is kept.
 
         In a child that was forked meanwhile this does nothing: the lab is its parent's.
+
+        :raises UsageError: this is a callback of a rule or a trace, for whose end it would wait
         """
+        if os.getpid() == self._pid and self._parts and self._parts.agent and self._parts.agent.link.is_calling:
+            raise UsageError(
+                "a callback cannot close its lab: the lab's end waits for the callback's",
+                hint="raise an error, which comes out where the rule ends; or have another thread close it",
+            )
         with process.undisturbed(only_once=True):
             stack, self._stack = self._stack, None
             if stack is None:

@@ -9,9 +9,10 @@ from skblab.agent.abi import Hit
 from skblab.agent.packets import HeldPacket
 from skblab.agent.rules import Armed
 from skblab.agent.running import Running
-from skblab.errors import CallbackFailed, UsageError
+from skblab.errors import CallbackFailed, SkblabError, UsageError
 from skblab.lab import Lab
 from skblab.rule import Rule
+from skblab.spec import Time
 
 
 def pinged(lab: Lab) -> bool:
@@ -85,3 +86,26 @@ def test_a_callback_that_waits_for_the_agent_is_refused_at_once(shared_lab: Lab)
         client = shared_lab.popen(["ping", "-c1", "-W5", "guest"], stdout=subprocess.DEVNULL)
         assert client.wait(8) == 0
     assert len(refused) == 5
+
+
+@pytest.mark.parametrize("time", ["real", "virtual"])
+def test_a_callback_cannot_close_its_lab(time: Time) -> None:
+    """The lab's end waits for the callback's. Nothing is ended by halves: the lab is as it was."""
+    with Lab(time=time) as lab:
+        rule = lab.rule("icmp_rcv = trace", lambda _: lab.close())
+        assert pinged(lab)
+        with pytest.raises(CallbackFailed, match="a callback cannot close its lab"):
+            rule.close()
+        with lab.rule("icmp_rcv = drop @1"):
+            assert not pinged(lab)
+        assert pinged(lab)
+
+
+@pytest.mark.parametrize("time", ["real", "virtual"])
+def test_a_policy_can_close_its_lab(time: Time) -> None:
+    """It decides on a thread of its own."""
+    lab = Lab(time=time)
+    with pytest.raises(SkblabError, match=r"was closed|is not running"), lab:  # noqa: PT012 - which of the two waits
+        lab.on("icmp_rcv", "icmp", lambda _: lab.close())
+        lab.run(["ping", "-c1", "-W5", "guest"])
+        lab.run(["true"])

@@ -30,7 +30,7 @@ ENDLESS = ("ping", "-q", "-i", "0.2", "guest")
 SEVERAL = """
 import subprocess, sys
 from skblab.lab import Lab
-skblab = [sys.executable, "-m", "skblab.cli"]
+skblab = [sys.executable, "-m", "skblab"]
 commands = (
     ["exec", sys.argv[1], "--", "ping", "-q", "-i", "0.2", "guest"],
     ["run", "--lab", sys.argv[1], "-r", "icmp_rcv = delay 1ms", "--", "ping", "-q", "-i", "0.2", "guest"],

@@ -117,7 +117,7 @@ def test_a_killed_commands_client_goes_with_it(image: Image) -> None:
     with Lab(f"killed-{os.getpid()}", image=image) as lab:
         lab.keep()
     running = process.start(
-        [sys.executable, "-m", "skblab.cli", "exec", lab.name, "--", "sh", "-c", "echo $$; exec sleep 600"],
+        [sys.executable, "-m", "skblab", "exec", lab.name, "--", "sh", "-c", "echo $$; exec sleep 600"],
         stdout=subprocess.PIPE,
     )
     try:

@@ -17,8 +17,8 @@ from skblab.image.image import Image
 TIMEOUT_S = 60
 # weak: without the power that root has over files. full: a file system without room; lite: one with 1 MiB.
 FUNCTIONS = """
-skblab() { "$PYTHON" -m skblab.cli "$@"; }
-weak() { setpriv --bounding-set=-all --inh-caps=-all "$PYTHON" -m skblab.cli "$@"; }
+skblab() { "$PYTHON" -m skblab "$@"; }
+weak() { setpriv --bounding-set=-all --inh-caps=-all "$PYTHON" -m skblab "$@"; }
 lite() { mkdir -p "$1"; mount -t tmpfs -o size=1m none "$1"; }
 full() { lite "$1"; dd if=/dev/zero of="$1/filler" bs=64k 2>/dev/null || true; }
 readonly_() { mkdir -p "$1"; mount -t tmpfs -o ro none "$1"; }
@@ -67,7 +67,7 @@ DIRECTORIES = (
     Place("cache-doctor", "touch c; SKBLAB_CACHE=$PWD/c skblab doctor", 3, ("NO  image", *NO_IMAGES_DIRECTORY[:1])),
     Place("home-file", "unset SKBLAB_CACHE; touch h; HOME=$PWD/h skblab image ls", 3,
           (*NO_IMAGES_DIRECTORY, "/h is no directory")),
-    Place("home-unknown", "unset SKBLAB_CACHE HOME; unshare --user --map-user=4711 $PYTHON -m skblab.cli image ls", 3,
+    Place("home-unknown", "unset SKBLAB_CACHE HOME; unshare --user --map-user=4711 $PYTHON -m skblab image ls", 3,
           ("this user has no home directory for the cache", "SKBLAB_CACHE=DIR")),
     Place("home-tilde", "skblab run --disk '~nobody-at-all/x' -- true", 1, ("cannot read", "No such file")),
     Place("names-file", "touch run/skblab; skblab ls", 3, (*NO_NAMES_DIRECTORY, "run/skblab is no directory")),
@@ -211,12 +211,12 @@ SURROUNDINGS = (
           ("1 received",)),
     Place("umask", "umask 777; skblab run -q -- ping -q -c1 guest", 0, ("1 received",)),
     Place("children-ignored", "$PYTHON -c 'import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
-          "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])' -m skblab.cli run -q -- sh -c 'exit 7'", 7),
-    Place("nohup", "nohup $PYTHON -m skblab.cli run -q -- sh -c 'kill -HUP $PPID; exec sleep 0.5'", 0, ("lost: 0",)),
+          "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])' -m skblab run -q -- sh -c 'exit 7'", 7),
+    Place("nohup", "nohup $PYTHON -m skblab run -q -- sh -c 'kill -HUP $PPID; exec sleep 0.5'", 0, ("lost: 0",)),
     Place("gdb-that-is-none", "SKBLAB_GDB=/bin/true skblab trace --field 'skb->dev->name' -- true", 2,
           ("gdb could not look fields up",)),
     Place("gdb-nowhere", "SKBLAB_GDB=/no/such skblab gdb", 3, ("/no/such: no such program", "unset SKBLAB_GDB")),
-    Place("no-environment", "env -i SKBLAB_CACHE=$SKBLAB_CACHE $PYTHON -m skblab.cli run -- /bin/true", 0),
+    Place("no-environment", "env -i SKBLAB_CACHE=$SKBLAB_CACHE $PYTHON -m skblab run -- /bin/true", 0),
     Place("name-of-bytes", "d=$(printf 'd\\377'); mkdir \"$d\"; cd \"$d\"; skblab trace -q -o \"$d\" -- true;"
           'skblab export "$d" --html x; skblab show "$d$d"', 2, ("cannot read d\\udcffd\\udcff",)),
     Place("encoding", "export PYTHONIOENCODING=ascii; skblab show ü", 2, ("cannot read ", "No such file")),

@@ -141,12 +141,17 @@ class Link:
         """Have *callback* called when the agent is gone, by the thread that notices."""
         self._when_gone.append(callback)
 
+    @property
+    def is_calling(self) -> bool:
+        """Whether this thread is in a callback, and reads on once that has returned."""
+        return self._reads == threading.get_ident() or self.clock.is_listening
+
     def refuse_to_wait(self) -> None:
         """Refuse to wait on the thread that reads every answer and every event.
 
         :raises UsageError: this is that thread, in a callback
         """
-        if self._reads == threading.get_ident() or self.clock.is_listening:
+        if self.is_calling:
             raise UsageError(
                 "a callback cannot wait for the agent, whose answer comes once the callback has returned",
                 hint="decide in a thread of your own: lab.hold(), and take(); release() and drop() do not wait",

@@ -6,7 +6,7 @@ import sys
 from skblab.errors import SkblabError
 from skblab.host import process
 
-PROGRAM = (sys.executable, "-m", "skblab.cli")
+PROGRAM = (sys.executable, "-m", "skblab")
 
 
 def show(lab: str, consoles: int) -> int:
