@@ -26,7 +26,7 @@
 #define AGENT_ALL 0 /* agent_end.packet: every packet that the rule held */
 /* A word on the stack that can be a return address, and its offset from the probed function's return address. */
 #define AGENT_STACK_WORD(address, bytes) ((__u64)(bytes) << 48 | (address))
-#define AGENT_NO_PACKET 0xff /* skb_argument: the function has no packet, and can be traced only */
+#define AGENT_NO_PACKET 0xff /* skb_argument: the function has no packet: AGENT_TRACE or AGENT_RETURN */
 #define AGENT_SEEN_BYTES 128 /* of a packet are compared from step to step */
 #define AGENT_LONG_NS 1024
 #define AGENT_NOTE_BYTES 64
@@ -215,7 +215,7 @@ struct agent_arm {
 	__u64 delay_ns, jitter_ns; /* of a hold; delay 0: until the host decides */
 	__u64 lease_ns; /* of a hold without a delay: it goes on by itself after that; 0: never */
 	__u64 text_start, text_end; /* the kernel's text, to find return addresses; 0: hits carry no stack */
-	__s64 argument; /* the verdict's own: of AGENT_DUPLICATE, how many copies; of AGENT_HOLD, bits a second, or 0 */
+	__s64 argument; /* of AGENT_DUPLICATE, how many copies; of AGENT_HOLD, bits a second, or 0; of AGENT_RETURN, the value */
 	__u32 chance; /* of 2^32; 0: always */
 	__u32 seed;
 	__u32 verdict; /* enum agent_verdict, in verdict.c */
@@ -228,7 +228,8 @@ struct agent_arm {
 	__u8 net_arguments; /* struct net * */
 	__u32 filter_length; /* instructions; 0: every packet */
 	__u16 at_once; /* of a hold in virtual time: the kernel stands still until the host has decided */
-	__u16 in_order; /* of a hold: what the function gets meanwhile waits behind the held packet, and goes on after it */
+	__u8 in_order; /* of a hold: what the function gets meanwhile waits behind the held packet, and goes on after it */
+	__u8 frees; /* of AGENT_RETURN: the packet is the function's, and is freed */
 };
 
 struct agent_by_hand {
@@ -343,7 +344,7 @@ enum agent_step_kind { /* in the ring of steps; record.rule: the probe's number 
 	 * begins at a multiple of 8 bytes.
 	 */
 	AGENT_STEP = 1,
-	AGENT_RETURN = 2, /* struct agent_return */
+	AGENT_RETURNED = 2, /* struct agent_return */
 	AGENT_KIN = 3, /* struct agent_kin */
 	AGENT_DEVICE = 4, /* struct agent_device: the name of that device index from now on */
 };

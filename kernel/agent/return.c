@@ -84,7 +84,7 @@ static noinline void apply_role(const struct agent_call *call, unsigned long val
 
 static __always_inline void write_return(const struct agent_call *call, unsigned long value)
 {
-	struct agent_return *it = agent_step_begin(AGENT_RETURN, call->probe->number, sizeof(*it));
+	struct agent_return *it = agent_step_begin(AGENT_RETURNED, call->probe->number, sizeof(*it));
 	u64 took_ns;
 
 	if (!it)

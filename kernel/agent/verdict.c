@@ -9,6 +9,7 @@ enum agent_verdict { /* src/skblab/verdict.py has the words, with the same numbe
 	AGENT_DROP = 3,
 	AGENT_DUPLICATE = 4,
 	AGENT_STOP = 5,
+	AGENT_RETURN = 6,
 };
 
 /* gdb stops here for the verdict "stop". The frames above: the trampoline, then the probed function at its entry. */
@@ -79,11 +80,11 @@ bool agent_hold_by_hand(struct agent_regs *regs, struct sk_buff *skb, struct age
 	return agent_by_hand.packet;
 }
 
-/* Can a rule be armed with this verdict and its argument? Without a packet a function can only be traced. */
+/* Can a rule be armed with this verdict and its argument, at a function with or without a packet? */
 bool agent_verdict_fits(const struct agent_arm *arm)
 {
 	if (arm->skb_argument == AGENT_NO_PACKET)
-		return arm->verdict <= AGENT_TRACE;
+		return arm->verdict <= AGENT_TRACE || (arm->verdict == AGENT_RETURN && !arm->frees);
 	if (arm->verdict == AGENT_DUPLICATE && (u64)arm->argument > AGENT_MOST_COPIES)
 		return false;
 	if (arm->verdict == AGENT_HOLD && arm->argument < 0)
@@ -138,6 +139,9 @@ static u32 begin(struct agent_rule *rule, struct agent_regs *regs, struct sk_buf
 	case AGENT_STOP:
 		counts->stopped++;
 		break;
+	case AGENT_RETURN:
+		regs->rax = rule->arm.argument;
+		break;
 	}
 	return verdict;
 }
@@ -166,6 +170,10 @@ int agent_verdict_finish(u32 verdict, const struct agent_rule *rule, const struc
 		return 1;
 	case AGENT_DROP:
 		kfree_skb_reason(skb, rule->arm.reason);
+		return 1;
+	case AGENT_RETURN:
+		if (rule->arm.frees)
+			kfree_skb_reason(skb, rule->arm.reason);
 		return 1;
 	case AGENT_DUPLICATE:
 		duplicate(rule, regs, skb);

@@ -7,13 +7,13 @@ from skblab.packet import Packet
 
 @dataclass(frozen=True)
 class Hit:
-    """A packet met a rule.
+    """A packet met a rule; or, of a function without one, its call did.
 
     :param at_ns: when, on the host's CLOCK_MONOTONIC
     :param function: the kernel's function that the rule is at
     :param occurrence: which of the packets that the filter took, from 1
     :param verdict: what was done with the packet, in words
-    :param skb: the address of its struct sk_buff in the guest
+    :param skb: the address of its struct sk_buff in the guest; 0: there is no packet
     :param length_bytes: skb->len
     """
 
@@ -26,7 +26,11 @@ class Hit:
     length_bytes: int
 
     def __str__(self) -> str:
-        return f"{self.function} #{self.occurrence}: {self.verdict}: {self.packet.summary()}"
+        return f"{self.function} #{self.occurrence}: {self.verdict}: {self.summary()}"
+
+    def summary(self) -> str:
+        """Return the packet in one line."""
+        return self.packet.summary() if self.skb else "no packet"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from skblab.host.waiting import wait
 from skblab.lab import Lab
 from skblab.packet import Packet
 from skblab.rule import Rule
-from skblab.verdict import VERDICTS
+from skblab.verdict import RETURN, VERDICTS
 
 if TYPE_CHECKING:
     import socket
@@ -82,8 +82,9 @@ class RuleOutcome:
         return not (self.fired or self.unedited)
 
     def named_counts(self) -> dict[str, int]:
-        """Return the counts by their names, of an edit with ``unedited``."""
-        return asdict(self.counts) | ({"unedited": self.unedited} if VERDICTS[self.rule.verdict].changes_bytes else {})
+        """Return the counts by their names, of an edit with ``unedited``, of ``return`` with ``returned``."""
+        more = {"unedited": self.unedited} if VERDICTS[self.rule.verdict].changes_bytes else {}
+        return asdict(self.counts) | more | ({"returned": self.counts.verdicts} if self.rule.verdict == RETURN else {})
 
     def lines(self) -> list[str]:
         """Return it for people: the rule with its counts, and what the rule did not ask for."""

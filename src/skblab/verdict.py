@@ -4,6 +4,7 @@ Grammar, help, ``skblab probes``, the table in docs/reference/rules.md and the a
 CONTRIBUTING.md says how to add one.
 """
 
+import errno
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ PART = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^,\s"])*')  # a comma or a blank in qu
 CHANGE = re.compile(r'([A-Za-z0-9_]+(?::[0-9]{1,2})?\.[A-Za-z0-9_]+)=(?:"((?:\\.|[^"\\])*)"|([^,\s"]+))$')
 UNQUOTED = re.compile(r'[^,\s"#]+')
 UNFIXED = "fix=False"
+RETURN = "return"
+NUMBER = re.compile(r"-?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})")
+NAMED = {"NULL": 0, "false": 0, "true": 1}
+OF_KERNEL = {"ERESTARTSYS": 512, "EPROBE_DEFER": 517, "ENOTSUPP": 524}  # include/linux/errno.h
+VALUES = "-ENOMEM, 0, -1, 0x10, NULL, true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,7 @@ class Arguments:
     fix: bool = True
     corrupted_bytes: int = 1
     bits_per_s: int = 0
+    value: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.hold_count <= MOST_NUMBER:
@@ -49,6 +56,8 @@ class Arguments:
             raise RuleError(f"a delay of {self.delay_ns} ns +- {self.jitter_ns} ns", hint="at most 365 days")
         if not 1 <= self.corrupted_bytes <= MOST_CORRUPTED or not 0 <= self.bits_per_s <= MOST_BITS_PER_S:
             raise RuleError(f"{self.corrupted_bytes} bytes, {self.bits_per_s} bit/s", hint="see skblab run --help")
+        if self.value and number_of(self.value) is None:
+            raise RuleError(f"not a value: {self.value}", hint=VALUES)
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class Verdict:
     :param help: what happens to the packet
     :param example: the word with the arguments that it needs
     :param number: enum agent_verdict in kernel/agent/verdict.c: what the agent does
+    :param any_function: the function need have no packet
     :param owns: sound only at a function that owns its packet (skblab.agent.functions)
     :param needs: who decides on each packet: the agent alone, the host within a lease, or gdb
     :param changes_bytes: the host writes other bytes, and the packet goes on
@@ -84,6 +94,7 @@ class Verdict:
     help: str
     example: str
     number: int
+    any_function: bool = False
     owns: bool = False
     needs: Literal["agent", "host", "gdb"] = "agent"
     whole: bool = False
@@ -202,6 +213,30 @@ def _write_rate(given: Arguments) -> list[str]:
     return [f"{given.bits_per_s // RATE_UNITS[unit]}{unit}bit"]
 
 
+def number_of(value: str) -> int | None:
+    """Return a return value's number; it is written as in C. None: it is not a value."""
+    if value in NAMED:
+        return NAMED[value]
+    if value.startswith("-E") and (number := OF_KERNEL.get(value[1:]) or getattr(errno, value[1:], None)):
+        return -int(number)
+    found = int(value, 0) if NUMBER.fullmatch(value) and not re.match("-?0[0-9]", value) else None
+    return found if found is not None and -(1 << 63) <= found < 1 << 64 else None
+
+
+def _read_return(line: Line) -> dict[str, Any]:
+    word = line.peek()
+    if not word or word == "if" or word.startswith("@"):
+        return {}
+    if number_of(word) is None:
+        line.fail(f"not a value: {word}", VALUES)
+    return {"value": line.take()}
+
+
+def _as_signed(number: int) -> int:
+    """Return a number of 64 bits as the agent gets it."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
 ROWS = (
     Verdict(
         word="accept",
@@ -302,6 +337,17 @@ ROWS = (
         read=_read_rate,
         write=_write_rate,
         numbers=lambda given: Numbers(argument=given.bits_per_s),
+    ),
+    Verdict(
+        word=RETURN,
+        grammar="[VALUE]",
+        help="the function does not run, its caller gets the value: -ENOMEM, 0, NULL, true",
+        example="return 0",
+        number=6,
+        any_function=True,
+        read=_read_return,
+        write=lambda given: [given.value],
+        numbers=lambda given: Numbers(argument=_as_signed(number_of(given.value) or 0)),
     ),
     Verdict(word="stop", help="the whole kernel stops under gdb", example="stop", number=5, needs="gdb"),
 )

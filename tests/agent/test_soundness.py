@@ -108,6 +108,9 @@ def test_every_verdict_at_every_entry(every_lab: Lab, function: str) -> None:
     with contextlib.closing(lab.rule(Rule.parse(f"{function} = drop{suffix}"))) as running:
         assert not ask(lab, PATIENCE_S)
         assert running.armed.counts.dropped >= 1
+    with contextlib.closing(lab.rule(Rule.parse(f"{function} = return 0{suffix}"))) as running:
+        assert not ask(lab, PATIENCE_S)
+        assert running.fired
     with lab.hold(function, wanted) as held:
         assert not ask(lab, PATIENCE_S)
         for packet in held.take(1):

@@ -34,7 +34,7 @@ from skblab.rule import Rule
 PACKETS = int(os.environ.get("SKBLAB_TORTURE_PACKETS", "10000"))
 VERDICTS = (
     "accept", "trace", "stop", "hold", "hold 3 release reverse", "hold 4 release random", "delay 1ms",
-    "delay 500us +-500us", "delay 200ms", "drop", "drop NO_SOCKET", "duplicate", "duplicate 2", "EDIT",
+    "delay 500us +-500us", "delay 200ms", "drop", "drop NO_SOCKET", "duplicate", "duplicate 2", "EDIT", "return 0",
 )  # fmt: skip
 OCCURRENCES = ("", "", "@1", "@2-5", "@3-", "@every 3", "@random 30%")
 FILTERS4 = ("", "", "icmp", "udp", "tcp", "icmp[icmptype] == icmp-echo", "ip[2:2] > 300")
@@ -216,8 +216,8 @@ def accounted_for(rule: Rule, counts: Counts) -> bool:
             return wanted == counts.traced
         case "stop":
             return wanted == counts.stopped
-        case "drop":
-            return wanted == counts.dropped
+        case "drop" | "return":
+            return wanted == counts.verdicts and counts.dropped == (wanted if rule.verdict == "drop" else 0)
         case "duplicate":
             return counts.duplicated <= wanted * rule.copies
     return wanted == counts.held and counts.held + counts.duplicated == counts.released + counts.dropped

@@ -76,7 +76,7 @@ def test_every_whole_record_is_read(whole: Path) -> None:
     assert kinds.count(abi.StepKind.STEP) == len(trace.steps) > 100
     assert trace.whole
     assert kinds.count(abi.StepKind.KIN) == len(trace.kin)
-    assert kinds.count(abi.StepKind.RETURN) == sum(step.took_ns is not None for step in trace.steps)
+    assert kinds.count(abi.StepKind.RETURNED) == sum(step.took_ns is not None for step in trace.steps)
 
 
 def test_a_killed_writer(tmp_path: Path) -> None:

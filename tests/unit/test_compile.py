@@ -25,7 +25,7 @@ REASONS = """enum skb_drop_reason {
 	SKB_DROP_REASON_MAX,
 };
 """
-FUNCTIONS = (
+FUNCTIONS: tuple[tuple[str, int, int, str, int, str, list[tuple[str, str]]], ...] = (
     ("icmp_rcv", 0x1000, 64, "net/ipv4/icmp.c", 1, "int", [SKB]),
     ("ip_rcv", 0x1100, 64, "net/ipv4/ip_input.c", 1, "int", [SKB, DEVICE, ("pt", "struct packet_type *"), DEVICE]),
     ("ip_output", 0x1200, 64, "net/ipv4/ip_output.c", 1, "int", [NET, SOCK, SKB]),
@@ -39,11 +39,15 @@ FUNCTIONS = (
     ("kfree_skbmem", 0x1A00, 64, "net/core/skbuff.c", 1, "void", [SKB]),
     ("vector_net_start_xmit", 0x1B00, 64, "arch/um/drivers/vector_kern.c", 1, "int", [SKB, DEVICE]),
     ("um_timer", 0x1C00, 64, "arch/um/kernel/time.c", 1, "int", [SKB]),
+    ("alloc", 0x1C40, 64, "net/core/skbuff.c", 3, "struct sk_buff *", [NUMBER]),
+    ("whether", 0x1C80, 64, "net/core/dev.c", 5, "bool", []),
+    ("whole", 0x1CC0, 64, "net/core/dev.c", 6, "struct timespec64", []),
     ("pskb_expand_head", 0x1D00, 64, "net/core/skbuff.c", 2, "int", [SKB, NUMBER]),
 )
 EVERY = [row.word for row in ROWS]
 SEED = 5
-ANYWHERE = ["accept", "trace", "stop"]
+ANYWHERE = ["accept", "trace", "return", "stop"]
+BARE = ["return"]  # without a packet to look at
 
 
 @pytest.fixture
@@ -118,13 +122,13 @@ def test_what_the_caller_gets_and_what_a_held_packet_needs(small: Image) -> None
         ("icmp_rcv", 0, abi.Indirection.DIRECT, True, EVERY),
         ("ip_output", 2, abi.Indirection.DIRECT, True, EVERY),
         ("icmp_echo", 1, abi.Indirection.DIRECT, True, ANYWHERE),
-        ("tcp_sendmsg", None, None, False, []),
-        ("on_stack", 6, abi.Indirection.DIRECT, False, []),
-        ("by_pointer", 1, abi.Indirection.BY_POINTER, True, []),
-        ("looks", 0, abi.Indirection.DIRECT, True, []),
-        ("ip_list_rcv", 0, abi.Indirection.IN_LIST, True, []),
-        ("list_sort", None, None, False, []),
-        ("kfree_skbmem", 0, abi.Indirection.DIRECT, False, []),
+        ("tcp_sendmsg", None, None, False, BARE),
+        ("on_stack", 6, abi.Indirection.DIRECT, False, BARE),
+        ("by_pointer", 1, abi.Indirection.BY_POINTER, True, BARE),
+        ("looks", 0, abi.Indirection.DIRECT, True, BARE),
+        ("ip_list_rcv", 0, abi.Indirection.IN_LIST, True, BARE),
+        ("list_sort", None, None, False, BARE),
+        ("kfree_skbmem", 0, abi.Indirection.DIRECT, False, BARE),
         ("vector_net_start_xmit", 0, abi.Indirection.DIRECT, True, []),
         ("um_timer", 0, abi.Indirection.DIRECT, False, []),
     ],
@@ -150,8 +154,11 @@ def test_one_answer_for_rules_traces_and_probes(
     assert sound_verdicts(one) == verdicts
     for row in ROWS:  # what `skblab probes` lists is what a rule may be
         text = f"{name} = {row.example}"
+        if row.word == "return" and one.return_type == "void":
+            text = f"{name} = return"
         if row.word in verdicts:
-            assert compiled(small, text).skb_argument == argument
+            readable = argument if verdicts != BARE else abi.NO_PACKET
+            assert compiled(small, text).skb_argument == readable
         else:
             with pytest.raises(UnsupportedVerdict):
                 compiled(small, text)
@@ -161,4 +168,42 @@ def test_what_is_refused_says_where_it_works(small: Image) -> None:
     with pytest.raises(UnsupportedVerdict) as caught:
         compiled(small, "icmp_echo = drop")
     assert caught.value.what == "drop is not sound at icmp_echo()"
-    assert caught.value.hint == "drop works at icmp_rcv\naccept, trace and stop work everywhere"
+    assert caught.value.hint == "drop works at icmp_rcv\naccept, trace, return and stop work everywhere"
+
+
+@pytest.mark.parametrize(
+    ("text", "argument", "frees"),
+    [
+        ("icmp_rcv = return 0", 0, 1),
+        ("ip_output = return -ENOBUFS", -105, 1),
+        ("ip_output = return 0xffffffff", 0xFFFFFFFF, 1),
+        ("tcp_sendmsg = return -ERESTARTSYS", -512, 0),
+        ("icmp_echo = return 3 @2 if icmp", 3, 0),
+        ("list_sort = return", 0, 0),
+    ],
+)
+def test_a_function_that_does_not_run(small: Image, text: str, argument: int, frees: int) -> None:
+    arm = compiled(small, text)
+    assert (arm.argument, arm.frees) == (argument, frees)
+    assert str(Rule.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("icmp_rcv = return", "icmp_rcv() returns a value (int)"),
+        ("icmp_rcv = return -12", "icmp_rcv() may hand its packet back to its caller by returning -12"),
+        ("list_sort = return 0", "list_sort() returns nothing"),
+        ("tcp_sendmsg = return 0x100000000", "tcp_sendmsg() returns int"),
+        ("tcp_sendmsg = return 0 if icmp", "tcp_sendmsg() has no packet to look at"),
+        ("um_timer = return 0", "nothing can be probed in um_timer()"),
+        ("alloc = return 1", "alloc() returns a pointer"),
+        ("alloc = return -4096", "alloc() returns a pointer"),
+        ("whether = return 2", "whether() returns a bool"),
+        ("whole = return 0", "whole() returns a struct timespec64, more than a register holds"),
+    ],
+)
+def test_what_a_function_cannot_return(small: Image, text: str, said: str) -> None:
+    with pytest.raises(UnsupportedVerdict) as caught:
+        compiled(small, text)
+    assert caught.value.what.startswith(said)

@@ -157,7 +157,7 @@ class Counts:
         return [f"{count} {what}" for count, what in sentences if count]
 
 
-ARM_LAYOUT = struct.Struct("=IHH10Qq5I2i4BI2H")
+ARM_LAYOUT = struct.Struct("=IHH10Qq5I2i4BIH2B")
 
 
 class Arm(NamedTuple):
@@ -187,6 +187,7 @@ class Arm(NamedTuple):
     net_arguments: int = 0
     at_once: int = 0
     in_order: int = 0
+    frees: int = 0
 
     def encode(self, rule: int, cookie: int) -> bytes:
         """Return the command's bytes."""
@@ -197,7 +198,7 @@ class Arm(NamedTuple):
             self.chance, self.seed, self.verdict, self.reason, self.captured_bytes,
             self.held_returns, self.dropped_returns,
             self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments, len(self.filter) // 8,
-            self.at_once, self.in_order,
+            self.at_once, self.in_order, self.frees,
         )  # fmt: skip
         return head + self.filter
 
@@ -462,7 +463,7 @@ class StepKind(enum.IntEnum):
     """enum agent_step_kind."""
 
     STEP = 1
-    RETURN = 2
+    RETURNED = 2
     KIN = 3
     DEVICE = 4
 

@@ -1,13 +1,14 @@
 """From a rule to the agent's command. Pure: a rule, a function of an image, and out comes struct agent_arm."""
 
 from skblab.agent import abi
-from skblab.agent.functions import Contract, contract_for, plain_packet, references
+from skblab.agent.functions import Contract, check_value, contract_for, readable_packet, references
+from skblab.errors import UnsupportedVerdict
 from skblab.filter import compile_filter
 from skblab.image.image import Image
 from skblab.image.index import Function
 from skblab.image.reasons import drop_reason
 from skblab.rule import Occurrence, Rule
-from skblab.verdict import VERDICTS
+from skblab.verdict import RETURN, VERDICTS
 
 SHOWN_BYTES = 128  # of a packet in a hit whose verdict does not need the whole packet
 WHOLE_PACKET = 0xFFFF
@@ -19,13 +20,21 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
 
     :param lease_s: a held packet goes on by itself if nothing decides on it within that time; 0: never
     :param seed: of the agent's random numbers, where the rule has none of its own
-    :raises UnsupportedVerdict: the verdict is not sound there
+    :raises UnsupportedVerdict: the verdict, or a filter, is not sound there
     :raises RuleError: libpcap does not understand the filter, or this kernel has no such drop reason
     """
     verdict = VERDICTS[rule.verdict]
-    contract = contract_for(verdict, function, lambda name: _file_of(image, name)) or Contract()
-    packet, needed = plain_packet(function), references(function)
-    assert packet
+    owned = contract_for(verdict, function, lambda name: _file_of(image, name))
+    contract = owned or Contract()
+    packet, needed = readable_packet(function), references(function)
+    if verdict.word == RETURN:
+        check_value(function, rule.value)
+    if rule.filter and not packet:
+        raise UnsupportedVerdict(
+            f"{function.name}() has no packet to look at, and so none for a filter",
+            found=function.signature,
+            hint=f"without: if {rule.filter}",
+        )
     numbers, occurrence = verdict.numbers(rule), rule.occurrence
     text_start, text_end = image.functions.text if verdict.stack else (0, 0)
     return abi.Arm(
@@ -47,10 +56,11 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
         captured_bytes=WHOLE_PACKET if verdict.whole else SHOWN_BYTES,
         held_returns=contract.held,
         dropped_returns=contract.dropped,
-        skb_argument=packet.number,
+        skb_argument=packet.number if packet else abi.NO_PACKET,
         device_arguments=needed.devices,
         socket_arguments=needed.sockets,
         net_arguments=needed.nets,
+        frees=int(verdict.word == RETURN and owned is not None),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from skblab.agent.abi import Indirection
 from skblab.errors import UnsupportedVerdict
 from skblab.image.index import SKB_TYPE, Function
-from skblab.verdict import ROWS, Verdict
+from skblab.verdict import RETURN, ROWS, Verdict, number_of
 
 REGISTERS = 6  # System V ABI, AMD64: arguments beyond the sixth are on the stack
 DEVICE_TYPE, SOCKET_TYPE, NET_TYPE = "struct net_device *", "struct sock *", "struct net *"
@@ -48,6 +48,8 @@ NO_PACKETS = {
 
 NET_RX_DROP = 1  # include/linux/netdevice.h
 NET_XMIT_DROP = 1
+MOST_ERRNO = 4095  # include/linux/err.h MAX_ERRNO
+BOOLEANS = ("bool", "_Bool")
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class Contract:
     :param dropped: the return value where the packet is dropped
     :param parsed: the kernel has checked and parsed the network header before, and relies on that
     :param fragmented: no later function fragments the packet: it must fit its device's MTU
+    :param hands_back: a return value other than 0 may hand the packet back to the caller
     """
 
     held: int = 0
     dropped: int = 0
     parsed: bool = True
     fragmented: bool = False
+    hands_back: bool = False
 
 
 # In the order in which a packet meets them.
@@ -73,17 +77,17 @@ CONTRACTS: dict[str, Contract] = {
     "ip_local_deliver": Contract(dropped=NET_RX_DROP),
     "ip_local_deliver_finish": Contract(),
     # A protocol's handler returns 0, or minus the protocol to try next (net/ipv4/ip_input.c ip_protocol_deliver_rcu()).
-    "icmp_rcv": Contract(),
-    "tcp_v4_rcv": Contract(),
-    "udp_rcv": Contract(),
+    "icmp_rcv": Contract(hands_back=True),
+    "tcp_v4_rcv": Contract(hands_back=True),
+    "udp_rcv": Contract(hands_back=True),
     "arp_rcv": Contract(dropped=NET_RX_DROP, parsed=False),
     "arp_process": Contract(dropped=NET_RX_DROP),
     "ipv6_rcv": Contract(dropped=NET_RX_DROP, parsed=False),
     "ip6_input": Contract(),
     # A value above 0 is the next header to try (net/ipv6/ip6_input.c ip6_protocol_deliver_rcu()).
-    "icmpv6_rcv": Contract(),
-    "tcp_v6_rcv": Contract(),
-    "udpv6_rcv": Contract(),
+    "icmpv6_rcv": Contract(hands_back=True),
+    "tcp_v6_rcv": Contract(hands_back=True),
+    "udpv6_rcv": Contract(hands_back=True),
     # Sent. 0 is success; a dropped packet returns what a full queue returns.
     "ip_output": Contract(dropped=NET_XMIT_DROP),
     "ip_finish_output2": Contract(dropped=NET_XMIT_DROP, parsed=False, fragmented=True),
@@ -166,13 +170,19 @@ def why_not_followed(function: Function) -> str:
     return why_no_packet(function)
 
 
+def readable_packet(function: Function) -> PacketArgument | None:
+    """Return the argument whose packet the agent can look at, or None if there is no such argument."""
+    argument = plain_packet(function)
+    return argument if argument and argument.in_register and not why_no_packet(function) else None
+
+
 def contract_for(verdict: Verdict, function: Function, file_of: Callable[[str], str] = lambda _: "") -> Contract | None:
     """Return a function's contract, or None where it has none and the verdict needs none.
 
     :param file_of: returns the source file of a function of a name
     :raises UnsupportedVerdict: the verdict is not sound at that function
     """
-    _check_probe(function)
+    _check_probe(function, any_function=verdict.any_function)
     contract = CONTRACTS.get(function.name)
     if contract is None and verdict.owns:
         raise UnsupportedVerdict(
@@ -183,13 +193,18 @@ def contract_for(verdict: Verdict, function: Function, file_of: Callable[[str], 
     return contract
 
 
-def _check_probe(function: Function) -> None:
-    """Raise UnsupportedVerdict where no rule can be at a function."""
+def _check_probe(function: Function, *, any_function: bool = False) -> None:
+    """Raise UnsupportedVerdict where no rule can be at a function.
+
+    :param any_function: it need have no packet
+    """
     name, argument = function.name, plain_packet(function)
     if function.file.startswith(FORBIDDEN_FILES):
         raise UnsupportedVerdict(
             f"nothing can be probed in {name}()", found=f"{function.file} is what the agent itself runs on"
         )
+    if any_function:
+        return
     if argument is None:
         raise UnsupportedVerdict(f"{name}() takes no {SKB_TYPE.strip()}", found=function.signature)
     if not argument.in_register:
@@ -210,6 +225,36 @@ def _nearest(function: Function, file_of: Callable[[str], str]) -> list[str]:
     return list(CONTRACTS)
 
 
+def check_value(function: Function, value: str) -> None:
+    """Check that a function can return a value without having run.
+
+    :raises UnsupportedVerdict: it returns nothing, something, or what no register holds
+    """
+    kind = function.return_type
+    number = number_of(value)
+    if kind == "void" and value:
+        wrong, hint = "returns nothing", f"{function.name} = return"
+    elif kind != "void" and not value:
+        wrong, hint = f"returns a value ({kind.strip()})", f"{function.name} = return {_a_value(kind)}"
+    elif kind.endswith("*") and not (number is not None and -MOST_ERRNO <= number <= 0):
+        wrong, hint = "returns a pointer", "NULL, or an error that it may carry: -ENOMEM (include/linux/err.h)"
+    elif kind in BOOLEANS and number not in {0, 1}:
+        wrong, hint = "returns a bool", "true or false"
+    elif kind.startswith(("struct ", "union ")) and not kind.endswith("*"):
+        wrong, hint = f"returns a {kind}, more than a register holds", "a function that it calls"
+    elif number is not None and kind in {"int", "unsigned int", "u32"} and not -(1 << 31) <= number < 1 << 32:
+        wrong, hint = f"returns {kind}", "a number of 32 bits"
+    elif number and CONTRACTS.get(function.name, Contract()).hands_back:
+        wrong, hint = f"may hand its packet back to its caller by returning {value}", "return 0, or drop"
+    else:
+        return
+    raise UnsupportedVerdict(f"{function.name}() {wrong}", found=function.signature, hint=hint)
+
+
+def _a_value(kind: str) -> str:
+    return "NULL" if kind.endswith("*") else "false" if kind in BOOLEANS else "-ENOMEM"
+
+
 def _anywhere() -> str:
     *some, last = (row.word for row in ROWS if not row.owns)
     return f"{', '.join(some)} and {last}"
@@ -217,8 +262,14 @@ def _anywhere() -> str:
 
 def sound_verdicts(function: Function) -> list[str]:
     """Return the words of the verdicts that are sound at a function."""
+    return [row.word for row in ROWS if _is_sound(row, function)]
+
+
+def _is_sound(verdict: Verdict, function: Function) -> bool:
     try:
-        _check_probe(function)
+        contract_for(verdict, function)
+        if verdict.word == RETURN:
+            check_value(function, "" if function.return_type == "void" else "0")
     except UnsupportedVerdict:
-        return []
-    return [row.word for row in ROWS if function.name in CONTRACTS or not row.owns]
+        return False
+    return True

@@ -144,5 +144,5 @@ class Probe(Stream[Hit]):
         """Return what a notebook shows: the packets that were not taken yet."""
         with self._news:
             hits = list(self._items)
-        rows = ((one.occurrence, f"{(one.at_ns - hits[0].at_ns) / 1e6:.3f}", one.packet.summary()) for one in hits)
+        rows = ((one.occurrence, f"{(one.at_ns - hits[0].at_ns) / 1e6:.3f}", one.summary()) for one in hits)
         return shown(f"{self._rule}: {len(hits)} not taken", table(("occurrence", "ms", "packet"), rows))

@@ -52,7 +52,7 @@ class _Hits(Watcher):
     def hit(self, hit: Hit) -> None:
         """Note a packet."""
         data = hit.packet.data.hex()
-        self.lines.append(f"{hit.at_ns / 1e9:.9f} {hit.function}() {hit.verdict}: {hit.packet.summary()} {data}")
+        self.lines.append(f"{hit.at_ns / 1e9:.9f} {hit.function}() {hit.verdict}: {hit.summary()} {data}")
 
 
 def run(arguments: argparse.Namespace) -> int:

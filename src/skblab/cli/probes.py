@@ -3,10 +3,11 @@
 import argparse
 import json
 
-from skblab.agent.functions import sound_verdicts
+from skblab.agent.functions import packet_argument, sound_verdicts
 from skblab.agent.probes import choose
 from skblab.cli.options import add_image_options, chosen_image, complete, function_names
-from skblab.verdict import VERDICTS
+from skblab.image.index import Function
+from skblab.verdict import RETURN, VERDICTS
 
 EXAMPLES = """\
 examples:
@@ -44,6 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"name": function.name, "file": function.file, "line": function.line,
                               "signature": function.signature, "verdicts": verdicts}))  # fmt: skip
         else:
-            what = "every verdict" if len(verdicts) == len(VERDICTS) else ", ".join(verdicts) or "followed, no rules"
-            print(f"{function.signature}\n    {function.file}:{function.line}  {what}")
+            print(f"{function.signature}\n    {function.file}:{function.line}  {_what(function, verdicts)}")
     return 0
+
+
+def _what(function: Function, verdicts: list[str]) -> str:
+    if len(verdicts) == len(VERDICTS):
+        return "every verdict"
+    is_only_followed = verdicts in ([], [RETURN]) and packet_argument(function)
+    return ", ".join(["followed"] * bool(is_only_followed) + (verdicts or ["no rules"]))

@@ -109,14 +109,14 @@ class _Reporter(StopsShown):
             "time_s": round(at_s, 6),
             "function": hit.function,
             "occurrence": hit.occurrence,
-            "packet": hit.packet.summary(),
+            "packet": hit.summary(),
             "verdict": hit.verdict,
             "skb": f"{hit.skb:#x}",
             "len": hit.length_bytes,
         }
         self._json_lines.write(fields)
         if not self._quiet:
-            self._print(f"{at_s:10.6f}  {hit.function:16} #{hit.occurrence:<4} {hit.verdict:12} {hit.packet.summary()}")
+            self._print(f"{at_s:10.6f}  {hit.function:16} #{hit.occurrence:<4} {hit.verdict:12} {hit.summary()}")
 
     def panicked(self, event: GuestPanicked | None) -> None:
         """Write the kernel's panic as a JSON line; a person reads it in the error."""

@@ -12,6 +12,7 @@ from skblab.trace import shape
 from skblab.trace.file import END, META, RULE, STEP, VERSION, read_chunks
 from skblab.trace.model import Kin, Step, Trace, TracedFunction
 from skblab.trace.shape import fits, fits_if_there
+from skblab.verdict import RETURN
 
 LAST_NS = (1 << 62) - 1
 CALLS = 1 << 32  # agent_step.call is a __u32
@@ -58,7 +59,7 @@ class Reader:
                 break
             if kind == abi.StepKind.STEP:
                 self._step(records[place : place + size], self._functions[number])
-            elif kind == abi.StepKind.RETURN:
+            elif kind == abi.StepKind.RETURNED:
                 self._return(records[place : place + size])
             elif kind == abi.StepKind.DEVICE:
                 self._device(records[place : place + size])
@@ -183,7 +184,7 @@ def _note_verdict(steps: list[Step], said: dict[str, Any]) -> None:
     else:
         where = "" if step.function.name == said["function"] else f" at {said['function']}()"
         step.verdict += ", " * bool(step.verdict) + verdict + where
-    step.by_rule |= verdict.startswith("drop")  # "drop", "dropped"
+    step.by_rule |= verdict.startswith(("drop", RETURN))  # "drop", "dropped"; "return -ENOMEM"
 
 
 def _step_of(steps: list[Step], packet: int, call: int) -> Step | None:
