@@ -13,7 +13,7 @@ class Hit:
     :param function: the kernel's function that the rule is at
     :param occurrence: which of the packets that the filter took, from 1
     :param verdict: what was done with the packet, in words
-    :param skb: the address of its struct sk_buff in the guest; 0: there is no packet
+    :param skb: the address of its struct sk_buff in the guest; 0: there is no packet to look at
     :param length_bytes: skb->len
     """
 
@@ -30,7 +30,7 @@ class Hit:
 
     def summary(self) -> str:
         """Return the packet in one line."""
-        return self.packet.summary() if self.skb else "no packet"
+        return self.packet.summary() if self.skb else "no packet to look at"
 
 
 @dataclass(frozen=True)

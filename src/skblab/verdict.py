@@ -24,7 +24,7 @@ PART = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^,\s"])*')  # a comma or a blank in qu
 CHANGE = re.compile(r'([A-Za-z0-9_]+(?::[0-9]{1,2})?\.[A-Za-z0-9_]+)=(?:"((?:\\.|[^"\\])*)"|([^,\s"]+))$')
 UNQUOTED = re.compile(r'[^,\s"#]+')
 UNFIXED = "fix=False"
-RETURN = "return"
+RETURN, STOP = "return", "stop"
 NUMBER = re.compile(r"-?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})")
 NAMED = {"NULL": 0, "false": 0, "true": 1}
 OF_KERNEL = {"ERESTARTSYS": 512, "EPROBE_DEFER": 517, "ENOTSUPP": 524}  # include/linux/errno.h
@@ -243,8 +243,9 @@ ROWS = (
         help="it goes on; later rules at this function do not see it",
         example="accept",
         number=0,
+        any_function=True,
     ),
-    Verdict(word="trace", help="it goes on, and is reported", example="trace", number=1),
+    Verdict(word="trace", help="it goes on, and is reported", example="trace", number=1, any_function=True),
     Verdict(
         word="hold",
         grammar="[N] [release fifo|reverse|random]",
@@ -349,7 +350,7 @@ ROWS = (
         write=lambda given: [given.value],
         numbers=lambda given: Numbers(argument=_as_signed(number_of(given.value) or 0)),
     ),
-    Verdict(word="stop", help="the whole kernel stops under gdb", example="stop", number=5, needs="gdb"),
+    Verdict(word=STOP, help="the whole kernel stops under gdb", example="stop", number=5, needs="gdb"),
 )
 VERDICTS = {row.word: row for row in ROWS}
 

@@ -54,7 +54,7 @@ def test_an_error_in_a_pointer(served: Lab) -> None:
         assert send(served) == "OSError 112"
         assert send(served) == "ConnectionRefusedError 111"
     assert rule.counts.passed == rule.counts.arrived - 1 > 0
-    assert [(hit.skb, hit.summary(), hit.verdict) for hit in hits] == [(0, "no packet", "return")]
+    assert [(hit.skb, hit.summary(), hit.verdict) for hit in hits] == [(0, "no packet to look at", "return")]
 
 
 def test_no_memory_for_a_packet(served: Lab) -> None:

@@ -132,8 +132,9 @@ def test_every_verdict_at_every_entry(every_lab: Lab, function: str) -> None:
     [
         ("icmp_echo = hold", "hold is not sound at icmp_echo()"),
         ("ip_route_input_noref = drop", "drop is not sound at ip_route_input_noref()"),
-        ("do_idle = trace", "do_idle() takes no struct sk_buff *"),
-        ("tcp_sendmsg = trace", "takes no struct sk_buff *"),
+        ("do_idle = stop", "do_idle() takes no struct sk_buff *"),
+        ("tcp_sendmsg = hold", "takes no struct sk_buff *"),
+        ("tcp_sendmsg = trace if tcp", "tcp_sendmsg() has no packet to look at"),
         ("vector_net_start_xmit = trace", "nothing can be probed in vector_net_start_xmit()"),
     ],
 )  # fmt: skip

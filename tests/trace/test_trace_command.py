@@ -171,9 +171,9 @@ def test_probes() -> None:
     assert "int icmp_rcv(struct sk_buff *skb)" in done.stdout
     assert "every verdict" in done.stdout
     assert "accept, trace, return, stop" in done.stdout
-    refused = skblab("run", "-r", "__netif_receive_skb_core.constprop.0 = trace", "--", "true")
+    refused = skblab("run", "-r", "__netif_receive_skb_core.constprop.0 = stop", "--", "true")
     assert "takes no struct sk_buff *" in refused.stderr
-    assert "followed, return" in skblab("probes", "__netif_receive_skb_core.constprop.0").stdout
+    assert "followed, accept, trace, return" in skblab("probes", "__netif_receive_skb_core.constprop.0").stdout
     listed = [json.loads(line) for line in skblab("probes", "--json", "net/ipv4/icmp.c").stdout.splitlines()]
     assert {one["file"] for one in listed} == {"net/ipv4/icmp.c"}
     assert "hold" in next(one for one in listed if one["name"] == "icmp_rcv")["verdicts"]

@@ -47,7 +47,7 @@ FUNCTIONS: tuple[tuple[str, int, int, str, int, str, list[tuple[str, str]]], ...
 EVERY = [row.word for row in ROWS]
 SEED = 5
 ANYWHERE = ["accept", "trace", "return", "stop"]
-BARE = ["return"]  # without a packet to look at
+BARE = ["accept", "trace", "return"]  # without a packet to look at
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from skblab.agent.functions import packet_argument, sound_verdicts
 from skblab.agent.probes import choose
 from skblab.cli.options import add_image_options, chosen_image, complete, function_names
 from skblab.image.index import Function
-from skblab.verdict import RETURN, VERDICTS
+from skblab.verdict import STOP, VERDICTS
 
 EXAMPLES = """\
 examples:
@@ -52,5 +52,5 @@ def run(arguments: argparse.Namespace) -> int:
 def _what(function: Function, verdicts: list[str]) -> str:
     if len(verdicts) == len(VERDICTS):
         return "every verdict"
-    is_only_followed = verdicts in ([], [RETURN]) and packet_argument(function)
+    is_only_followed = packet_argument(function) and STOP not in verdicts  # rules have no packet to look at
     return ", ".join(["followed"] * bool(is_only_followed) + (verdicts or ["no rules"]))
