@@ -15,6 +15,7 @@ class Hit:
     :param verdict: what was done with the packet, in words
     :param skb: the address of its struct sk_buff in the guest; 0: there is no packet to look at
     :param length_bytes: skb->len
+    :param caller: where there is no packet, the function that called this one; "" if it is not known
     """
 
     at_ns: int
@@ -24,13 +25,16 @@ class Hit:
     verdict: str
     skb: int
     length_bytes: int
+    caller: str = ""
 
     def __str__(self) -> str:
         return f"{self.function} #{self.occurrence}: {self.verdict}: {self.summary()}"
 
     def summary(self) -> str:
-        """Return the packet in one line."""
-        return self.packet.summary() if self.skb else "no packet to look at"
+        """Return the packet in one line; or, without one, the caller."""
+        if self.skb:
+            return self.packet.summary()
+        return f"called by {self.caller}()" if self.caller else "no packet to look at"
 
 
 @dataclass(frozen=True)

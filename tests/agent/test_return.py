@@ -1,5 +1,6 @@
 """``return``: a function does not run, and its caller gets a value; with a packet, without, and with one of its own."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from skblab.session import Session
 if TYPE_CHECKING:
     from skblab.event import Hit
 
+CALLER = "__ip4_datagram_connect"  # by way of functions that are inlined, or jump
 SEND = """
 import socket, sys
 one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -54,7 +56,7 @@ def test_an_error_in_a_pointer(served: Lab) -> None:
         assert send(served) == "OSError 112"
         assert send(served) == "ConnectionRefusedError 111"
     assert rule.counts.passed == rule.counts.arrived - 1 > 0
-    assert [(hit.skb, hit.summary(), hit.verdict) for hit in hits] == [(0, "no packet to look at", "return")]
+    assert [(hit.skb, hit.summary(), hit.verdict) for hit in hits] == [(0, f"called by {CALLER}()", "return")]
 
 
 def test_no_memory_for_a_packet(served: Lab) -> None:
@@ -64,12 +66,23 @@ def test_no_memory_for_a_packet(served: Lab) -> None:
 
 
 def test_the_packet_of_a_function_that_takes_it_over_is_freed(served: Lab) -> None:
-    with served.trace(["ip_output", "kfree_skb*", "sk_skb_reason_drop"], filter="udp") as tracer:
+    with served.trace(["ip_output", "*kb_reason*"], filter="udp") as tracer:
         with served.rule("ip_output = return -EHOSTDOWN @1 if udp") as rule:
             assert send(served) == "OSError 112"
         assert rule.fired
     (step,) = (one for one in tracer.trace().steps if one.by_rule)
     assert (step.function.name, step.verdict, step.value) == ("ip_output", "return -EHOSTDOWN", (1 << 64) - 112)
+
+
+def test_who_calls(served: Lab) -> None:
+    """With a trace that has replaced the return address, too."""
+    for traced in (False, True):
+        hits: list[Hit] = []
+        tracer = served.trace(["ip_*"], calls=["ip_route_output_key_hash"]) if traced else contextlib.nullcontext()
+        with tracer, served.rule("ip_route_output_key_hash = trace", hits.append):
+            send(served)
+        assert CALLER in [hit.caller for hit in hits]
+        assert all(hit.caller for hit in hits)
 
 
 def test_it_counts_what_did_not_run(served: Lab) -> None:

@@ -13,6 +13,9 @@ from skblab.verdict import RETURN, VERDICTS
 SHOWN_BYTES = 128  # of a packet in a hit whose verdict does not need the whole packet
 WHOLE_PACKET = 0xFFFF
 CHANCES = 1 << 32
+# As struct agent_arm's text_start and text_end.
+NO_STACK = (0, 0)
+CALLER_ALONE = (1, 1)  # no text to find other return addresses in
 
 
 def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, seed: int) -> abi.Arm:
@@ -36,7 +39,7 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
             hint=f"without: if {rule.filter}",
         )
     numbers, occurrence = verdict.numbers(rule), rule.occurrence
-    text_start, text_end = image.functions.text if verdict.stack else (0, 0)
+    text_start, text_end = image.functions.text if verdict.stack else NO_STACK if packet else CALLER_ALONE
     return abi.Arm(
         address=function.address,
         verdict=verdict.number,

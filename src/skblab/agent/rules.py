@@ -92,6 +92,7 @@ class Rules:
         self._free = list(range(abi.BY_HAND - 1, -1, -1))
         self._lease_s = lease_s
         self._in_force: dict[int, tuple[Rule, Listener]] = {}
+        self._callers: dict[int, str] = {}  # by an address in them
         self._kept: dict[int, abi.Counts] = {}  # once the channel is closed
 
     @property
@@ -173,7 +174,16 @@ class Rules:
     def event(self, hit: abi.Hit, function: str, verdict: str) -> Hit:
         """Return what people see of a hit; the packet as the agent sent it."""
         at_ns, packet = self._link.channel.host_ns(hit.at_ns), Packet(hit.data, hit.protocol)
-        return Hit(at_ns, function, hit.occurrence, packet, verdict, hit.skb, hit.length)
+        caller = "" if hit.skb else self._caller_of(hit)
+        return Hit(at_ns, function, hit.occurrence, packet, verdict, hit.skb, hit.length, caller)
+
+    def _caller_of(self, hit: abi.Hit) -> str:
+        for _, address in hit.stack[:1]:  # one byte back: a call may be its function's last instruction
+            if (address - 1) not in self._callers:
+                found = self.image.functions.at(address - 1)
+                self._callers[address - 1] = found.name if found else ""
+            return self._callers[address - 1]
+        return ""
 
     @staticmethod
     def event_of(held: HeldPacket, verdict: str, packet: Packet) -> Hit:

@@ -109,10 +109,11 @@ class _Reporter(StopsShown):
             "time_s": round(at_s, 6),
             "function": hit.function,
             "occurrence": hit.occurrence,
-            "packet": hit.summary(),
+            "packet": hit.packet.summary() if hit.skb else "",
             "verdict": hit.verdict,
             "skb": f"{hit.skb:#x}",
             "len": hit.length_bytes,
+            **({} if hit.skb else {"caller": hit.caller}),
         }
         self._json_lines.write(fields)
         if not self._quiet:
