@@ -11,7 +11,7 @@ from typing import Self
 
 from skblab.agent import abi
 from skblab.agent.control import Agent
-from skblab.agent.packets import HeldPacket
+from skblab.agent.packets import HeldPacket, State
 from skblab.clock import Clock
 from skblab.edit import changing, corrupting
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout, UsageError, to_be_raised
@@ -51,8 +51,10 @@ class _Groups:
         self.complete = 0
 
     def add(self, held: HeldPacket) -> None:
-        """Add a packet; release the group if it is complete."""
+        """Add a packet; release the group if it is complete: so many are held together."""
         self._group.append(held)
+        if len(self._group) >= self._rule.hold_count:  # some may have gone: by their lease, with their device
+            self._group = [one for one in self._group if one.state is State.HELD]
         if len(self._group) < self._rule.hold_count:
             return
         group, self._group = self._group, []
