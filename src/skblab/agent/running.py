@@ -22,6 +22,8 @@ from skblab.rule import Rule
 from skblab.summary import ETH_P_IP
 from skblab.verdict import VERDICTS
 
+NO_DIFFERENCE = "makes no difference"  # what is said of an edit that has found the bytes as it wants them
+
 Report = Callable[[Hit], object]
 """Called for each packet that met the rule; on the reading thread, or for an edit on a thread of the rule's."""
 
@@ -128,7 +130,7 @@ class _Edits:
             before = held.packet
             try:
                 changed = self._change(held)
-                said = f"{self._rule.verdict} {changed or 'makes no difference'}".replace("\n", ", ")
+                said = f"{self._rule.verdict} {changed or NO_DIFFERENCE}".replace("\n", ", ")
                 with self._rules.changed:
                     self.edited += bool(changed)
                     self._rules.changed.notify_all()

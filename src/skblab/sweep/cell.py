@@ -261,11 +261,10 @@ def _seen(hit: Hit, began_ns: int) -> Seen:
 
 
 def _is_of(hit: Hit, rule: Rule) -> bool:
-    """Whether a hit is of a cell's own rule: a packet was held, though no other came to be put before it."""
+    """Whether a hit is of a cell's own hold: a packet was held, though no other came to be put before it."""
     last = rule.occurrence.last or hit.occurrence
     is_taken = hit.function == rule.function and rule.occurrence.first <= hit.occurrence <= last
-    done, *how = hit.verdict.split(" ", 2)
-    return is_taken and done == rule.verdict and how[:1] != ["failed,"]
+    return is_taken and hit.verdict == rule.verdict == "hold"
 
 
 def _file(lab: Lab, path: str) -> tuple[str, str, str]:
