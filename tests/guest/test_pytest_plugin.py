@@ -319,6 +319,39 @@ def test_two_labs_and_one_that_the_test_closes(run: Run) -> None:
     assert "INTERNALERROR" not in said
 
 
+@pytest.mark.parametrize("time", ["real", "virtual"])
+def test_a_held_packet_is_visited_once(run: Run, time: str) -> None:
+    done = run(
+        f"""
+        import pytest
+
+        @pytest.mark.skblab(time={time!r}, trace="icmp")
+        @pytest.mark.parametrize("verdict", ["trace", "delay 5ms", "hold 1", "edit icmp.seq=7", "drop"])
+        def test_it(lab, verdict):
+            with lab.rule(f"icmp_rcv = {{verdict}} if icmp[icmptype] == icmp-echo"):
+                lab.run(["ping", "-n", "-c2", "-i0.2", "-W1", "guest"])
+            assert len([step for step in lab.visited("icmp_rcv") if step.data[20] == 8]) == 2
+            assert len(lab.visited("icmp_echo")) == lab.counters["IcmpInEchos"] == 2 * (verdict != "drop")
+        """
+    )
+    done.assert_outcomes(passed=5)
+
+
+def test_what_is_dropped_is_of_the_network(run: Run) -> None:
+    """The kernel frees a message that nobody has read with a drop reason: SOCKET_CLOSE."""
+    done = run(
+        """
+        import pytest
+
+        @pytest.mark.skblab(time="virtual", trace=True)
+        def test_it(lab):
+            lab.run(["python3", "-c", "import socket; one, other = socket.socketpair(); one.send(b'?')"])
+            assert not lab.dropped()
+        """
+    )
+    done.assert_outcomes(passed=1)
+
+
 def test_a_trace_that_has_lost_steps_does_not_say_what_was_not_there(run: Run) -> None:
     done = run(
         """
