@@ -93,7 +93,14 @@ class Scenario:
         words += ["--root", spec.root]
         words += ["--userspace", spec.userspace] if spec.userspace else []
         words += ["--consoles", str(spec.consoles)] if spec.consoles else []
-        words += ["--memory", str(spec.memory_mib)] if spec.memory_mib != LabSpec().memory_mib else []
+        default = LabSpec()
+        for option, number, usual in (
+            ("--memory", spec.memory_mib, default.memory_mib),
+            ("--lease", spec.lease_s, default.lease_s),
+            ("--most", spec.most_s, default.most_s),
+            ("--timeout", spec.timeout_s, default.timeout_s),
+        ):
+            words += [option, f"{number:.15g}"] if number is not None and number != usual else []
         for option, values in (
             ("--node", spec.nodes),
             ("--module", spec.modules),
