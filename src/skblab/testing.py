@@ -277,6 +277,8 @@ class LabInTest(Lab):
                 wrong.append(f"{one.rule}: {one.unedited} unedited; {one.why_unedited}")
             elif not one.fired and not self._settings.allow_unfired:
                 wrong.append(f"{one.rule}: never fired, so this test has not tested what the rule is for")
+            if one.unheard:
+                wrong.append(f"{one.rule}: {one.unheard} of its hits were not reported: the ring of events was full")
         return wrong
 
     def close(self) -> None:

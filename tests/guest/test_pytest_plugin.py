@@ -352,6 +352,25 @@ def test_what_is_dropped_is_of_the_network(run: Run) -> None:
     done.assert_outcomes(passed=1)
 
 
+def test_hits_that_were_not_reported_fail_a_test(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+
+        SENDS = "s.sendto(bytes(99), ('192.168.10.1', 9))"
+        FLOOD = f"import socket; s = socket.socket(2, 2)\\nfor _ in range(70000): {SENDS}"
+
+        @pytest.mark.skblab(time="virtual")
+        @pytest.mark.parametrize("report", [[], [lambda hit: None]], ids=["nobody listens", "a report"])
+        def test_it(lab, report):
+            with lab.rule("ip_rcv = trace if udp", *report):
+                lab.run(["python3", "-c", FLOOD])
+        """
+    )
+    done.assert_outcomes(passed=1, failed=1)
+    done.stdout.fnmatch_lines(["*of its hits were not reported: the ring of events was full*"])
+
+
 def test_a_trace_that_has_lost_steps_does_not_say_what_was_not_there(run: Run) -> None:
     done = run(
         """

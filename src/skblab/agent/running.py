@@ -12,6 +12,7 @@ from typing import Self
 from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.packets import HeldPacket, State
+from skblab.agent.rules import ignore
 from skblab.clock import Clock
 from skblab.edit import changing, corrupting
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout, UsageError, to_be_raised
@@ -168,8 +169,9 @@ class Running:
         self._rule = rule
         self._rules = agent.rules
         self._report = _Reports(report)
+        self._reports = report is not ignore
         self._link = agent.link
-        self._hits = 0
+        self._hits, self._lost_before = 0, agent.rules.lost
         self._groups = _Groups(rule, agent.link.clock) if rule.hold_count else None
         changes = VERDICTS[rule.verdict].changes_bytes
         self._edits = _Edits(rule, agent, self._report) if changes else None
@@ -213,7 +215,23 @@ class Running:
         if not self._link.wait_until(lambda: self._given >= count, timeout_s):
             if self._link.gone:
                 raise self._link.lost()
-            raise Timeout(f"{self._rule}: {self._given} of {count} packets within {timeout_s:g} s")
+            raise Timeout(
+                f"{self._rule}: {self._given} of {count} packets within {timeout_s:g} s",
+                found=f"the ring of events was full for {lost} others" if (lost := self._unheard) else "",
+            )
+
+    @property
+    def unheard(self) -> int:
+        """How many packets that met the rule *report* has missed: the ring of events was full."""
+        return self._unheard if self._reports else 0
+
+    @property
+    def _unheard(self) -> int:
+        if self._rule.verdict == "accept" or self._rules.lost == self._lost_before:
+            return 0
+        verdicts = self.counts.verdicts
+        self._link.catch_up()
+        return max(verdicts - self._hits, 0)
 
     @property
     def _given(self) -> int:
