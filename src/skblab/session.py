@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -97,6 +97,10 @@ class RuleOutcome:
         return [f"{self.rule}: {', '.join(shown)}", *self.counts.caveats, *([] if self.fired else ["never fired"])]
 
 
+def _unedited(rules: Iterable[RuleOutcome]) -> tuple[str, ...]:
+    return tuple(f"{one.rule}: {one.why_unedited}" for one in rules if one.unedited)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a run.
@@ -129,7 +133,7 @@ class Outcome:
     @property
     def unedited(self) -> tuple[str, ...]:
         """The rules whose edit failed, each with why it did the first time."""
-        return tuple(f"{one.rule}: {one.why_unedited}" for one in self.rules if one.unedited)
+        return _unedited(self.rules)
 
     @property
     def exit_status(self) -> int:
@@ -285,6 +289,11 @@ class Session:
     def fired(self) -> tuple[bool, ...]:
         """Of each rule, whether it has fired so far."""
         return tuple(one.fired for one in self._running)
+
+    @property
+    def unedited(self) -> tuple[str, ...]:
+        """The rules whose edit has failed so far, each with why it did the first time."""
+        return _unedited(map(RuleOutcome.of, self._running))
 
     @property
     def undecided(self) -> tuple[str, ...]:
