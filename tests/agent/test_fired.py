@@ -1,6 +1,7 @@
 """A rule that never fired is seen: the run has not tested what the rule is for."""
 
 import json
+import re
 
 import pytest
 
@@ -84,3 +85,6 @@ def test_for_programs() -> None:
     fired = {event["rule"]: (event["fired"], event["verdicts"] > 0) for event in events if event["event"] == "rule"}
     assert fired == {"ip_rcv = trace": (True, True), "ip_rcv = drop if udp": (False, False)}
     assert (events[-1]["status"], done.returncode) == (UNFIRED, UNFIRED)
+    done = skblab("trace", "--json", "-", "-r", "ip_rcv = drop if udp", "icmp", "--", *PING)
+    (end,) = [one for one in map(json.loads, re.findall(r"^{.*}$", done.stdout, re.MULTILINE)) if one["type"] == "end"]
+    assert (end["status"], done.returncode) == (UNFIRED, UNFIRED)
