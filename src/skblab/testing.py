@@ -268,6 +268,11 @@ class LabInTest(Lab):
         wrong = [
             str(CallbackFailed(f"the policy at {one.rule.function}()", one.error)) for one in policies if one.error
         ]
+        wrong += [
+            f"the policy at {one.rule.function}() decided too late about {one.late} packets, which went on as they were"
+            for one in policies
+            if one.late
+        ]
         return wrong + self._wrong_rules(map(_outcome_of, self._outcomes)) + self.new_complaints_in_words()
 
     def _wrong_rules(self, outcomes: Iterable[RuleOutcome]) -> list[str]:

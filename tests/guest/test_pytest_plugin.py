@@ -104,15 +104,28 @@ def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
         def test_policy_that_raises_in_silence(lab):
             lab.on("icmp_rcv", "icmp", lambda packet: 1 / 0)
             lab.run({PING})
+
+        def test_policy_that_is_late(lab):
+            went = []
+
+            def drop_all(packet):
+                if went:
+                    packet.wait(9)
+                return went.append(packet) or "drop"
+
+            with lab.on("icmp_rcv", "icmp", drop_all, lease_s=0.2) as policy:
+                lab.run({PING})
+            assert policy.fired
         """
     )
     outcomes = done.parseoutcomes()
-    assert (outcomes["passed"], outcomes["failed"]) == (1, 5)
+    assert (outcomes["passed"], outcomes["failed"]) == (1, 6)
     said = done.stdout.str()
     assert said.count("icmp_rcv = drop @2000: never fired, so this test has not tested what the rule is for") == 2
     assert "icmp_rcv = drop @2000: arrived 2, passed 2" in said
     assert "the policy at icmp_rcv() raised ZeroDivisionError" in said
     assert "icmp_rcv = hold if udp: never fired" in said
+    assert "the policy at icmp_rcv() decided too late about 1 packets" in said
 
 
 def test_what_a_failure_shows(run: Run, pytester: pytest.Pytester) -> None:
