@@ -155,6 +155,10 @@ class AgentDamaged(GuestLost):
     """The guest's kernel has overwritten the memory that it shares with skblab; its contents cannot be trusted."""
 
 
+class EventsLost(SkblabError):
+    """More packets met a rule at once than the ring of events has room for."""
+
+
 class TraceError(UsageError):
     """A trace file cannot be written or read, or a field cannot be traced."""
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, overload
 
+from skblab.agent.rules import ignore
 from skblab.agent.running import Running
 from skblab.agent.streams import Hold, Probe
 from skblab.errors import SkblabError, UsageError
@@ -59,7 +60,7 @@ class Lab(LabLife):
         """The first of the guest's virtual consoles, or None."""
         return next(iter(self.terminals), None)
 
-    def rule(self, rule: Rule | str, report: Callable[[Hit], object] = lambda _: None) -> Running:
+    def rule(self, rule: Rule | str, report: Callable[[Hit], object] = ignore) -> Running:
         """Put a rule in force; close it to end it. *report* is called for each packet that met it.
 
         :raises RuleError: it cannot be parsed

@@ -64,7 +64,7 @@ class Policy:
             raise UsageError(f"a lease of {lease_s:g} s for a policy", hint="more than 0: a policy may hang")
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
         self.rule = rule
-        self._decided = 0
+        self._decided = self._late = 0
         self._deciding = threading.RLock()  # from a packet's decision until it is counted
         self._decide = decide
         self._failed: Exception | None = None
@@ -96,6 +96,11 @@ class Policy:
         if self._deciding.acquire(timeout=COUNT_TIMEOUT_S):  # its answer may be here before it is counted
             self._deciding.release()
         return self._decided
+
+    @property
+    def late(self) -> int:
+        """How many packets had gone on before it decided that something else was to become of them."""
+        return self._late
 
     @property
     def fired(self) -> bool:
@@ -145,6 +150,7 @@ class Policy:
             has_decided()
 
     def _decide_about(self, held: HeldPacket) -> None:
+        verdict = None
         try:
             verdict = _verdict(self.rule.function, self._decide(held) or "accept")
             with self._deciding:
@@ -152,6 +158,8 @@ class Policy:
                 self._decided += held.decided or verdict.verdict == "hold"
         except (PacketGone, GuestLost):  # by its lease, with its rule, or the function itself has decided
             self._decided += held.decided
+            goes_on = verdict is not None and verdict.verdict == "accept"
+            self._late += held.cause is abi.Cause.LEASE and not (held.decided or goes_on)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - raised by close()
             self._failed = self._failed or to_be_raised(error)
             with contextlib.suppress(PacketGone, GuestLost):

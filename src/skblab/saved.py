@@ -210,7 +210,7 @@ class SavedRun:
             if name in {"stdout", "stderr"}:
                 now = f"outcome.output[{int(name == 'stderr')}]"
                 if is_digest:
-                    yield f"assert hashlib.sha256({now}.encode()).hexdigest() == {value!r}"
+                    yield f"assert hashlib.sha256({same.format(now)}.encode()).hexdigest() == {value!r}"
                 else:
                     yield from ("assert " + same.format(now) + " == (", *_parts(value, same), ")")
             elif key == "duration_s":
@@ -278,7 +278,7 @@ class SavedRun:
         for key, before in self.outcome.items():
             after = now.outcome.get(key, OF_OUTCOME[key])
             if key.endswith("_sha256") and key not in now.outcome:
-                after = digest(now.outcome.get(key.removesuffix("_sha256"), ""))
+                after = digest(_compared(now.outcome.get(key.removesuffix("_sha256"), ""), self.spec))
             elif key in {"stdout", "stderr"} and f"{key}_sha256" in now.outcome:
                 after = f"(more than {MOST_KEPT} characters)"
             is_timed = key in {"stdout", "stderr"} and self.spec.time == "real"
@@ -324,9 +324,15 @@ def _parts(text: str, same: str) -> list[str]:
     return [f"    {line!r}" for line in kept.splitlines(keepends=True)] or ['    ""']
 
 
-def output(name: str, text: str) -> dict[str, str]:
-    """Return what an outcome keeps of an output: itself, or of a long one its digest."""
-    return {name: text} if len(text) <= MOST_KEPT else {f"{name}_sha256": digest(text)}
+def output(name: str, text: str, spec: LabSpec) -> dict[str, str]:
+    """Return what an outcome keeps of an output: itself, or of a long one the digest of what is compared."""
+    compared = _compared(text, spec)
+    return {name: text} if len(compared) <= MOST_KEPT else {f"{name}_sha256": digest(compared)}
+
+
+def _compared(text: str, spec: LabSpec) -> str:
+    """Return what is compared of an output: in real time its times differ each time."""
+    return but_for_times(text) if spec.time == "real" else text
 
 
 def complained(lab: Lab) -> tuple[str, ...]:
@@ -343,7 +349,8 @@ def _outcome_of(session: Session, end: str = "") -> dict[str, Any]:
             found["duration_s"] = round(outcome.duration_s, 9)
         if session.is_captured:
             stdout, stderr = outcome.output
-            found |= output("stdout", stdout) | ({} if session.is_terminal else output("stderr", stderr))
+            spec = session.lab.spec
+            found |= output("stdout", stdout, spec) | ({} if session.is_terminal else output("stderr", stderr, spec))
         if is_virtual and outcome.rules:
             found["counts"] = tuple(map(counted, outcome.rules))
     some = {

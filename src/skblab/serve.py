@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from skblab.agent.control import Agent
+from skblab.agent.rules import Listener
 from skblab.errors import GuestCommandFailed, Timeout, UsageError
 from skblab.guest.boot import Guest
 from skblab.guest.exec import Command
 
 LISTEN = "inet_csk_listen_start"  # net/ipv4/inet_connection_sock.c: every listen(2) on a TCP socket calls it
-BIND = "udp_lib_get_port"  # net/ipv4/udp.c: every bind(2) of a UDP socket calls it
+BINDS = ("__inet_bind", "__inet6_bind")  # net/ipv4/af_inet.c, net/ipv6/af_inet6.c: bind(2), of whatever protocol
+GET_PORT = "udp_lib_get_port"  # net/ipv4/udp.c: bind(2) of a UDP socket calls it next, and so does the first send
 UDP = "udp:"
 TIMEOUT_S = 20.0
 
@@ -29,7 +31,7 @@ def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequ
     :raises Timeout: one has done neither in TIMEOUT_S
     :raises UsageError: one is no string
     """
-    for function, of_udp in ((LISTEN, False), (BIND, True)):
+    for of_udp in (False, True):
         chosen = [(node, line) for node, line, is_udp in (_read(line, nodes) for line in lines) if is_udp is of_udp]
         if not chosen:
             continue
@@ -38,8 +40,28 @@ def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequ
             stack.callback(os.close, heard)
             # Removing the watch needs a task of the guest, and the guest has one CPU: by then the task in listen(2) or
             # bind(2) has returned from it.
-            stack.enter_context(agent.watch(function, lambda *_, heard=heard: os.eventfd_write(heard, 1)))
+            for function, listener in _listeners(heard, of_udp=of_udp).items():
+                stack.enter_context(agent.watch(function, listener))
             _wait(guest, heard, [stack.enter_context(_start(guest, node, line)) for node, line in chosen])
+
+
+def _listeners(heard: int, *, of_udp: bool) -> dict[str, Listener]:
+    """Return what listens to which function of the kernel, and writes to *heard* for each server that is ready."""
+    if not of_udp:
+        return {LISTEN: lambda *_: os.eventfd_write(heard, 1)}
+    is_bind = False  # else the socket sends, as a resolver's does, and a client's
+
+    def binds(*_: object) -> None:
+        nonlocal is_bind
+        is_bind = True
+
+    def gets_port(*_: object) -> None:
+        nonlocal is_bind
+        if is_bind:
+            os.eventfd_write(heard, 1)
+        is_bind = False
+
+    return {**dict.fromkeys(BINDS, binds), GET_PORT: gets_port}
 
 
 def _read(line: str, nodes: Sequence[str]) -> tuple[str, str, bool]:

@@ -4,13 +4,14 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from skblab.agent.abi import Counts
+from skblab.agent.rules import ignore
 from skblab.agent.streams import Hold
 from skblab.decision import INTERRUPT, Deciding, Decision, by_hand, is_decided
 from skblab.errors import check_lists
@@ -61,6 +62,7 @@ class RuleOutcome:
     :param fired: it gave its verdict at least once
     :param unedited: packets on which its edit failed
     :param why_unedited: why it failed on the first of them
+    :param unheard: packets that its report has missed
     """
 
     rule: Rule
@@ -68,13 +70,16 @@ class RuleOutcome:
     fired: bool
     unedited: int = 0
     why_unedited: str = ""
+    unheard: int = 0
 
     @classmethod
     def of(cls, running: "Running | Hold") -> Self:
         """Return what became of a rule's packets so far."""
         if isinstance(running, Hold):
             return cls(running.armed.rule, running.counts, running.fired)
-        return cls(running.armed.rule, running.counts, running.fired, running.unedited, running.why_unedited)
+        return cls(
+            running.armed.rule, running.counts, running.fired, running.unedited, running.why_unedited, running.unheard
+        )
 
     @property
     def is_untested(self) -> bool:
@@ -93,6 +98,10 @@ class RuleOutcome:
         return [f"{self.rule}: {', '.join(shown)}", *self.counts.caveats, *([] if self.fired else ["never fired"])]
 
 
+def _unedited(rules: Iterable[RuleOutcome]) -> tuple[str, ...]:
+    return tuple(f"{one.rule}: {one.why_unedited}" for one in rules if one.unedited)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a run.
@@ -102,7 +111,7 @@ class Outcome:
     :param output: what it wrote to standard output and standard error, where that was captured
     :param complaints: of the guest's kernel, since the lab was booted or joined
     :param link: frames that the lab's links have lost since then
-    :param events_lost: hits that found the ring of events full
+    :param events_lost: hits that found the ring of events full, since the session began
     :param undecided: decisions that could not be carried out, each with its reason
     :param went: how the packets went that were decided about, in that order: ``icmp_rcv @2 released``
     """
@@ -125,7 +134,7 @@ class Outcome:
     @property
     def unedited(self) -> tuple[str, ...]:
         """The rules whose edit failed, each with why it did the first time."""
-        return tuple(f"{one.rule}: {one.why_unedited}" for one in self.rules if one.unedited)
+        return _unedited(self.rules)
 
     @property
     def exit_status(self) -> int:
@@ -160,6 +169,7 @@ class Session:
         self.rules = [rule if isinstance(rule, Rule) else Rule.parse(rule) for rule in rules]
         self.decisions = [one if isinstance(one, Decision) else Decision.parse(one) for one in decisions]
         self._watcher = watcher or Watcher()
+        self._report = watcher.hit if watcher else ignore
         self._stack = contextlib.ExitStack()
         self._running: list[Running | Hold] = []
         self._debugger: Debugger | None = None
@@ -174,6 +184,7 @@ class Session:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
+            self._lost_before = self.lab.agent.rules.lost
             self._deciding = stack.enter_context(contextlib.closing(Deciding(self.decisions, self.rules)))
             for rule in self.rules:
                 running = self._in_force(rule)
@@ -194,11 +205,11 @@ class Session:
     def _in_force(self, rule: Rule) -> "Running | Hold":
         """Put a rule in force."""
         if not (self.decisions and is_decided(rule)):
-            return self.lab.rule(rule, self._watcher.hit)
+            return self.lab.rule(rule, self._report)
 
         def report(hit: Hit) -> None:
             self._deciding.note(hit)
-            self._watcher.hit(hit)
+            self._report(hit)
 
         hold = self.lab.hold(rule.function, rule.filter, occurrence=rule.occurrence, report=report)
         self._deciding.follow(hold)
@@ -258,7 +269,7 @@ class Session:
                 tuple(map(RuleOutcome.of, self._running)),
                 self.lab.new_complaints,
                 self.lab.link_losses,
-                self.lab.agent.channel.lost,
+                self.lab.agent.rules.lost - self._lost_before,
                 self.undecided,
                 self._deciding.went,
             )
@@ -279,6 +290,11 @@ class Session:
     def fired(self) -> tuple[bool, ...]:
         """Of each rule, whether it has fired so far."""
         return tuple(one.fired for one in self._running)
+
+    @property
+    def unedited(self) -> tuple[str, ...]:
+        """The rules whose edit has failed so far, each with why it did the first time."""
+        return _unedited(map(RuleOutcome.of, self._running))
 
     @property
     def undecided(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from skblab.policy import Policy
 from skblab.session import RuleOutcome
 from skblab.snmp import counters
 from skblab.spec import LabSpec
-from skblab.trace.journey import Journey, journeys
+from skblab.trace.journey import Journey, is_readable, journeys
 from skblab.trace.words import reason_in_words
 from skblab.view.rtts import Rtts
 
@@ -205,6 +205,8 @@ class LabInTest(Lab):
     def visited(self, function: str) -> "list[Step]":
         """Return the steps in which a packet entered a kernel function; an empty list is false.
 
+        One that a rule holds or drops there has entered it, once.
+
         :raises UsageError: the trace does not follow that function, or nothing is traced
         :raises TraceError: the trace has lost steps
         """
@@ -212,16 +214,20 @@ class LabInTest(Lab):
         followed = {name for name, *_ in self.traced.about["functions"].values()}
         if function not in followed:
             raise UsageError(f"no trace follows {function}()", hint=f"skblab probes {function}")
-        return [step for step in self.traced.steps if step.function.name == function]
+        return list(_entered(self.traced, function))
 
     def dropped(self, reason: str = "") -> "list[Step]":
-        """Return the steps that dropped a packet, for a drop reason of the kernel's (``NO_SOCKET``), or for any.
+        """Return the steps that dropped a network packet for a drop reason of the kernel's (``NO_SOCKET``), or for any.
+
+        Netlink messages, and those of local sockets, are freed with drop reasons, too, in runs that lose nothing.
 
         :raises UsageError: nothing is traced
         :raises TraceError: the trace has lost steps
         """
         self._check_whole()
-        said = ((step, reason_in_words(self.traced, step)) for step in self.traced.steps)
+        of_network = {step.packet for step in self.traced.steps if is_readable(step)}
+        ours = (step for step in self.traced.steps if step.packet in of_network)
+        said = ((step, reason_in_words(self.traced, step)) for step in ours)
         return [step for step, why in said if why and (not reason or why == reason)]
 
     def _check_whole(self) -> None:
@@ -262,6 +268,11 @@ class LabInTest(Lab):
         wrong = [
             str(CallbackFailed(f"the policy at {one.rule.function}()", one.error)) for one in policies if one.error
         ]
+        wrong += [
+            f"the policy at {one.rule.function}() decided too late about {one.late} packets, which went on as they were"
+            for one in policies
+            if one.late
+        ]
         return wrong + self._wrong_rules(map(_outcome_of, self._outcomes)) + self.new_complaints_in_words()
 
     def _wrong_rules(self, outcomes: Iterable[RuleOutcome]) -> list[str]:
@@ -271,6 +282,8 @@ class LabInTest(Lab):
                 wrong.append(f"{one.rule}: {one.unedited} unedited; {one.why_unedited}")
             elif not one.fired and not self._settings.allow_unfired:
                 wrong.append(f"{one.rule}: never fired, so this test has not tested what the rule is for")
+            if one.unheard:
+                wrong.append(f"{one.rule}: {one.unheard} of its hits were not reported: the ring of events was full")
         return wrong
 
     def close(self) -> None:
@@ -378,6 +391,19 @@ class Stems:
         for stem in self._stems.values():
             stem.close()
         self._stems.clear()
+
+
+def _entered(trace: "Trace", function: str) -> "Iterator[Step]":
+    """Yield the steps in which a packet entered a function; one that was held there has a second one, as it goes on."""
+    held = set()
+    for step in trace.steps:
+        if step.function.name != function:
+            continue
+        if not step.resumed:
+            held.add((step.packet, step.skb))
+        elif (step.packet, step.skb) in held:
+            continue
+        yield step
 
 
 def _counter_lines(counted: Counters) -> Iterator[str]:

@@ -1,11 +1,15 @@
 """A rule that never fired is seen: the run has not tested what the rule is for."""
 
 import json
+import re
 
 import pytest
 
+from skblab.host.clients import parse_ping
+from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.session import Session
+from skblab.spec import LabSpec
 from support import skblab
 
 PING = ["ping", "-n", "-c", "1", "-W", "1", "guest"]
@@ -30,6 +34,19 @@ def test_a_hold_of_two_that_got_one(shared_lab: Lab) -> None:
         shared_lab.run(PING)
     assert rule.counts.held == 1
     assert not rule.fired
+
+
+def test_a_hold_of_two_that_were_not_held_together(image: Image) -> None:
+    """The first of three pings goes on by its lease before the second comes, which waits for the third."""
+    with LabSpec(image=image, time="virtual", lease_s=2).start() as lab:
+        with lab.rule("icmp_rcv = hold 2 release reverse @1-2 if icmp[icmptype] == icmp-echo") as apart:
+            lab.run(["ping", "-n", "-c", "2", "-i", "5", "-W", "4", "guest"])
+        assert (apart.counts.held, apart.counts.expired, apart.fired) == (2, 2, False)
+        with lab.rule("icmp_rcv = hold 2 release reverse if icmp[icmptype] == icmp-echo") as rule:
+            shell = "ping -n -c1 -W9 guest; sleep 1; ping -n -c1 -W9 guest & sleep 1; ping -n -c1 -W9 guest; wait"
+            said = lab.run(["sh", "-c", shell]).stdout
+        assert [round(reply.rtt_ms) for reply in parse_ping(said)] == [2000, 0, 1000]
+        assert (rule.counts.expired, rule.fired) == (1, True)
 
 
 def test_an_edit_that_failed(shared_lab: Lab) -> None:
@@ -68,3 +85,6 @@ def test_for_programs() -> None:
     fired = {event["rule"]: (event["fired"], event["verdicts"] > 0) for event in events if event["event"] == "rule"}
     assert fired == {"ip_rcv = trace": (True, True), "ip_rcv = drop if udp": (False, False)}
     assert (events[-1]["status"], done.returncode) == (UNFIRED, UNFIRED)
+    done = skblab("trace", "--json", "-", "-r", "ip_rcv = drop if udp", "icmp", "--", *PING)
+    (end,) = [one for one in map(json.loads, re.findall(r"^{.*}$", done.stdout, re.MULTILINE)) if one["type"] == "end"]
+    assert (end["status"], done.returncode) == (UNFIRED, UNFIRED)

@@ -57,15 +57,16 @@ def test_as_a_call_and_by_the_packets_own_methods(shared_lab: Lab) -> None:
     assert (policy.decided, policy.counts.dropped, policy.counts.arrived) == (1, 1, 2)
 
 
-def test_what_is_not_decided_in_time_goes_on(shared_lab: Lab) -> None:
+@pytest.mark.parametrize(("verdict", "late"), [("drop", 1), (None, 0)])
+def test_what_is_not_decided_in_time_goes_on(shared_lab: Lab, verdict: str | None, late: int) -> None:
     enough = threading.Event()
-    policy = shared_lab.on("icmp_rcv", "icmp", lambda _: "drop" if enough.wait(20) else None, lease_s=0.1)
+    policy = shared_lab.on("icmp_rcv", "icmp", lambda _: verdict if enough.wait(20) else "drop", lease_s=0.1)
     (reply,) = parse_ping(ping(shared_lab, "-c1"))
     assert reply.rtt_ms >= 100
     enough.set()
     policy.close()
     assert (policy.counts.expired, policy.counts.dropped) == (1, 0)
-    assert (policy.decided, policy.fired) == (0, False)
+    assert (policy.decided, policy.late, policy.fired) == (0, late, False)
 
 
 def test_packets_that_wait_go_on_when_it_ends(shared_lab: Lab) -> None:

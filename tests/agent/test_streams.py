@@ -5,9 +5,11 @@ from typing import Literal
 
 import pytest
 
+from skblab.errors import EventsLost, Timeout
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.rule import Rule
+from skblab.session import Session
 from skblab.spec import LabSpec
 
 GUEST = "192.168.10.1"
@@ -45,6 +47,30 @@ def test_in_a_callback_nobody_waits(shared_lab: Lab) -> None:
         ping(shared_lab)
         after.disarm()
     assert seen == [1]
+
+
+def test_packets_that_the_ring_has_no_room_for_are_missed(image: Image) -> None:
+    """70,000 at one moment of virtual time, and each takes 256 of the ring's 16 MiB."""
+    flood = "import socket; s = socket.socket(2, 2)\nfor _ in range(70000): s.sendto(bytes(99), ('192.168.10.1', 9))"
+    with LabSpec(image=image, time="virtual").start() as lab:
+        hits: list[int] = []
+        with (
+            lab.probe("udp_rcv") as probe,
+            lab.rule("ip_rcv = trace if udp", lambda hit: hits.append(hit.occurrence)) as told,
+            lab.rule("ip_local_deliver = trace if udp") as alone,
+        ):
+            assert probe.take_all() == []
+            with Session(lab, ["icmp_rcv = trace @1"]) as session:
+                assert session.run(["python3", "-c", flood]).events_lost > 0
+            assert (told.counts.traced, told.unheard) == (70000, 70000 - len(hits))
+            assert alone.unheard == 0
+            with pytest.raises(Timeout, match="the ring of events was full for"):
+                told.wait(70000, timeout_s=0.1)
+            with pytest.raises(EventsLost, match="of 70000 packets at udp_rcv"):
+                probe.take_all()
+            assert len(probe.take(100)) == 100
+        with Session(lab, ["ip_rcv = trace"]) as session:
+            assert session.run(["ping", "-n", "-c1", GUEST]).events_lost == 0
 
 
 @pytest.mark.parametrize("time", ["real", "virtual"])

@@ -104,15 +104,28 @@ def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
         def test_policy_that_raises_in_silence(lab):
             lab.on("icmp_rcv", "icmp", lambda packet: 1 / 0)
             lab.run({PING})
+
+        def test_policy_that_is_late(lab):
+            went = []
+
+            def drop_all(packet):
+                if went:
+                    packet.wait(9)
+                return went.append(packet) or "drop"
+
+            with lab.on("icmp_rcv", "icmp", drop_all, lease_s=0.2) as policy:
+                lab.run({PING})
+            assert policy.fired
         """
     )
     outcomes = done.parseoutcomes()
-    assert (outcomes["passed"], outcomes["failed"]) == (1, 5)
+    assert (outcomes["passed"], outcomes["failed"]) == (1, 6)
     said = done.stdout.str()
     assert said.count("icmp_rcv = drop @2000: never fired, so this test has not tested what the rule is for") == 2
     assert "icmp_rcv = drop @2000: arrived 2, passed 2" in said
     assert "the policy at icmp_rcv() raised ZeroDivisionError" in said
     assert "icmp_rcv = hold if udp: never fired" in said
+    assert "the policy at icmp_rcv() decided too late about 1 packets" in said
 
 
 def test_what_a_failure_shows(run: Run, pytester: pytest.Pytester) -> None:
@@ -317,6 +330,58 @@ def test_two_labs_and_one_that_the_test_closes(run: Run) -> None:
     assert said.count("drop @9: never fired") == 1
     assert said.count("drop @7: never fired") == said.count("drop @8: never fired") == 1
     assert "INTERNALERROR" not in said
+
+
+@pytest.mark.parametrize("time", ["real", "virtual"])
+def test_a_held_packet_is_visited_once(run: Run, time: str) -> None:
+    done = run(
+        f"""
+        import pytest
+
+        @pytest.mark.skblab(time={time!r}, trace="icmp")
+        @pytest.mark.parametrize("verdict", ["trace", "delay 5ms", "hold 1", "edit icmp.seq=7", "drop"])
+        def test_it(lab, verdict):
+            with lab.rule(f"icmp_rcv = {{verdict}} if icmp[icmptype] == icmp-echo"):
+                lab.run(["ping", "-n", "-c2", "-i0.2", "-W1", "guest"])
+            assert len([step for step in lab.visited("icmp_rcv") if step.data[20] == 8]) == 2
+            assert len(lab.visited("icmp_echo")) == lab.counters["IcmpInEchos"] == 2 * (verdict != "drop")
+        """
+    )
+    done.assert_outcomes(passed=5)
+
+
+def test_what_is_dropped_is_of_the_network(run: Run) -> None:
+    """The kernel frees a message that nobody has read with a drop reason: SOCKET_CLOSE."""
+    done = run(
+        """
+        import pytest
+
+        @pytest.mark.skblab(time="virtual", trace=True)
+        def test_it(lab):
+            lab.run(["python3", "-c", "import socket; one, other = socket.socketpair(); one.send(b'?')"])
+            assert not lab.dropped()
+        """
+    )
+    done.assert_outcomes(passed=1)
+
+
+def test_hits_that_were_not_reported_fail_a_test(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+
+        SENDS = "s.sendto(bytes(99), ('192.168.10.1', 9))"
+        FLOOD = f"import socket; s = socket.socket(2, 2)\\nfor _ in range(70000): {SENDS}"
+
+        @pytest.mark.skblab(time="virtual")
+        @pytest.mark.parametrize("report", [[], [lambda hit: None]], ids=["nobody listens", "a report"])
+        def test_it(lab, report):
+            with lab.rule("ip_rcv = trace if udp", *report):
+                lab.run(["python3", "-c", FLOOD])
+        """
+    )
+    done.assert_outcomes(passed=1, failed=1)
+    done.stdout.fnmatch_lines(["*of its hits were not reported: the ring of events was full*"])
 
 
 def test_a_trace_that_has_lost_steps_does_not_say_what_was_not_there(run: Run) -> None:

@@ -67,3 +67,24 @@ def test_a_directory_of_ones_own(image: Image, tmp_path: Path) -> None:
 def test_a_directory_that_is_not_there() -> None:
     with pytest.raises(UsageError, match="no such directory"):
         Lab(root="/no/such/directory")
+
+
+@pytest.mark.parametrize(("family", "resolver"), [("AF_INET", "127.0.0.1"), ("AF_INET6", "::1")])
+def test_a_server_of_udp_is_ready_when_it_has_bound_its_socket(
+    every_image: Image, family: str, resolver: str, tmp_path: Path
+) -> None:
+    """And not when it has asked somebody else, as a resolver does: that socket gets a port, too."""
+    server = tmp_path / "server.py"
+    server.write_text(
+        "import socket, time\n"
+        f"asks = socket.socket(socket.{family}, socket.SOCK_DGRAM); asks.connect(({resolver!r}, 53))\n"
+        f"socket.socket(socket.{family}).bind(('', 8000))\n"
+        f"time.sleep(1); server = socket.socket(socket.{family}, socket.SOCK_DGRAM); server.bind(('', 5353))\n"
+        "while True: server.sendto(b'here', server.recvfrom(99)[1])"
+    )
+    client = (
+        "import socket\nclient = socket.socket(2, 2); client.connect(('192.168.10.1', 5353)); client.settimeout(5)\n"
+        "client.send(b'?'); print(client.recv(9))"
+    )
+    with Lab(image=every_image, root="host", time="virtual", commands=[f"udp:exec python3 {server}"]) as lab:
+        assert lab.run(["python3", "-c", client]).stdout == "b'here'\n"

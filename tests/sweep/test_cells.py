@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,13 @@ def test_the_line_that_repeats_a_cell(fetching: Scenario) -> None:
     assert fetching.command(["ip_rcv = drop @3"]).endswith(
         f"--seed 7 --root host -g '{SERVE}' -r 'ip_rcv = drop @3' -- curl -sf http://guest/etc/services"
     )
+
+
+def test_the_line_that_repeats_a_cell_has_its_limits(fetching: Scenario) -> None:
+    """With another lease, a held packet goes on at another time."""
+    spec = replace(fetching.spec, memory_mib=128, lease_s=2.5, most_s=90, timeout_s=30)
+    line = replace(fetching, spec=spec).command(["ip_rcv = hold @3"])
+    assert "--memory 128 --lease 2.5 --most 90 --timeout 30 " in line
 
 
 def test_a_cell_is_in_virtual_time() -> None:

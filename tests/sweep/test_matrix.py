@@ -11,6 +11,7 @@ from skblab.errors import ImageMissing, UsageError
 from skblab.image.image import Image
 from skblab.spec import LabSpec
 from skblab.sweep.cell import Scenario
+from skblab.sweep.expect import Expected
 from skblab.sweep.matrix import Matrix
 from support import skblab
 
@@ -121,6 +122,28 @@ def test_what_did_not_happen_is_not_passed(image: Image, client: str, rules: lis
     scenario = Scenario(spec=LabSpec(image=image, time="virtual"), client=command, rules=tuple(rules))
     ((_, run),) = Matrix([scenario]).run()
     assert any(one.startswith(unmet) for one in run.unmet), run.unmet
+
+
+def test_an_edit_that_failed_before_the_client_hung_is_not_passed(image: Image) -> None:
+    scenario = Scenario(
+        spec=LabSpec(image=image, time="virtual"), client=("sh", "-c", "ping -n -c1 -s0 guest; sleep 1000"), limit_s=9,
+        rules=(f"icmp_rcv = corrupt if {ECHO}",), expected=Expected(end="hung", fired=False),
+    )  # fmt: skip
+    ((_, run),) = Matrix([scenario]).run()
+    assert [one.partition(":")[0] for one in run.unmet] == ["unedited"]
+
+
+def test_a_directory_is_not_a_missing_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(
+        """[[scenario]]\nclient = "mkdir /root/a"\nexpect = { files = { "/root/b" = false, "/etc/passwd/b" = false } }
+        [[scenario]]\nclient = "mkdir /root/a"\nexpect = { files = { "/root/a" = false } }"""
+    )
+    done = skblab("matrix", str(path), "--only", "#1")
+    assert done.returncode == 0, done.stdout
+    done = skblab("matrix", str(path))
+    assert done.returncode == 1
+    assert "cannot read /root/a in the guest\n  Is a directory" in done.stderr
 
 
 def test_a_rule_that_never_fires_fails_a_run(image: Image) -> None:

@@ -1,5 +1,6 @@
 """From a rule to the agent's command, without a kernel: an index of a few functions is enough."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,25 @@ def test_occurrences_filters_and_leases(small: Image) -> None:
     for percent, chance in chances.items():
         arm = compiled(small, "ip_rcv = drop")
         assert compiled(small, f"ip_rcv = drop @random {percent}") == arm._replace(chance=chance, seed=SEED)
-        assert compiled(small, f"ip_rcv = drop @random {percent} seed 9") == arm._replace(chance=chance, seed=9)
+        seed = compiled(small, "ip_rcv = drop @random 50% seed 9").seed
+        assert compiled(small, f"ip_rcv = drop @random {percent} seed 9") == arm._replace(chance=chance, seed=seed)
+
+
+def test_the_seeds_that_people_type_choose_at_random(small: Image) -> None:
+    """One in ten seeds has the first packet, and one in ten the second, although the generator is a simple one."""
+    arms = [compiled(small, f"ip_rcv = drop @random 10% seed {seed}") for seed in range(1, 1001)]
+    drawn = [[number < arm.chance for number in xorshift32(arm.seed, 4)] for arm in arms]
+    assert all(70 < sum(taken) < 130 for taken in zip(*drawn, strict=True))
+    assert len({arm.seed for arm in arms} - {0}) == 1000
+
+
+def xorshift32(x: int, count: int) -> Iterator[int]:
+    """Yield the agent's random numbers: kernel/agent/rule.c next_random()."""
+    for _ in range(count):
+        x ^= x << 13 & 0xFFFFFFFF
+        x ^= x >> 17
+        x ^= x << 5 & 0xFFFFFFFF
+        yield x
 
 
 def test_what_the_caller_gets_and_what_a_held_packet_needs(small: Image) -> None:

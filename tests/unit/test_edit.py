@@ -3,6 +3,7 @@
 import contextlib
 import random
 import struct
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -27,10 +28,11 @@ from scapy.packet import Padding, Raw
 
 from agent.malformed import Frames
 from skblab.checksum import add, ones_sum
-from skblab.edit import WHOLE, Checksum, changing, difference, edited, fault
+from skblab.edit import WHOLE, Checksum, changing, corrupting, difference, edited, fault
 from skblab.edit.layers import KINDS, Covered, chain, is_padding, parts_of
 from skblab.edit.named import from_escapes, named_layers, to_escapes
 from skblab.errors import PacketError, RuleError
+from skblab.host import process
 from skblab.packet import Packet
 from skblab.summary import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6
 from skblab.tui.layout import layout
@@ -503,3 +505,37 @@ def test_every_layer_that_has_to_follow_has_its_fields_where_they_are_said_to_li
             if kind.sum_at:
                 assert places[f"{name}.{kind.sum_field}"] == part.start + kind.sum_at, layer
     assert {"IP", "TCP", "UDP", "ICMP", "_ICMPv6"} <= {*KINDS}
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        IP(src=A4, dst=B4, proto=47) / Raw(bytes.fromhex("0000880b") + bytes(range(40))),
+        IP(src=A4, dst=B4) / UDP(dport=4789) / VXLAN(vni=7) / Raw(bytes(range(40))),
+        IP(src=A4, dst=B4) / UDP(dport=4789) / VXLAN(vni=7) / Ether() / ARP(),
+    ],
+    ids=lambda packet: packet.summary(),
+)
+def test_a_corrupted_packet_is_as_long_as_before(packet: Layers) -> None:
+    """Also where headers without a checksum, which scapy knows, lie between the last checksum's and the bytes."""
+    before = of(packet)
+    for seed in range(20):
+        data = edited(before, corrupting(2, str(seed)), fix=False).packet.data
+        assert len(data) == len(before.data)
+        assert 1 <= sum(a != b for a, b in zip(before.data, data, strict=True)) <= 2
+
+
+def test_what_a_process_has_imported_of_scapy_does_not_change_what_is_corrupted() -> None:
+    query = bytes.fromhex("000a01000001000000000000076578616d706c6503636f6d0000010001")
+    packets = [bytes(IP(src=A4, dst=B4) / UDP(sport=4000, dport=port) / Raw(query)).hex() for port in (7, 53, 137, 520)]
+    code = (
+        "from skblab.edit import corrupting, edited; from skblab.packet import Packet\n"
+        f"for packet in {packets}:\n"
+        "    print(edited(Packet(bytes.fromhex(packet), 0x0800), corrupting(3, '1'), fix=False).packet.data.hex())"
+    )
+    alone, among_all = (
+        process.run([sys.executable, "-c", f"{before}\n{code}"], timeout_s=60).stdout.split()
+        for before in ("", "import scapy.all")
+    )
+    assert alone == among_all
+    assert [len(one) for one in alone] == [len(one) for one in packets]

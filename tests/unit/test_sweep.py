@@ -96,6 +96,12 @@ def test_a_verdict_is_one_of_rules(scenario: Scenario, verdict: str) -> None:
         ({"end": "died"}, "died", "died"),
         ({"complaints": ("WARNING: CPU: 0",)}, "complaint", "complaint"),
         ({"fired": (True, False)}, "unfired", "no such packet"),
+        ({"fired": (False,), "unedited": ("ip_rcv = edit tcp.window=1 @3: no field",)}, "unfired", "not edited"),
+        (
+            {"fired": (False,), "packets": ((0.1, "ip_rcv", UDP.data.hex(), ETH_P_IP, "edit makes no difference"),)},
+            "unfired",
+            "no difference",
+        ),
         ({"status": 3, "duration_s": 9, "digests": ("c", "d")}, "failed", "failed 3"),
     ],
 )

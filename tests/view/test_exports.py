@@ -162,7 +162,19 @@ def test_delivered_against_dropped(both: tuple[Path, Path]) -> None:
 
 def test_the_same_is_the_same(both: tuple[Path, Path]) -> None:
     done = skblab("diff", str(both[0]), str(both[0]))
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "the journeys are the same")
+    assert (done.returncode, done.stdout.splitlines()[-1], done.stderr) == (0, "the journeys are the same", "")
+
+
+def test_steps_that_are_missing_are_named(both: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of a trace whose writer was killed, or that was faster than it, a difference says less."""
+    cut, lost = tmp_path / "cut", tmp_path / "lost"
+    data = both[0].read_bytes()
+    cut.write_bytes(data[: data.rindex(b"END ")])
+    lost.write_bytes(data.replace(b'"lost":0,"forgotten"', b'"lost":7,"forgotten"'))
+    for path, said in ((cut, "the trace is not whole"), (lost, "events lost: 7")):
+        done = skblab("diff", str(path), str(both[0]))
+        assert done.returncode == 0
+        assert f"{path} may lack steps of the packet: {said}" in done.stderr
 
 
 def test_two_kernels(tmp_path: Path, image: Image) -> None:

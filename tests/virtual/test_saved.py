@@ -1,5 +1,6 @@
 """Runs that are saved: the same file, the same outcome to the byte; another file, another outcome, which is shown."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -47,6 +48,18 @@ def test_new_words_on_standard_error_are_a_difference(tmp_path: Path) -> None:
     assert run.outcome["stderr"] == ""
     said.write_text("assertion failed\n")
     assert "stderr" in [one.what for one in run.differences(run.run())]
+
+
+def test_times_in_a_long_output_are_not_compared(tmp_path: Path) -> None:
+    """Of a long one the file has a digest, in real time one without the times."""
+    first = SavedRun(spec=LabSpec(), client=("ping", "-n", "-c90", "-i0.01", "guest")).run()
+    assert "stdout_sha256" in first.outcome
+    assert first.differences(first.run()) == []
+    other = dataclasses.replace(first, client=("ping", "-n", "-c91", "-i0.01", "guest")).run()
+    assert [one.what for one in first.differences(other)] == ["stdout_sha256"]
+    first.write(tmp_path / "test_long.py")
+    done = process.run([sys.executable, "-m", "pytest", "-q", tmp_path / "test_long.py"], timeout_s=60)
+    assert "1 passed" in done.stdout
 
 
 def test_an_edit_that_fails_is_an_outcome(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
         text_end=text_end,
         argument=numbers.argument,
         chance=_chance(occurrence),
-        seed=occurrence.seed or seed,
+        seed=_mixed(occurrence.seed) or seed,
         reason=drop_reason(image, rule.reason),
         captured_bytes=WHOLE_PACKET if verdict.whole else SHOWN_BYTES,
         held_returns=contract.held,
@@ -75,6 +75,17 @@ def compile_watch(function: Function) -> abi.Arm:
 def _file_of(image: Image, name: str) -> str:
     function = image.functions.lookup(name)
     return function.file if function else ""
+
+
+def _mixed(seed: int) -> int:
+    """Return a seed as the agent gets it: no two are the same, and those of small numbers are no small numbers.
+
+    The agent's generator makes small numbers of small ones (kernel/agent/rule.c), so that each of the seeds 1 to 1,500
+    would have the first packet among one in ten. This is the end of MurmurHash3.
+    """
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        seed = (seed ^ seed >> shift) * factor % (1 << 32)
+    return seed ^ seed >> 16
 
 
 def _chance(occurrence: Occurrence) -> int:

@@ -94,6 +94,7 @@ class Rules:
         self._in_force: dict[int, tuple[Rule, Listener]] = {}
         self._callers: dict[int, str] = {}  # by an address in them
         self._kept: dict[int, abi.Counts] = {}  # once the channel is closed
+        self._kept_lost = 0
 
     @property
     def changed(self) -> threading.Condition:
@@ -167,9 +168,18 @@ class Rules:
         except ValueError:  # it is closed
             return self._kept[number]
 
+    @property
+    def lost(self) -> int:
+        """How many events found their ring full since the guest booted."""
+        try:
+            return self._link.channel.lost
+        except ValueError:
+            return self._kept_lost
+
     def keep_counts(self) -> None:
         """Keep the counts of the rules that are in force when the channel is closed."""
         self._kept = {number: self.counts(number) for number in tuple(self._in_force)}
+        self._kept_lost = self.lost
 
     def event(self, hit: abi.Hit, function: str, verdict: str) -> Hit:
         """Return what people see of a hit; the packet as the agent sent it."""

@@ -11,7 +11,8 @@ from typing import Self
 
 from skblab.agent import abi
 from skblab.agent.control import Agent
-from skblab.agent.packets import HeldPacket
+from skblab.agent.packets import HeldPacket, State
+from skblab.agent.rules import ignore
 from skblab.clock import Clock
 from skblab.edit import changing, corrupting
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout, UsageError, to_be_raised
@@ -21,6 +22,8 @@ from skblab.packet import Packet
 from skblab.rule import Rule
 from skblab.summary import ETH_P_IP
 from skblab.verdict import VERDICTS
+
+NO_DIFFERENCE = "makes no difference"  # what is said of an edit that has found the bytes as it wants them
 
 Report = Callable[[Hit], object]
 """Called for each packet that met the rule; on the reading thread, or for an edit on a thread of the rule's."""
@@ -51,8 +54,10 @@ class _Groups:
         self.complete = 0
 
     def add(self, held: HeldPacket) -> None:
-        """Add a packet; release the group if it is complete."""
+        """Add a packet; release the group if it is complete: so many are held together."""
         self._group.append(held)
+        if len(self._group) >= self._rule.hold_count:  # some may have gone: by their lease, with their device
+            self._group = [one for one in self._group if one.state is State.HELD]
         if len(self._group) < self._rule.hold_count:
             return
         group, self._group = self._group, []
@@ -126,7 +131,7 @@ class _Edits:
             before = held.packet
             try:
                 changed = self._change(held)
-                said = f"{self._rule.verdict} {changed or 'makes no difference'}".replace("\n", ", ")
+                said = f"{self._rule.verdict} {changed or NO_DIFFERENCE}".replace("\n", ", ")
                 with self._rules.changed:
                     self.edited += bool(changed)
                     self._rules.changed.notify_all()
@@ -164,8 +169,9 @@ class Running:
         self._rule = rule
         self._rules = agent.rules
         self._report = _Reports(report)
+        self._reports = report is not ignore
         self._link = agent.link
-        self._hits = 0
+        self._hits, self._lost_before = 0, agent.rules.lost
         self._groups = _Groups(rule, agent.link.clock) if rule.hold_count else None
         changes = VERDICTS[rule.verdict].changes_bytes
         self._edits = _Edits(rule, agent, self._report) if changes else None
@@ -209,7 +215,23 @@ class Running:
         if not self._link.wait_until(lambda: self._given >= count, timeout_s):
             if self._link.gone:
                 raise self._link.lost()
-            raise Timeout(f"{self._rule}: {self._given} of {count} packets within {timeout_s:g} s")
+            raise Timeout(
+                f"{self._rule}: {self._given} of {count} packets within {timeout_s:g} s",
+                found=f"the ring of events was full for {lost} others" if (lost := self._unheard) else "",
+            )
+
+    @property
+    def unheard(self) -> int:
+        """How many packets that met the rule *report* has missed: the ring of events was full."""
+        return self._unheard if self._reports else 0
+
+    @property
+    def _unheard(self) -> int:
+        if self._rule.verdict == "accept" or self._rules.lost == self._lost_before:
+            return 0
+        verdicts = self.counts.verdicts
+        self._link.catch_up()
+        return max(verdicts - self._hits, 0)
 
     @property
     def _given(self) -> int:

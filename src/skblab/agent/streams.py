@@ -10,7 +10,7 @@ from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.packets import COLUMNS, HeldPacket
 from skblab.agent.rules import ignore
-from skblab.errors import Timeout
+from skblab.errors import EventsLost, Timeout
 from skblab.event import Hit
 from skblab.host.process import interruptible
 from skblab.html import shown, table
@@ -24,6 +24,7 @@ class Stream(Generic[Item]):
 
     def __init__(self, agent: Agent, rule: Rule) -> None:
         self._items: collections.deque[Item] = collections.deque()
+        self._heard_of, self._lost_before = 0, agent.rules.lost
         self._news = threading.Condition()
         self._rules, self._link, self._held = agent.rules, agent.link, agent.held
         self._rule = rule
@@ -78,9 +79,19 @@ class Stream(Generic[Item]):
             return [self._items.popleft() for _ in range(count)]
 
     def take_all(self) -> list[Item]:
-        """Return the items of all packets until now, oldest first, without waiting for others."""
+        """Return the items of all packets until now, oldest first, without waiting for others.
+
+        :raises EventsLost: some are missing, because the ring of events was full; ``take()`` has the others
+        """
+        seen = self.counts.traced
         self._link.catch_up()
         with self._news:
+            if seen > self._heard_of and self._rules.lost > self._lost_before:
+                raise EventsLost(
+                    f"{seen - self._heard_of} of {seen} packets at {self.armed.rule.function}() are missing",
+                    found="the ring of events was full: in virtual time it is read when the guest rests",
+                    hint="a filter that takes fewer; counts.traced has their number",
+                )
             items = list(self._items)
             self._items.clear()
         return items
@@ -108,6 +119,7 @@ class Stream(Generic[Item]):
     def _put(self, item: Item) -> None:
         with self._news:
             self._items.append(item)
+            self._heard_of += 1
             self._news.notify_all()
 
 

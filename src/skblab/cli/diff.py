@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from skblab.cli.show import losses
 from skblab.errors import UsageError
 from skblab.trace.journey import Journey, journeys
 from skblab.trace.model import Trace
@@ -51,6 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     first, second = load(arguments.first), load(arguments.second)
     ours = _chosen(first, arguments.first, arguments.packets[:1])
     theirs = _chosen(second, arguments.second, arguments.packets[1:], like=ours)
+    for path, trace in ((arguments.first, first), (arguments.second, second)):
+        if not trace.whole or trace.end["lost"] or trace.end["forgotten"]:
+            print(f"skblab: {path} may lack steps of the packet: {losses(trace)}", file=sys.stderr)
     lines = compare((first, ours), (second, theirs))
     if arguments.json:
         for line in lines:

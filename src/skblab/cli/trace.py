@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
                     print(file=sys.stderr)  # behind ^C
             status = status_of(outcome, arguments)
             _print_unmet(outcome)
-            failed = _end(tracer, status=outcome.exit_status, link=asdict(outcome.link))
+            failed = _end(tracer, status=status, link=asdict(outcome.link))
         if arguments.quiet and arguments.output and not (arguments.json or failed):
             print(f"events lost: {tracer.losses()['lost']}", file=sys.stderr)
             return status

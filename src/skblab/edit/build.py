@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from skblab.edit.follow import Built, follow
-from skblab.edit.layers import NONE, Part, chain, is_extension, is_padding, kind_of, parts_of, places
+from skblab.edit.layers import Part, carrier, chain, is_padding, parts_of, places
 from skblab.edit.pending import WHOLE, Checksum
 from skblab.errors import PacketError
 from skblab.packet import LARGEST_PACKET_BYTES, Packet
@@ -88,17 +88,13 @@ def _changed(layers: "Layers", change: Callable[["Layers"], object]) -> "Layers"
 
 
 def _put_payload(layers: "Layers", payload: bytes) -> None:
-    """Replace the payload of the innermost header that is IP's or has a length or a checksum, else of the innermost."""
+    """Replace the payload of a packet."""
     from scapy.packet import Raw  # noqa: PLC0415
 
-    headers = _headers(layers)
-    known = [layer for layer in headers if kind_of(layer) is not NONE or is_extension(layer)]
-    if not known:
-        if type(headers[-1]) is Raw:
-            headers[-1].load = payload
-            return
-        known = headers
-    last = known[-1]
+    last = carrier(layers)
+    if type(last) is Raw:
+        last.load = payload
+        return
     if "data" in last.fields:  # an ICMPv6 echo has its payload in a field
         last.data = payload
         return

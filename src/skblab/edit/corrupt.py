@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from skblab.edit.layers import carrier, is_raw, parts_of
 from skblab.errors import PacketError
 
 if TYPE_CHECKING:
@@ -37,9 +38,16 @@ def _sum(payload: bytes | bytearray) -> int:
 
 
 def _payload(layers: "Layers") -> bytes:
-    if "Raw" in layers:
-        return bytes(layers["Raw"].load)
-    last = layers.lastlayer()
-    if data := getattr(last, "data", b""):  # an ICMPv6 echo has its payload in a field
-        return bytes(data)
-    raise PacketError("no payload to corrupt in this packet", found=layers.summary())
+    """Return the bytes in whose place a change puts those that it returns: what ``carrier()`` carries."""
+    last = carrier(layers)
+    carried = last if is_raw(last) else last.payload
+    if "data" in last.fields:  # an ICMPv6 echo has its payload in a field
+        payload = last.data
+    elif is_raw(carried):
+        payload = carried.load
+    else:  # layers that scapy may write in another way
+        parts = parts_of(layers, layers.original)
+        payload = next((layers.original[one.inside : one.end] for one in parts if one.layer is last), b"")
+    if not payload:
+        raise PacketError("no payload to corrupt in this packet", found=layers.summary())
+    return bytes(payload)

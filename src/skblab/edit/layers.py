@@ -150,6 +150,11 @@ def is_padding(layer: "Layers") -> bool:
     return type(layer).__name__ == "Padding"
 
 
+def is_raw(layer: "Layers") -> bool:
+    """Whether a layer is bytes of which scapy knows nothing."""
+    return type(layer).__name__ == "Raw"
+
+
 def parts_of(layers: "Layers", data: bytes) -> list[Part]:
     """Return the places of the layers that scapy has read from these bytes; padding behind the packet is left out."""
     parts: list[Part] = []
@@ -174,6 +179,17 @@ def _end(part: Part, data: bytes, limit: int) -> int:
         if part.inside <= says <= limit and not (says == part.inside and part.is_a("IPv6")):  # 0: too long for it
             return says
     return limit
+
+
+def carrier(layers: "Layers") -> "Layers":
+    """Return the header behind which a packet's payload begins.
+
+    It is the innermost one that is IP's or has a length or a checksum, else the innermost: which layers scapy knows
+    behind it depends on what this process has imported of scapy.
+    """
+    headers = [layer for layer in chain(layers) if not is_padding(layer)]
+    known = [layer for layer in headers if kind_of(layer) is not NONE or is_extension(layer)]
+    return (known or headers)[-1]
 
 
 def says_its_end(part: Part, data: bytes) -> bool:

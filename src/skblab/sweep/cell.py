@@ -1,7 +1,9 @@
 """A cell: one run of a scenario in virtual time with one set of faults, which has the same outcome every time."""
 
 import dataclasses
+import errno
 import functools
+import os
 import shlex
 import subprocess
 from collections.abc import Container, Sequence
@@ -29,6 +31,7 @@ PARTS = ("status", "stdout", "stderr", "files")
 LIMIT_S = 300.0  # TCP gives up a connection after 127 s without an answer (net.ipv4.tcp_syn_retries)
 MOST_KEPT = 32768  # characters of each output and file; the digest is of all
 MOST_FILE_BYTES = 16 << 20
+MISSING = (errno.ENOENT, errno.ENOTDIR)
 COUNTERS = tuple(f"/proc/{whose}/net/{file}" for whose in ("self", "1") for file in ("snmp", "snmp6", "netstat"))
 
 
@@ -93,7 +96,14 @@ class Scenario:
         words += ["--root", spec.root]
         words += ["--userspace", spec.userspace] if spec.userspace else []
         words += ["--consoles", str(spec.consoles)] if spec.consoles else []
-        words += ["--memory", str(spec.memory_mib)] if spec.memory_mib != LabSpec().memory_mib else []
+        default = LabSpec()
+        for option, number, usual in (
+            ("--memory", spec.memory_mib, default.memory_mib),
+            ("--lease", spec.lease_s, default.lease_s),
+            ("--most", spec.most_s, default.most_s),
+            ("--timeout", spec.timeout_s, default.timeout_s),
+        ):
+            words += [option, f"{number:.15g}"] if number is not None and number != usual else []
         for option, values in (
             ("--node", spec.nodes),
             ("--module", spec.modules),
@@ -226,7 +236,6 @@ def _run_in(scenario: Scenario, faults: Sequence[Rule], of_cell: int, lab: Lab) 
                 stdout=stdout[:MOST_KEPT],
                 stderr=stderr[:MOST_KEPT],
                 digests=(digest(stdout), digest(stderr)),
-                unedited=outcome.unedited,
                 counters=_counters(lab, scenario),
                 files=tuple(_file(lab, path) for path in scenario.files),
             )
@@ -247,6 +256,7 @@ def _run_in(scenario: Scenario, faults: Sequence[Rule], of_cell: int, lab: Lab) 
     return dataclasses.replace(
         found,
         complaints=complaints,
+        unedited=session.unedited,
         functions=tuple(sorted(functions)),
         packets=tuple(_seen(hit, began_ns) for hit in hits),
         fired=tuple(
@@ -261,21 +271,23 @@ def _seen(hit: Hit, began_ns: int) -> Seen:
 
 
 def _is_of(hit: Hit, rule: Rule) -> bool:
-    """Whether a hit is of a cell's own rule: a packet was held, though no other came to be put before it."""
+    """Whether a hit is of a cell's own hold: a packet was held, though no other came to be put before it."""
     last = rule.occurrence.last or hit.occurrence
     is_taken = hit.function == rule.function and rule.occurrence.first <= hit.occurrence <= last
-    done, *how = hit.verdict.split(" ", 2)
-    return is_taken and done == rule.verdict and how[:1] != ["failed,"]
+    return is_taken and hit.verdict == rule.verdict == "hold"
 
 
 def _file(lab: Lab, path: str) -> tuple[str, str, str]:
     """Return a file's path, the digest of its content, and the content's beginning.
 
     :raises UsageError: it is longer than MOST_FILE_BYTES
+    :raises GuestCommandFailed: it is a directory, or cannot be read for another reason
     """
     try:
         content = lab.guest.read(path, node=HOST, most_bytes=MOST_FILE_BYTES + 1)
-    except GuestCommandFailed:
+    except GuestCommandFailed as error:
+        if not any(os.strerror(number) in error.found for number in MISSING):
+            raise
         return path, "", ""
     if len(content) > MOST_FILE_BYTES:
         raise UsageError(f"{path} in the guest is longer than {MOST_FILE_BYTES >> 20} MiB", hint="write its digest")

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from skblab.agent.running import NO_DIFFERENCE
 from skblab.scenario import digest
 from skblab.sweep.cell import MOST_KEPT, CellOutcome, Scenario, Seen
 from skblab.sweep.expect import Expected
@@ -40,11 +41,17 @@ def judge(baseline: CellOutcome, outcome: CellOutcome, scenario: Scenario) -> Ju
     if "files" in scenario.judged and outcome.files != baseline.files:
         return Judgement("output", "other files")
     if not all(outcome.fired):
-        return Judgement("unfired", "no such packet")
+        return Judgement("unfired", _why_unfired(outcome))
     longer_s = outcome.duration_s - baseline.duration_s
     if abs(longer_s) > SLOWER_S:
         return Judgement("slower" if longer_s > 0 else "faster", f"{longer_s:+.3f} s")
     return Judgement("same", "same")
+
+
+def _why_unfired(outcome: CellOutcome) -> str:
+    if outcome.unedited:
+        return "not edited"
+    return "no difference" if any(one.verdict.endswith(NO_DIFFERENCE) for one in outcome.packets) else "no such packet"
 
 
 def unmet(expected: Expected, outcome: CellOutcome) -> list[str]:

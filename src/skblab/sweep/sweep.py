@@ -67,7 +67,7 @@ class Sweep:
         """Run the scenario twice without a fault, and plan the cells.
 
         :raises NotRepeatable: the two runs differ
-        :raises SkblabError: it fails without a fault, or no packet enters its functions
+        :raises SkblabError: it fails without a fault, no packet enters its functions, or no fault has a meaning for one
         """
         if pool is None:
             first, second = run_cell(self.scenario), run_cell(self.scenario)
@@ -82,6 +82,12 @@ class Sweep:
         self._check(first)
         self.baseline, self.targets = first, plan.targets(first)
         alone = list(plan.singles(first, self.verdicts, self.scenario.filter))
+        if not alone:
+            raise SkblabError(
+                f"none of the faults has a meaning for a packet of this conversation: {', '.join(self.verdicts)}",
+                found="\n".join(one.packet.summary() for one in self.targets[:MOST_DIFFERENCES]),
+                hint="corrupt needs a payload, reorder a packet that follows: --verdicts drop",
+            )
         self.cells = alone + plan.pairs(alone, self.pairs, self.scenario.spec.seed)
 
     def _check(self, baseline: CellOutcome) -> None:

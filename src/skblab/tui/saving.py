@@ -18,7 +18,7 @@ def saved(app: HoldApp) -> SavedRun:
     outcome = {
         "end": app.lost.what if app.lost else "",
         "status": client.status,
-        **({} if client.said is None else output("stdout", client.said)),
+        **({} if client.said is None else output("stdout", client.said, lab.spec)),
         "went": decided.went,
         "unfired": tuple(str(one.rule) for one in rules if one.is_untested),
         "complaints": complained(lab),
