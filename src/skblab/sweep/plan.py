@@ -10,6 +10,7 @@ from skblab.errors import PacketError, RuleError
 from skblab.packet import Packet
 from skblab.rule import Occurrence, Rule
 from skblab.sweep.cell import CellOutcome
+from skblab.verdict import VERDICTS as KNOWN
 
 REORDER = "reorder"  # a packet behind the one that follows it at the same function
 CORRUPT = "corrupt"  # a rule's verdict, which needs a payload
@@ -59,8 +60,13 @@ def check(verdicts: Sequence[str]) -> None:
     :raises RuleError: it is not
     """
     for verdict in verdicts:
-        if verdict != REORDER and Rule.parse(f"f = {verdict}").occurrence != Occurrence():
+        if verdict == REORDER:
+            continue
+        rule = Rule.parse(f"f = {verdict}")
+        if rule.occurrence != Occurrence():
             raise RuleError(f"a sweep says at which packet: {verdict}", hint="a verdict without @ and without if")
+        if KNOWN[rule.verdict].needs == "gdb":
+            raise RuleError(f"a sweep is in virtual time, and gdb stops a kernel in real time: {verdict}", hint="trace")
 
 
 def fault_of(target: Target, verdict: str, filter: str) -> Fault | None:  # noqa: A002
