@@ -232,6 +232,7 @@ class Session:
         :raises GuestLost: the kernel has panicked, or ended, before the command
         :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
         :raises CallbackFailed: the watcher raised
+        :raises CannotWrite: what is shown could not be written
         """
         clock = self.lab.guest.clock
         self.command, self.directory = tuple(map(os.fsdecode, command)), directory
