@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from cells import deadly, empty, placed
-from skblab.errors import CannotWrite, RuleError, UsageError
+from skblab.errors import CannotWrite, RuleError, SkblabError, UsageError
 from skblab.host import process
 from skblab.packet import Packet
 from skblab.rule import Rule
@@ -59,6 +59,32 @@ def test_each_packet_with_each_verdict() -> None:
     assert all(str(Rule.parse(rule)) == rule for rule in rules)
 
 
+def test_a_packet_without_the_field_has_no_such_fault() -> None:
+    verdicts = ("reset", "edit udp.sport=7", "edit ipv6.hlim=1,tcp.window=0")
+    rules = [str(fault.rule) for (fault,) in plan.singles(THREE, verdicts, "")]
+    assert rules == [
+        "ip_rcv = reset @1", "ipv6_rcv = reset @1", "ipv6_rcv = edit ipv6.hlim=1,tcp.window=0 @1",
+        "ip_rcv = edit udp.sport=7 @2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("verdicts", [("drop", "drop"), ("delay 1s", "trace", "delay 1000ms"), ("reorder", "reorder")])
+def test_a_verdict_stands_once(scenario: Scenario, verdicts: tuple[str, ...]) -> None:
+    """Its cells would be run once, and missing in the count."""
+    with pytest.raises(RuleError, match=f"named twice: {verdicts[-1]}"):
+        Sweep(scenario, verdicts)
+
+
+def test_a_sweep_without_a_cell_tests_nothing(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    baseline = replace(THREE, packets=(Seen(0.1, "ip_rcv", UDP), Seen(0.2, "ipv6_rcv", TCP6)))
+    monkeypatch.setattr("skblab.sweep.sweep.run_cell", lambda *_: baseline)
+    with pytest.raises(SkblabError, match="nothing would be tested"):
+        Sweep(scenario, ("reorder",)).begin()
+    sweep = Sweep(scenario, ("reorder", "corrupt"))
+    sweep.begin()
+    assert len(sweep.cells) == 1
+
+
 def test_a_filter_stands_in_each_rule() -> None:
     for (fault,) in plan.singles(THREE, plan.VERDICTS, "tcp or udp"):
         assert str(fault.rule).endswith(" if tcp or udp")
@@ -96,6 +122,7 @@ def test_a_verdict_is_one_of_rules(scenario: Scenario, verdict: str) -> None:
         ({"end": "died"}, "died", "died"),
         ({"complaints": ("WARNING: CPU: 0",)}, "complaint", "complaint"),
         ({"fired": (True, False)}, "unfired", "no such packet"),
+        ({"fired": (False,), "unedited": ("a rule: why",)}, "unfired", "not edited"),
         ({"status": 3, "duration_s": 9, "digests": ("c", "d")}, "failed", "failed 3"),
     ],
 )

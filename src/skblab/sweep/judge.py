@@ -40,7 +40,7 @@ def judge(baseline: CellOutcome, outcome: CellOutcome, scenario: Scenario) -> Ju
     if "files" in scenario.judged and outcome.files != baseline.files:
         return Judgement("output", "other files")
     if not all(outcome.fired):
-        return Judgement("unfired", "no such packet")
+        return Judgement("unfired", "not edited" if outcome.unedited else "no such packet")
     longer_s = outcome.duration_s - baseline.duration_s
     if abs(longer_s) > SLOWER_S:
         return Judgement("slower" if longer_s > 0 else "faster", f"{longer_s:+.3f} s")

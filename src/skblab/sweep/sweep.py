@@ -19,6 +19,12 @@ class NotRepeatable(SkblabError):
     """Two runs without a fault differ: nothing can be said of a fault."""
 
 
+class NothingToTest(SkblabError):
+    """There is no cell."""
+
+    exit_status = 118  # as of a rule that never fired: cli/rules.py UNFIRED
+
+
 @dataclass(frozen=True)
 class Done:
     """A cell that is done."""
@@ -67,6 +73,7 @@ class Sweep:
         """Run the scenario twice without a fault, and plan the cells.
 
         :raises NotRepeatable: the two runs differ
+        :raises NothingToTest: no fault has a meaning for any of the packets
         :raises SkblabError: it fails without a fault, or no packet enters its functions
         """
         if pool is None:
@@ -82,6 +89,12 @@ class Sweep:
         self._check(first)
         self.baseline, self.targets = first, plan.targets(first)
         alone = list(plan.singles(first, self.verdicts, self.scenario.filter))
+        if not alone:
+            raise NothingToTest(
+                "no fault has a meaning for any packet, so nothing would be tested",
+                found=f"{', '.join(self.verdicts)}: of {len(first.packets)} packets",
+                hint="reorder needs a packet behind, corrupt a payload, edit and reset the fields that they change",
+            )
         self.cells = alone + plan.pairs(alone, self.pairs, self.scenario.spec.seed)
 
     def _check(self, baseline: CellOutcome) -> None:
