@@ -10,8 +10,10 @@ from skblab.errors import GuestCommandFailed, Timeout
 from skblab.guest.boot import Guest
 from skblab.guest.exec import Command
 
-LISTEN = "inet_csk_listen_start"  # net/ipv4/inet_connection_sock.c: every listen(2) on a TCP socket calls it
-BIND = "udp_lib_get_port"  # net/ipv4/udp.c: every bind(2) of a UDP socket calls it
+# net/ipv4/inet_connection_sock.c inet_csk_listen_start() calls one of them once a TCP socket has its port. A
+# listen(2) that fails enters that function, too. Linux 7.3 has the first alone.
+LISTEN = ("inet_hash", "inet6_hash")
+BIND = ("udp_lib_get_port",)  # net/ipv4/udp.c: every bind(2) of a UDP socket calls it
 UDP = "udp:"
 TIMEOUT_S = 20.0
 
@@ -27,7 +29,7 @@ def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequ
     :raises GuestCommandFailed: one has ended before it listened
     :raises Timeout: one has done neither in TIMEOUT_S
     """
-    for function, of_udp in ((LISTEN, False), (BIND, True)):
+    for functions, of_udp in ((LISTEN, False), (BIND, True)):
         chosen = [(node, line) for node, line, is_udp in (_read(line, nodes) for line in lines) if is_udp is of_udp]
         if not chosen:
             continue
@@ -36,7 +38,8 @@ def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequ
             stack.callback(os.close, heard)
             # Removing the watch needs a task of the guest, and the guest has one CPU: by then the task in listen(2) or
             # bind(2) has returned from it.
-            stack.enter_context(agent.watch(function, lambda *_, heard=heard: os.eventfd_write(heard, 1)))
+            for function in filter(agent.rules.image.functions.lookup, functions):
+                stack.enter_context(agent.watch(function, lambda *_, heard=heard: os.eventfd_write(heard, 1)))
             _wait(guest, heard, [stack.enter_context(_start(guest, node, line)) for node, line in chosen])
 
 
