@@ -84,7 +84,7 @@ class Local:
         pool = ProcessPoolExecutor(min(workers, len(batch)), context, _begin, (os.getpid(), processors, begun))
         try:
             running = {}
-            with contextlib.suppress(BrokenProcessPool):
+            with contextlib.suppress(BrokenProcessPool), _deaf():
                 for job in batch:
                     running[pool.submit(self._cell, job.scenario, job.rules)] = job
             for future in as_completed(running):
@@ -96,6 +96,16 @@ class Local:
                     yield running[future], None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Let a Ctrl-C wait: a process that is started meanwhile does not hear it before ``_begin()``, in its imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _none_begins() -> UsageError:
@@ -126,6 +136,7 @@ def _begin(parent: int, processors: "SimpleQueue[int | None]", begun: "Event") -
     util.Finalize(None, stem.drop, exitpriority=0)
     gc.freeze()  # what is imported stays: it need not be looked at for each cell
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as the programs that it starts expect it
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

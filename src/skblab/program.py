@@ -1,0 +1,16 @@
+"""The program ``skblab``: the command line; and a Ctrl-C while Python imports that, which takes a tenth of a second."""
+
+import sys
+
+INTERRUPTED = 130  # cli/outcome.py, which is not imported yet
+
+
+def main() -> int:
+    """Run one command; return its exit status."""
+    try:
+        from skblab import cli  # noqa: PLC0415 - what takes so long
+
+        return cli.main()
+    except KeyboardInterrupt:
+        sys.stderr.write("skblab: interrupted\n")
+        return INTERRUPTED
