@@ -9,8 +9,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from cells import deadly, empty, placed
-from skblab.errors import CannotWrite, RuleError, SkblabError, UsageError
+from cells import deadly, empty, placed, refused
+from skblab.errors import CannotWrite, MissingPrerequisite, RuleError, SkblabError, UsageError
 from skblab.host import process
 from skblab.packet import Packet
 from skblab.rule import Rule
@@ -83,6 +83,14 @@ def test_a_sweep_without_a_cell_tests_nothing(scenario: Scenario, monkeypatch: p
     sweep = Sweep(scenario, ("reorder", "corrupt"))
     sweep.begin()
     assert len(sweep.cells) == 1
+
+
+def test_the_error_of_a_cell_names_its_scenario(scenario: Scenario) -> None:
+    named = replace(scenario, name="a lost ping", spec=LabSpec(time="virtual", seed=7))
+    for one, what in ((named, "a lost ping, seed 7: no kernel"), (scenario, "no kernel")):
+        with pytest.raises(MissingPrerequisite) as failed:
+            list(Local(1, refused)([Job(one)]))
+        assert (failed.value.what, failed.value.found, failed.value.hint) == (what, "anywhere", "build one")
 
 
 def test_a_filter_stands_in_each_rule() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing import util
 from typing import TYPE_CHECKING, Protocol
 
-from skblab.errors import UsageError
+from skblab.errors import SkblabError, UsageError
 from skblab.sweep import stem
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 
@@ -94,8 +94,17 @@ class Local:
                     if not begun.is_set():
                         raise _none_begins() from None
                     yield running[future], None
+                except SkblabError as error:
+                    raise _in_which(running[future].scenario, error) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _in_which(scenario: Scenario, error: SkblabError) -> SkblabError:
+    """Return the error of a cell that could not be run; of one of several scenarios, it says which."""
+    if scenario.name:
+        error.what = f"{scenario.name}, seed {scenario.spec.seed}: {error.what}"
+    return error
 
 
 @contextlib.contextmanager
