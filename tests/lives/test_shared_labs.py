@@ -56,6 +56,11 @@ def test_a_lab_that_is_up_stays_as_it_is(name: str, describing: list[str]) -> No
     assert f"lab {name} is up, and stays as it is: {describing[0]} describes a new one" in done.stderr
 
 
+def test_a_shell_on_no_lab_is_one_error() -> None:
+    done = skblab("shell", "nowhere")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "skblab: no lab named 'nowhere' to join")
+
+
 def test_a_traces_ring_is_its_labs(name: str) -> None:
     done = skblab("trace", "--lab", name, "--ring", "128", "--", "true")
     assert done.returncode == 2
