@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+from skblab.errors import MissingPrerequisite
 from skblab.sweep.cell import CellOutcome, Scenario
 
 
@@ -24,6 +25,11 @@ def deadly(scenario: Scenario, rules: tuple[str, ...]) -> CellOutcome:
         once.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return empty(scenario, rules)
+
+
+def refused(*_: object) -> CellOutcome:
+    """Fail as a lab does that cannot be booted."""
+    raise MissingPrerequisite("no kernel", found="anywhere", hint="build one")
 
 
 def placed(_: Scenario, rules: tuple[str, ...]) -> CellOutcome:

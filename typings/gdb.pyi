@@ -7,6 +7,8 @@ class MemoryError(error): ...
 class GdbError(Exception): ...
 
 INLINE_FRAME: int
+BP_BREAKPOINT: int
+BP_HARDWARE_BREAKPOINT: int
 BP_WATCHPOINT: int
 WP_WRITE: int
 TYPE_CODE_INT: int

@@ -1,21 +1,19 @@
-"""``skblab``, and ``python -m skblab``: the command line, once it is imported.
+"""``skblab``, and ``python -m skblab``: the command line; and a Ctrl-C in the tenth of a second that Python imports it."""
 
-Until then, for some 0.1 s, a Ctrl-C ends the process as it ends any program, without Python's traceback.
-"""
-
-import signal
 import sys
+
+INTERRUPTED = 130  # cli/outcome.py, which is not imported yet
 
 
 def main() -> int:
-    """Import the command line, and run it; return its exit status."""
-    interrupted = signal.getsignal(signal.SIGINT)
-    if interrupted is signal.default_int_handler:  # not in the background, where a shell has it ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from skblab import cli  # noqa: PLC0415 - that takes long
+    """Run one command; return its exit status."""
+    try:
+        from skblab import cli  # noqa: PLC0415 - what takes so long
 
-    signal.signal(signal.SIGINT, interrupted)
-    return cli.main()
+        return cli.main()
+    except KeyboardInterrupt:
+        sys.stderr.write("skblab: interrupted\n")
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ class Lab(LabLife):
         """
         from skblab.debugger import prompt  # noqa: PLC0415 - as above
 
-        if self.spec.time == "virtual":
+        if self.guest.clock.is_virtual:
             raise UsageError("a person at gdb's prompt takes real time", hint="without --time virtual")
         wanted = prompt.Wanted(tuple(commands), user_init, attached)
         if self.spec.from_boot:

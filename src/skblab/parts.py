@@ -9,13 +9,13 @@ from pathlib import Path
 from skblab.agent.channel import Channel
 from skblab.agent.control import Agent
 from skblab.branch import CannotBranch, File, Kernel, file_of
-from skblab.clock import REAL, Clock, VirtualClock
+from skblab.clock import MOST_S, REAL, Clock, VirtualClock
 from skblab.errors import GuestLost, SkblabError, Timeout, UsageError
 from skblab.guest import initramfs, nodes, receive
 from skblab.guest.boot import UBD, Boot, Guest
 from skblab.guest.console import Console
 from skblab.guest.diagnosis import too_little_memory
-from skblab.guest.modules import Module, append
+from skblab.guest.modules import Module, append, check_parameters
 from skblab.guest.stopped import StoppedClock
 from skblab.guest.terminal import Terminal
 from skblab.host import process, registry
@@ -61,6 +61,7 @@ class Parts:
         """Boot a guest; *image* is the spec's, where it is open already.
 
         :raises ImageMissing, MissingPrerequisite, LabNameTaken, DiskError, DiskInUse, BootFailed: as they say
+        :raises UsageError: a part does not go with this kernel, or a module has no such parameter
         """
         spec = self._spec
         self.image = image or image_of(spec.image_path, spec.series, spec.variant)
@@ -102,6 +103,8 @@ class Parts:
         stack.callback(self.guest.close)
         self._freeze(channel, frozen=spec.clock == "frozen")
         self._learn_modules({str(one.file): self.guest.module_sections.get(one.name, {}) for one in modules})
+        if modules:
+            check_parameters(modules, self.console.text())
         for terminal in self.terminals:
             terminal.hand_over()
         for one in (guest_socket, *clock_sockets):
@@ -190,7 +193,7 @@ class Parts:
     def _make_clock(self, stack: ExitStack) -> tuple[Clock, tuple[socket.socket, ...]]:
         """Return the guest's clock, and the socket by which its kernel asks a virtual one."""
         if self._spec.time == "real":
-            self._refuse_timeout()
+            self._refuse_limits()
             return REAL, ()
         ours, theirs = socket.socketpair()
         stack.enter_context(theirs)
@@ -198,7 +201,11 @@ class Parts:
         stack.callback(clock.close)
         return clock, (theirs,)
 
-    def _refuse_timeout(self) -> None:
+    def _refuse_limits(self) -> None:
+        """Refuse the limits of virtual time in real time."""
+        if self._spec.most_s != MOST_S:
+            hint = "timeout 30 COMMAND; or --time virtual"
+            raise UsageError("a limit of the guest's time is for virtual time", hint=hint)
         if self._spec.timeout_s is not None:
             raise UsageError(
                 "a limit of this machine's time is for virtual time", hint="timeout 30 COMMAND; or --time virtual"
@@ -296,7 +303,7 @@ class Parts:
         """
         assert isinstance(self.namespaces, JoinedNamespaces)
         if not self.namespaces.about["virtual"]:
-            self._refuse_timeout()
+            self._refuse_limits()
             return REAL
         self._given, (clock_fd,) = self.namespaces.agent()
         clock = VirtualClock(socket.socket(fileno=clock_fd), self._spec.most_s, limit_s=self._spec.timeout_s)

@@ -12,7 +12,9 @@ from skblab.errors import GuestCommandFailed, Timeout, UsageError
 from skblab.guest.boot import Guest
 from skblab.guest.exec import Command
 
-LISTEN = "inet_csk_listen_start"  # net/ipv4/inet_connection_sock.c: every listen(2) on a TCP socket calls it
+# net/ipv4/inet_connection_sock.c inet_csk_listen_start() calls one of them once a TCP socket has its port. A
+# listen(2) that fails enters that function, too. Linux 7.3 has the first alone.
+LISTEN = ("inet_hash", "inet6_hash")
 BINDS = ("__inet_bind", "__inet6_bind")  # net/ipv4/af_inet.c, net/ipv6/af_inet6.c: bind(2), of whatever protocol
 GET_PORT = "udp_lib_get_port"  # net/ipv4/udp.c: bind(2) of a UDP socket calls it next, and so does the first send
 UDP = "udp:"
@@ -41,14 +43,15 @@ def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequ
             # Removing the watch needs a task of the guest, and the guest has one CPU: by then the task in listen(2) or
             # bind(2) has returned from it.
             for function, listener in _listeners(heard, of_udp=of_udp).items():
-                stack.enter_context(agent.watch(function, listener))
+                if agent.rules.image.functions.lookup(function):
+                    stack.enter_context(agent.watch(function, listener))
             _wait(guest, heard, [stack.enter_context(_start(guest, node, line)) for node, line in chosen])
 
 
 def _listeners(heard: int, *, of_udp: bool) -> dict[str, Listener]:
     """Return what listens to which function of the kernel, and writes to *heard* for each server that is ready."""
     if not of_udp:
-        return {LISTEN: lambda *_: os.eventfd_write(heard, 1)}
+        return dict.fromkeys(LISTEN, lambda *_: os.eventfd_write(heard, 1))
     is_bind = False  # else the socket sends, as a resolver's does, and a client's
 
     def binds(*_: object) -> None:

@@ -14,7 +14,7 @@ from skblab.agent.abi import Counts
 from skblab.agent.rules import ignore
 from skblab.agent.streams import Hold
 from skblab.decision import INTERRUPT, Deciding, Decision, by_hand, is_decided
-from skblab.errors import check_lists
+from skblab.errors import DebuggerError, UsageError, check_lists
 from skblab.event import Hit, Stop
 from skblab.guest.boot import LAST_WORDS_S
 from skblab.guest.complaint import Complaint
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 TimeLeft = Callable[[], float | None]
 
 STOP_TIMEOUT_S = 1.0  # gdb has said that there is one
+LAST_STOP_S = 10.0  # from the command's end to gdb's report of a stop that the agent has counted
 
 
 class Watcher:
@@ -153,7 +154,7 @@ class Session:
     :param decisions: what is done with packets that the rules hold, and when (``skblab.decision``):
         ``"2.5s icmp_rcv = release @2"``
 
-    Entering raises RuleError, UnknownFunction, UnsupportedVerdict, DebuggerError.
+    Entering raises RuleError, UnknownFunction, UnsupportedVerdict, DebuggerError, UsageError.
     """
 
     def __init__(
@@ -183,6 +184,12 @@ class Session:
         self.outcome: Outcome | None = None
 
     def __enter__(self) -> Self:
+        stops = [rule for rule in self.rules if VERDICTS[rule.verdict].needs == "gdb"]
+        if stops and self.lab.guest.clock.is_virtual:
+            raise UsageError(
+                "gdb stops a kernel in real time", found=str(stops[0]),
+                hint="without --time virtual; or the verdict trace",
+            )  # fmt: skip
         with contextlib.ExitStack() as stack:
             self._lost_before = self.lab.agent.rules.lost
             self._deciding = stack.enter_context(contextlib.closing(Deciding(self.decisions, self.rules)))
@@ -190,7 +197,7 @@ class Session:
                 running = self._in_force(rule)
                 stack.push(running)
                 self._running.append(running)
-            if any(VERDICTS[rule.verdict].needs == "gdb" for rule in self.rules):
+            if stops:
                 self._debugger = stack.enter_context(self.lab.debugger())
                 self.lab.stop_on_rules(self._debugger)
                 self._debugger.resume()
@@ -238,6 +245,7 @@ class Session:
         :raises GuestLost: the kernel has panicked, or ended, before the command
         :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
         :raises CallbackFailed: the watcher raised
+        :raises CannotWrite: what is shown could not be written
         """
         clock = self.lab.guest.clock
         self.command, self.directory = tuple(map(os.fsdecode, command)), directory
@@ -318,6 +326,8 @@ class Session:
         """Wait for a client's end; return its status. Without one, a Ctrl-C ends it, with status 0.
 
         A client may end before gdb has reported a stop: the watcher gets every stop.
+
+        :raises DebuggerError: gdb does not report one
         """
         guest, debugger = self.lab.guest, self._debugger
         left_s = self.lab.guest.clock.countdown(timeout_s)
@@ -341,7 +351,7 @@ class Session:
                     self._report_stop(debugger)
                     reported += 1
                 elif end is not None and end in ready:
-                    ended = True
+                    ended, left_s = True, guest.clock.countdown(LAST_STOP_S)
                 if client and ended and reported >= self._stops:
                     return client.wait()
 
@@ -351,6 +361,7 @@ class Session:
         """Wait for a client's end, or for one of those that are watched, and pass a Ctrl-C on to the client.
 
         :raises subprocess.TimeoutExpired: the time is over; the client was killed
+        :raises DebuggerError: it is over, and gdb has not reported a stop
         """
         try:
             return self._waited(end, watched, client, left_s)
@@ -379,6 +390,11 @@ class Session:
                 if ready == [self._deciding]:
                     self._deciding.hear()
                     continue
+                if not ready and client and end is None:  # which has ended
+                    raise DebuggerError(
+                        f"gdb has not reported a stop within {LAST_STOP_S:g} s of the command's end",
+                        found=f"rules have stopped the kernel {self._stops} times",
+                    )
                 if not ready:
                     if client:
                         process.end(client)

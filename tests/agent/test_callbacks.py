@@ -1,10 +1,12 @@
 """A callback of the caller's may fail, or ask for what it cannot have: the lab goes on, and the caller hears of it."""
 
 import subprocess
+import threading
 
 import pytest
 
 from skblab import event
+from skblab.agent import link
 from skblab.agent.abi import Hit
 from skblab.agent.packets import HeldPacket
 from skblab.agent.rules import Armed
@@ -62,6 +64,22 @@ def test_a_listener_that_fails_harms_no_other(shared_lab: Lab) -> None:
     assert len(heard) == 1
     with pytest.raises(CallbackFailed):
         armed.disarm()
+
+
+def test_the_agents_answer_behind_many_events_is_waited_for(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback that prints takes longer for a flood than the agent may take for one answer."""
+    monkeypatch.setattr(link, "ANSWER_TIMEOUT_S", 0.5)
+    heard: list[int] = []
+
+    def slow(hit: event.Hit) -> None:
+        threading.Event().wait(0.02)
+        heard.append(hit.occurrence)
+
+    with shared_lab.rule("icmp_rcv = trace", slow) as rule:
+        flood = ["ping", "-q", "-c100", "-l100", "-W1", "guest"]
+        assert shared_lab.run(flood, timeout_s=20).returncode == 0
+        assert len(heard) < 75  # it is 0.5 s behind, and more
+    assert heard == [*range(1, rule.counts.traced + 1)]
 
 
 def test_a_callback_that_waits_for_the_agent_is_refused_at_once(shared_lab: Lab) -> None:

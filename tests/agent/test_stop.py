@@ -5,11 +5,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from skblab import session
+from skblab.errors import DebuggerError, RuleError, UsageError
 from skblab.host import process
 from skblab.host.clients import parse_ping
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.packet import Packet
+from skblab.session import Session
+from skblab.spec import LabSpec
+from skblab.sweep.cell import Scenario
+from skblab.sweep.sweep import Sweep
 
 
 @pytest.fixture
@@ -46,3 +52,38 @@ def test_without_gdb_a_stop_stops_nothing(every_lab: Lab) -> None:
     rule = every_lab.rule("icmp_rcv = stop")
     assert every_lab.run(["ping", "-c", "1", "-W", "5", "guest"], timeout_s=20).returncode == 0
     assert rule.armed.counts.stopped == 1
+
+
+def test_a_stop_outlives_programs_of_the_guest() -> None:
+    """Each begins as a copy of the kernel's process, of which gdb takes its breakpoints out."""
+    with Lab(root="host") as lab, lab.rule("icmp_rcv = stop @1") as rule, lab.debugger() as gdb:
+        lab.stop_on_rules(gdb)
+        gdb.resume()
+        assert lab.guest.run(["true"]).returncode == 0
+        ping = lab.popen(["ping", "-q", "-c", "1", "guest"], stdout=subprocess.DEVNULL)
+        stopped = gdb.wait_stop(20)
+        assert stopped.frames[0].function == "icmp_rcv"
+        gdb.resume()
+        assert process.finish(ping, timeout_s=20).returncode == 0
+        assert rule.counts.stopped == 1
+
+
+def test_a_stop_that_gdb_does_not_report_is_an_error(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "LAST_STOP_S", 0.5)
+    monkeypatch.setattr(Session, "_stops", 1)
+    with (
+        pytest.raises(DebuggerError, match="gdb has not reported a stop within"),
+        Session(shared_lab, ["icmp_rcv = stop"]) as one,
+    ):
+        one.run(["true"], timeout_s=20)
+
+
+def test_in_virtual_time_no_rule_stops_the_kernel() -> None:
+    with (
+        LabSpec(time="virtual").start() as lab,
+        pytest.raises(UsageError, match="gdb stops a kernel in real time"),
+        Session(lab, ["icmp_rcv = trace", "icmp_rcv = stop @1"]),
+    ):
+        pass
+    with pytest.raises(RuleError, match="gdb stops a kernel in real time: stop"):
+        Sweep(Scenario(spec=LabSpec(time="virtual"), client=("true",)), verdicts=("drop", "stop"))

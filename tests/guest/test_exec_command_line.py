@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skblab.errors import SkblabError
+from skblab.errors import GuestCommandFailed, SkblabError
 from skblab.host import process
 from skblab.image.image import Image
 from skblab.lab import Lab
@@ -169,3 +169,32 @@ def test_a_guest_command_that_is_started_first() -> None:
 def test_help_has_examples() -> None:
     for command in ("exec", "cp", "console"):
         assert "examples:\n  skblab" in skblab(command, "--help").stdout
+
+
+ONE_PORT = """
+import pathlib, socket, sys, time
+def until(there):
+    while not there():
+        time.sleep(0.01)
+with socket.socket() as server:
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("", 80))
+    pathlib.Path(f"/tmp/{sys.argv[1]}").touch()
+    until(pathlib.Path("/tmp/second").exists)
+    if sys.argv[1] == "second":
+        until(lambda: socket.socket().connect_ex(("192.168.10.1", 80)) == 0)
+    server.listen()
+    until(lambda: False)
+"""
+
+
+def test_a_server_whose_port_is_taken_does_not_listen(every_image: Image, tmp_path: Path) -> None:
+    program = tmp_path / "server.py"
+    program.write_text(ONE_PORT)
+    commands = [f"python3 {program} {which}" for which in ("first", "second")]
+    with (
+        pytest.raises(GuestCommandFailed, match=r"has ended \(status 1\) before it listened") as failed,
+        Lab(image=every_image, root="host", commands=commands),
+    ):
+        pass
+    assert "Address already in use" in failed.value.found

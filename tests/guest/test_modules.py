@@ -136,6 +136,14 @@ def test_parameters_and_joining(built: dict[str, Path], image: Image) -> None:
     assert skblab("down", name).returncode == 0
 
 
+def test_a_parameter_that_it_does_not_have(built: dict[str, Path], every_image: Image) -> None:
+    """The kernel only notes in its log that it ignores one."""
+    file = built[every_image.series]
+    with pytest.raises(UsageError, match="the module mine has no parameter dorp\n  hint: modinfo -p /"), \
+         Lab(image=every_image, modules=[f"{file},drop=0,dorp=1"]):  # fmt: skip
+        pass
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.c").write_text(MINE)
     assert "no Kbuild or Makefile there says obj-m" in skblab("module", "build", str(tmp_path)).stderr

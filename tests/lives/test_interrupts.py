@@ -1,5 +1,6 @@
 """Ctrl-C, sys.exit() and other threads, at moments that are hard to hit."""
 
+import importlib.metadata
 import os
 import random
 import signal
@@ -9,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from skblab.agent.packets import HeldPacket
 from skblab.errors import CallbackFailed, GuestLost
 from skblab.event import Hit
+from skblab.host import process
 from skblab.host.waiting import wait
 from skblab.image.image import Image
 from skblab.lab import Lab
@@ -237,3 +240,45 @@ def test_a_lab_that_another_thread_closes_is_gone(image: Image) -> None:
             with pytest.raises(GuestLost):
                 trace()
             closes.join()
+
+
+EARLY = """
+import sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "skblab.cli.complaints":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+from skblab.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_a_ctrl_c_while_python_imports_the_command_line() -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="skblab")
+    assert script.value == "skblab.__main__:main"
+    done = process.run([sys.executable, "-c", EARLY], timeout_s=20)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "skblab: interrupted\n")
+
+
+# A worker imports the main script first.
+WORKERS = """
+import os, signal
+if __name__ == "__mp_main__":
+    os.kill(os.getpid(), signal.SIGINT)
+from skblab.spec import LabSpec
+from skblab.sweep.cell import Scenario
+from skblab.sweep.pool import Job, Local
+from cells import empty
+if __name__ == "__main__":
+    scenario = Scenario(spec=LabSpec(time="virtual"), client=("true",))
+    jobs = [Job(scenario, (), repeat) for repeat in range(3)]
+    print(len([*Local(2, empty)(jobs)]))
+"""
+
+
+def test_a_ctrl_c_is_not_for_workers_that_begin(tmp_path: Path) -> None:
+    (tmp_path / "sweep.py").write_text(WORKERS)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = process.run([sys.executable, tmp_path / "sweep.py"], env=env, timeout_s=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")

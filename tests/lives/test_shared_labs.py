@@ -41,6 +41,32 @@ def name(image: Image) -> Iterator[str]:
     assert eventually_nothing(before) == []
 
 
+@pytest.mark.parametrize(
+    "describing",
+    [
+        ["--series", "6.12"], ["--variant", "kasan"], ["--image", "none"], ["--name", "other"], ["--link", "veth"],
+        ["--memory", "128"], ["--time", "virtual"], ["--clock", "frozen"], ["--seed", "1"], ["--node", "a"],
+        ["--root", "host"], ["--userspace", "ptrace"], ["--disk", "d"], ["--module", "m.ko"], ["--consoles", "2"],
+    ],
+)  # fmt: skip
+def test_a_lab_that_is_up_stays_as_it_is(name: str, describing: list[str]) -> None:
+    """Else a run with ``--variant kasan`` would say that this kernel has nothing to complain of."""
+    done = skblab("run", "--lab", name, *describing, "--", "true")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"lab {name} is up, and stays as it is: {describing[0]} describes a new one" in done.stderr
+
+
+def test_a_shell_on_no_lab_is_one_error() -> None:
+    done = skblab("shell", "nowhere")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "skblab: no lab named 'nowhere' to join")
+
+
+def test_a_traces_ring_is_its_labs(name: str) -> None:
+    done = skblab("trace", "--lab", name, "--ring", "128", "--", "true")
+    assert done.returncode == 2
+    assert "--ring describes a new one" in done.stderr
+
+
 def test_from_up_to_down() -> None:
     before = remains()
     up = skblab("up", "terminals", "--json")

@@ -117,6 +117,10 @@ STREAMS = (
     Place("run-stderr-full", "skblab run -r 'icmp_rcv = trace' -- ping -q -c1 guest 2>/dev/full", 1, ("1 received",)),
     Place("run-stderr-gone", "set -o pipefail;"
           "skblab run -r 'icmp_rcv = trace' -- ping -c3 -i0.2 guest 2>&1 >/dev/null | head -1", 1, ("icmp_rcv",)),
+    Place("run-save-full", "skblab run --save a.toml -- echo hi >/dev/full", 1,
+          ("cannot write what the command says", "No space left on device")),
+    Place("replay-full", "skblab run --save a.toml -- echo hi && skblab replay a.toml >/dev/full", 1,
+          ("cannot write what the command says", "No space left on device"), ("the outcome is the same",)),
     Place("ls-full", "skblab ls --json >/dev/full; skblab image ls >/dev/full", 1, NO_OUTPUT),
     Place("help-full", "skblab --help >/dev/full", 1, NO_OUTPUT),
     Place("help-closed", "skblab --help >&-", 0),

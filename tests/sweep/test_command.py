@@ -98,9 +98,18 @@ def test_a_command_that_copes_with_every_set() -> None:
 
 def test_sets_of_faults_that_never_happen_test_nothing() -> None:
     sends = "import socket; socket.socket(2, 2).sendto(b'?', ('guest', 53))"
-    done = skblab("explore", "--runs", "4", "--verdicts", "edit tcp.flags=R", "--", "python3", "-c", sends)
+    words = ("--at", "udp_rcv", "--verdicts", "edit ip.version=6")  # which the kernel has checked before
+    done = skblab("explore", "--runs", "4", *words, "--", "python3", "-c", sends)
     assert done.returncode == 118, done.stderr
     assert "none of them happened" in done.stdout
+    assert "#1 edit ip.version=6: not edited" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["sweep", "explore"])
+def test_without_a_cell_nothing_is_tested(command: str) -> None:
+    done = skblab(command, "--verdicts", "edit tcp.flags=R,corrupt", "--", *PING, "-s", "0")
+    assert (done.returncode, done.stdout) == (118, "")
+    assert "nothing would be tested" in done.stderr
 
 
 def test_other_bytes_are_another_output_though_they_are_no_text() -> None:

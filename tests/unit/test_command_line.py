@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-import signal
 import sys
 from itertools import chain
 
@@ -77,26 +76,3 @@ def test_what_boots_a_kernel_can_be_given_the_memory_that_the_kernel_needs(comma
     with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
         cli.parser(command).parse_args([command, "--help"])
     assert ("--link LINK" in said.getvalue()) == ("--memory MIB" in said.getvalue())
-
-
-EARLY = """
-import os, signal, sys
-class Finder:
-    def find_spec(self, name, *_):
-        if name == "skblab.cli":
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, Finder())
-sys.argv[1:] = ["--version"]
-from skblab.__main__ import main
-main()
-"""
-
-
-def test_a_ctrl_c_before_the_command_line_is_there_prints_no_traceback() -> None:
-    done = process.run([sys.executable, "-c", EARLY])
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
-
-
-def test_who_has_ctrl_c_ignored_keeps_it_so() -> None:
-    done = process.run([sys.executable, "-c", f"import signal; signal.signal(2, signal.SIG_IGN)\n{EARLY}"])
-    assert (done.returncode, done.stdout.split()[:1], done.stderr) == (0, ["skblab"], "")

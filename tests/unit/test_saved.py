@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from skblab import LabSpec, toml
+from skblab.cli import saving
 from skblab.decision import Decision
 from skblab.errors import RuleError, SkblabError, UsageError
 from skblab.saved import SavedRun, but_for_times
@@ -180,3 +181,11 @@ def test_times_in_a_text_are_left_out() -> None:
 
     assert but_for_times(of("1203")) == but_for_times(of("7"))
     assert but_for_times("icmp_seq=1 3 packets 10.0.0.1") == "icmp_seq=1 3 packets 10.0.0.1"
+
+
+def test_the_command_that_does_it_again_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    saving.tell(Path("a b.toml"))
+    saving.tell(Path("test_a.py"))
+    assert capsys.readouterr().err == (
+        "saved: skblab replay 'a b.toml' does it again\nsaved: pytest test_a.py does it again\n"
+    )

@@ -9,8 +9,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from cells import deadly, empty, placed
-from skblab.errors import CannotWrite, RuleError, UsageError
+from cells import deadly, empty, placed, refused
+from skblab.errors import CannotWrite, MissingPrerequisite, RuleError, SkblabError, UsageError
 from skblab.host import process
 from skblab.packet import Packet
 from skblab.rule import Rule
@@ -57,6 +57,40 @@ def test_each_packet_with_each_verdict() -> None:
         "ip_rcv = drop @2", "ip_rcv = delay 3s @2",
     ]  # fmt: skip
     assert all(str(Rule.parse(rule)) == rule for rule in rules)
+
+
+def test_a_packet_without_the_field_has_no_such_fault() -> None:
+    verdicts = ("reset", "edit udp.sport=7", "edit ipv6.hlim=1,tcp.window=0")
+    rules = [str(fault.rule) for (fault,) in plan.singles(THREE, verdicts, "")]
+    assert rules == [
+        "ip_rcv = reset @1", "ipv6_rcv = reset @1", "ipv6_rcv = edit ipv6.hlim=1,tcp.window=0 @1",
+        "ip_rcv = edit udp.sport=7 @2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("verdicts", [("drop", "drop"), ("delay 1s", "trace", "delay 1000ms"), ("reorder", "reorder")])
+def test_a_verdict_stands_once(scenario: Scenario, verdicts: tuple[str, ...]) -> None:
+    """Its cells would be run once, and missing in the count."""
+    with pytest.raises(RuleError, match=f"named twice: {verdicts[-1]}"):
+        Sweep(scenario, verdicts)
+
+
+def test_a_sweep_without_a_cell_tests_nothing(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    baseline = replace(THREE, packets=(Seen(0.1, "ip_rcv", UDP), Seen(0.2, "ipv6_rcv", TCP6)))
+    monkeypatch.setattr("skblab.sweep.sweep.run_cell", lambda *_: baseline)
+    with pytest.raises(SkblabError, match="nothing would be tested"):
+        Sweep(scenario, ("reorder",)).begin()
+    sweep = Sweep(scenario, ("reorder", "corrupt"))
+    sweep.begin()
+    assert len(sweep.cells) == 1
+
+
+def test_the_error_of_a_cell_names_its_scenario(scenario: Scenario) -> None:
+    named = replace(scenario, name="a lost ping", spec=LabSpec(time="virtual", seed=7))
+    for one, what in ((named, "a lost ping, seed 7: no kernel"), (scenario, "no kernel")):
+        with pytest.raises(MissingPrerequisite) as failed:
+            list(Local(1, refused)([Job(one)]))
+        assert (failed.value.what, failed.value.found, failed.value.hint) == (what, "anywhere", "build one")
 
 
 def test_a_filter_stands_in_each_rule() -> None:

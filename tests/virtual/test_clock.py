@@ -136,10 +136,11 @@ def test_a_guest_that_takes_too_long_here(every_image: Image, program: str, says
             lab.clock.advance(1)
 
 
-def test_a_limit_of_this_machines_time_is_for_virtual_time() -> None:
-    done = skblab("run", "--timeout", "1m", "--", "true")
-    assert done.returncode == 2
-    assert "is for virtual time\n  hint: " in done.stderr
+def test_the_limits_are_for_virtual_time() -> None:
+    for option in ("--timeout", "--most"):
+        done = skblab("run", option, "1m", "--", "true")
+        assert done.returncode == 2
+        assert "is for virtual time\n  hint: " in done.stderr
     assert "not a time: '1x'" in skblab("run", "--timeout", "1x", "--", "true").stderr
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from skblab.errors import CannotWrite
+from skblab.cli import hold
+from skblab.errors import CannotWrite, UsageError
 from skblab.host import process
 from skblab.lab import Lab
+from skblab.rule import Rule
 from support import SKBLAB, read_until, skblab, start_skblab
 
 NAME = "virtual"
@@ -48,6 +50,15 @@ def test_one_command_after_another(tmp_path: Path) -> None:
 
 def _hostname() -> str:
     return Path("/etc/hostname").read_text()
+
+
+@pytest.mark.usefixtures("up")
+def test_what_is_for_a_person_is_refused() -> None:
+    done = skblab("gdb", NAME, "-ex", "quit")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a person at gdb's prompt takes real time" in done.stderr
+    with pytest.raises(UsageError, match="the screen is for a person, in real time"):
+        hold.show(Lab.join(NAME), [Rule.parse("icmp_rcv = hold")], ["ping", "-c1", "guest"])
 
 
 @pytest.mark.usefixtures("up")

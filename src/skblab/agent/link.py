@@ -84,6 +84,7 @@ class Link:
         self._reading = threading.Lock()  # events are read, and handed on, by one thread at a time:
         self._reads: int | None = None
         self._handed_on = 0  # as Channel.written
+        self._heard = 0  # events, one by one
 
     def start(
         self,
@@ -268,8 +269,14 @@ class Link:
                 self._waiting -= 1
 
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Wait for an answer; it stands behind the events before it, so the time begins again while these are read."""
         with self._waits():
-            answered = self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s, of_agent=True)
+            answered, heard = False, -1
+            while not answered and heard != self._heard:
+                heard = self._heard
+                answered = self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s, of_agent=True)
+                if self.clock.is_virtual:  # who waits reads
+                    break
             if not answered and not self.clock.guest_is_gone:
                 raise Timeout(f"the agent did not answer within {timeout_s:g} s", found=f"waited for: {what}")
             if not done():
@@ -323,6 +330,7 @@ class Link:
         events = self.channel.events()
         self.channel.steps(self._steps)  # first: the answer that ends a trace stands behind its last step
         for event in events:
+            self._heard += 1
             if isinstance(event, abi.Done):
                 self._take(event)
             elif isinstance(event, abi.Task):

@@ -78,8 +78,10 @@ def show(lab: "Lab", rules: Sequence[Rule], command: Sequence[str], save: "Path 
     from skblab.tui.model import HeldPackets  # noqa: PLC0415
 
     if lab.spec.time == "virtual":
-        raise UsageError("the screen is for a person, in real time", hint="without --time virtual; or skblab run")
+        raise _in_virtual_time()
     with lab:
+        if lab.guest.clock.is_virtual:  # one that was joined
+            raise _in_virtual_time()
         with contextlib.closing(HeldPackets(lab, rules)) as held:
             running = held.running
             app = HoldApp(lab, held, command)
@@ -102,3 +104,7 @@ def show(lab: "Lab", rules: Sequence[Rule], command: Sequence[str], save: "Path 
             print(f"{one.armed.rule}: {counts or 'arrived 0'}", *one.counts.caveats, sep="\n  ")
         print(f"events lost: {held.lost}")
     return app.return_code or 0 if status is None else status
+
+
+def _in_virtual_time() -> UsageError:
+    return UsageError("the screen is for a person, in real time", hint="without --time virtual; or skblab run")

@@ -198,18 +198,17 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 
 def _shell(arguments: argparse.Namespace) -> int:
-    print(
-        f"skblab: a shell on the host side of {arguments.name}; guest and host are names; exit leaves it",
-        file=sys.stderr,
-    )
-    return _run_in(arguments.name, [os.environ.get("SHELL") or "/bin/sh"])
+    says = f"skblab: a shell on the host side of {arguments.name}; guest and host are names; exit leaves it"
+    return _run_in(arguments.name, [os.environ.get("SHELL") or "/bin/sh"], says)
 
 
-def _run_in(name: str, command: list[str]) -> int:
+def _run_in(name: str, command: list[str], says: str = "") -> int:
     from skblab.guest.session import interrupts_kept  # noqa: PLC0415
     from skblab.lab import Lab  # noqa: PLC0415
 
     with Lab.join(name) as lab, interrupts_kept() as kept:
+        if says:
+            print(says, file=sys.stderr)
         client = lab.popen(command, stdin=None)
         kept.are_for(client)
         return exit_status(client.wait())

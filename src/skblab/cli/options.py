@@ -20,6 +20,22 @@ if TYPE_CHECKING:
 A_TIME = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|)")
 
 
+class OfNewLab(argparse.Action):
+    """Take an option that describes a lab, and note that it was given: a lab that is up is as it is."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's own
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the value; where the default is a list, add it."""
+        many = isinstance(self.default, list)
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values] if many else values)
+        namespace.describing = [*getattr(namespace, "describing", ()), option_string]
+
+
 def complete(action: argparse.Action, candidates: Callable[..., Iterable[str]]) -> None:
     """Let a shell complete an argument's value; *candidates* is called with the arguments typed so far."""
     action.completer = candidates  # type: ignore[attr-defined] # argcomplete's convention
@@ -48,11 +64,18 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a kernel."""
     group = parser.add_argument_group("which kernel")
     group.add_argument(
-        "--series", default=DEFAULT_SERIES, help="kernel series: 6.12, 6.1 or 7.3 (default: %(default)s)"
+        "--series",
+        action=OfNewLab,
+        default=DEFAULT_SERIES,
+        help="kernel series: 6.12, 6.1 or 7.3 (default: %(default)s)",
     )
-    group.add_argument("--variant", default="default", choices=sorted(VARIANTS), help="set of kernel options")
+    group.add_argument("--variant", action=OfNewLab, default="default", choices=sorted(VARIANTS),
+                       help="set of kernel options")  # fmt: skip
     image = group.add_argument(
-        "--image", metavar="IMAGE", help="an image's name or directory, instead of --series and --variant"
+        "--image",
+        action=OfNewLab,
+        metavar="IMAGE",
+        help="an image's name or directory, instead of --series and --variant",
     )
     complete(image, image_names)
 
@@ -73,10 +96,10 @@ def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> N
             "--lab", metavar="LAB", help="a lab that is up (default: a new one, which ends with the command)"
         )
         complete(joined, lab_names)
-        group.add_argument("--name", help="the new lab's name (default: an unused one)")
+        group.add_argument("--name", action=OfNewLab, help="the new lab's name (default: an unused one)")
     link = group.add_argument(
         "--link",
-        action="append",
+        action=OfNewLab,
         default=[],
         dest="links",
         metavar="LINK",
@@ -84,7 +107,7 @@ def add_lab_options(parser: argparse.ArgumentParser, *, joins: bool = True) -> N
         "if /dev/net/tun can be opened, else one veth pair)",
     )
     complete(link, lambda **_: (*KINDS, *(f"on={name}" for name in lab_names())))  # fmt: skip
-    group.add_argument("--memory", type=int, default=64, metavar="MIB",
+    group.add_argument("--memory", action=OfNewLab, type=int, default=64, metavar="MIB",
                        help="the guest's memory (default: %(default)s); at most 1984 for rules and traces")  # fmt: skip
     _add_time_options(group)
     add_strict(parser)
@@ -99,19 +122,19 @@ def a_time(text: str) -> float:
 
 
 def _add_time_options(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--time", choices=("real", "virtual"), default="real",
+    group.add_argument("--time", action=OfNewLab, choices=("real", "virtual"), default="real",
                        help="virtual: time passes in the guest only while something waits, and as fast as it can; "
                        "clients run in the guest, too (default: %(default)s)")  # fmt: skip
-    group.add_argument("--clock", choices=("running", "frozen"), default="running",
+    group.add_argument("--clock", action=OfNewLab, choices=("running", "frozen"), default="running",
                        help="the guest's clock while gdb has stopped its kernel: running, it jumps by the length of "
                        "the stop, and timers end at once (default: %(default)s)")  # fmt: skip
-    group.add_argument("--seed", type=int, default=0, metavar="N",
+    group.add_argument("--seed", action=OfNewLab, type=int, default=0, metavar="N",
                        help="determines all randomness of a guest in virtual time (default: %(default)s)")  # fmt: skip
     group.add_argument("--most", type=a_time, default=3600.0, metavar="TIME",
                        help="how much virtual time a wait without limit may take: 90, 5m (default: 1h)")  # fmt: skip
     group.add_argument("--timeout", type=a_time, metavar="TIME",
                        help="how long a guest in virtual time may run on this machine (default: any)")  # fmt: skip
-    group.add_argument("--node", action="append", default=[], dest="nodes", metavar="NAME",
+    group.add_argument("--node", action=OfNewLab, default=[], dest="nodes", metavar="NAME",
                        help="one more machine on the link, in a guest in virtual time, with an address and this name; "
                        "may be given several times; -g NAME:CMD starts a command on it")  # fmt: skip
 
@@ -119,19 +142,19 @@ def _add_time_options(group: "argparse._ArgumentGroup") -> None:
 def add_guest_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of what runs in the guest."""
     group = parser.add_argument_group("in the guest")
-    group.add_argument("--root", default="", metavar="DIR",
+    group.add_argument("--root", action=OfNewLab, default="", metavar="DIR",
                        help="a directory whose files the guest's programs see, or host for this machine's; "
                        "what they write stays in memory")  # fmt: skip
-    group.add_argument("--userspace", default="", choices=USERSPACES,
+    group.add_argument("--userspace", action=OfNewLab, default="", choices=USERSPACES,
                        help="how the kernel runs the guest's programs: seccomp is faster, needs Linux 7.x, and "
                        "trusts them with the guest's whole memory (default: seccomp with --root host where the kernel "
                        "has it, else ptrace)")  # fmt: skip
-    group.add_argument("--disk", action="append", default=[], metavar="FILE[,BACKING]", dest="disks",
+    group.add_argument("--disk", action=OfNewLab, default=[], metavar="FILE[,BACKING]", dest="disks",
                        help="boot from a disk image, or from a COW file, which is made if it does not exist; "
                        "may be given several times")  # fmt: skip
-    group.add_argument("--module", action="append", default=[], metavar="FILE[,NAME=VALUE]...", dest="modules",
+    group.add_argument("--module", action=OfNewLab, default=[], metavar="FILE[,NAME=VALUE]...", dest="modules",
                        help="load your kernel module (skblab module build); may be given several times")  # fmt: skip
-    group.add_argument("--consoles", type=int, metavar="N",
+    group.add_argument("--consoles", action=OfNewLab, type=int, metavar="N",
                        help="number of virtual consoles, for skblab console (default: 1; in virtual time 0, but for "
                        "skblab up)")  # fmt: skip
     group.add_argument("-g", "--guest", action="append", default=[], metavar="CMD", dest="guest_commands",
@@ -147,6 +170,11 @@ def lab_from(arguments: argparse.Namespace) -> "Lab":
     from skblab.lab import Lab  # noqa: PLC0415
 
     if getattr(arguments, "lab", None):
+        if describing := getattr(arguments, "describing", ()):
+            raise UsageError(
+                f"lab {arguments.lab} is up, and stays as it is: {describing[0]} describes a new one",
+                hint=f"without {describing[0]}, or without a lab's name: a new lab ends with the command",
+            )
         if getattr(arguments, "from_boot", False):
             raise UsageError("a lab that is up has booted already", hint="without --from-boot, or without a lab's name")
         if getattr(arguments, "guest_commands", ()):

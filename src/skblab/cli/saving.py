@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import random
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,5 +62,5 @@ def _seeded(rule: Rule) -> Occurrence:
 
 def tell(path: Path) -> None:
     """Say that the file is there."""
-    how = f"pytest {path}" if path.suffix == ".py" else f"skblab replay {path}"
+    how = shlex.join(["pytest", str(path)] if path.suffix == ".py" else ["skblab", "replay", str(path)])
     print(f"saved: {how} does it again", file=sys.stderr)

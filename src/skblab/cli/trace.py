@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skblab.cli.live import shown_live
-from skblab.cli.options import add_guest_options, add_lab_options, complete, function_names, lab_from
+from skblab.cli.options import OfNewLab, add_guest_options, add_lab_options, complete, function_names, lab_from
 from skblab.cli.results import HERE, JsonLines, add_json_option
 from skblab.cli.rules import UNFIRED, add_allow_unfired, add_rule_options, rules_from, status_of
 from skblab.cli.show import Printer, add_output_options, losses, show
@@ -74,7 +74,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "-o", "--output", type=Path, metavar="FILE", help="write the trace to FILE, for show, export and diff"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print only what was lost")
-    parser.add_argument("--ring", type=int, default=64, metavar="MIB",
+    parser.add_argument("--ring", action=OfNewLab, type=int, default=64, metavar="MIB",
                         help="memory between kernel and trace file, a power of two (default: %(default)s)")  # fmt: skip
     add_output_options(parser)
     add_json_option(parser, "the trace")

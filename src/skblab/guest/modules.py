@@ -14,6 +14,8 @@ from skblab.image.image import Image
 from skblab.image.index import Function
 
 MOST = 100
+# kernel/module/main.c unknown_module_param_cb()
+UNKNOWN = re.compile(r"^\[ *[0-9.]+\] (\w+): unknown parameter '([^']*)' ignored$", re.MULTILINE)
 SECTIONS = re.compile(r"module (\S+)((?: \.text\S*=0x[0-9a-f]+)*)")  # kernel/init/modules.c tell_sections()
 
 
@@ -80,6 +82,17 @@ class Module:
     def functions(self, sections: dict[str, int]) -> list[Function]:
         """Return its functions with their addresses; without debug info, none."""
         return describe_module(self.file, sections)
+
+
+def check_parameters(modules: tuple[Module, ...], log: str) -> None:
+    """Refuse a parameter that the kernel has ignored: *log* is its log once the modules are loaded.
+
+    :raises UsageError: a module has no such parameter
+    """
+    files = {module.name: module.file for module in modules}
+    for name, parameter in UNKNOWN.findall(log):
+        if name in files:
+            raise UsageError(f"the module {name} has no parameter {parameter}", hint=f"modinfo -p {files[name]}")
 
 
 def append(archive: Path, modules: tuple[Module, ...], target: Path) -> None:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from skblab.errors import MissingPrerequisite
+from skblab.files import cannot_write
 from skblab.host.link import libc
 from skblab.host.waiting import wait
 
@@ -61,6 +62,7 @@ class Kept:
         self._shown = shown
         self._terminal = terminal
         self._shown_bytes = 0
+        self._refused: OSError | None = None
         self._stack = contextlib.ExitStack()
         self._thread: threading.Thread | None = None
 
@@ -95,8 +97,13 @@ class Kept:
         return self._to
 
     def text(self) -> str:
-        """Return what has been written, after the writer's end; what others write later is not kept."""
+        """Return what has been written, after the writer's end; what others write later is not kept.
+
+        :raises CannotWrite: it could not be shown
+        """
         self._finish()
+        if self._refused:
+            raise cannot_write("what the command says", self._refused)
         self._file.seek(0)
         text = self._file.read().decode(errors="backslashreplace")  # else other bytes may be the same text
         return CONTROL.sub("", text).replace("\r\n", "\n") if self._terminal else text
@@ -137,13 +144,13 @@ class Kept:
 
     def _show(self, data: bytes) -> None:
         self._shown_bytes += len(data)
-        if self._shown is not None:
-            _write(self._shown, data)
-
-
-def _write(to: int, data: bytes) -> None:
-    """Write everything, unless nobody reads it any more."""
-    left = memoryview(data)
-    with contextlib.suppress(OSError):
-        while left:
-            left = left[os.write(to, left) :]
+        if self._shown is None:
+            return
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._shown, left) :]
+        except OSError as error:
+            self._shown = None
+            if error.errno != errno.EPIPE:  # of a reader that has ended
+                self._refused = error

@@ -5,11 +5,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from skblab.edit.corrupt import corrupting
+from skblab.edit import changing, corrupting
 from skblab.errors import PacketError, RuleError, check_lists
 from skblab.packet import Packet
 from skblab.rule import Occurrence, Rule
 from skblab.sweep.cell import CellOutcome
+from skblab.verdict import VERDICTS as KNOWN
 
 REORDER = "reorder"  # a packet behind the one that follows it at the same function
 CORRUPT = "corrupt"  # a rule's verdict, which needs a payload
@@ -54,14 +55,23 @@ def targets(baseline: CellOutcome) -> list[Target]:
 
 
 def check(verdicts: Sequence[str]) -> None:
-    """Check that each is a verdict of rules, or "reorder".
+    """Check that each is a verdict of rules, or "reorder", and another one than those before.
 
     :raises RuleError: it is not
     """
     check_lists(verdicts=verdicts)
+    seen = set()
     for verdict in verdicts:
-        if verdict != REORDER and Rule.parse(f"f = {verdict}").occurrence != Occurrence():
+        rule = None if verdict == REORDER else Rule.parse(f"f = {verdict}")
+        if rule in seen:
+            raise RuleError(f"named twice: {verdict}", hint="each verdict once: a cell stands once in the table")
+        seen.add(rule)
+        if rule is None:
+            continue
+        if rule.occurrence != Occurrence():
             raise RuleError(f"a sweep says at which packet: {verdict}", hint="a verdict without @ and without if")
+        if KNOWN[rule.verdict].needs == "gdb":
+            raise RuleError(f"a sweep is in virtual time, and gdb stops a kernel in real time: {verdict}", hint="trace")
 
 
 def fault_of(target: Target, verdict: str, filter: str) -> Fault | None:  # noqa: A002
@@ -72,16 +82,19 @@ def fault_of(target: Target, verdict: str, filter: str) -> Fault | None:  # noqa
             return None
         both = Occurrence(target.number, target.number + 1)
         return Fault(target.row, verdict, Rule(target.function, "hold", both, filter, hold_count=2, order="reverse"))
-    if verdict.split(maxsplit=1)[0] == CORRUPT and not _has_payload(target.packet):
-        return None
     behind = f" if {filter}" if filter else ""
-    return Fault(target.row, verdict, Rule.parse(f"{target.function} = {verdict} {at}{behind}"))
+    rule = Rule.parse(f"{target.function} = {verdict} {at}{behind}")
+    return Fault(target.row, verdict, rule) if _has_what_changes(target.packet, rule) else None
 
 
-def _has_payload(packet: Packet) -> bool:
+def _has_what_changes(packet: Packet, rule: Rule) -> bool:
+    """Whether a packet has the fields that a rule changes, or the payload that it corrupts."""
+    if not KNOWN[rule.verdict].changes_bytes:
+        return True
+    change = corrupting(1, "") if rule.verdict == CORRUPT else changing(rule.changes)
     try:
-        corrupting(1, "")(packet.layers)
-    except PacketError:
+        change(packet.dissected())
+    except (PacketError, RuleError):
         return False
     return True
 

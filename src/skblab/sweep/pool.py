@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing import util
 from typing import TYPE_CHECKING, Protocol
 
-from skblab.errors import UsageError
+from skblab.errors import SkblabError, UsageError
 from skblab.sweep import stem
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 
@@ -84,7 +84,7 @@ class Local:
         pool = ProcessPoolExecutor(min(workers, len(batch)), context, _begin, (os.getpid(), processors, begun))
         try:
             running = {}
-            with contextlib.suppress(BrokenProcessPool):
+            with contextlib.suppress(BrokenProcessPool), _deaf():
                 for job in batch:
                     running[pool.submit(self._cell, job.scenario, job.rules)] = job
             for future in as_completed(running):
@@ -94,8 +94,27 @@ class Local:
                     if not begun.is_set():
                         raise _none_begins() from None
                     yield running[future], None
+                except SkblabError as error:
+                    raise _in_which(running[future].scenario, error) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _in_which(scenario: Scenario, error: SkblabError) -> SkblabError:
+    """Return the error of a cell that could not be run; of one of several scenarios, it says which."""
+    if scenario.name:
+        error.what = f"{scenario.name}, seed {scenario.spec.seed}: {error.what}"
+    return error
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Let a Ctrl-C wait: a process that is started meanwhile does not hear it before ``_begin()``, in its imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _none_begins() -> UsageError:
@@ -126,6 +145,7 @@ def _begin(parent: int, processors: "SimpleQueue[int | None]", begun: "Event") -
     util.Finalize(None, stem.drop, exitpriority=0)
     gc.freeze()  # what is imported stays: it need not be looked at for each cell
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as the programs that it starts expect it
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -19,6 +19,12 @@ class NotRepeatable(SkblabError):
     """Two runs without a fault differ: nothing can be said of a fault."""
 
 
+class NothingToTest(SkblabError):
+    """There is no cell."""
+
+    exit_status = 118  # as of a rule that never fired: cli/rules.py UNFIRED
+
+
 @dataclass(frozen=True)
 class Done:
     """A cell that is done."""
@@ -67,7 +73,8 @@ class Sweep:
         """Run the scenario twice without a fault, and plan the cells.
 
         :raises NotRepeatable: the two runs differ
-        :raises SkblabError: it fails without a fault, no packet enters its functions, or no fault has a meaning for one
+        :raises NothingToTest: no fault has a meaning for any of the packets
+        :raises SkblabError: it fails without a fault, or no packet enters its functions
         """
         if pool is None:
             first, second = run_cell(self.scenario), run_cell(self.scenario)
@@ -83,10 +90,10 @@ class Sweep:
         self.baseline, self.targets = first, plan.targets(first)
         alone = list(plan.singles(first, self.verdicts, self.scenario.filter))
         if not alone:
-            raise SkblabError(
-                f"none of the faults has a meaning for a packet of this conversation: {', '.join(self.verdicts)}",
-                found="\n".join(one.packet.summary() for one in self.targets[:MOST_DIFFERENCES]),
-                hint="corrupt needs a payload, reorder a packet that follows: --verdicts drop",
+            raise NothingToTest(
+                "no fault has a meaning for any packet, so nothing would be tested",
+                found=f"{', '.join(self.verdicts)}: of {len(first.packets)} packets",
+                hint="reorder needs a packet behind, corrupt a payload, edit and reset the fields that they change",
             )
         self.cells = alone + plan.pairs(alone, self.pairs, self.scenario.spec.seed)
 

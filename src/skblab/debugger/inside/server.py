@@ -17,10 +17,19 @@ WAYS = frozenset({"continue", "step", "next", "stepi", "finish"})
 
 
 class Stop(gdb.Breakpoint):
-    """A stop at a function's first instruction, when the arguments are still in their registers."""
+    """A stop at a function's first instruction, when the arguments are still in their registers.
 
-    def __init__(self, order: wire.SetStop) -> None:
-        super().__init__(f"*{order.address:#x}", internal=True)
+    The code of a module, as the agent is one, lies in the guest's memory, which the kernel shares with the processes of
+    its programs. Of such a process gdb takes its breakpoints out when it begins (gdb/breakpoint.c
+    detach_breakpoints()), and so out of the kernel, too: there the stop is one of the processor's.
+
+    :param in_code: write an instruction nevertheless, where the processor's are not to be had
+    """
+
+    def __init__(self, order: wire.SetStop, *, in_code: bool = False) -> None:
+        self.in_processor = order.function == wire.AGENT_STOP and not in_code
+        kind = gdb.BP_HARDWARE_BREAKPOINT if self.in_processor else gdb.BP_BREAKPOINT
+        super().__init__(f"*{order.address:#x}", type=kind, internal=True)
         self.silent = True
         self.order = order
         if order.condition:
@@ -82,21 +91,34 @@ class Server:
     def _go(self, how: str) -> None:
         self.hit, self.hit_ns = None, 0
         self._send(wire.Resumed(time.monotonic_ns()))
-        gdb.execute(how, to_string=True)
+        try:
+            gdb.execute(how, to_string=True)
+        except gdb.error as error:
+            if "hardware breakpoint" not in str(error):
+                raise
+            self._put_in_code()
+            gdb.execute(how, to_string=True)
         if self.gone:
             self._send(wire.Gone(self.exit_status))
         else:
             self._send(self._stopped("step"))
+
+    def _put_in_code(self) -> None:
+        """Do without the processor's breakpoints, which are not to be had."""
+        for number, stop in self.stops.items():
+            if stop.in_processor:
+                stop.delete()
+                self.stops[number] = Stop(stop.order, in_code=True)
 
     def _stopped(self, otherwise: str) -> wire.Stopped:
         reason, number, detail = otherwise, 0, ""
         packet, problem = None, ""
         if isinstance(self.hit, gdb.BreakpointEvent):
             reason = "stop"
-            ours = [one for one in self.hit.breakpoints if one.number in self.stops]
+            ours = [number for number, stop in self.stops.items() if stop in self.hit.breakpoints]
             if ours:
-                order = self.stops[ours[0].number].order
-                number, detail = ours[0].number, order.function
+                order = self.stops[ours[0]].order
+                number, detail = ours[0], order.function
                 if order.skb:
                     try:
                         packet = read_packet(order.skb)
