@@ -1,4 +1,4 @@
-"""``skblab``, and ``python -m skblab``: the command line; and a Ctrl-C in the tenth of a second that Python imports it."""
+"""``skblab``, and ``python -m skblab``: the command line; and a Ctrl-C in the 0.1 s that Python takes to import it."""
 
 import sys
 
