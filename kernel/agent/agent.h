@@ -130,7 +130,7 @@ void agent_follow_end(void);
 
 /* entry.c: a traced function is entered */
 struct agent_place agent_entered(const struct agent_probe *probe, struct agent_regs *regs);
-void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb);
+void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb, u32 flags);
 
 /* return.c: and returns */
 unsigned long agent_returned(struct agent_regs *regs);
@@ -140,6 +140,7 @@ void agent_resumed(const unsigned long *slot, unsigned long value);
 struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb,
 			       struct agent_rule **behind);
 bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb);
+u32 agent_random(struct agent_rule *rule);
 
 /* hit.c: what the trampoline calls */
 int agent_hit(struct agent_regs *regs);

@@ -302,7 +302,7 @@ struct agent_hit {
 	 * there. The field holds the pseudo header's sum. checksum_offset 0: not CHECKSUM_PARTIAL.
 	 */
 	__u16 checksum_start, checksum_offset;
-	__u32 padding;
+	__u32 session; /* without a packet: the number of the current task's session */
 };
 
 struct agent_done {

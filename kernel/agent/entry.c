@@ -117,18 +117,18 @@ struct agent_place agent_entered(const struct agent_probe *probe, struct agent_r
 }
 
 /*
- * Call a function with a packet that was held there. A followed packet makes a second step of it. The agent is the caller, so
- * a word of its own stack stands in the place of the return address.
+ * Call a function with a packet that was held there, or with a copy; flags: of the step that a followed packet makes of it.
+ * The agent is the caller, so a word of its own stack stands in the place of the return address.
  */
-void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb)
+void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb, u32 flags)
 {
 	const struct agent_probe *probe;
 	struct agent_followed *packet = NULL;
 	struct agent_call *call = NULL;
-	unsigned long slot = 0, flags;
+	unsigned long slot = 0, interrupts;
 	long value;
 
-	local_irq_save(flags);
+	local_irq_save(interrupts);
 	probe = agent_probe_find(address);
 	if (probe && probe->traced)
 		packet = agent_followed(skb);
@@ -139,19 +139,19 @@ void agent_resume(unsigned long address, const unsigned long *arguments, struct 
 		call = agent_call_begin(calls, &slot);
 	}
 	if (call) {
-		const struct agent_entry entry = { .call = call->number, .flags = AGENT_RESUMED };
+		const struct agent_entry entry = { .call = call->number, .flags = flags };
 
 		call->probe = probe;
 		call->packet = packet->number;
 		call->other = 0;
 		call->at_ns = agent_write_step(probe, NULL, skb, packet, &entry);
 	}
-	local_irq_restore(flags);
+	local_irq_restore(interrupts);
 	value = agent_call(address, arguments);
 	if (!call)
 		return;
-	local_irq_save(flags);
+	local_irq_save(interrupts);
 	if (slot == (unsigned long)agent_return) /* agent_calls_end() puts another word there */
 		agent_resumed(&slot, value);
-	local_irq_restore(flags);
+	local_irq_restore(interrupts);
 }

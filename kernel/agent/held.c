@@ -271,7 +271,8 @@ u64 agent_hold(struct agent_rule *rule, const struct agent_regs *regs, struct sk
 	held->leased = !timed && arm->lease_ns;
 	set_aside(held);
 	if (timed && arm->jitter_ns) {
-		s64 jitter = (s64)(get_random_u64() % (2 * arm->jitter_ns + 1)) - (s64)arm->jitter_ns;
+		const u64 drawn = (u64)agent_random(rule) << 32 | agent_random(rule);
+		const s64 jitter = (s64)(drawn % (2 * arm->jitter_ns + 1)) - (s64)arm->jitter_ns;
 
 		delay_ns = max_t(s64, (s64)delay_ns + jitter, 0);
 	}
@@ -325,7 +326,7 @@ static bool run_queue_once(void)
 		held->arguments[held->skb_argument] = (unsigned long)held->skb;
 		agent_check_owner(held->skb);
 		rcu_read_lock();
-		agent_resume(held->address, held->arguments, held->skb);
+		agent_resume(held->address, held->arguments, held->skb, AGENT_RESUMED);
 		rcu_read_unlock();
 	}
 	agent_unkeep(&held->kept);

@@ -35,7 +35,8 @@ bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb)
 	return taken;
 }
 
-static u32 next_random(struct agent_rule *rule)
+/* The rule's next random number; its seed determines it. */
+u32 agent_random(struct agent_rule *rule)
 {
 	u32 x = rule->random; /* xorshift32: George Marsaglia, "Xorshift RNGs", 2003 */
 
@@ -58,7 +59,7 @@ static bool is_wanted_occurrence(struct agent_rule *rule)
 		if (since != div64_u64(since, arm->every) * arm->every)
 			return false;
 	}
-	return !arm->chance || next_random(rule) < arm->chance;
+	return !arm->chance || agent_random(rule) < arm->chance;
 }
 
 /*

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The events that the host gets. */
+#include <linux/pid_namespace.h>
+#include <linux/sched/signal.h>
+
 #include "clock.h"
 #include "packet.h"
 
@@ -35,7 +38,7 @@ bool agent_tell_hit(const struct agent_rule *rule, const struct agent_regs *regs
 	hit->captured_bytes = captured;
 	hit->checksum_start = unfinished ? skb_checksum_start_offset(skb) - offset : 0;
 	hit->checksum_offset = unfinished ? skb->csum_offset : 0;
-	hit->padding = 0;
+	hit->session = skb ? 0 : task_session_nr_ns(current, &init_pid_ns);
 	if (captured && offset + (int)captured <= (int)skb_headlen(skb)) /* as most are; skb_copy_bits() is slower */
 		memcpy(hit + 1, skb->data + offset, captured);
 	else if (captured && skb_copy_bits(skb, offset, hit + 1, captured))

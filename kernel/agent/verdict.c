@@ -50,7 +50,7 @@ static void duplicate(const struct agent_rule *rule, const struct agent_regs *re
 		if (left == rule_copies)
 			agent_counts(number)->verdicts++;
 		arguments[argument] = (unsigned long)copy;
-		agent_call(address, arguments);
+		agent_resume(address, arguments, copy, 0); /* a step of its own, where it is followed */
 	}
 	copies_of_copies = outer;
 }

@@ -11,11 +11,12 @@ import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.packet import Raw
 
-from skblab.agent.packets import State
+from skblab.agent.packets import HeldPacket, State
 from skblab.errors import GuestLost, PacketError, PacketGone, RuleError, Timeout, UnknownFunction
 from skblab.host import process
 from skblab.host.clients import PingReply, parse_ping
 from skblab.lab import Lab
+from skblab.rule import Rule
 
 ECHO = "icmp[icmptype] == icmp-echo"
 
@@ -57,6 +58,24 @@ def test_a_jitter_spreads_a_delay(shared_lab: Lab) -> None:
     assert min(rtts) >= 20
     assert max(rtts) < 90
     assert max(rtts) - min(rtts) > 10
+
+
+@pytest.mark.wall_clock
+def test_a_seed_makes_a_jitter_repeat_itself(shared_lab: Lab) -> None:
+    """How long the packets are held, by the guest's clock; a busy machine ends a timer late."""
+
+    def held_ms(seed: int) -> list[float]:
+        rule = Rule.parse(f"icmp_rcv = delay 100ms +-90ms @random 100% seed {seed} if icmp[icmptype] == icmp-echo")
+        packets: list[HeldPacket] = []
+        with shared_lab.agent.arm(rule, lambda _, held: packets.append(held) if held else None):
+            shared_lab.run(["ping", "-n", "-c4", "-i0.3", "-W2", "guest"], timeout_s=20)
+            assert all(one.wait(5) for one in packets)
+        return [one.age_s * 1e3 for one in packets]
+
+    first, again, other = held_ms(7), held_ms(7), held_ms(8)
+    assert len(first) == 4
+    assert first == pytest.approx(again, abs=15)
+    assert first != pytest.approx(other, abs=15)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def test_an_event_for_programs(module: str) -> None:
     assert [event["event"] for event in events] == ["complaint", "end"]
     assert (events[0]["kind"], events[0]["trace"][0]) == ("warning", "do_warn")
     assert events[0]["title"] == events[0]["lines"][0]
-    assert done.returncode == STATUS
+    assert (events[1]["status"], done.returncode) == (STATUS, STATUS)
+    done = skblab("run", "--json", "-", "--no-strict", "--module", module, "--", "sh", "-c", "exit 3")
+    assert (json.loads(done.stdout.splitlines()[-1])["status"], done.returncode) == (3, 3)
     done = skblab("trace", "--json", "-", "--module", module, "icmp", "--", "ping", "-c1", "guest")
     last = json.loads(done.stdout.splitlines()[-1])
     assert (last["type"], last["kind"]) == ("complaint", "warning")

@@ -13,6 +13,7 @@ from skblab.errors import GuestCommandFailed, SkblabError
 from skblab.host import process
 from skblab.image.image import Image
 from skblab.lab import Lab
+from skblab.spec import Time
 from support import SKBLAB, Person, eventually_nothing, plain, remains, skblab, start_skblab
 
 SAYS_HOW_IT_ENDS = """exec 2>/dev/null
@@ -198,3 +199,40 @@ def test_a_server_whose_port_is_taken_does_not_listen(every_image: Image, tmp_pa
     ):
         pass
     assert "Address already in use" in failed.value.found
+
+
+TWO_PORTS = """
+import socket, time
+servers = [socket.create_server(("", port)) for port in (8001, 8002)]
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("time", ["real", "virtual"])
+def test_each_server_listens_not_one_of_them_twice(time: Time, tmp_path: Path) -> None:
+    program = tmp_path / "two.py"
+    program.write_text(TWO_PORTS)
+    commands = [f"python3 {program}", "sleep 1; exec python3 -m http.server 8003"]
+    with Lab(root="host", time=time, commands=commands) as lab:
+        assert lab.run(["curl", "-s", "http://guest:8003/"]).returncode == 0
+        with pytest.raises(GuestCommandFailed, match=r"has ended \(status 7\) before it listened"):
+            lab.serve("sleep 0.5; exit 7")
+        # Nor is what another program listens on this server's.
+        other = lab.guest.popen(["sh", "-c", "sleep 1; exec python3 -m http.server 8004"])
+        with pytest.raises(GuestCommandFailed, match=r"has ended \(status 8\) before it listened"):
+            lab.serve("sleep 3; exit 8")
+        other.close()
+
+
+def test_a_server_that_goes_into_the_background(tmp_path: Path) -> None:
+    """It listens in a session of its own."""
+    program = tmp_path / "daemon.py"
+    program.write_text(
+        "import os, socket, time\n"
+        "if os.fork(): time.sleep(600)\n"
+        "os.setsid()\n"
+        "server = socket.create_server(('', 8005))\n"
+        "time.sleep(600)\n"
+    )
+    with Lab(root="host", time="virtual", commands=[f"python3 {program}"]) as lab:
+        assert lab.run(["python3", "-c", "import socket; socket.create_connection(('guest', 8005))"]).returncode == 0

@@ -339,15 +339,16 @@ def test_a_held_packet_is_visited_once(run: Run, time: str) -> None:
         import pytest
 
         @pytest.mark.skblab(time={time!r}, trace="icmp")
-        @pytest.mark.parametrize("verdict", ["trace", "delay 5ms", "hold 1", "edit icmp.seq=7", "drop"])
+        @pytest.mark.parametrize("verdict", ["trace", "delay 5ms", "hold 1", "edit icmp.seq=7", "drop", "duplicate"])
         def test_it(lab, verdict):
             with lab.rule(f"icmp_rcv = {{verdict}} if icmp[icmptype] == icmp-echo"):
                 lab.run(["ping", "-n", "-c2", "-i0.2", "-W1", "guest"])
-            assert len([step for step in lab.visited("icmp_rcv") if step.data[20] == 8]) == 2
-            assert len(lab.visited("icmp_echo")) == lab.counters["IcmpInEchos"] == 2 * (verdict != "drop")
+            count = 4 if verdict == "duplicate" else 2
+            assert len([step for step in lab.visited("icmp_rcv") if step.data[20] == 8]) == count
+            assert len(lab.visited("icmp_echo")) == lab.counters["IcmpInEchos"] == count * (verdict != "drop")
         """
     )
-    done.assert_outcomes(passed=5)
+    done.assert_outcomes(passed=6)
 
 
 def test_what_is_dropped_is_of_the_network(run: Run) -> None:

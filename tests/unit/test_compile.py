@@ -116,7 +116,7 @@ def test_the_seeds_that_people_type_choose_at_random(small: Image) -> None:
 
 
 def xorshift32(x: int, count: int) -> Iterator[int]:
-    """Yield the agent's random numbers: kernel/agent/rule.c next_random()."""
+    """Yield the agent's random numbers: kernel/agent/rule.c agent_random()."""
     for _ in range(count):
         x ^= x << 13 & 0xFFFFFFFF
         x ^= x >> 17

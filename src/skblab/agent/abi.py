@@ -338,12 +338,14 @@ class TraceProbe(NamedTuple):
         )  # fmt: skip
 
 
-HIT_HEAD, HIT_REST = struct.Struct("=IHH4Q"), struct.Struct("=2QIIiIIIIHHHH4x")
+HIT_HEAD, HIT_REST = struct.Struct("=IHH4Q"), struct.Struct("=2QIIiIIIIHHHHI")
 HIT_LAYOUT = struct.Struct(HIT_HEAD.format + HIT_REST.format.removeprefix("="))
 
 
 class Hit:
     """struct agent_hit: a packet met a rule. ``at_ns`` is the guest's clock; ``data`` begins at the network header.
+
+    Without a packet ``session`` is the number of the current task's session (setsid(2)).
 
     Of a packet in a trace ``followed`` is its number, and ``call`` that of its step; else 0. What a decision can do
     without is read from the record when it is first asked for.
@@ -366,6 +368,7 @@ class Hit:
     protocol: int
     checksum_start: int
     checksum_offset: int
+    session: int
     data: bytes
     stack_words: bytes
 
@@ -385,6 +388,7 @@ class Hit:
         (
             self.head, self.address, self.verdict, self.length, self.data_offset, self.mark, self.device,
             self.followed, self.call, self.protocol, captured_bytes, self.checksum_start, self.checksum_offset,
+            self.session,
         ) = HIT_REST.unpack_from(self._record, HIT_HEAD.size)  # fmt: skip
         end = HIT_LAYOUT.size + captured_bytes
         self.data = self._record[HIT_LAYOUT.size : end]

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
                     session.save(save, end=error.what)
                 raise
             status = status_of(outcome, arguments)
-            reporter.summary(outcome, status)
+            reporter.summary(outcome, STATUS if arguments.strict and outcome.complaints else status)
             if save:
                 session.save(save)
                 saving.tell(save)
