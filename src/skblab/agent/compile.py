@@ -1,7 +1,7 @@
 """From a rule to the agent's command. Pure: a rule, a function of an image, and out comes struct agent_arm."""
 
 from skblab.agent import abi
-from skblab.agent.functions import Contract, check_value, contract_for, readable_packet, references
+from skblab.agent.functions import Contract, check_value, contract_for, readable_packet, references, why_no_packet
 from skblab.errors import UnsupportedVerdict
 from skblab.filter import compile_filter
 from skblab.image.image import Image
@@ -35,7 +35,7 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
     if rule.filter and not packet:
         raise UnsupportedVerdict(
             f"{function.name}() has no packet to look at, and so none for a filter",
-            found=function.signature,
+            found=why_no_packet(function) or function.signature,
             hint=f"without: if {rule.filter}",
         )
     numbers, occurrence = verdict.numbers(rule), rule.occurrence

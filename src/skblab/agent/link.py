@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
+FLOOD_TIMEOUT_S = 60.0  # of answers behind a flood of events
 CLOSE_TIMEOUT_S = 10.0
 TASKS_TIMEOUT_S = 3.0  # of this machine's time
 MOST_MEMORY_MIB = 1984  # of a guest: the agent lies behind it, and a call of 5 bytes reaches 2 GiB
@@ -271,8 +272,8 @@ class Link:
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Wait for an answer; it stands behind the events before it, so the time begins again while these are read."""
         with self._waits():
-            answered, heard = False, -1
-            while not answered and heard != self._heard:
+            answered, heard, deadline_s = False, -1, time.monotonic() + FLOOD_TIMEOUT_S
+            while not answered and heard != self._heard and time.monotonic() < deadline_s:
                 heard = self._heard
                 answered = self.clock.wait_for(self.changed, lambda: done() or self._gone, timeout_s, of_agent=True)
                 if self.clock.is_virtual:  # who waits reads
