@@ -15,7 +15,7 @@ class Hit:
     :param verdict: what was done with the packet, in words
     :param skb: the address of its struct sk_buff in the guest; 0: there is no packet to look at
     :param length_bytes: skb->len
-    :param caller: where there is no packet, the function that called this one; "" if it is not known
+    :param caller: where there is no packet, the function that called this one, ``arp_create()``, or the return address
     """
 
     at_ns: int
@@ -34,7 +34,7 @@ class Hit:
         """Return the packet in one line; or, without one, the caller."""
         if self.skb:
             return self.packet.summary()
-        return f"called by {self.caller}()" if self.caller else "no packet to look at"
+        return f"called by {self.caller}" if self.caller else "no packet to look at"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from skblab.session import Session
 if TYPE_CHECKING:
     from skblab.event import Hit
 
-CALLER = "__ip4_datagram_connect"  # by way of functions that are inlined, or jump
+CALLER = "__ip4_datagram_connect()"  # by way of functions that are inlined, or jump
 SEND = """
 import socket, sys
 one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -56,7 +56,7 @@ def test_an_error_in_a_pointer(served: Lab) -> None:
         assert send(served) == "OSError 112"
         assert send(served) == "ConnectionRefusedError 111"
     assert rule.counts.passed == rule.counts.arrived - 1 > 0
-    assert [(hit.skb, hit.summary(), hit.verdict) for hit in hits] == [(0, f"called by {CALLER}()", "return")]
+    assert [(hit.skb, hit.summary(), hit.verdict) for hit in hits] == [(0, f"called by {CALLER}", "return")]
 
 
 def test_no_memory_for_a_packet(served: Lab) -> None:

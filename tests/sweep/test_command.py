@@ -189,3 +189,14 @@ def test_an_edit_that_changes_nothing_has_tested_nothing() -> None:
     done = skblab("explore", "--runs", "3", "--verdicts", "edit ip.ttl=64", "--judge", "status", "--", *PING)
     assert done.returncode == 118
     assert "none of them happened" in done.stdout
+
+
+def test_every_allocation_of_a_packet_fails_once() -> None:
+    """Functions without a packet have rows, too: their calls, each with its caller."""
+    client = ("ping", "-n", "-c2", "-i1", "-w9", "192.168.10.1")
+    done = sweep("--at", "__alloc_skb", "--verdicts", "return NULL", "--judge", "status", client=client)
+    assert done.returncode == 0
+    assert re.search(r"^ *\d+ +[0-9.]+  called by __ip_append_data\(\) +\+", done.stdout, re.MULTILINE)
+    assert "ethertype" not in done.stdout
+    (cells,) = re.findall(r"^(\d+) cells: same \d+, (?:slower|faster) \d+", done.stdout, re.MULTILINE)
+    assert int(cells) > 5

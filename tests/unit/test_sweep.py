@@ -132,7 +132,10 @@ def test_a_verdict_is_one_of_rules(scenario: Scenario, verdict: str) -> None:
         ({"fired": (True, False)}, "unfired", "no such packet"),
         ({"fired": (False,), "unedited": ("ip_rcv = edit tcp.window=1 @3: no field",)}, "unfired", "not edited"),
         (
-            {"fired": (False,), "packets": ((0.1, "ip_rcv", UDP.data.hex(), ETH_P_IP, "edit makes no difference"),)},
+            {
+                "fired": (False,),
+                "packets": ((0.1, "ip_rcv", UDP.data.hex(), ETH_P_IP, "edit makes no difference", ""),),
+            },
             "unfired",
             "no difference",
         ),

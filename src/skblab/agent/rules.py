@@ -92,7 +92,7 @@ class Rules:
         self._free = list(range(abi.BY_HAND - 1, -1, -1))
         self._lease_s = lease_s
         self._in_force: dict[int, tuple[Rule, Listener]] = {}
-        self._callers: dict[int, str] = {}  # by an address in them
+        self._callers: dict[int, str] = {}  # by the return address
         self._kept: dict[int, abi.Counts] = {}  # once the channel is closed
         self._kept_lost = 0
 
@@ -188,11 +188,12 @@ class Rules:
         return Hit(at_ns, function, hit.occurrence, packet, verdict, hit.skb, hit.length, caller)
 
     def _caller_of(self, hit: abi.Hit) -> str:
-        for _, address in hit.stack[:1]:  # one byte back: a call may be its function's last instruction
-            if (address - 1) not in self._callers:
-                found = self.image.functions.at(address - 1)
-                self._callers[address - 1] = found.name if found else ""
-            return self._callers[address - 1]
+        """Return the function that called, or the return address where the index has no function there."""
+        for _, address in hit.stack[:1]:
+            if address not in self._callers:
+                found = self.image.functions.at(address - 1)  # a call may be its function's last instruction
+                self._callers[address] = f"{found.name}()" if found else f"{address:#x}"
+            return self._callers[address]
         return ""
 
     @staticmethod

@@ -122,16 +122,18 @@ def _is_in_store(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Seen:
-    """A packet where it entered a function.
+    """A packet where it entered a function; or a call of a function that has no packet to look at.
 
     :param at_s: since the client began
     :param verdict: what a fault did with it; "": nothing
+    :param caller: without a packet, the function that called
     """
 
     at_s: float
     function: str
     packet: Packet
     verdict: str = ""
+    caller: str = ""
 
     @property
     def ends(self) -> tuple[str, str]:
@@ -140,8 +142,8 @@ class Seen:
 
     @property
     def summary(self) -> str:
-        """The packet in one line."""
-        return self.packet.summary()
+        """The packet in one line; or, without one, the caller."""
+        return f"called by {self.caller}" if self.caller else self.packet.summary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,15 +182,15 @@ class CellOutcome:
 
     def fields(self) -> dict[str, Any]:
         """Return it for a file of JSON."""
-        packets = [[one.at_s, one.function, one.packet.data.hex(), one.packet.protocol, one.verdict]
+        packets = [[one.at_s, one.function, one.packet.data.hex(), one.packet.protocol, one.verdict, one.caller]
                    for one in self.packets]  # fmt: skip
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {"packets": packets}
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> "CellOutcome":
         """Return an outcome as ``fields()`` wrote it."""
-        packets = [Seen(at_s, function, Packet(bytes.fromhex(data), protocol), verdict)
-                   for at_s, function, data, protocol, verdict in fields["packets"]]  # fmt: skip
+        packets = [Seen(at_s, function, Packet(bytes.fromhex(data), protocol), verdict, caller)
+                   for at_s, function, data, protocol, verdict, caller in fields["packets"]]  # fmt: skip
         tuples = {name: tuple(fields[name]) for name in ("digests", "complaints", "fired", "unedited", "functions")}
         files = tuple((path, digest, text) for path, digest, text in fields["files"])
         return cls(**{**fields, **tuples, "packets": tuple(packets), "files": files})
@@ -267,7 +269,8 @@ def _run_in(scenario: Scenario, faults: Sequence[Rule], of_cell: int, lab: Lab) 
 
 
 def _seen(hit: Hit, began_ns: int) -> Seen:
-    return Seen((hit.at_ns - began_ns) / 1e9, hit.function, hit.packet, "" if hit.verdict == "trace" else hit.verdict)
+    verdict = "" if hit.verdict == "trace" else hit.verdict
+    return Seen((hit.at_ns - began_ns) / 1e9, hit.function, hit.packet, verdict, hit.caller)
 
 
 def _is_of(hit: Hit, rule: Rule) -> bool:

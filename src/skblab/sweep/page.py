@@ -87,7 +87,7 @@ def _of_sweep(sweep: Sweep) -> Data:
         "head": ["#", "ms", "packet", *sweep.verdicts],
         "rows": [
             [
-                [one.row, f"{one.at_s * 1e3:.3f}", one.packet.summary()],
+                [one.row, f"{one.seen.at_s * 1e3:.3f}", one.seen.summary],
                 [places.get((one.row, verdict)) for verdict in sweep.verdicts],
             ]
             for one in sweep.targets

@@ -9,7 +9,7 @@ from skblab.edit import changing, corrupting
 from skblab.errors import PacketError, RuleError, check_lists
 from skblab.packet import Packet
 from skblab.rule import Occurrence, Rule
-from skblab.sweep.cell import CellOutcome
+from skblab.sweep.cell import CellOutcome, Seen
 from skblab.verdict import VERDICTS as KNOWN
 
 REORDER = "reorder"  # a packet behind the one that follows it at the same function
@@ -25,8 +25,7 @@ class Target:
     function: str
     number: int
     is_last: bool
-    packet: Packet
-    at_s: float
+    seen: Seen
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def targets(baseline: CellOutcome) -> list[Target]:
     found = []
     for row, one in enumerate(baseline.packets, 1):
         number = counted[one.function] = counted.get(one.function, 0) + 1
-        found.append(Target(row, one.function, number, number == totals[one.function], one.packet, one.at_s))
+        found.append(Target(row, one.function, number, number == totals[one.function], one))
     return found
 
 
@@ -84,7 +83,7 @@ def fault_of(target: Target, verdict: str, filter: str) -> Fault | None:  # noqa
         return Fault(target.row, verdict, Rule(target.function, "hold", both, filter, hold_count=2, order="reverse"))
     behind = f" if {filter}" if filter else ""
     rule = Rule.parse(f"{target.function} = {verdict} {at}{behind}")
-    return Fault(target.row, verdict, rule) if _has_what_changes(target.packet, rule) else None
+    return Fault(target.row, verdict, rule) if _has_what_changes(target.seen.packet, rule) else None
 
 
 def _has_what_changes(packet: Packet, rule: Rule) -> bool:

@@ -26,8 +26,8 @@ def table(sweep: Sweep) -> Table:
     for target in sweep.targets:
         row = [_cell(alone[target.row, verdict]) if (target.row, verdict) in alone else Text(NO_CELL, "dim")
                for verdict in sweep.verdicts]  # fmt: skip
-        line = _short(target.packet.summary())
-        shown.add_row(str(target.row), f"{target.at_s * 1e3:.3f}", Text(line), *row)
+        line = _short(target.seen.summary)
+        shown.add_row(str(target.row), f"{target.seen.at_s * 1e3:.3f}", Text(line), *row)
     return shown
 
 
