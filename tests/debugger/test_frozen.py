@@ -40,7 +40,7 @@ def test_a_stop_of_five_seconds(lab: Lab) -> None:
         server.bind(("host", PORT))
         server.listen()
         with lab.guest.popen(["bash", "-c", SAYS_SOMETHING]), server.accept()[0]:
-            retransmissions.take(4)  # the fifth is some three seconds away
+            retransmissions.take(4, timeout_s=30)  # the fifth is some three seconds away
             before, before_s, began_s = retransmitted(lab), uptime_s(lab), time.monotonic()
             gdb.interrupt()
             wait([lab.guest.pidfd], STOP_S)
