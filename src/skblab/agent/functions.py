@@ -5,7 +5,7 @@ use the packet afterwards and reads nothing but the return value. So the packet 
 function's entry, and the caller gets a return value that fits. At every other function a packet can be traced only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from skblab.agent.abi import Indirection
@@ -206,7 +206,9 @@ def _check_probe(function: Function, *, any_function: bool = False) -> None:
     if any_function:
         return
     if argument is None:
-        raise UnsupportedVerdict(f"{name}() takes no {SKB_TYPE.strip()}", found=function.signature)
+        raise UnsupportedVerdict(
+            f"{name}() takes no {SKB_TYPE.strip()}", found=function.signature, hint=f"{_without_a_packet()} work there"
+        )
     if not argument.in_register:
         raise UnsupportedVerdict(f"{name}() takes its packet on the stack", found=function.signature)
     if why := why_no_packet(function):
@@ -256,7 +258,15 @@ def _a_value(kind: str) -> str:
 
 
 def _anywhere() -> str:
-    *some, last = (row.word for row in ROWS if not row.owns)
+    return _listed(row.word for row in ROWS if not row.owns)
+
+
+def _without_a_packet() -> str:
+    return _listed(row.word for row in ROWS if row.any_function)
+
+
+def _listed(words: Iterable[str]) -> str:
+    *some, last = words
     return f"{', '.join(some)} and {last}"
 
 
