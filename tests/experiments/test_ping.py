@@ -105,7 +105,7 @@ def test_off_a_terminal_it_prints_a_table() -> None:
     assert "192.168.10.254 > 192.168.10.1: ICMP echo request" in done.stdout
     assert "#0  icmp_rcv()  net/ipv4/icmp.c:" in done.stdout
     [(held, rtt)] = re.findall(r"^(\d+) ms +time=(\d+) ms ", done.stdout, re.MULTILINE)
-    assert 200 <= int(held) <= int(rtt) < 210
+    assert 200 <= int(held) <= int(rtt) <= int(held) + 10 < 300  # gdb reads the first packet's source lines meanwhile
     assert "lost: 0" in done.stdout
 
 
