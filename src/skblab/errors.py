@@ -4,6 +4,8 @@ An error carries those as data; its text is composed here only, so that the comm
 see the same facts.
 """
 
+UNFIRED = 118  # the exit status where a rule never fired; below 128, as cli/complaints.py STATUS
+
 
 class SkblabError(Exception):
     """A failure with its evidence and a hint.

@@ -26,6 +26,7 @@ Time = Literal["real", "virtual"]
 Stops = Literal["running", "frozen"]
 HOST_ROOT = "host"  # LabSpec.root: this machine's own /
 MOST_LIMIT_S = 1e9
+LISTS = ("kernel_arguments", "disks", "modules", "commands", "nodes")  # fields
 MOST_CONSOLES = 15  # arch/um/drivers/stdio_console.c MAX_TTYS, less the kernel's own
 LEAST_STEPS_BYTES, MOST_STEPS_BYTES = 1 << 20, 1 << 32
 
@@ -128,13 +129,10 @@ class LabSpec:
 
     def __post_init__(self) -> None:
         self._set("image", self.image.path if isinstance(self.image, Image) else self.image)
-        check_lists(
-            kernel_arguments=self.kernel_arguments, disks=self.disks, modules=self.modules, commands=self.commands,
-            nodes=self.nodes,
-        )  # fmt: skip
+        check_lists(**{name: getattr(self, name) for name in LISTS})
         self._check_types()
         self._set("link", (self.link,) if isinstance(self.link, str) else tuple(self.link))
-        for name in ("kernel_arguments", "disks", "modules", "commands", "nodes"):
+        for name in LISTS:
             self._set(name, tuple(getattr(self, name)))
         if self.time == "virtual":
             self._check_virtual()

@@ -25,7 +25,7 @@ CHANGE = re.compile(r'([A-Za-z0-9_]+(?::[0-9]{1,2})?\.[A-Za-z0-9_]+)=(?:"((?:\\.
 UNQUOTED = re.compile(r'[^,\s"#]+')
 UNFIXED = "fix=False"
 RETURN, STOP = "return", "stop"
-NUMBER = re.compile(r"-?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})")
+NUMBER = re.compile(r"-?(?:0x[0-9a-fA-F]{1,16}|0|[1-9][0-9]{0,19})")
 NAMED = {"NULL": 0, "false": 0, "true": 1}
 OF_KERNEL = {"ERESTARTSYS": 512, "EPROBE_DEFER": 517, "ENOTSUPP": 524}  # include/linux/errno.h
 VALUES = "-ENOMEM, 0, -1, 0x10, NULL, true"
@@ -134,9 +134,13 @@ def _write_delay(given: Arguments) -> list[str]:
     return [time_text(given.delay_ns), *([f"+-{time_text(given.jitter_ns)}"] if given.jitter_ns else [])]
 
 
+def _ends_here(word: str) -> bool:
+    """Whether a verdict has no argument: an occurrence or a filter follows, or nothing."""
+    return not word or word == "if" or word.startswith("@")
+
+
 def _read_drop(line: Line) -> dict[str, Any]:
-    word = line.peek()
-    if not word or word == "if" or word.startswith("@"):
+    if _ends_here(word := line.peek()):
         return {}
     return {"reason": str(line.number("a drop reason's number")) if word.isdecimal() else line.take()}
 
@@ -219,13 +223,12 @@ def number_of(value: str) -> int | None:
         return NAMED[value]
     if value.startswith("-E") and (number := OF_KERNEL.get(value[1:]) or getattr(errno, value[1:], None)):
         return -int(number)
-    found = int(value, 0) if NUMBER.fullmatch(value) and not re.match("-?0[0-9]", value) else None
+    found = int(value, 0) if NUMBER.fullmatch(value) else None
     return found if found is not None and -(1 << 63) <= found < 1 << 64 else None
 
 
 def _read_return(line: Line) -> dict[str, Any]:
-    word = line.peek()
-    if not word or word == "if" or word.startswith("@"):
+    if _ends_here(word := line.peek()):
         return {}
     if number_of(word) is None:
         line.fail(f"not a value: {word}", VALUES)

@@ -56,16 +56,16 @@ def test_packets_that_the_ring_has_no_room_for_are_missed(image: Image) -> None:
         hits: list[int] = []
         with (
             lab.probe("udp_rcv") as probe,
-            lab.rule("ip_rcv = trace if udp", lambda hit: hits.append(hit.occurrence)) as told,
+            lab.rule("ip_rcv = trace if udp", lambda hit: hits.append(hit.occurrence)) as rule,
             lab.rule("ip_local_deliver = trace if udp") as alone,
         ):
             assert probe.take_all() == []
             with Session(lab, ["icmp_rcv = trace @1"]) as session:
                 assert session.run(["python3", "-c", flood]).events_lost > 0
-            assert (told.counts.traced, told.unheard) == (70000, 70000 - len(hits))
+            assert (rule.counts.traced, rule.unheard) == (70000, 70000 - len(hits))
             assert alone.unheard == 0
             with pytest.raises(Timeout, match="the ring of events was full for"):
-                told.wait(70000, timeout_s=0.1)
+                rule.wait(70000, timeout_s=0.1)
             with pytest.raises(EventsLost, match="of 70000 packets at udp_rcv"):
                 probe.take_all()
             assert len(probe.take(100)) == 100

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skblab.cli.options import add_guest_options, add_lab_options
-from skblab.cli.rules import UNFIRED
 from skblab.cli.sweep import add_sweep_options, sweep_from
-from skblab.errors import UsageError
+from skblab.errors import UNFIRED, UsageError
 from skblab.files import check_new
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from skblab import files
 from skblab.cli import saving
 from skblab.cli.complaints import add_strict
-from skblab.cli.rules import UNFIRED
+from skblab.errors import UNFIRED
 
 if TYPE_CHECKING:
     from skblab.saved import SavedRun

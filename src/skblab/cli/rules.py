@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skblab.errors import RuleError, UsageError
+from skblab.errors import UNFIRED, RuleError, UsageError
 from skblab.rule import Rule
 
 if TYPE_CHECKING:
     from skblab.session import Outcome
 
-UNFIRED = 118  # below 128, as complaints.STATUS
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 RULE = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^#])*')  # up to a comment; a # in quotes is text
 

@@ -12,9 +12,9 @@ from skblab.cli import saving
 from skblab.cli.complaints import STATUS
 from skblab.cli.options import add_guest_options, add_lab_options, lab_from
 from skblab.cli.results import JsonLines, add_json_option
-from skblab.cli.rules import UNFIRED, add_allow_unfired, add_rule_options, rules_from, status_of
+from skblab.cli.rules import add_allow_unfired, add_rule_options, rules_from, status_of
 from skblab.cli.stops import StopsShown
-from skblab.errors import GuestLost
+from skblab.errors import UNFIRED, GuestLost
 from skblab.event import Hit
 from skblab.guest.panic import GuestPanicked
 from skblab.session import Outcome, Session

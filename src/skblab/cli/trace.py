@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from skblab.cli.live import shown_live
 from skblab.cli.options import OfNewLab, add_guest_options, add_lab_options, complete, function_names, lab_from
 from skblab.cli.results import HERE, JsonLines, add_json_option
-from skblab.cli.rules import UNFIRED, add_allow_unfired, add_rule_options, rules_from, status_of
+from skblab.cli.rules import add_allow_unfired, add_rule_options, rules_from, status_of
 from skblab.cli.show import Printer, add_output_options, losses, show
 from skblab.cli.stops import StopsShown
-from skblab.errors import CannotWrite, TraceError, UsageError
+from skblab.errors import UNFIRED, CannotWrite, TraceError, UsageError
 from skblab.session import Outcome, Session
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from skblab.edit.follow import Built, follow
-from skblab.edit.layers import Part, carrier, chain, is_padding, parts_of, places
+from skblab.edit.layers import Part, carrier, chain, headers_of, is_padding, is_raw, parts_of, places
 from skblab.edit.pending import WHOLE, Checksum
 from skblab.errors import PacketError
 from skblab.packet import LARGEST_PACKET_BYTES, Packet
@@ -52,7 +52,7 @@ def edited(
     layers = packet.dissected()
     before = parts_of(packet.pristine, packet.data)
     noted = {id(layer): dict(layer.fields) for layer in chain(layers)}
-    origins = {id(layer): part for layer, part in zip(_headers(layers), before, strict=True)}
+    origins = {id(layer): part for layer, part in zip(headers_of(layers), before, strict=True)}
     layers = _changed(layers, change)
     try:
         built = _build(packet.data, before, _matched(layers, origins, noted))
@@ -67,10 +67,6 @@ def edited(
     if len(after.data) > LARGEST_PACKET_BYTES or len(after.data) < max(data_offset, 1):
         raise PacketError(f"the changed packet has {len(after.data)} bytes")
     return Edited(after, data_offset, pending, distrusted, tuple(remarks))
-
-
-def _headers(layers: "Layers") -> list["Layers"]:
-    return [layer for layer in chain(layers) if not is_padding(layer)]
 
 
 def _changed(layers: "Layers", change: Callable[["Layers"], object]) -> "Layers":
@@ -92,7 +88,7 @@ def _put_payload(layers: "Layers", payload: bytes) -> None:
     from scapy.packet import Raw  # noqa: PLC0415
 
     last = carrier(layers)
-    if type(last) is Raw:
+    if is_raw(last):
         last.load = payload
         return
     if "data" in last.fields:  # an ICMPv6 echo has its payload in a field

@@ -150,6 +150,11 @@ def is_padding(layer: "Layers") -> bool:
     return type(layer).__name__ == "Padding"
 
 
+def headers_of(layers: "Layers") -> list["Layers"]:
+    """Return a packet's layers but for padding, from the outermost."""
+    return [layer for layer in chain(layers) if not is_padding(layer)]
+
+
 def is_raw(layer: "Layers") -> bool:
     """Whether a layer is bytes of which scapy knows nothing."""
     return type(layer).__name__ == "Raw"
@@ -187,9 +192,9 @@ def carrier(layers: "Layers") -> "Layers":
     It is the innermost one that is IP's or has a length or a checksum, else the innermost: which layers scapy knows
     behind it depends on what this process has imported of scapy.
     """
-    headers = [layer for layer in chain(layers) if not is_padding(layer)]
-    known = [layer for layer in headers if kind_of(layer) is not NONE or is_extension(layer)]
-    return (known or headers)[-1]
+    found = headers_of(layers)
+    known = [layer for layer in found if kind_of(layer) is not NONE or is_extension(layer)]
+    return (known or found)[-1]
 
 
 def says_its_end(part: Part, data: bytes) -> bool:

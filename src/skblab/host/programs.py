@@ -105,17 +105,18 @@ class HostPrograms:
         :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
         :raises GuestLost: another thread has closed the lab meanwhile
         """
-        client = self.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        words = process.words_of(argv)
+        client = self.popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             done = process.finish(client, timeout_s=timeout_s)
         except subprocess.TimeoutExpired as error:
-            error.cmd = process.words_of(argv)
+            error.cmd = words
             raise
         except (OSError, ValueError):  # its pipes were closed
             self.check_open()
             raise
         self.check_open()
-        done.args = process.words_of(argv)  # not those of what has started it
+        done.args = words  # not those of what has started it
         return done
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:

@@ -3,7 +3,7 @@
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
-from skblab.errors import SkblabError
+from skblab.errors import UNFIRED, SkblabError
 from skblab.sweep import plan
 from skblab.sweep.cell import CellOutcome, Scenario, run_cell
 from skblab.sweep.expect import Expected
@@ -22,7 +22,7 @@ class NotRepeatable(SkblabError):
 class NothingToTest(SkblabError):
     """There is no cell."""
 
-    exit_status = 118  # as of a rule that never fired: cli/rules.py UNFIRED
+    exit_status = UNFIRED
 
 
 @dataclass(frozen=True)
