@@ -130,7 +130,18 @@ void agent_follow_end(void);
 
 /* entry.c: a traced function is entered */
 struct agent_place agent_entered(const struct agent_probe *probe, struct agent_regs *regs);
-void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb, u32 flags);
+long agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb, u32 flags);
+
+/* again.c: a function gets a packet that was held there, or a copy */
+struct agent_again { /* of the rule that has held or copied it */
+	s32 taken_from, taken_to;
+	u16 rule;
+	bool transmits;
+};
+struct agent_again agent_again_by(u16 rule, const struct agent_arm *arm);
+bool agent_may_go_on(const struct agent_again *again, const unsigned long *arguments, const struct sk_buff *skb);
+void agent_call_again(const struct agent_again *again, unsigned long address, const unsigned long *arguments,
+		      struct sk_buff *skb, u32 flags);
 
 /* return.c: and returns */
 unsigned long agent_returned(struct agent_regs *regs);
@@ -155,7 +166,7 @@ bool agent_verdict_fits(const struct agent_arm *arm);
 bool agent_verdict_acts(const struct agent_arm *arm);
 u32 agent_verdict_begin(struct agent_rule *rule, const struct agent_rule *behind, struct agent_regs *regs,
 			struct sk_buff *skb, struct agent_place place);
-int agent_verdict_finish(u32 verdict, const struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb);
+int agent_verdict_finish(u32 verdict, const struct agent_rule *rule, struct agent_regs *regs, struct sk_buff *skb);
 
 /* held.c: packets that are set aside */
 int agent_held_open(void);

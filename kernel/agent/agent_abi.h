@@ -16,7 +16,7 @@
 #include <linux/filter.h>
 #include <linux/types.h>
 
-#define AGENT_MAGIC 0x736b626c61623035ull /* "skblab05" */
+#define AGENT_MAGIC 0x736b626c61623036ull /* "skblab06" */
 #define AGENT_RULES 8192
 #define AGENT_BY_HAND (AGENT_RULES - 1) /* the rule number of packets that a debugger holds; no rule has it */
 #define AGENT_TRACE_PROBES 32768
@@ -26,7 +26,7 @@
 #define AGENT_ALL 0 /* agent_end.packet: every packet that the rule held */
 /* A word on the stack that can be a return address, and its offset from the probed function's return address. */
 #define AGENT_STACK_WORD(address, bytes) ((__u64)(bytes) << 48 | (address))
-#define AGENT_NO_PACKET 0xff /* skb_argument: the function has no packet: AGENT_TRACE or AGENT_RETURN */
+#define AGENT_NO_PACKET 0xff /* skb_argument: the function has no packet: ACCEPT, TRACE or RETURN */
 #define AGENT_SEEN_BYTES 128 /* of a packet are compared from step to step */
 #define AGENT_LONG_NS 1024
 #define AGENT_NOTE_BYTES 64
@@ -50,6 +50,7 @@ struct agent_counts { /* of one rule */
 	__u64 given_up; /* of the dropped: their device or namespace went away */
 	__u64 verdicts; /* packets that got the rule's verdict; a rule with any has fired */
 	__u64 waited; /* packets at its function that went on behind one that was being changed */
+	__u64 handed_back; /* freed: their function did not take them when they went on, and its caller has gone on */
 };
 
 struct agent_shared {
@@ -222,12 +223,14 @@ struct agent_arm {
 	__u32 reason; /* enum skb_drop_reason */
 	__u32 captured_bytes; /* at most, in each event */
 	__s32 held_returns, dropped_returns; /* return values */
+	__s32 taken_from, taken_to; /* return values by which the function has taken its packet */
 	__u8 skb_argument;
 	__u8 device_arguments; /* bit n: argument n is a struct net_device * */
 	__u8 socket_arguments; /* struct sock * */
 	__u8 net_arguments; /* struct net * */
 	__u32 filter_length; /* instructions; 0: every packet */
-	__u16 at_once; /* of a hold in virtual time: the kernel stands still until the host has decided */
+	__u8 transmits; /* the function is a driver's ndo_start_xmit() */
+	__u8 at_once; /* of a hold in virtual time: the kernel stands still until the host has decided */
 	__u8 in_order; /* of a hold: what the function gets meanwhile waits behind the held packet, and goes on after it */
 	__u8 frees; /* of AGENT_RETURN: the packet is the function's, and is freed */
 };
@@ -236,10 +239,13 @@ struct agent_by_hand {
 	__u64 address; /* of the function's first instruction; 0: hold nothing */
 	__u64 packet; /* agent_hit.packet; 0: it could not be held and went on */
 	__s32 held_returns;
+	__s32 taken_from, taken_to; /* this and what follows: as in struct agent_arm */
 	__u8 skb_argument;
 	__u8 device_arguments;
 	__u8 socket_arguments;
 	__u8 net_arguments;
+	__u8 transmits;
+	__u8 padding[7];
 };
 
 struct agent_decide {

@@ -118,9 +118,10 @@ struct agent_place agent_entered(const struct agent_probe *probe, struct agent_r
 
 /*
  * Call a function with a packet that was held there, or with a copy; flags: of the step that a followed packet makes of it.
- * The agent is the caller, so a word of its own stack stands in the place of the return address.
+ * Returns what the function returns, an int. The agent is the caller, so a word of its own stack stands in the place of the
+ * return address.
  */
-void agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb, u32 flags)
+long agent_resume(unsigned long address, const unsigned long *arguments, struct sk_buff *skb, u32 flags)
 {
 	const struct agent_probe *probe;
 	struct agent_followed *packet = NULL;
@@ -148,10 +149,11 @@ void agent_resume(unsigned long address, const unsigned long *arguments, struct 
 	}
 	local_irq_restore(interrupts);
 	value = agent_call(address, arguments);
-	if (!call)
-		return;
-	local_irq_save(interrupts);
-	if (slot == (unsigned long)agent_return) /* agent_calls_end() puts another word there */
-		agent_resumed(&slot, value);
-	local_irq_restore(interrupts);
+	if (call) {
+		local_irq_save(interrupts);
+		if (slot == (unsigned long)agent_return) /* agent_calls_end() puts another word there */
+			agent_resumed(&slot, value);
+		local_irq_restore(interrupts);
+	}
+	return (int)value;
 }

@@ -32,6 +32,7 @@ struct agent_held {
 	unsigned long address;
 	unsigned long arguments[AGENT_ARGUMENTS];
 	struct agent_kept kept;
+	struct agent_again again;
 	struct sk_buff *skb;
 	u64 packet;
 	u32 reason;
@@ -235,6 +236,7 @@ static struct agent_held *take(const struct agent_rule *rule, const struct agent
 	held->packet = last_packet + 1;
 	held->reason = arm->reason;
 	held->rule = rule->number;
+	held->again = agent_again_by(rule->number, arm);
 	held->skb_argument = arm->skb_argument;
 	held->cause = AGENT_DECIDED;
 	held->leased = held->drop = held->quiet = held->ended = held->follows = false;
@@ -326,7 +328,7 @@ static bool run_queue_once(void)
 		held->arguments[held->skb_argument] = (unsigned long)held->skb;
 		agent_check_owner(held->skb);
 		rcu_read_lock();
-		agent_resume(held->address, held->arguments, held->skb, AGENT_RESUMED);
+		agent_call_again(&held->again, held->address, held->arguments, held->skb, AGENT_RESUMED);
 		rcu_read_unlock();
 	}
 	agent_unkeep(&held->kept);

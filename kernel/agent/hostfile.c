@@ -23,7 +23,6 @@
 #include "host.h"
 #include "hostfile_abi.h"
 
-
 #define AT_ONCE_BYTES 65536 /* as much as a pipe holds */
 #define MESSAGE_BYTES (256 * 1024)
 #define EVENTS 16

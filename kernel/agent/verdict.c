@@ -18,25 +18,35 @@ noinline void agent_stop(const struct sk_buff *skb)
 	asm volatile("" : : "r"(skb) : "memory");
 }
 
-/* Rules can copy copies. A thousand times a thousand would keep the guest busy for ever. */
-static u32 copies_of_copies = 1;
+/*
+ * Rules can copy copies. A thousand times a thousand would keep the guest busy for ever. A softirq that interrupts a copy
+ * brings packets that are no copies.
+ */
+static u32 copies_of_copies[] = { 1, 1 };
+
+static u32 *copies_here(void)
+{
+	return &copies_of_copies[!!in_serving_softirq()];
+}
 
 static bool would_be_too_many(const struct agent_arm *arm)
 {
-	return copies_of_copies * arm->argument > AGENT_MOST_COPIES;
+	return *copies_here() * arm->argument > AGENT_MOST_COPIES;
 }
 
-/* The function runs for each copy before it runs for the packet itself. */
-static void duplicate(const struct agent_rule *rule, const struct agent_regs *regs, const struct sk_buff *skb)
+/* The function runs for each copy before it runs for the packet itself. Returns as agent_hit(). */
+static int duplicate(const struct agent_rule *rule, struct agent_regs *regs, struct sk_buff *skb)
 {
 	const unsigned long address = regs->ip - AGENT_ENTRY_BYTES;
 	const unsigned int argument = rule->arm.skb_argument;
 	unsigned long arguments[AGENT_ARGUMENTS];
 	const u16 number = rule->number; /* the rule may be disarmed while a copy runs */
+	const struct agent_again again = agent_again_by(number, &rule->arm);
 	const u32 rule_copies = rule->arm.argument;
-	const u32 outer = copies_of_copies;
+	u32 *const copies = copies_here();
+	const u32 outer = *copies;
 
-	copies_of_copies *= rule_copies;
+	*copies *= rule_copies;
 	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
 		arguments[i] = agent_argument(regs, i);
 	for (u32 left = rule_copies; left; left--) {
@@ -50,9 +60,13 @@ static void duplicate(const struct agent_rule *rule, const struct agent_regs *re
 		if (left == rule_copies)
 			agent_counts(number)->verdicts++;
 		arguments[argument] = (unsigned long)copy;
-		agent_resume(address, arguments, copy, 0); /* a step of its own, where it is followed */
+		agent_call_again(&again, address, arguments, copy, 0); /* a step of its own, where it is followed */
 	}
-	copies_of_copies = outer;
+	*copies = outer;
+	if (agent_may_go_on(&again, arguments, skb))
+		return 0;
+	regs->rax = NETDEV_TX_BUSY;
+	return 1;
 }
 
 /* A debugger has called the trampoline at a function's entry: hold that packet. */
@@ -67,10 +81,13 @@ bool agent_hold_by_hand(struct agent_regs *regs, struct sk_buff *skb, struct age
 		.arm = {
 			.verdict = AGENT_HOLD,
 			.captured_bytes = U16_MAX,
+			.taken_from = agent_by_hand.taken_from,
+			.taken_to = agent_by_hand.taken_to,
 			.skb_argument = agent_by_hand.skb_argument,
 			.device_arguments = agent_by_hand.device_arguments,
 			.socket_arguments = agent_by_hand.socket_arguments,
 			.net_arguments = agent_by_hand.net_arguments,
+			.transmits = agent_by_hand.transmits,
 		},
 	};
 
@@ -163,7 +180,7 @@ u32 agent_verdict_begin(struct agent_rule *rule, const struct agent_rule *behind
  * Then, with interrupts as they were: what runs code of the network stack, whose functions may be probed. Returns as
  * agent_hit().
  */
-int agent_verdict_finish(u32 verdict, const struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff *skb)
+int agent_verdict_finish(u32 verdict, const struct agent_rule *rule, struct agent_regs *regs, struct sk_buff *skb)
 {
 	switch (verdict) {
 	case AGENT_HOLD:
@@ -176,8 +193,7 @@ int agent_verdict_finish(u32 verdict, const struct agent_rule *rule, const struc
 			kfree_skb_reason(skb, rule->arm.reason);
 		return 1;
 	case AGENT_DUPLICATE:
-		duplicate(rule, regs, skb);
-		return 0;
+		return duplicate(rule, regs, skb);
 	case AGENT_STOP:
 		agent_ring(); /* the host's doorbell, now: a debugger stops this kernel for a while */
 		agent_stop(skb);

@@ -269,8 +269,10 @@ class Parts:
         """Add the functions of the modules that the guest has loaded: *sections* of each file's code by address."""
         self.guest.modules = sections
         if sections:
+            loaded = [(Module(Path(file)), places) for file, places in sections.items()]
             self.image = self.image.with_functions(
-                function for file, places in sections.items() for function in Module(Path(file)).functions(places)
+                [function for module, places in loaded for function in module.functions(places)],
+                lambda: {at: members for module, places in loaded for at, members in module.members(places).items()},
             )
             if self.agent:
                 self.agent.knows(self.image)

@@ -16,7 +16,7 @@ import pytest
 
 from agent.malformed import Frames
 from skblab.agent.abi import Counts
-from skblab.agent.functions import CONTRACTS
+from skblab.agent.contracts import CONTRACTS
 from skblab.agent.packets import HeldPacket
 from skblab.errors import PacketError, PacketGone, Timeout
 from skblab.image.store import find_image

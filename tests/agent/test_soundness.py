@@ -2,12 +2,13 @@
 
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from skblab.agent.functions import CONTRACTS
+from skblab.agent.contracts import CONTRACTS
+from skblab.agent.functions import owners
 from skblab.agent.link import MOST_MEMORY_MIB
 from skblab.errors import SkblabError, UnsupportedVerdict
 from skblab.host.clients import parse_ping
@@ -15,6 +16,7 @@ from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.packet import Packet
 from skblab.rule import Rule
+from skblab.spec import LabSpec
 
 if TYPE_CHECKING:
     from skblab.agent.abi import Hit
@@ -86,15 +88,99 @@ TRAFFIC: dict[str, tuple[Ask, str]] = {
 }
 
 
-def test_every_entry_has_its_traffic() -> None:
-    assert TRAFFIC.keys() == CONTRACTS.keys()
+# Nodes of one guest, and tunnels, VLANs and a router between them.
+CROSSROADS = """
+set -e
+sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0 net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+ip netns add far
+ip link add far0 type veth peer name eth0 netns far
+ip addr add 10.9.0.1/24 dev far0 && ip addr add fd09::1/64 dev far0 nodad && ip link set far0 up
+ip -n far addr add 10.9.0.2/24 dev eth0 && ip -n far addr add fd09::2/64 dev eth0 nodad && ip -n far link set eth0 up
+ip -n far route add default via 10.9.0.1 && ip -n far route add default via fd09::1
+ip -n host route add 10.9.0.0/24 via 192.168.10.1 && ip -n host route add fd09::/64 via fd00:10::1
+ip -n host route add 224.0.0.0/4 dev skb0
+ends() {
+    ip addr add $2.1/24 dev $1 && ip link set $1 up
+    ip -n host addr add $2.2/24 dev $1 && ip -n host link set $1 up
+}
+ip link add link vec0 name v5 type vlan id 5 && ip -n host link add link skb0 name v5 type vlan id 5 && ends v5 10.5.0
+ip link add vx type vxlan id 7 dstport 4789 remote 192.168.10.254 local 192.168.10.1 dev vec0
+ip -n host link add vx type vxlan id 7 dstport 4789 remote 192.168.10.1 local 192.168.10.254 dev skb0 && ends vx 10.7.0
+ip link add ti type ipip remote 192.168.10.254 local 192.168.10.1
+ip -n host link add ti type ipip remote 192.168.10.1 local 192.168.10.254 && ends ti 10.4.0
+"""
 
 
-@pytest.mark.parametrize("function", CONTRACTS)
+def between_nodes(lab: Lab, wait_s: float) -> bool:
+    ping_of_b = lab.guest.popen(["ping", "-n", "-c", "1", "-W", f"{wait_s:g}", "b"], node="a")
+    with ping_of_b:
+        return ping_of_b.wait() == 0
+
+
+def of_itself(lab: Lab, wait_s: float) -> bool:
+    return not lab.guest.run(["ping", "-n", "-c", "1", "-W", f"{wait_s:g}", "127.0.0.1"]).returncode
+
+
+def to(address: str) -> Ask:
+    return lambda lab, wait_s: ping(lab, address, wait_s)
+
+
+ROADS: dict[str, tuple[Ask, str]] = {
+    "veth_xmit": (ECHO4, REQUEST4),
+    "br_dev_xmit": (ECHO4, REQUEST4),
+    "br_handle_frame_finish": (between_nodes, REQUEST4),
+    "br_forward_finish": (between_nodes, REQUEST4),
+    "br_dev_queue_push_xmit": (between_nodes, REQUEST4),
+    "loopback_xmit": (of_itself, REQUEST4),
+    "ip_forward": (to("10.9.0.2"), REQUEST4),
+    "ip6_forward": (to("fd09::2"), REQUEST6),
+    "ip_mc_output": (to("224.0.0.1"), REQUEST4),
+    "vlan_dev_hard_start_xmit": (to("10.5.0.1"), REQUEST4),
+    "vxlan_xmit": (to("10.7.0.1"), REQUEST4),
+    "vxlan_rcv": (to("10.7.0.1"), ""),
+    "ipip_tunnel_xmit": (to("10.4.0.1"), REQUEST4),
+    "ipip_rcv": (to("10.4.0.1"), ""),
+    "tunnel4_rcv": (to("10.4.0.1"), ""),
+}
+# By the same members, but nobody answers what they get.
+NO_ROADS = {
+    "blackhole_netdev_xmit": "frees what it gets",
+    "dummy_xmit": "frees what it gets",
+    "igmp_rcv": "answers to a router, later",
+    "llc_rcv": "spanning trees",
+    "tun_net_xmit": "gives it to a program",
+    "tunnel64_rcv": "IPv6 in IPv4: sit is not in the default variant",
+    "udplite_rcv": "UDP-Lite: gone in 7.3",
+    "udplitev6_rcv": "UDP-Lite: gone in 7.3",
+}
+
+
+@pytest.fixture(scope="module")
+def crossroads(every_image: Image) -> Iterator[Lab]:
+    with LabSpec(image=every_image, time="virtual", root="host", nodes=["a", "b"]).start() as lab:
+        made = lab.guest.run(["sh", "-c", CROSSROADS])
+        assert made.returncode == 0, made.stderr
+        yield lab
+
+
+def test_every_entry_has_its_traffic(every_image: Image) -> None:
+    assert {function.name for function, _ in owners(every_image)} <= {*TRAFFIC, *ROADS, *NO_ROADS}
+    assert CONTRACTS.keys() <= {*TRAFFIC, *ROADS}
+
+
+@pytest.mark.parametrize("function", TRAFFIC)
 def test_every_verdict_at_every_entry(every_lab: Lab, function: str) -> None:
-    lab = every_lab
-    ask, wanted = TRAFFIC[function]
+    try_every_verdict(every_lab, function, *TRAFFIC[function])
+
+
+@pytest.mark.parametrize("function", ROADS)
+def test_every_verdict_at_every_entry_on_other_roads(crossroads: Lab, function: str) -> None:
+    try_every_verdict(crossroads, function, *ROADS[function])
+
+
+def try_every_verdict(lab: Lab, function: str, ask: Ask, wanted: str) -> None:
     assert lab.image.functions.lookup(function), f"{function}() has no code of its own"
+    assert ask(lab, 5)  # and neighbours are known
     suffix = f" if {wanted}" if wanted else ""
     copies = {"duplicate": 1, "duplicate 3": 3}
     for verdict in ("accept", "trace", "delay 30ms", "rate 1mbit", *copies):

@@ -86,7 +86,7 @@ def test_changed_content_is_noticed_by_a_check(copy: Path) -> None:
     assert "its content has changed" in done.stderr
 
 
-@pytest.mark.parametrize("pattern", ["agent-*.ko", "initramfs-*.cpio", "unwind-*.bin"])
+@pytest.mark.parametrize("pattern", ["agent-*.ko", "initramfs-*.cpio", "members-*.json", "unwind-*.bin"])
 def test_a_check_reads_what_was_made_later_too(copy: Path, image: Image, pattern: str) -> None:
     made = next(image.path.glob(pattern))
     keep(made.read_bytes(), copy / made.name)

@@ -1,5 +1,7 @@
 """From a rule to the agent's command, without a kernel: an index of a few functions is enough."""
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,12 +9,16 @@ import pytest
 
 from skblab.agent import abi
 from skblab.agent.compile import CHANCES, SHOWN_BYTES, WHOLE_PACKET, compile_rule, compile_watch
-from skblab.agent.functions import packet_argument, sound_verdicts, why_not_followed
+from skblab.agent.contracts import BY_MEMBER
+from skblab.agent.functions import owners, packet_argument, sound_verdicts, why_not_followed
 from skblab.agent.probes import choose, probes_of
 from skblab.errors import RuleError, UnsupportedVerdict
 from skblab.filter import compile_filter
 from skblab.image.image import INDEX, SOURCE, Image
 from skblab.image.index import Function, write_index
+from skblab.image.members import FILE
+from skblab.image.members import FUNCTIONS as FUNCTIONS_OF
+from skblab.image.module import keep
 from skblab.rule import Rule
 from skblab.verdict import ROWS, VERDICTS, Verdict
 
@@ -44,7 +50,14 @@ FUNCTIONS: tuple[tuple[str, int, int, str, int, str, list[tuple[str, str]]], ...
     ("whether", 0x1C80, 64, "net/core/dev.c", 5, "bool", []),
     ("whole", 0x1CC0, 64, "net/core/dev.c", 6, "struct timespec64", []),
     ("pskb_expand_head", 0x1D00, 64, "net/core/skbuff.c", 2, "int", [SKB, NUMBER]),
+    ("mine_xmit", 0x1D40, 64, "mine/mine.c", 1, "netdev_tx_t", [SKB, DEVICE]),
+    ("mine_rcv", 0x1D80, 64, "mine/mine.c", 2, "int", [SKB]),
 )
+MEMBERS = {
+    0x1000: ["net_protocol.handler"],
+    0x1D40: ["net_device_ops.ndo_start_xmit"],
+    0x1D80: ["net_protocol.handler", "xfrm_tunnel.handler"],
+}
 EVERY = [row.word for row in ROWS]
 SEED = 5
 ANYWHERE = ["accept", "trace", "return", "stop"]
@@ -55,6 +68,7 @@ BARE = ["accept", "trace", "return"]  # without a packet to look at
 def small(tmp_path: Path) -> Image:
     """An image of these functions: what is compiled needs no kernel."""
     write_index(tmp_path / INDEX, FUNCTIONS, {})
+    keep(json.dumps(MEMBERS).encode(), tmp_path / FILE)
     header = tmp_path / SOURCE / "include/net/dropreason-core.h"
     header.parent.mkdir(parents=True)
     header.write_text(REASONS)
@@ -77,7 +91,7 @@ def test_every_verdict_is_compiled_by_its_row(small: Image, row: Verdict) -> Non
     arm = compiled(small, f"icmp_rcv = {row.example}")
     assert (arm.address, arm.verdict, arm.skb_argument) == (0x1000, row.number, 0)
     assert arm.captured_bytes == (WHOLE_PACKET if row.whole else SHOWN_BYTES)
-    assert (arm.text_start, arm.text_end) == ((0x1000, 0x1D40) if row.stack else (0, 0))
+    assert (arm.text_start, arm.text_end) == ((0x1000, 0x1DC0) if row.stack else (0, 0))
 
 
 def test_the_arguments_of_each_verdict(small: Image) -> None:
@@ -170,7 +184,7 @@ def test_one_answer_for_rules_traces_and_probes(
     assert [(probe.skb_argument, probe.indirection) for probe in probes] == (
         [(argument, indirection)] if followed else []
     )
-    assert sound_verdicts(one) == verdicts
+    assert sound_verdicts(one, small) == verdicts
     for row in ROWS:  # what `skblab probes` lists is what a rule may be
         text = f"{name} = {row.example}"
         if row.word == "return" and one.return_type == "void":
@@ -194,6 +208,8 @@ def test_what_is_refused_says_where_it_works(small: Image) -> None:
     ("text", "argument", "frees"),
     [
         ("icmp_rcv = return 0", 0, 1),
+        ("icmp_rcv = return 1", 1, 1),
+        ("mine_xmit = return -ENOBUFS", -105, 1),
         ("ip_output = return -ENOBUFS", -105, 1),
         ("ip_output = return 0xffffffff", 0xFFFFFFFF, 1),
         ("tcp_sendmsg = return -ERESTARTSYS", -512, 0),
@@ -211,7 +227,8 @@ def test_a_function_that_does_not_run(small: Image, text: str, argument: int, fr
     ("text", "said"),
     [
         ("icmp_rcv = return", "icmp_rcv() returns a value (int)"),
-        ("icmp_rcv = return -12", "icmp_rcv() may hand its packet back to its caller by returning -12"),
+        ("icmp_rcv = return -12", "icmp_rcv() hands its packet back to its caller by returning -12"),
+        ("mine_xmit = return 16", "mine_xmit() hands its packet back to its caller by returning 16"),
         ("list_sort = return 0", "list_sort() returns nothing"),
         ("tcp_sendmsg = return 0x100000000", "tcp_sendmsg() returns int"),
         ("tcp_sendmsg = return 0 if icmp", "tcp_sendmsg() has no packet to look at"),
@@ -226,3 +243,21 @@ def test_what_a_function_cannot_return(small: Image, text: str, said: str) -> No
     with pytest.raises(UnsupportedVerdict) as caught:
         compiled(small, text)
     assert caught.value.what.startswith(said)
+
+
+def test_a_function_takes_over_its_packet_by_the_member_that_points_to_it(small: Image) -> None:
+    arm = compiled(small, "mine_xmit = drop")
+    assert (arm.dropped_returns, arm.taken_from, arm.taken_to, arm.transmits) == (0, abi.LEAST_INT, 14, 1)
+    arm = compiled(small, "icmp_rcv = hold")
+    assert (arm.taken_from, arm.taken_to, arm.transmits) == (0, abi.MOST_INT, 0)
+    assert [one.name for one, _ in owners(small)] == ["ip_rcv", "icmp_rcv", "ip_output", "mine_xmit"]
+
+
+def test_where_members_disagree_a_function_has_no_contract(small: Image) -> None:
+    with pytest.raises(UnsupportedVerdict, match=re.escape("drop is not sound at mine_rcv()")) as caught:
+        compiled(small, "mine_rcv = drop")
+    assert caught.value.hint.startswith("drop works at mine_xmit\n")
+
+
+def test_each_member_has_a_contract() -> None:
+    assert {f"{structure}.{member}" for structure, member in FUNCTIONS_OF.items()} == BY_MEMBER.keys()

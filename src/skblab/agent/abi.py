@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-MAGIC = 0x736B626C61623035
+MAGIC = 0x736B626C61623036
 RULES = 8192
 BY_HAND = RULES - 1
 TRACE_PROBES = 32768
@@ -14,6 +14,7 @@ FIELDS, FIELD_HOPS, FIELD_BYTES = 8, 6, 64
 SEEN_BYTES = 128
 NOTE_BYTES = 64
 LONG, LONG_NS = 1 << 31, 1024
+LEAST_INT, MOST_INT = -(1 << 31), (1 << 31) - 1
 NO_PACKET = 0xFF
 FAREWELL = 1
 QUIET = 1  # number of RELEASE, DISCARD: nobody waits to hear of the packet's end
@@ -34,7 +35,7 @@ OFFSETS = {
     "steps_tail": 448, "steps_wanted": 456, "steps_soon_ms": 464, "longest_off_ns": 472,
     "link_cut": 480, "link_no_memory": 488, "link_refused": 496, "counts": 512,
 }  # fmt: skip
-SHARED_BYTES = 1049088
+SHARED_BYTES = 1114624
 
 
 class Command(enum.IntEnum):
@@ -114,7 +115,7 @@ class Indirection(enum.IntEnum):
     IN_LIST = 2
 
 
-COUNTS_LAYOUT = struct.Struct("=16Q")
+COUNTS_LAYOUT = struct.Struct("=17Q")
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,9 @@ class Counts:
     """struct agent_counts: what became of the packets that one rule's filter took.
 
     ``verdicts`` counts the packets that got the rule's verdict; ``waited`` those at its function, whether the filter
-    takes them or not, that went on behind one that was being changed. No rule asks for what is counted from
-    ``no_memory`` to ``given_up``: ``caveats`` has a sentence for each.
+    takes them or not, that went on behind one that was being changed; ``handed_back`` those that the function did not
+    take when they went on, because its device was down, for one: they were freed. No rule asks for those, and for what
+    is counted from ``no_memory`` to ``given_up``: ``caveats`` has a sentence for each.
     """
 
     arrived: int
@@ -142,6 +144,7 @@ class Counts:
     given_up: int = 0
     verdicts: int = 0
     waited: int = 0
+    handed_back: int = 0
 
     @property
     def caveats(self) -> list[str]:
@@ -153,11 +156,12 @@ class Counts:
             (self.too_many, "not copied: they are copies, and theirs would be too many"),
             (self.expired, "went on by themselves: nobody decided on them within their lease"),
             (self.given_up, "held, then dropped: their device or network namespace went away"),
+            (self.handed_back, "freed: the function did not take them when they went on"),
         )
         return [f"{count} {what}" for count, what in sentences if count]
 
 
-ARM_LAYOUT = struct.Struct("=IHH10Qq5I2i4BIH2B")
+ARM_LAYOUT = struct.Struct("=IHH10Qq5I4i4BI4B")
 
 
 class Arm(NamedTuple):
@@ -181,10 +185,13 @@ class Arm(NamedTuple):
     captured_bytes: int = 0
     held_returns: int = 0
     dropped_returns: int = 0
+    taken_from: int = LEAST_INT
+    taken_to: int = MOST_INT
     skb_argument: int = 0
     device_arguments: int = 0
     socket_arguments: int = 0
     net_arguments: int = 0
+    transmits: int = 0
     at_once: int = 0
     in_order: int = 0
     frees: int = 0
@@ -196,9 +203,9 @@ class Arm(NamedTuple):
             self.first, self.last, self.every, self.delay_ns, self.jitter_ns, self.lease_ns,
             self.text_start, self.text_end, self.argument,
             self.chance, self.seed, self.verdict, self.reason, self.captured_bytes,
-            self.held_returns, self.dropped_returns,
+            self.held_returns, self.dropped_returns, self.taken_from, self.taken_to,
             self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments, len(self.filter) // 8,
-            self.at_once, self.in_order, self.frees,
+            self.transmits, self.at_once, self.in_order, self.frees,
         )  # fmt: skip
         return head + self.filter
 
@@ -209,13 +216,16 @@ class ByHand(NamedTuple):
     address: int
     packet: int
     held_returns: int
+    taken_from: int
+    taken_to: int
     skb_argument: int
     device_arguments: int
     socket_arguments: int
     net_arguments: int
+    transmits: int
 
 
-BY_HAND_LAYOUT = struct.Struct("=QQi4B")
+BY_HAND_LAYOUT = struct.Struct("=QQ3i5B7x")
 DECIDE = struct.Struct("=IHHQQQiI")
 WRITE = struct.Struct("=IHHQQiIHHI")
 

@@ -1,7 +1,8 @@
 """From a rule to the agent's command. Pure: a rule, a function of an image, and out comes struct agent_arm."""
 
 from skblab.agent import abi
-from skblab.agent.functions import Contract, check_value, contract_for, readable_packet, references, why_no_packet
+from skblab.agent.contracts import Contract
+from skblab.agent.functions import check_value, contract_for, readable_packet, references, why_no_packet
 from skblab.errors import UnsupportedVerdict
 from skblab.filter import compile_filter
 from skblab.image.image import Image
@@ -27,11 +28,11 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
     :raises RuleError: libpcap does not understand the filter, or this kernel has no such drop reason
     """
     verdict = VERDICTS[rule.verdict]
-    owned = contract_for(verdict, function, lambda name: _file_of(image, name))
+    owned = contract_for(verdict, function, image)
     contract = owned or Contract()
     packet, needed = readable_packet(function), references(function)
     if verdict.word == RETURN:
-        check_value(function, rule.value)
+        check_value(function, rule.value, owned)
     if rule.filter and not packet:
         raise UnsupportedVerdict(
             f"{function.name}() has no packet to look at, and so none for a filter",
@@ -59,10 +60,13 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
         captured_bytes=WHOLE_PACKET if verdict.whole else SHOWN_BYTES,
         held_returns=contract.held,
         dropped_returns=contract.dropped,
+        taken_from=contract.taken[0],
+        taken_to=contract.taken[1],
         skb_argument=packet.number if packet else abi.NO_PACKET,
         device_arguments=needed.devices,
         socket_arguments=needed.sockets,
         net_arguments=needed.nets,
+        transmits=int(contract.transmits),
         frees=int(verdict.word == RETURN and owned is not None),
     )
 
@@ -70,11 +74,6 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
 def compile_watch(function: Function) -> abi.Arm:
     """Return the command that reports each call of a function, which needs no packet."""
     return abi.Arm(address=function.address, verdict=VERDICTS["trace"].number, skb_argument=abi.NO_PACKET)
-
-
-def _file_of(image: Image, name: str) -> str:
-    function = image.functions.lookup(name)
-    return function.file if function else ""
 
 
 def _mixed(seed: int) -> int:

@@ -42,7 +42,7 @@ class Agent:
         self.channel = channel
         self.link = Link(channel, lost, clock)
         self.rules = Rules(self.link, image, lease_s)
-        self.held = Holdings(self.link, lambda: self._unwinder)
+        self.held = Holdings(self.link, lambda: self._unwinder, lambda: self.rules.image)
         self._follower = Follower(self.link)
         self.link.start(self._hear, self._follower.take, self.held.lose)
 

@@ -1,16 +1,18 @@
-"""Which argument of a kernel function is its packet, whether the agent may look at it, and who owns it.
+"""Which argument of a kernel function is its packet, may the agent look at it, and which verdicts are sound there.
 
-Rules, traces, ``skblab probes`` and gdb all ask here. A function with a *contract* owns its packet: its caller does not
-use the packet afterwards and reads nothing but the return value. So the packet can be held, freed or copied at the
-function's entry, and the caller gets a return value that fits. At every other function a packet can be traced only.
+Rules, traces, ``skblab probes`` and gdb all ask here. A packet that its function does not own (``contracts``) can be
+traced only.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from skblab.agent.abi import Indirection
+from skblab.agent.contracts import CONTRACTS, Contract, contract_of
 from skblab.errors import UnsupportedVerdict
+from skblab.image.image import Image
 from skblab.image.index import SKB_TYPE, Function
+from skblab.image.members import members_of
 from skblab.verdict import RETURN, ROWS, Verdict, number_of
 
 REGISTERS = 6  # System V ABI, AMD64: arguments beyond the sixth are on the stack
@@ -46,55 +48,8 @@ NO_PACKETS = {
     ),
 }
 
-NET_RX_DROP = 1  # include/linux/netdevice.h
-NET_XMIT_DROP = 1
 MOST_ERRNO = 4095  # include/linux/err.h MAX_ERRNO
 BOOLEANS = ("bool", "_Bool")
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What a function that owns its packet promises its caller.
-
-    :param held: the return value where the packet is held
-    :param dropped: the return value where the packet is dropped
-    :param parsed: the kernel has checked and parsed the network header before, and relies on that
-    :param fragmented: no later function fragments the packet: it must fit its device's MTU
-    :param hands_back: a return value other than 0 may hand the packet back to the caller
-    """
-
-    held: int = 0
-    dropped: int = 0
-    parsed: bool = True
-    fragmented: bool = False
-    hands_back: bool = False
-
-
-# In the order in which a packet meets them.
-CONTRACTS: dict[str, Contract] = {
-    # Received, any protocol (net/core/dev.c). packet_type.func returns NET_RX_*, and no caller reads it.
-    "ip_rcv": Contract(dropped=NET_RX_DROP, parsed=False),
-    "ip_local_deliver": Contract(dropped=NET_RX_DROP),
-    "ip_local_deliver_finish": Contract(),
-    # A protocol's handler returns 0, or minus the protocol to try next (net/ipv4/ip_input.c ip_protocol_deliver_rcu()).
-    "icmp_rcv": Contract(hands_back=True),
-    "tcp_v4_rcv": Contract(hands_back=True),
-    "udp_rcv": Contract(hands_back=True),
-    "arp_rcv": Contract(dropped=NET_RX_DROP, parsed=False),
-    "arp_process": Contract(dropped=NET_RX_DROP),
-    "ipv6_rcv": Contract(dropped=NET_RX_DROP, parsed=False),
-    "ip6_input": Contract(),
-    # A value above 0 is the next header to try (net/ipv6/ip6_input.c ip6_protocol_deliver_rcu()).
-    "icmpv6_rcv": Contract(hands_back=True),
-    "tcp_v6_rcv": Contract(hands_back=True),
-    "udpv6_rcv": Contract(hands_back=True),
-    # Sent. 0 is success; a dropped packet returns what a full queue returns.
-    "ip_output": Contract(dropped=NET_XMIT_DROP),
-    "ip_finish_output2": Contract(dropped=NET_XMIT_DROP, parsed=False, fragmented=True),
-    "ip6_output": Contract(dropped=NET_XMIT_DROP),
-    "ip6_finish_output2": Contract(dropped=NET_XMIT_DROP, parsed=False, fragmented=True),
-    "__dev_queue_xmit": Contract(dropped=NET_XMIT_DROP, parsed=False, fragmented=True),
-}
 
 
 @dataclass(frozen=True)
@@ -165,7 +120,7 @@ def why_no_packet(function: Function) -> str:
 
 def why_not_followed(function: Function) -> str:
     """Return why a trace cannot probe a function; "" where it can."""
-    if function.file.startswith(FORBIDDEN_FILES) and function.file != DRIVER:
+    if _is_forbidden(function) and function.file != DRIVER:
         return "the agent itself runs on it"
     return why_no_packet(function)
 
@@ -176,19 +131,30 @@ def readable_packet(function: Function) -> PacketArgument | None:
     return argument if argument and argument.in_register and not why_no_packet(function) else None
 
 
-def contract_for(verdict: Verdict, function: Function, file_of: Callable[[str], str] = lambda _: "") -> Contract | None:
+def owners(image: Image) -> Iterator[tuple[Function, Contract]]:
+    """Yield the functions where every verdict is sound, each with its contract: first those that are known by name."""
+    known = (found for name in CONTRACTS if (found := image.functions.lookup(name)))
+    others = (found for address in members_of(image) if (found := image.functions.at(address)))
+    for function in dict.fromkeys((*known, *others)):
+        contract = contract_of(function, image)
+        if contract and readable_packet(function) and not _is_forbidden(function):
+            yield function, contract
+
+
+def contract_for(verdict: Verdict, function: Function, image: Image) -> Contract | None:
     """Return a function's contract, or None where it has none and the verdict needs none.
 
-    :param file_of: returns the source file of a function of a name
     :raises UnsupportedVerdict: the verdict is not sound at that function
     """
     _check_probe(function, any_function=verdict.any_function)
-    contract = CONTRACTS.get(function.name)
+    if not (verdict.owns or verdict.word == RETURN):
+        return None
+    contract = contract_of(function, image)
     if contract is None and verdict.owns:
         raise UnsupportedVerdict(
             f"{verdict.word} is not sound at {function.name}()",
             found=f"it is not known to take over its packet: its caller may go on to use it\n{function.signature}",
-            hint=f"{verdict.word} works at {', '.join(_nearest(function, file_of))}\n{_anywhere()} work everywhere",
+            hint=f"{verdict.word} works at {', '.join(_nearest(function, image))}\n{_anywhere()} work everywhere",
         )
     return contract
 
@@ -199,7 +165,7 @@ def _check_probe(function: Function, *, any_function: bool = False) -> None:
     :param any_function: it need have no packet
     """
     name, argument = function.name, plain_packet(function)
-    if function.file.startswith(FORBIDDEN_FILES):
+    if _is_forbidden(function):
         raise UnsupportedVerdict(
             f"nothing can be probed in {name}()", found=f"{function.file} is what the agent itself runs on"
         )
@@ -219,15 +185,20 @@ def _check_probe(function: Function, *, any_function: bool = False) -> None:
         )
 
 
-def _nearest(function: Function, file_of: Callable[[str], str]) -> list[str]:
-    """Return the functions with a contract nearest to another: of its file, else of its directory, else all."""
+def _is_forbidden(function: Function) -> bool:
+    return function.file.startswith(FORBIDDEN_FILES)
+
+
+def _nearest(function: Function, image: Image) -> list[str]:
+    """Return the functions with a contract nearest to another: of its file, of its directory, or those by name."""
+    known = [one for one, _ in owners(image)]
     for place in (function.file, function.file.rpartition("/")[0] + "/"):
-        if found := [name for name in CONTRACTS if file_of(name).startswith(place)]:
+        if found := [one.name for one in known if one.file.startswith(place)]:
             return found
-    return list(CONTRACTS)
+    return [name for name in CONTRACTS if image.functions.lookup(name)]
 
 
-def check_value(function: Function, value: str) -> None:
+def check_value(function: Function, value: str, contract: Contract | None) -> None:
     """Check that a function can return a value without having run.
 
     :raises UnsupportedVerdict: it returns nothing, something, or what no register holds
@@ -246,11 +217,15 @@ def check_value(function: Function, value: str) -> None:
         wrong, hint = f"returns a {kind}, more than a register holds", "a function that it calls"
     elif number is not None and kind in {"int", "unsigned int", "u32"} and not -(1 << 31) <= number < 1 << 32:
         wrong, hint = f"returns {kind}", "a number of 32 bits"
-    elif number and CONTRACTS.get(function.name, Contract()).hands_back:
-        wrong, hint = f"may hand its packet back to its caller by returning {value}", "return 0, or drop"
+    elif number is not None and contract and not contract.taken[0] <= _as_int(number) <= contract.taken[1]:
+        wrong, hint = f"hands its packet back to its caller by returning {value}", "return 0, or drop"
     else:
         return
     raise UnsupportedVerdict(f"{function.name}() {wrong}", found=function.signature, hint=hint)
+
+
+def _as_int(number: int) -> int:
+    return number - (1 << 32) if number >= 1 << 31 else number
 
 
 def _a_value(kind: str) -> str:
@@ -270,16 +245,16 @@ def _listed(words: Iterable[str]) -> str:
     return f"{', '.join(some)} and {last}"
 
 
-def sound_verdicts(function: Function) -> list[str]:
+def sound_verdicts(function: Function, image: Image) -> list[str]:
     """Return the words of the verdicts that are sound at a function."""
-    return [row.word for row in ROWS if _is_sound(row, function)]
+    return [row.word for row in ROWS if _is_sound(row, function, image)]
 
 
-def _is_sound(verdict: Verdict, function: Function) -> bool:
+def _is_sound(verdict: Verdict, function: Function, image: Image) -> bool:
     try:
-        contract_for(verdict, function)
+        contract = contract_for(verdict, function, image)
         if verdict.word == RETURN:
-            check_value(function, "" if function.return_type == "void" else "0")
+            check_value(function, "" if function.return_type == "void" else "0", contract)
     except UnsupportedVerdict:
         return False
     return True

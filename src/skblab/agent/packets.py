@@ -11,10 +11,11 @@ from typing import Any
 
 from skblab.agent import abi
 from skblab.agent.abi import Cause, Command, Hit
-from skblab.agent.functions import CONTRACTS, Contract
+from skblab.agent.contracts import CONTRACTS, Contract, contract_of
 from skblab.agent.link import Link, refusal
 from skblab.edit import Checksum, Edited, difference, edited
 from skblab.errors import GuestLost, PacketError, PacketGone, UsageError
+from skblab.image.image import Image
 from skblab.image.unwind import Frame, Unwinder
 from skblab.packet import Packet
 from skblab.verdict import MOST_COPIES, MOST_TIME_NS
@@ -56,11 +57,13 @@ class Holdings:
     """All packets that the agent holds now, by their numbers, and the commands about one of them.
 
     :param unwinder: returns what makes a backtrace of a hit's stack
+    :param image: returns the image whose functions they are held at
     """
 
-    def __init__(self, link: Link, unwinder: Callable[[], Unwinder]) -> None:
+    def __init__(self, link: Link, unwinder: Callable[[], Unwinder], image: Callable[[], Image]) -> None:
         self.link = link
         self.unwinder = unwinder
+        self._image = image
         self.lock = threading.Lock()  # of every packet's state: a rule may end with 10,000 of them
         self._of_rule: dict[int, dict[int, HeldPacket]] = {}
 
@@ -69,6 +72,12 @@ class Holdings:
         held = HeldPacket(self, hit, function)
         self._of_rule.setdefault(hit.rule, {})[hit.packet] = held
         return held
+
+    def contract(self, function: str) -> Contract:
+        """Return the contract of a function."""
+        image = self._image()
+        found = image.functions.lookup(function)
+        return (found and contract_of(found, image)) or Contract()
 
     def of_rule(self, number: int) -> "list[HeldPacket]":
         """Return the packets that a rule holds, oldest first."""
@@ -300,7 +309,7 @@ class HeldPacket:
         """Write other bytes in the place of this packet's; return what that changes."""
         said = difference(self.packet, edited.packet)
         if said or edited.pending != self._pending:
-            contract = CONTRACTS.get(self.function, Contract())
+            contract = self._holdings.contract(self.function)
             if contract.parsed:
                 _check_like(edited.packet, self.packet)
             self._holdings.write(self.hit.packet, edited, within_mtu=contract.fragmented)

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """List the functions."""
     image = chosen_image(arguments)
     for function in sorted(choose(image, arguments.patterns, arguments.calls), key=lambda one: (one.file, one.line)):
-        verdicts = sound_verdicts(function)
+        verdicts = sound_verdicts(function, image)
         if arguments.json:
             print(json.dumps({"name": function.name, "file": function.file, "line": function.line,
                               "signature": function.signature, "verdicts": verdicts}))  # fmt: skip

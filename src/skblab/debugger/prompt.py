@@ -1,6 +1,7 @@
 """gdb's own prompt on the guest's kernel, for a person or a script on standard input."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -10,8 +11,9 @@ import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from skblab.agent.contracts import Contract
 from skblab.agent.control import Agent
-from skblab.agent.functions import CONTRACTS, plain_packet, references
+from skblab.agent.functions import owners, plain_packet, references
 from skblab.debugger import attach
 from skblab.debugger.inside import wire
 from skblab.errors import DebuggerError, LabBusy, SkblabError, Timeout
@@ -197,19 +199,14 @@ def _scripts(image: Image) -> str:
 
 def _order(image: Image, guest: Guest, holds: Holds | None, no_hold: str, *, from_boot: bool) -> wire.OpenPrompt:
     """Return what gdb needs of this kernel: functions that packets pass, functions that free them, how to drop one."""
-    found = {name: image.functions.lookup(name) for name in (*CONTRACTS, *ENDS)}
-    ends = [_place(one) for name in ENDS if (one := found[name]) and plain_packet(one)]
-    drop = next(one for name in ENDS if (one := found[name]) and one.parameters[-1].name == "reason")
+    found = [one for name in ENDS if (one := image.functions.lookup(name)) and plain_packet(one)]
+    drop = next(one for one in found if one.parameters[-1].name == "reason")
     return wire.OpenPrompt(
         pid=guest.inner_pid,
         from_boot=from_boot,
         scripts=_scripts(image),
-        path=tuple(
-            _place(one, contract.dropped, contract.held)
-            for name, contract in CONTRACTS.items()
-            if (one := found[name]) and plain_packet(one)
-        ),
-        ends=tuple(ends),
+        path=tuple(_place(one, contract) for one, contract in owners(image)),
+        ends=tuple(map(_place, found)),
         drop=_place(drop),
         reason_argument=len(drop.parameters) - 1,
         reason=drop_reason(image, ""),
@@ -219,9 +216,20 @@ def _order(image: Image, guest: Guest, holds: Holds | None, no_hold: str, *, fro
     )
 
 
-def _place(function: Function, dropped: int | None = None, held: int = 0) -> wire.Place:
+def _place(function: Function, contract: Contract | None = None) -> wire.Place:
     packet, needed = plain_packet(function), references(function)
     assert packet
-    return wire.Place(
-        function.name, function.address, packet.number, dropped, held, needed.devices, needed.sockets, needed.nets
+    place = wire.Place(function.name, function.address, packet.number)
+    if contract is None:
+        return place
+    return dataclasses.replace(
+        place,
+        dropped=contract.dropped,
+        held=contract.held,
+        taken_from=contract.taken[0],
+        taken_to=contract.taken[1],
+        transmits=contract.transmits,
+        devices=needed.devices,
+        sockets=needed.sockets,
+        nets=needed.nets,
     )

@@ -12,6 +12,7 @@ from skblab.guest.initramfs import pack
 from skblab.image.debuginfo import describe_module
 from skblab.image.image import Image
 from skblab.image.index import Function
+from skblab.image.members import Members, members_of_module
 
 MOST = 100
 # kernel/module/main.c unknown_module_param_cb()
@@ -82,6 +83,10 @@ class Module:
     def functions(self, sections: dict[str, int]) -> list[Function]:
         """Return its functions with their addresses; without debug info, none."""
         return describe_module(self.file, sections)
+
+    def members(self, sections: dict[str, int]) -> Members:
+        """Return the members of structures in its data that point to its functions."""
+        return members_of_module(self.file, sections)
 
 
 def check_parameters(modules: tuple[Module, ...], log: str) -> None:

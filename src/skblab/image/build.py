@@ -20,7 +20,7 @@ from pathlib import Path
 
 from skblab.errors import BuildFailed, MissingPrerequisite
 from skblab.host import process
-from skblab.image import corrections, debuginfo, headers, module, prune, recipe, unwind
+from skblab.image import corrections, debuginfo, headers, members, module, prune, recipe, unwind
 from skblab.image.described import Described
 from skblab.image.image import CONFIG, INDEX, KERNEL, MANIFEST, SOURCE, Image, describe_files, digest, digest_file
 from skblab.image.source import Source, find_source, unpack
@@ -178,6 +178,7 @@ def _build(
         module.keep_build(obj, image / SOURCE)
         module.build_agent(image, tree, obj, workshop / "agent")
         indexed.result()
+        members.ensure_members(image, kernel)  # by gdb, which starts faster with its index
         unwound.result()
     digest_file(image / SOURCE).write_text(f"{digest(image / SOURCE)}  {SOURCE}\n")
     os.utime(kernel)  # or gdb warns for every file that the source is newer

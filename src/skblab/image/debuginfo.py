@@ -33,10 +33,10 @@ def add_gdb_index(kernel: Path) -> None:
     :raises BuildFailed: gdb or objcopy refused
     """
     with tempfile.TemporaryDirectory(dir=kernel.parent, prefix=".") as scratch:
-        _gdb(kernel, "-ex", f"save gdb-index {scratch}")
+        run_gdb(kernel, "-ex", f"save gdb-index {scratch}")
         section = Path(scratch, f"{kernel.name}.gdb-index")
         section.write_bytes(gdb_index.shortened(section.read_bytes()))
-        _run(
+        run_tool(
             ["objcopy", "--add-section", f".gdb_index={section}", "--set-section-flags", ".gdb_index=readonly", kernel]
         )
 
@@ -46,7 +46,7 @@ def build_index(kernel: Path, index: Path, described: Described) -> None:
 
     :raises BuildFailed: nm or gdb refused
     """
-    listed = _run(["nm", "--format=posix", "--defined-only", kernel])
+    listed = run_tool(["nm", "--format=posix", "--defined-only", kernel])
     symbols: list[Symbol] = []
     for line in listed.splitlines():
         name, kind, address, *size = line.split()
@@ -71,7 +71,7 @@ def describe_module(module: Path, sections: dict[str, int]) -> list[Function]:
     :raises BuildFailed: nm or gdb refused
     """
     symbols: list[Symbol] = []
-    for line in _run(["nm", "--format=sysv", "--defined-only", module]).splitlines():
+    for line in run_tool(["nm", "--format=sysv", "--defined-only", module]).splitlines():
         name, value, _, kind, size, _, section = ([*(cell.strip() for cell in line.split("|")), *7 * [""]])[:7]
         if kind == "FUNC" and section in sections and not PARTS.search(name):
             symbols.append((name, sections[section] + int(value, 16), int(size, 16)))
@@ -91,17 +91,25 @@ def _describe(
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch, "request"), Path(scratch, "answer")
         request.write_text(json.dumps({"functions": [address for _, address, _ in symbols], "objects": OBJECTS}))
-        _gdb(*arguments, "-x", IN_GDB, SKBLAB_INDEX_REQUEST=str(request), SKBLAB_INDEX_ANSWER=str(answer))
+        run_gdb(*arguments, "-x", IN_GDB, SKBLAB_INDEX_REQUEST=str(request), SKBLAB_INDEX_ANSWER=str(answer))
         said = json.loads(answer.read_text())
         return dict(zip(symbols, said["functions"], strict=True)), said["objects"]
 
 
-def _gdb(*arguments: process.Argument, **environment: str) -> str:
+def run_gdb(*arguments: process.Argument, **environment: str) -> str:
+    """Run gdb in batch mode, without anybody's own settings; return what it prints.
+
+    :raises BuildFailed: it ended with another status than 0
+    """
     gdb = find_gdb()
-    return _run([*gdb.argv, "-nx", "-batch", *arguments], env=gdb.env | environment)
+    return run_tool([*gdb.argv, "-nx", "-batch", *arguments], env=gdb.env | environment)
 
 
-def _run(argv: list[process.Argument], env: dict[str, str] | None = None) -> str:
+def run_tool(argv: list[process.Argument], env: dict[str, str] | None = None) -> str:
+    """Run a tool on debug info; return what it prints.
+
+    :raises BuildFailed: it ended with another status than 0
+    """
     done = process.run(argv, env=env, timeout_s=TIMEOUT_S)
     if done.returncode:
         raise BuildFailed(

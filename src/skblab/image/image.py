@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,12 @@ CONFIG = "config"
 SOURCE = "source"
 RECORDED = (KERNEL, INDEX, CONFIG)
 ENTRIES = {"files": {"size_bytes", "sha256"}, "corrections": {"outcome", "why"}}  # what the manifest's tables have
-MADE_LATER = ("agent-*.ko", "initramfs-*.cpio", "unwind-*.bin")  # made by newer skblabs; each has its digest beside it
+MADE_LATER = (
+    "agent-*.ko",
+    "initramfs-*.cpio",
+    "members-*.json",
+    "unwind-*.bin",
+)  # made by newer skblabs; each has its digest beside it
 
 
 @dataclass(frozen=True)
@@ -107,10 +112,13 @@ class Image:
         """The index of the kernel's functions."""
         return FunctionIndex(self.path / INDEX)
 
-    def with_functions(self, more: Iterable[Function]) -> "Image":
-        """Return this image with the functions of loaded modules added to its index."""
+    def with_functions(self, more: Iterable[Function], members: Callable[[], Mapping[int, tuple[str, ...]]]) -> "Image":
+        """Return this image with the functions of loaded modules in its index.
+
+        :param members: as FunctionIndex asks for
+        """
         image = replace(self)
-        image.__dict__["functions"] = FunctionIndex(self.path / INDEX, tuple(more))
+        image.__dict__["functions"] = FunctionIndex(self.path / INDEX, tuple(more), members)
         return image
 
     def check(self) -> list[str]:

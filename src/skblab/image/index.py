@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,10 +59,16 @@ class FunctionIndex:
     """The functions of one kernel, in an SQLite file of its image, and *more*, those of its modules.
 
     Every method raises ImageDamaged if the file is not an index.
+
+    :param members: returns the members of structures that point to a module's function, by its address
+        (``image.members``); called when somebody asks, for it takes half a second
     """
 
-    def __init__(self, path: Path, more: Sequence[Function] = ()) -> None:
+    def __init__(
+        self, path: Path, more: Sequence[Function] = (), members: Callable[[], Mapping[int, tuple[str, ...]]] = dict
+    ) -> None:
         self._path = path
+        self._members = members
         with self._reading():
             self._kernels = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
             self._connection = self._kernels
@@ -70,6 +76,11 @@ class FunctionIndex:
                 self._connection = sqlite3.connect(":memory:", check_same_thread=False)
                 self._kernels.backup(self._connection)
                 _insert(self._connection, map(_row, more))
+
+    @cached_property
+    def members(self) -> Mapping[int, tuple[str, ...]]:
+        """The members that point to functions of modules."""
+        return self._members()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from skblab.errors import ImageDamaged, ImageMissing, MissingPrerequisite, SkblabError
 from skblab.guest import initramfs
 from skblab.image.image import MANIFEST, SOURCE, Image, digest, digest_file
+from skblab.image.members import ensure_members
 from skblab.image.module import ensure_agent
 from skblab.image.reasons import READ
 from skblab.image.store import image_of, images_dir
@@ -160,7 +161,12 @@ def _ship(client: "Client", image: Image, workers: list[str] | None = None) -> N
 
 def packed(image: Image) -> bytes:
     """Return an archive of what an image needs to run, and of the digests; of its source, what rules need."""
-    made = [ensure_agent(image.path), initramfs.ensure(image.path), *image.path.glob(UNWIND)]
+    made = [
+        ensure_agent(image.path),
+        initramfs.ensure(image.path),
+        ensure_members(image.path, image.kernel),
+        *image.path.glob(UNWIND),
+    ]
     read = [f"{SOURCE}/{header}" for header in sorted(READ) if (image.source / header).exists()]
     names = [
         MANIFEST,

@@ -53,7 +53,10 @@ class SkbHold(gdb.Command):
             raise gdb.GdbError(f"packets cannot be held here: {self.order.no_hold}")
         place, skb = taking_over("skb-hold", self.places)
         line, inferior = skbs.line(skb), gdb.selected_inferior()
-        wanted = ByHand(place.address, 0, place.held, place.argument, place.devices, place.sockets, place.nets)
+        wanted = ByHand(
+            place.address, 0, place.held, place.taken_from, place.taken_to,
+            place.argument, place.devices, place.sockets, place.nets, place.transmits,
+        )  # fmt: skip
         inferior.write_memory(self.order.by_hand, BY_HAND_LAYOUT.pack(*wanted))
         # Call the agent's trampoline as the function's entry does where a probe is armed.
         stack = stack_pointer() - 8

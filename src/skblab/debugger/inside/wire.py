@@ -38,14 +38,19 @@ class Place:
     """A function that takes a packet: its address, and which argument the packet is.
 
     ``dropped`` is its return value when the packet is dropped at its entry; None if that is not allowed. ``held`` is
-    its return value when the packet is held. ``devices``, ``sockets``, ``nets``: bit n is set if argument n is one.
+    its return value when the packet is held. ``taken_from``, ``taken_to``: the first and last return value by which it
+    has taken its packet. ``transmits``: it is a driver's ndo_start_xmit(). ``devices``, ``sockets``, ``nets``: bit n is
+    set if argument n is one.
     """
 
     function: str
     address: int
     argument: int
-    dropped: int | None
+    dropped: int | None = None
     held: int = 0
+    taken_from: int = 0
+    taken_to: int = 0
+    transmits: bool = False
     devices: int = 0
     sockets: int = 0
     nets: int = 0
