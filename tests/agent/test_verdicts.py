@@ -15,6 +15,7 @@ from skblab.agent.packets import HeldPacket, State
 from skblab.errors import GuestLost, PacketError, PacketGone, RuleError, Timeout, UnknownFunction
 from skblab.host import process
 from skblab.host.clients import PingReply, parse_ping
+from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.rule import Rule
 
@@ -128,6 +129,23 @@ def test_duplicates_are_seen_by_ping(shared_lab: Lab) -> None:
             (1, False), (1, True), (1, True), (2, False),
         ]  # fmt: skip
         assert running.armed.counts.duplicated == 2
+
+
+def test_copies_of_copies_have_a_bound(shared_lab: Lab) -> None:
+    outer = shared_lab.rule("ip_output = duplicate 40 if icmp")
+    inner = shared_lab.rule("ip_finish_output2 = duplicate 40 if icmp")
+    with outer, inner:
+        assert replies(ping(shared_lab, 1))
+        assert (outer.counts.duplicated, inner.counts.duplicated) == (40, 40)
+        assert (inner.counts.arrived, inner.counts.too_many) == (41, 40)
+
+
+def test_packets_of_a_softirq_that_comes_while_a_copy_runs_are_no_copies(image: Image) -> None:
+    with Lab(image=image, root="host") as lab, lab.rule("ip_output = duplicate 40 if icmp") as rule:
+        with lab.guest.popen(["ping", "-f", "-q", "-c", "300", "host"], stdout=subprocess.PIPE) as own:
+            assert lab.run(["ping", "-f", "-q", "-c", "300", "guest"], timeout_s=60).returncode == 0
+            assert own.wait() == 0
+        assert (rule.counts.arrived, rule.counts.duplicated, rule.counts.too_many) == (600, 24000, 0)
 
 
 @pytest.mark.wall_clock
