@@ -142,8 +142,8 @@ def test_copies_of_copies_have_a_bound(shared_lab: Lab) -> None:
 
 def test_packets_of_a_softirq_that_comes_while_a_copy_runs_are_no_copies(image: Image) -> None:
     with Lab(image=image, root="host") as lab, lab.rule("ip_output = duplicate 40 if icmp") as rule:
-        with lab.guest.popen(["ping", "-f", "-q", "-c", "100", "host"], stdout=subprocess.PIPE) as own:
-            assert lab.run(["ping", "-f", "-q", "-c", "100", "guest"], timeout_s=60).returncode == 0
+        with lab.guest.popen(["ping", "-f", "-q", "-c", "100", "-W", "0.5", "host"], stdout=subprocess.PIPE) as own:
+            assert lab.run(["ping", "-f", "-q", "-c", "100", "-W", "0.5", "guest"], timeout_s=60).returncode == 0
             own.wait()
         counts = rule.counts
     assert counts.arrived > 150
