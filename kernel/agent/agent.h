@@ -50,7 +50,7 @@ struct agent_rule {
 	struct list_head list;
 	struct agent_probe *probe;
 	struct agent_arm arm;
-	struct bpf_prog *filter;
+	struct agent_filter *filter; /* NULL: every packet */
 	u16 number;
 	bool acts; /* agent_verdict_acts() */
 	u64 occurrence;
@@ -147,10 +147,19 @@ void agent_call_again(const struct agent_again *again, unsigned long address, co
 unsigned long agent_returned(struct agent_regs *regs);
 void agent_resumed(const unsigned long *slot, unsigned long value);
 
+/* filter.c: which packets */
+struct agent_filter {
+	struct bpf_prog *program; /* or NULL */
+	u16 conditions;
+	struct agent_condition condition[];
+};
+int agent_filter_create(struct agent_filter **made, const void *instructions, u16 length, u16 conditions, const void *end);
+void agent_filter_free(struct agent_filter *filter);
+bool agent_takes(const struct agent_filter *filter, struct sk_buff *skb);
+
 /* rule.c: does a packet match? */
 struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb,
 			       struct agent_rule **behind);
-bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb);
 u32 agent_random(struct agent_rule *rule);
 
 /* hit.c: what the trampoline calls */

@@ -32,6 +32,7 @@
 #define AGENT_NOTE_BYTES 64
 #define AGENT_FIELDS 8
 #define AGENT_FIELD_HOPS 6
+#define AGENT_CONDITIONS 16
 
 struct agent_counts { /* of one rule */
 	__u64 arrived; /* packets its filter took, whatever the occurrence */
@@ -96,14 +97,14 @@ struct agent_record {
 
 /* Commands. Each is answered by an AGENT_DONE with its cookie, unless that is 0. */
 enum agent_command_kind {
-	AGENT_ARM = 1, /* struct agent_arm, then its filter. Replaces the rule of that number; what that one holds stays held */
+	AGENT_ARM = 1, /* struct agent_arm, its filter, its conditions. Replaces the rule of that number; what that holds stays held */
 	AGENT_DISARM = 2, /* record.rule; what it holds is released */
 	AGENT_RELEASE = 3, /* struct agent_decide */
 	AGENT_DISCARD = 4,
 	AGENT_COPY = 5, /* number: how many */
 	AGENT_WRITE = 6, /* struct agent_write, then the packet's new bytes */
 	AGENT_MEASURE = 7, /* struct agent_decide, then an Ethernet frame; number: calls. The answer: ns for all of them */
-	AGENT_FOLLOW = 8, /* struct agent_follow, then its filter: begins a trace */
+	AGENT_FOLLOW = 8, /* struct agent_follow, its filter, its conditions: begins a trace */
 	AGENT_TRACE_PROBE = 9, /* struct agent_trace_probe; record.rule: the probe's number */
 	AGENT_UNFOLLOW = 10, /* ends the trace, and disarms its probes */
 	AGENT_LOSSES = 11, /* struct agent_decide; count what the links have lost: agent_shared.link_cut, ... */
@@ -181,12 +182,39 @@ struct agent_field {
 	__u8 padding[2];
 };
 
+enum agent_operation {
+	AGENT_EQUAL = 0,
+	AGENT_UNEQUAL = 1,
+	AGENT_LESS = 2, /* the field than the value */
+	AGENT_AT_MOST = 3,
+	AGENT_GREATER = 4,
+	AGENT_AT_LEAST = 5,
+	AGENT_ANY_BIT = 6, /* of the value is set in the field */
+};
+
+enum agent_condition_flags {
+	AGENT_SIGNED = 1,
+	AGENT_BIG_ENDIAN = 2,
+	AGENT_TEXT = 4, /* the field is text, which ends with a zero byte or with the field */
+};
+
+struct agent_condition {
+	struct agent_field field;
+	__u64 value;
+	__u8 operation;
+	__u8 shift, bits; /* of a bit field; bits 0: all of the field */
+	__u8 flags;
+	__u8 padding[4];
+	char text[32]; /* ends with a zero byte */
+};
+
 struct agent_follow {
 	struct agent_record record;
 	__u64 cookie;
 	__u64 text_start, text_end; /* as in struct agent_arm; for functions that drop */
 	__u32 fields; /* used */
-	__u32 filter_length; /* instructions; 0: every packet */
+	__u16 filter_length; /* as in struct agent_arm */
+	__u16 conditions;
 	struct agent_field field[AGENT_FIELDS];
 };
 
@@ -228,7 +256,8 @@ struct agent_arm {
 	__u8 device_arguments; /* bit n: argument n is a struct net_device * */
 	__u8 socket_arguments; /* struct sock * */
 	__u8 net_arguments; /* struct net * */
-	__u32 filter_length; /* instructions; 0: every packet */
+	__u16 filter_length; /* instructions; 0 and no conditions: every packet */
+	__u16 conditions; /* behind the instructions: all of them hold */
 	__u8 transmits; /* the function is a driver's ndo_start_xmit() */
 	__u8 at_once; /* of a hold in virtual time: the kernel stands still until the host has decided */
 	__u8 in_order; /* of a hold: what the function gets meanwhile waits behind the held packet, and goes on after it */

@@ -17,7 +17,7 @@
 struct agent_follow agent_following;
 u32 agent_following_bytes;
 const struct net_device *agent_devices_named[AGENT_NAMED];
-static struct bpf_prog *filter;
+static struct agent_filter *filter;
 static DEFINE_HASHTABLE(heads, 12);
 struct agent_followed *agent_packets;
 static HLIST_HEAD(spare); /* of those, the forgotten ones; the first of them is still in the cache */
@@ -121,10 +121,9 @@ void agent_forget(u64 head)
 /* Begin to follow, or change what is followed. Process context. */
 int agent_follow(const struct agent_follow *follow)
 {
-	struct sock_fprog_kern program = { .len = follow->filter_length, .filter = (struct sock_filter *)(follow + 1) };
-	struct bpf_prog *new = NULL, *old;
+	struct agent_filter *new, *old;
 	unsigned long flags;
-	int error = 0;
+	int error;
 
 	if (follow->fields > AGENT_FIELDS)
 		return -EINVAL;
@@ -135,8 +134,8 @@ int agent_follow(const struct agent_follow *follow)
 		agent_packets = kvcalloc(MOST, sizeof(*agent_packets), GFP_KERNEL);
 	if (!agent_packets || agent_calls_begin())
 		return -ENOMEM;
-	if (program.len)
-		error = bpf_prog_create(&new, &program);
+	error = agent_filter_create(&new, follow + 1, follow->filter_length, follow->conditions,
+				    (const void *)follow + follow->record.bytes);
 	if (error)
 		return error;
 	agent_clock_set();
@@ -150,8 +149,7 @@ int agent_follow(const struct agent_follow *follow)
 	old = filter;
 	filter = new;
 	local_irq_restore(flags);
-	if (old)
-		bpf_prog_destroy(old);
+	agent_filter_free(old);
 	return 0;
 }
 
@@ -160,8 +158,7 @@ void agent_follow_end(void)
 {
 	struct agent_followed *old = agent_packets;
 
-	if (filter)
-		bpf_prog_destroy(filter);
+	agent_filter_free(filter);
 	filter = NULL;
 	hash_init(heads);
 	INIT_HLIST_HEAD(&spare);

@@ -110,8 +110,8 @@ static const char *followed_from(const struct sk_buff *skb, u16 offset, unsigned
 	return *(const char *const *)((const char *)skb + offset);
 }
 
-/* Copy a field that a person has named. The memory is mapped, but may be freed: so without KASAN. */
-static __no_kasan_or_inline bool copy_field(const struct sk_buff *skb, const struct agent_field *field, u8 *to)
+/* Copy a field that a person has named; false where a pointer leads nowhere. The memory may be freed: so without KASAN. */
+__no_kasan_or_inline bool agent_field_copy(const struct sk_buff *skb, const struct agent_field *field, u8 *to)
 {
 	const unsigned int last = field->hops - 1;
 	const char *at = (const char *)skb + field->offsets[0];
@@ -135,7 +135,7 @@ void agent_fields_copy(const struct sk_buff *skb, u8 *to)
 	for (u32 i = 0; i < agent_following.fields; i++) {
 		const struct agent_field *field = &agent_following.field[i];
 
-		if (!copy_field(skb, field, to))
+		if (!agent_field_copy(skb, field, to))
 			memset(to, 0, field->bytes);
 		to += field->bytes;
 	}

@@ -12,6 +12,7 @@ const struct net_device *agent_device_find(const struct net_device *device);
 
 int agent_devices_begin(void);
 void agent_devices_end(void);
+bool agent_field_copy(const struct sk_buff *skb, const struct agent_field *field, u8 *to);
 void agent_fields_copy(const struct sk_buff *skb, u8 *to);
 
 /* Are an sk_buff and its linear bytes in mapped memory? A netlink message in vmalloc()'s memory is not looked at. */

@@ -138,18 +138,16 @@ static void leave_probe(struct agent_probe *probe)
 
 static void free_rule(struct agent_rule *rule)
 {
-	if (rule->filter)
-		bpf_prog_destroy(rule->filter);
+	agent_filter_free(rule->filter);
 	kfree(rule);
 }
 
 int agent_arm(const struct agent_arm *arm)
 {
-	struct sock_fprog_kern program = { .len = arm->filter_length, .filter = (struct sock_filter *)(arm + 1) };
 	struct agent_probe *probe;
 	struct agent_rule *rule, *old;
 	unsigned long flags;
-	int error = 0;
+	int error;
 
 	if (arm->record.rule >= AGENT_BY_HAND)
 		return -EINVAL;
@@ -158,9 +156,6 @@ int agent_arm(const struct agent_arm *arm)
 		return -EINVAL;
 	if (!agent_verdict_fits(arm) || max3(arm->delay_ns, arm->jitter_ns, arm->lease_ns) > MOST_NS)
 		return -EINVAL;
-	if (arm->filter_length > BPF_MAXINSNS ||
-	    sizeof(*arm) + arm->filter_length * sizeof(struct sock_filter) > arm->record.bytes)
-		return -EINVAL;
 	rule = kzalloc(sizeof(*rule), GFP_KERNEL);
 	if (!rule)
 		return -ENOMEM;
@@ -168,8 +163,8 @@ int agent_arm(const struct agent_arm *arm)
 	rule->number = arm->record.rule;
 	rule->acts = agent_verdict_acts(arm);
 	rule->random = arm->seed ?: 1;
-	if (program.len)
-		error = bpf_prog_create(&rule->filter, &program);
+	error = agent_filter_create(&rule->filter, arm + 1, arm->filter_length, arm->conditions,
+				    (const void *)arm + arm->record.bytes);
 	if (error)
 		goto free;
 	probe = probe_for(arm->address);

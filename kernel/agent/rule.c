@@ -1,39 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Does a packet match a rule: its filter, then its occurrence. Interrupts are off. */
+/* Does a packet match a rule: its filter (filter.c), then its occurrence. Interrupts are off. */
 #include <linux/math64.h>
 
 #include "packet.h"
-
-/* By the IP version: a packet on its way out has no skb->protocol before ip_output() sets it (net/ipv4/ip_output.c). */
-static __be16 protocol_by_version(const struct sk_buff *skb)
-{
-	switch (skb_headlen(skb) ? *skb->data >> 4 : 0) {
-	case 4:
-		return htons(ETH_P_IP);
-	case 6:
-		return htons(ETH_P_IPV6);
-	default:
-		return 0;
-	}
-}
-
-/* Run a filter on the packet from its network header on, wherever skb->data stands here. */
-bool agent_takes(const struct bpf_prog *filter, struct sk_buff *skb)
-{
-	const __be16 protocol = skb->protocol;
-	int offset = agent_network_offset(skb);
-	bool taken;
-
-	skb->data += offset;
-	skb->len -= offset;
-	if (unlikely(!protocol))
-		skb->protocol = protocol_by_version(skb);
-	taken = bpf_prog_run(filter, skb);
-	skb->protocol = protocol;
-	skb->data -= offset;
-	skb->len += offset;
-	return taken;
-}
 
 /* The rule's next random number; its seed determines it. */
 u32 agent_random(struct agent_rule *rule)

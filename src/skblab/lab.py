@@ -79,7 +79,7 @@ class Lab(LabLife):
     ) -> Hold:
         """Hold packets that enter a function, while the kernel runs on. Use in a ``with``.
 
-        :param filter: which packets: pcap-filter(7)
+        :param filter: which packets: pcap-filter(7), and conditions
         :param report: called for each, as that of ``rule()``
         """
         rule = Rule(function, "hold", occurrence or Occurrence(), filter)
@@ -122,7 +122,7 @@ class Lab(LabLife):
         "delay 20ms", "duplicate", "edit ip.ttl=3", "hold"), or None: the packet goes on. So does a packet about which
         it raises or does not decide in time. The policy ends with its ``with``, its ``close()``, or the lab.
 
-        :param filter: which packets: pcap-filter(7)
+        :param filter: which packets: pcap-filter(7), and conditions
         :param lease_s: how long a packet waits for a decision
         :raises UnknownFunction: there is no such function
         :raises UnsupportedVerdict: a packet cannot be held there

@@ -3,7 +3,8 @@
 FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]
 
 ``skblab.verdict`` has the verdicts. Occurrences count the packets that the filter takes, from 1: ``@3``, ``@2-5``,
-``@3-``, ``@every 10``, ``@random 10%``, ``@random 10% seed 7``. The filter is pcap-filter(7)'s.
+``@3-``, ``@every 10``, ``@random 10%``, ``@random 10% seed 7``. The filter is pcap-filter(7)'s, and may end in
+conditions (``skblab.condition``).
 """
 
 import re
@@ -54,7 +55,7 @@ class Rule(Arguments):
     :param function: the kernel function's name
     :param verdict: a word of ``skblab.verdict.VERDICTS``
     :param occurrence: which of the packets that the filter takes
-    :param filter: a pcap-filter(7) expression; "": every packet
+    :param filter: a pcap-filter(7) expression, and conditions; "": every packet
     """
 
     function: str

@@ -26,7 +26,7 @@ def rules(
     :param functions: functions that own their packet (docs/reference/rules.md)
     :param verdicts: words, with their arguments if they need any; ``delay`` gets a time
     :param most: the highest occurrence
-    :param filter: which packets: pcap-filter(7)
+    :param filter: which packets: pcap-filter(7), and conditions
     """
     check_lists(functions=functions, verdicts=verdicts)
     actions = st.sampled_from(list(verdicts)).flatmap(_action)

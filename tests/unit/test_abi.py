@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from skblab import condition
 from skblab.agent import abi
 from skblab.guest.boot import BRANCH_SIGNAL
 from skblab.host import process
@@ -19,7 +20,8 @@ STRUCTS = {
     "agent_decide": abi.DECIDE, "agent_write": abi.WRITE,
     "agent_hit": abi.HIT_LAYOUT, "agent_done": abi.DONE_LAYOUT, "agent_end": abi.END_LAYOUT,
     "agent_task": abi.TASK_LAYOUT,
-    "agent_field": abi.FIELD_LAYOUT, "agent_follow": abi.FOLLOW_LAYOUT, "agent_trace_probe": abi.PROBE_LAYOUT,
+    "agent_field": abi.FIELD_LAYOUT, "agent_condition": abi.CONDITION_LAYOUT,
+    "agent_follow": abi.FOLLOW_LAYOUT, "agent_trace_probe": abi.PROBE_LAYOUT,
     "agent_step": abi.STEP, "agent_more": abi.MORE, "agent_by_hand": abi.BY_HAND_LAYOUT, "agent_return": abi.RETURN,
     "agent_branch": abi.BRANCH_LAYOUT, "agent_branch_step": abi.BRANCH_STEP_LAYOUT,
     "agent_kin": abi.KIN, "agent_device": abi.DEVICE,
@@ -119,16 +121,24 @@ def test_every_member_lies_where_python_packs_it(tmp_path: Path) -> None:
     assert sizes["agent_shared"] == abi.SHARED_BYTES
 
 
-ARM = abi.Arm(**{name: 100 + at for at, name in enumerate(abi.Arm._fields) if name != "filter"}, filter=bytes(72))
+BEHIND_ARM = {"filter", "conditions"}
+CONDITION = abi.Condition(
+    abi.Field((101, 102, 103), 104), abi.Operation.AT_LEAST, 105, 106, 107, abi.ConditionFlag.BIG_ENDIAN, b"vec0"
+)
+ARM = abi.Arm(
+    **{name: 100 + at for at, name in enumerate(abi.Arm._fields) if name not in BEHIND_ARM},
+    filter=bytes(72),
+    conditions=(CONDITION,) * 2,
+)
 TRACE_PROBE = abi.TraceProbe(  # as the agent reads it: numbers
     **{name: 100 + at for at, name in enumerate(abi.TraceProbe._fields)}  # type: ignore[arg-type]
 )
-FOLLOW = abi.Follow(bytes(48), (abi.Field((101, 102, 103), 104),), 105, 106)
+FOLLOW = abi.Follow(bytes(48), (abi.Field((101, 102, 103), 104),), 105, 106, (CONDITION,) * 3)
 COMMANDS: dict[str, tuple[bytes, dict[str, int]]] = {
     "agent_arm": (
         ARM.encode(7, 8),
-        {name: getattr(ARM, name) for name in abi.Arm._fields if name != "filter"}
-        | {"kind": abi.Command.ARM, "rule": 7, "cookie": 8, "filter_length": 9},
+        {name: getattr(ARM, name) for name in abi.Arm._fields if name not in BEHIND_ARM}
+        | {"kind": abi.Command.ARM, "rule": 7, "cookie": 8, "filter_length": 9, "conditions": 2},
     ),
     "agent_trace_probe": (
         TRACE_PROBE.encode(8),
@@ -138,12 +148,19 @@ COMMANDS: dict[str, tuple[bytes, dict[str, int]]] = {
     "agent_follow": (
         FOLLOW.encode(8),
         {"kind": abi.Command.FOLLOW, "rule": 0, "cookie": 8, "text_start": 105, "text_end": 106, "fields": 1}
-        | {"filter_length": 6},
+        | {"filter_length": 6, "conditions": 3},
     ),
     "agent_field": (
         FOLLOW.fields[0].encode(),
         {"offsets[0]": 101, "offsets[1]": 102, "offsets[2]": 103, "offsets[3]": 0, "offsets[4]": 0, "offsets[5]": 0}
         | {"hops": 3, "bytes": 104},
+    ),
+    "agent_condition": (
+        CONDITION.encode(),
+        {"field.offsets[0]": 101, "field.offsets[1]": 102, "field.offsets[2]": 103, "field.offsets[3]": 0}
+        | {"field.offsets[4]": 0, "field.offsets[5]": 0, "field.hops": 3, "field.bytes": 104}
+        | {"value": 105, "operation": 5, "shift": 106, "bits": 107, "flags": 2}
+        | {f"text[{at}]": byte for at, byte in enumerate(b"vec0".ljust(32, b"\0"))},
     ),
     "agent_decide": (
         abi.encode_decide(abi.Command.COPY, 8, rule=1, packet=2, after_ns=3, number=4, data=bytes(5)),
@@ -162,7 +179,8 @@ def one_by_one(which: str) -> list[str]:
     expressions = []
     for expression in numbers(members(), which):
         name, _, length = expression.removesuffix("]").partition("[")
-        expressions += [f"{name}[{at}]" for at in range(abi.FIELD_HOPS)] if length == "AGENT_FIELD_HOPS" else [name]
+        count = abi.FIELD_HOPS if length == "AGENT_FIELD_HOPS" else int(length or 0)
+        expressions += [f"{name}[{at}]" for at in range(count)] or [name]
     return expressions
 
 
@@ -247,6 +265,8 @@ def test_numbers() -> None:
         abi.StepFlag,
         abi.WriteFlag,
         abi.BranchKind,
+        abi.Operation,
+        abi.ConditionFlag,
     ):
         for member in kind:
             assert in_c.pop(member.name) == member.value, member
@@ -266,6 +286,9 @@ def test_numbers() -> None:
     assert f"#define AGENT_LONG_NS {abi.LONG_NS}\n" in header
     assert f"#define AGENT_FIELDS {abi.FIELDS}\n" in header
     assert f"#define AGENT_FIELD_HOPS {abi.FIELD_HOPS}\n" in header
+    assert f"#define AGENT_CONDITIONS {abi.CONDITIONS}\n" in header
+    assert abi.CONDITIONS == condition.MOST
+    assert f"char text[{condition.MOST_TEXT_BYTES + 1}];" in header
     assert f"#define AGENT_NOTE_BYTES {abi.NOTE_BYTES}\n" in header
     assert f"#define AGENT_SEEN_BYTES {abi.SEEN_BYTES} " in header
     assert f"#define AGENT_FAREWELL {abi.FAREWELL}\n" in header

@@ -161,7 +161,65 @@ class Counts:
         return [f"{count} {what}" for count, what in sentences if count]
 
 
-ARM_LAYOUT = struct.Struct("=IHH10Qq5I4i4BI4B")
+FIELD_LAYOUT = struct.Struct(f"={FIELD_HOPS}HBB2x")
+
+
+class Field(NamedTuple):
+    """struct agent_field: a value behind pointers, from the struct sk_buff on."""
+
+    offsets: tuple[int, ...]
+    size_bytes: int
+
+    def encode(self) -> bytes:
+        """Return its bytes."""
+        padded = (*self.offsets, *[0] * FIELD_HOPS)[:FIELD_HOPS]
+        return FIELD_LAYOUT.pack(*padded, len(self.offsets), self.size_bytes)
+
+
+CONDITION_LAYOUT = struct.Struct(f"{FIELD_LAYOUT.format}Q4B4x32s")
+CONDITIONS = 16  # of a filter, at most
+
+
+class Operation(enum.IntEnum):
+    """enum agent_operation: how a condition compares a field with its value."""
+
+    EQUAL = 0
+    UNEQUAL = 1
+    LESS = 2
+    AT_MOST = 3
+    GREATER = 4
+    AT_LEAST = 5
+    ANY_BIT = 6
+
+
+class ConditionFlag(enum.IntFlag):
+    """enum agent_condition_flags: what a condition's field is."""
+
+    SIGNED = 1
+    BIG_ENDIAN = 2
+    TEXT = 4
+
+
+class Condition(NamedTuple):
+    """struct agent_condition: what a packet's field must be."""
+
+    field: Field
+    operation: Operation
+    value: int = 0
+    shift: int = 0
+    bits: int = 0
+    flags: ConditionFlag = ConditionFlag(0)
+    text: bytes = b""
+
+    def encode(self) -> bytes:
+        """Return its bytes."""
+        rest = struct.pack(
+            "=Q4B4x32s", self.value % (1 << 64), self.operation, self.shift, self.bits, self.flags, self.text
+        )
+        return self.field.encode() + rest
+
+
+ARM_LAYOUT = struct.Struct("=IHH10Qq5I4i4B2H4B")
 
 
 class Arm(NamedTuple):
@@ -195,19 +253,21 @@ class Arm(NamedTuple):
     at_once: int = 0
     in_order: int = 0
     frees: int = 0
+    conditions: tuple[Condition, ...] = ()
 
     def encode(self, rule: int, cookie: int) -> bytes:
         """Return the command's bytes."""
+        conditions = b"".join(one.encode() for one in self.conditions)
         head = ARM_LAYOUT.pack(
-            ARM_LAYOUT.size + len(self.filter), Command.ARM, rule, cookie, self.address,
+            ARM_LAYOUT.size + len(self.filter) + len(conditions), Command.ARM, rule, cookie, self.address,
             self.first, self.last, self.every, self.delay_ns, self.jitter_ns, self.lease_ns,
             self.text_start, self.text_end, self.argument,
             self.chance, self.seed, self.verdict, self.reason, self.captured_bytes,
             self.held_returns, self.dropped_returns, self.taken_from, self.taken_to,
-            self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments, len(self.filter) // 8,
-            self.transmits, self.at_once, self.in_order, self.frees,
+            self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments,
+            len(self.filter) // 8, len(self.conditions), self.transmits, self.at_once, self.in_order, self.frees,
         )  # fmt: skip
-        return head + self.filter
+        return head + self.filter + conditions
 
 
 class ByHand(NamedTuple):
@@ -286,22 +346,7 @@ def _with_data(layout: struct.Struct, data: bytes, *fields: int) -> bytes:
     return (layout.pack(size, *fields) + data).ljust(size, b"\0")
 
 
-FIELD_LAYOUT = struct.Struct(f"={FIELD_HOPS}HBB2x")
-
-
-class Field(NamedTuple):
-    """struct agent_field: a value behind pointers, from the struct sk_buff on."""
-
-    offsets: tuple[int, ...]
-    size_bytes: int
-
-    def encode(self) -> bytes:
-        """Return its bytes."""
-        padded = (*self.offsets, *[0] * FIELD_HOPS)[:FIELD_HOPS]
-        return FIELD_LAYOUT.pack(*padded, len(self.offsets), self.size_bytes)
-
-
-FOLLOW_LAYOUT = struct.Struct("=IHHQQQII")
+FOLLOW_LAYOUT = struct.Struct("=IHHQQQI2H")
 
 
 class Follow(NamedTuple):
@@ -311,15 +356,17 @@ class Follow(NamedTuple):
     fields: tuple[Field, ...] = ()
     text_start: int = 0
     text_end: int = 0
+    conditions: tuple[Condition, ...] = ()
 
     def encode(self, cookie: int) -> bytes:
         """Return the command's bytes."""
         fields = b"".join(field.encode() for field in self.fields).ljust(FIELDS * FIELD_LAYOUT.size, b"\0")
-        size = FOLLOW_LAYOUT.size + len(fields) + len(self.filter)
+        conditions = b"".join(one.encode() for one in self.conditions)
         head = FOLLOW_LAYOUT.pack(
-            size, Command.FOLLOW, 0, cookie, self.text_start, self.text_end, len(self.fields), len(self.filter) // 8
-        )
-        return head + fields + self.filter
+            FOLLOW_LAYOUT.size + len(fields) + len(self.filter) + len(conditions), Command.FOLLOW, 0, cookie,
+            self.text_start, self.text_end, len(self.fields), len(self.filter) // 8, len(self.conditions),
+        )  # fmt: skip
+        return head + fields + self.filter + conditions
 
 
 PROBE_LAYOUT = struct.Struct("=IHHQQ8B")

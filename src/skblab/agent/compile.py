@@ -1,10 +1,10 @@
 """From a rule to the agent's command. Pure: a rule, a function of an image, and out comes struct agent_arm."""
 
 from skblab.agent import abi
+from skblab.agent.conditions import compile_whole
 from skblab.agent.contracts import Contract
 from skblab.agent.functions import check_value, contract_for, readable_packet, references, why_no_packet
 from skblab.errors import UnsupportedVerdict
-from skblab.filter import compile_filter
 from skblab.image.image import Image
 from skblab.image.index import Function
 from skblab.image.reasons import drop_reason
@@ -25,7 +25,7 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
     :param lease_s: a held packet goes on by itself if nothing decides on it within that time; 0: never
     :param seed: of the agent's random numbers, where the rule has none of its own
     :raises UnsupportedVerdict: the verdict, or a filter, is not sound there
-    :raises RuleError: libpcap does not understand the filter, or this kernel has no such drop reason
+    :raises RuleError: libpcap does not understand the filter, or this kernel has no such member or drop reason
     """
     verdict = VERDICTS[rule.verdict]
     owned = contract_for(verdict, function, image)
@@ -40,11 +40,12 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
             hint=f"without: if {rule.filter}",
         )
     numbers, occurrence = verdict.numbers(rule), rule.occurrence
+    program, conditions = compile_whole(rule.filter, image)
     text_start, text_end = image.functions.text if verdict.stack else NO_STACK if packet else CALLER_ALONE
     return abi.Arm(
         address=function.address,
         verdict=verdict.number,
-        filter=compile_filter(rule.filter),
+        filter=program,
         first=occurrence.first,
         last=occurrence.last,
         every=occurrence.every,
@@ -68,6 +69,7 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
         net_arguments=needed.nets,
         transmits=int(contract.transmits),
         frees=int(verdict.word == RETURN and owned is not None),
+        conditions=conditions,
     )
 
 

@@ -3,7 +3,7 @@
 Its caller does not use the packet afterwards and reads nothing but the return value. So the packet can be held, freed
 or copied at the function's entry, and the caller gets a return value that fits. Some such functions are known by name.
 The others are found by the member of a structure that points to them: every ``net_device_ops.ndo_start_xmit`` is called
-in the same way, whoever wrote the driver.
+in the same way, your own driver's, too.
 """
 
 from dataclasses import dataclass

@@ -54,7 +54,7 @@ class Stream(Generic[Item]):
         return self.counts.verdicts > 0
 
     def refilter(self, expression: str) -> None:
-        """Replace the rule's filter by a pcap-filter(7) expression; what is held stays held.
+        """Replace the rule's filter by another; what is held stays held.
 
         :raises RuleError: libpcap does not understand it; nothing was changed
         """

@@ -28,12 +28,13 @@ examples:
   skblab run -r 'tcp_v4_rcv = drop @1 if tcp[tcpflags] & tcp-syn != 0' \\
              --root host -g 'python3 -m http.server 80' -- curl -4 -s http://guest/
   skblab run -r 'icmp_rcv = edit ip.ttl=3' -r 'ip_output = trace' --json run.json -- ping -c1 guest
+  skblab run --time virtual -r 'veth_xmit = drop @2 if icmp where skb->dev->name == "skb0"' -- ping -c3 guest
   skblab run --time virtual --save lost.toml -r 'icmp_rcv = drop @2' -- ping -c3 guest; skblab replay lost.toml
   skblab run -f faults.rules --series 6.1 -- ./my-test guest     rules from a file, one a line
 
 a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]:
   occurrences  @3  @2-5  @3-  @every 10  @random 10% [seed N]
-  filters      pcap-filter(7), as in tcpdump
+  filters      pcap-filter(7), as in tcpdump; where skb->mark == 7 and skb->dev->name != "vec0"
 
 verdicts: what happens to the packet
 {table()}

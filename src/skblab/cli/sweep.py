@@ -63,7 +63,9 @@ def add_sweep_options(parser: argparse.ArgumentParser, *, pairs: bool = True) ->
                         "(default: drop,duplicate,delay 300ms,reorder,corrupt)")  # fmt: skip
     parser.add_argument("--at", metavar="FUNCTION,...", help="where packets are counted and meet their faults "
                         "(default: ip_rcv,ipv6_rcv: all that a device receives, in both directions)")  # fmt: skip
-    parser.add_argument("--filter", default="", metavar="FILTER", help="only these packets: pcap-filter(7)")
+    parser.add_argument(
+        "--filter", default="", metavar="FILTER", help="only these packets: pcap-filter(7), and conditions"
+    )
     if pairs:
         parser.add_argument(
             "--pairs", type=int, default=0, metavar="N", help="also so many cells with two faults at once"

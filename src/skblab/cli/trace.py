@@ -27,6 +27,7 @@ EXAMPLES = f"""\
 examples:
   skblab trace -- ping -c1 guest               the journey of a ping and its reply, call by call
   skblab trace icmp -- ping -c3 guest          only packets that match a filter, and those that they cause
+  skblab trace 'icmp where skb->dev->name == "vec0"' -- ping -c3 guest       and conditions on a struct sk_buff
   skblab trace -p 'tcp_*' -p 'net/ipv4/ip_*.c' --root host -g 'python3 -m http.server 80' \\
                -o run.skblab 'tcp port 80' -- curl -s http://guest/
   skblab trace --field 'skb->dev->name' --field 'skb->priority' --table -- ping -c1 guest
@@ -53,7 +54,11 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "filter", nargs="?", default="", metavar="FILTER", help="a pcap-filter(7) expression: packets to follow"
+        "filter",
+        nargs="?",
+        default="",
+        metavar="FILTER",
+        help="a pcap-filter(7) expression, and conditions: packets to follow",
     )
     probes = parser.add_argument("-p", "--probe", action="append", default=[], metavar="PATTERN", dest="patterns",
                                  help="functions to follow: tcp_* or net/ipv4/*.c (default: all that take an sk_buff); "

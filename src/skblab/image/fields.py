@@ -1,6 +1,7 @@
 """Find fields named as in C, ``skb->dev->name``, in this kernel's structures."""
 
 import difflib
+import functools
 import ipaddress
 import json
 import re
@@ -66,9 +67,14 @@ def resolve_fields(image: Image, expressions: Sequence[str]) -> list[Field]:
             raise TraceError(
                 f'"{expression}" is no field of a packet', found="members of a struct sk_buff", hint="skb->dev->name"
             )
+    return list(_resolved(image.kernel, tuple(expressions)))
+
+
+@functools.lru_cache(maxsize=64)
+def _resolved(kernel: Path, expressions: tuple[str, ...]) -> tuple[Field, ...]:
     paths = [MEMBER.findall(expression) for expression in expressions]
     gdb = find_gdb()
-    argv: list[process.Argument] = [*gdb.argv, "-nx", "-batch", "-x", IN_GDB, image.kernel]
+    argv: list[process.Argument] = [*gdb.argv, "-nx", "-batch", "-x", IN_GDB, kernel]
     done = process.run(argv, env=gdb.env | {"SKBLAB_FIELDS": json.dumps(paths)}, timeout_s=60)
     if done.returncode or not done.stdout:
         raise TraceError("gdb could not look fields up", found=done.stderr.strip()[-500:], hint="skblab doctor")
@@ -82,4 +88,4 @@ def resolve_fields(image: Image, expressions: Sequence[str]) -> list[Field]:
         fields.append(
             Field(expression, tuple(found["offsets"]), found["bytes"], found["kind"], found["bits"], found["shift"])
         )
-    return fields
+    return tuple(fields)

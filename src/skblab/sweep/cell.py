@@ -44,7 +44,7 @@ class Scenario:
     :param directory: the client's; default: this process's
     :param limit_s: of virtual time; a client that runs longer hangs
     :param at: functions at which packets are counted and meet faults
-    :param filter: which packets: pcap-filter(7)
+    :param filter: which packets: pcap-filter(7), and conditions
     :param judged: what has to be as without a fault: ``"status"``, ``"stdout"``, ``"stderr"``, ``"files"``
     :param name: for people
     :param rules: in force in each cell, behind the cell's own

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from skblab.agent import abi
+from skblab.agent.conditions import compile_whole
 from skblab.agent.control import Agent
 from skblab.agent.probes import choose, probes_of
 from skblab.errors import GuestLost, TraceError, check_lists
-from skblab.filter import compile_filter
 from skblab.image.fields import Field, resolve_fields
 from skblab.image.image import Image
 from skblab.image.reasons import reasons
@@ -27,7 +27,7 @@ class TraceSpec:
 
     :param patterns: of functions' names (``tcp_*``) or files (``net/ipv4/*.c``); none: all that take a packet
     :param calls: patterns of functions that need not take a packet; each call is traced that a followed packet causes
-    :param filter: pcap-filter(7): a packet that matches at any function is followed from there on
+    :param filter: pcap-filter(7), and conditions: a packet that matches at any function is followed from there on
     :param fields: members of the packet at each step, ``skb->dev->name``
     :param returns: trace returns, too: duration, return value, which call is in which, which packet causes which
     :param to: the trace file; none: one without a name, which ``trace()`` takes away
@@ -64,11 +64,13 @@ class Tracer:
         self.fields = resolve_fields(image, spec.fields)
         self._check_fields(self.fields)
         text_start, text_end = image.functions.text
+        program, conditions = compile_whole(spec.filter, image)
         self._follow = abi.Follow(
-            compile_filter(spec.filter),
+            program,
             tuple(abi.Field(one.offsets, one.size_bytes) for one in self.fields),
             text_start,
             text_end,
+            conditions,
         )
         self._spec = spec
         self.refused: list[str] = []
