@@ -46,7 +46,7 @@ struct agent_counts { /* of one rule */
 	__u64 no_memory; /* packets not held, or copies not made */
 	__u64 going; /* not held: their route, socket, device or namespace was going away */
 	__u64 unreported; /* not held: the ring of events was full, so the host would not have known of it */
-	__u64 too_many; /* not copied: copies of copies would be more than AGENT_MOST_COPIES */
+	__u64 too_many; /* not copied: copies of copies would be more than AGENT_MOST_COPIES; or calls not surrounded */
 	__u64 expired; /* of the released: by their lease */
 	__u64 given_up; /* of the dropped: their device or namespace went away */
 	__u64 verdicts; /* packets that got the rule's verdict; a rule with any has fired */
@@ -258,10 +258,13 @@ struct agent_arm {
 	__u8 net_arguments; /* struct net * */
 	__u16 filter_length; /* instructions; 0 and no conditions: every packet */
 	__u16 conditions; /* behind the instructions: all of them hold */
+	__u16 inside; /* 0, or 1 and the number of a rule: match only inside a call that it surrounds */
+	__u8 surrounds; /* other rules match inside the calls that this one's filter takes; it has no verdict */
 	__u8 transmits; /* the function is a driver's ndo_start_xmit() */
 	__u8 at_once; /* of a hold in virtual time: the kernel stands still until the host has decided */
 	__u8 in_order; /* of a hold: what the function gets meanwhile waits behind the held packet, and goes on after it */
 	__u8 frees; /* of AGENT_RETURN: the packet is the function's, and is freed */
+	__u8 padding[5];
 };
 
 struct agent_by_hand {

@@ -37,23 +37,26 @@ static noinline bool hold_by_hand(struct agent_regs *regs)
 static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *regs, struct agent_place place,
 				unsigned long flags)
 {
-	struct agent_rule *rule, *behind;
-	struct sk_buff *skb;
+	struct agent_matched matched;
+	struct agent_rule *rule;
 	u32 verdict;
+	int result;
 
-	rule = agent_match(probe, regs, &skb, &behind);
-	if (!rule && !behind) {
+	agent_match(probe, regs, &matched);
+	rule = matched.rule;
+	if (!rule && !matched.behind && !matched.arounds) {
 		busy = false;
 		local_irq_restore(flags);
 		return 0;
 	}
-	if (unlikely(agent_packets) && rule && skb &&
+	if (unlikely(agent_packets) && rule && matched.skb &&
 	    (!place.packet || rule->arm.skb_argument != probe->tracing.skb_argument))
-		place = place_of(regs, skb); /* the trace has no step here, or one of another argument */
-	verdict = agent_verdict_begin(rule, behind, regs, skb, place);
+		place = place_of(regs, matched.skb); /* the trace has no step here, or one of another argument */
+	verdict = agent_verdict_begin(rule, matched.behind, regs, matched.skb, place);
 	busy = false;
 	local_irq_restore(flags);
-	return agent_verdict_finish(verdict, rule, regs, skb);
+	result = agent_verdict_finish(verdict, rule, regs, matched.skb);
+	return !result && matched.arounds ? agent_surround(&matched, regs) : result;
 }
 
 /* The trampoline calls this. 0: go on in the function. 1: return to its caller, with regs->rax as the value. */

@@ -154,6 +154,8 @@ int agent_arm(const struct agent_arm *arm)
 	old = rules[arm->record.rule];
 	if (old && old->probe->address != arm->address)
 		return -EINVAL;
+	if (arm->inside && (arm->inside > AGENT_BY_HAND || !rules[arm->inside - 1]))
+		return -EINVAL;
 	if (!agent_verdict_fits(arm) || max3(arm->delay_ns, arm->jitter_ns, arm->lease_ns) > MOST_NS)
 		return -EINVAL;
 	rule = kzalloc(sizeof(*rule), GFP_KERNEL);
@@ -183,7 +185,10 @@ int agent_arm(const struct agent_arm *arm)
 		rule->sent_ns = old->sent_ns;
 		list_replace(&old->list, &rule->list);
 	} else {
-		list_add_tail(&rule->list, &probe->rules);
+		if (arm->surrounds) /* first: it has no verdict, and no other rule's keeps it from matching */
+			list_add(&rule->list, &probe->rules);
+		else
+			list_add_tail(&rule->list, &probe->rules);
 	}
 	local_irq_restore(flags);
 	if (old)
@@ -207,6 +212,7 @@ int agent_disarm(u16 number)
 	local_irq_save(flags);
 	list_del(&rule->list);
 	rules[number] = NULL;
+	agent_inside_forget(number);
 	local_irq_restore(flags);
 	leave_probe(probe);
 	free_rule(rule);

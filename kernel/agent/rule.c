@@ -31,37 +31,44 @@ static bool is_wanted_occurrence(struct agent_rule *rule)
 	return !arm->chance || agent_random(rule) < arm->chance;
 }
 
-/*
- * The first rule of a probe that matches; NULL where none matches, or where it accepts. *skb is the packet, NULL for a
- * function without one. *behind is the rule behind whose packets this one goes on, if it goes on; or NULL.
- */
-struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb,
-			       struct agent_rule **behind)
+/* Find the rules of a probe that match a call. */
+void agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct agent_matched *matched)
 {
 	struct agent_rule *rule;
 	bool wanted;
 
-	*behind = NULL;
+	matched->rule = matched->behind = NULL;
+	matched->arounds = 0;
 	list_for_each_entry(rule, &probe->rules, list) {
-		*skb = NULL;
+		matched->skb = NULL;
 		if (rule->arm.skb_argument != AGENT_NO_PACKET) {
-			*skb = (struct sk_buff *)agent_argument(regs, rule->arm.skb_argument);
-			if (!agent_is_packet(*skb))
+			matched->skb = (struct sk_buff *)agent_argument(regs, rule->arm.skb_argument);
+			if (!agent_is_packet(matched->skb))
 				continue;
-			if (rule->arm.in_order && !*behind && agent_is_behind(rule))
-				*behind = rule;
-			if (rule->filter && !agent_takes(rule->filter, *skb))
+			if (rule->arm.in_order && !matched->behind && agent_is_behind(rule))
+				matched->behind = rule;
+			if (rule->filter && !agent_takes(rule->filter, matched->skb))
 				continue;
+		}
+		if (rule->arm.inside && !agent_is_inside(rule->arm.inside - 1))
+			continue;
+		if (rule->arm.surrounds) {
+			if (matched->arounds < AGENT_AROUNDS)
+				matched->around[matched->arounds++] = rule->number;
+			else
+				agent_counts(rule->number)->too_many++;
+			continue;
 		}
 		agent_counts(rule->number)->arrived++;
 		wanted = is_wanted_occurrence(rule);
-		if (wanted && rule->acts)
-			return rule;
+		if (wanted && rule->acts) {
+			matched->rule = rule;
+			return;
+		}
 		agent_counts(rule->number)->passed++;
 		if (wanted) {
 			agent_counts(rule->number)->verdicts++;
-			break; /* later rules do not see what one accepts */
+			return; /* later rules do not see what one accepts */
 		}
 	}
-	return NULL;
 }

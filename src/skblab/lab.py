@@ -18,7 +18,7 @@ from skblab.guest.terminal import Terminal
 from skblab.image.module import ensure_agent
 from skblab.life import LabLife
 from skblab.policy import LEASE_S, Decide, Policy
-from skblab.rule import Occurrence, Rule
+from skblab.rule import Inside, Occurrence, Rule
 from skblab.serve import start_commands
 from skblab.trace.tracer import Tracer, TraceSpec
 
@@ -75,14 +75,16 @@ class Lab(LabLife):
         filter: str = "",  # noqa: A002
         *,
         occurrence: Occurrence | None = None,
+        inside: Inside | None = None,
         report: Callable[[Hit], object] = lambda _: None,
     ) -> Hold:
         """Hold packets that enter a function, while the kernel runs on. Use in a ``with``.
 
         :param filter: which packets: pcap-filter(7), and conditions
+        :param inside: only inside these calls of another function
         :param report: called for each, as that of ``rule()``
         """
-        rule = Rule(function, "hold", occurrence or Occurrence(), filter)
+        rule = Rule(function, "hold", occurrence or Occurrence(), filter, inside)
         return self._begun(Hold(self._ready_agent(), rule, report))
 
     def probe(self, function: str, filter: str = "", *, occurrence: Occurrence | None = None) -> Probe:  # noqa: A002

@@ -12,17 +12,20 @@ TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|ms|s)")
 
 
 class Line:
-    """A line, and how far it has been read: ``at`` is behind the last word, ``word_at`` where it begins."""
+    """A line, and how far it has been read: ``at`` is behind the last word, ``word_at`` where it begins.
+
+    Its ``text`` may be cut off at the end; errors show all of it.
+    """
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text = self.whole = text
         self.at = 0
         self.word_at = 0
 
     def fail(self, what: str, hint: str = "", *, at: int | None = None) -> NoReturn:
         """Raise RuleError with a caret at *at*, by default at the last word."""
         place = self.word_at if at is None else at
-        raise RuleError(what, found=f"{self.text}\n{' ' * place}^", hint=hint)
+        raise RuleError(what, found=f"{self.whole}\n{' ' * place}^", hint=hint)
 
     def peek(self) -> str:
         """Return the next word, or "" at the end."""

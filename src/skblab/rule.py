@@ -1,10 +1,11 @@
 """A rule in one line of text: ``tcp_v4_rcv = drop @3 if tcp[tcpflags] & tcp-syn != 0``.
 
-FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]
+FUNCTION = VERDICT [@OCCURRENCE] [if FILTER] [inside FUNCTION [if FILTER]]
 
 ``skblab.verdict`` has the verdicts. Occurrences count the packets that the filter takes, from 1: ``@3``, ``@2-5``,
 ``@3-``, ``@every 10``, ``@random 10%``, ``@random 10% seed 7``. The filter is pcap-filter(7)'s, and may end in
-conditions (``skblab.condition``).
+conditions (``skblab.condition``). A rule that is inside a function matches only while a call of that function is
+running, one whose packet that function's filter takes.
 """
 
 import re
@@ -17,7 +18,9 @@ from skblab.verdict import VERDICTS, Arguments
 LEAST_PERCENT = 100 / (1 << 32)  # agent_arm.chance counts in parts of 2^32, and 0 of them is always
 FUNCTION = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*=(?!=)")
 OCCURRENCE = re.compile(r"@([0-9]{1,10})(-)?([0-9]{1,10})?$")
-BARE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*($|if\s.*|@.*)", re.DOTALL)
+BARE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*($|if\s.*|inside\s.*|@.*)", re.DOTALL)
+INSIDE = re.compile(r'^((?:[^"]|"[^"]*")*?)(?<=\s)inside(?=\s|$)')
+OUTER = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,21 @@ class Occurrence:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """Calls of another function, inside which a rule matches.
+
+    :param function: the kernel function's name
+    :param filter: of its packet; "": every call
+    """
+
+    function: str
+    filter: str = ""
+
+    def __str__(self) -> str:
+        return f"inside {self.function}" + (f" if {self.filter}" if self.filter else "")
+
+
+@dataclass(frozen=True)
 class Rule(Arguments):
     """One rule: what happens to which packets at a function, and the verdict's arguments by keyword.
 
@@ -56,12 +74,14 @@ class Rule(Arguments):
     :param verdict: a word of ``skblab.verdict.VERDICTS``
     :param occurrence: which of the packets that the filter takes
     :param filter: a pcap-filter(7) expression, and conditions; "": every packet
+    :param inside: only inside these calls of another function
     """
 
     function: str
     verdict: str
     occurrence: Occurrence = field(default_factory=Occurrence)
     filter: str = ""
+    inside: Inside | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +99,7 @@ class Rule(Arguments):
         if not found:
             line.peek()
             line.fail("a rule begins with FUNCTION =", "for example: icmp_rcv = delay 300ms @2")
+        inside = _read_inside(line)
         line.at = found.end()
         word = line.take()
         verdict = VERDICTS.get(word)
@@ -86,7 +107,8 @@ class Rule(Arguments):
             line.fail(f"no such verdict: {word}" if word else "a verdict is missing", f"one of: {', '.join(VERDICTS)}")
         arguments = verdict.read(line)
         occurrence = _read_occurrence(line)
-        return cls(found.group(1), word, occurrence, _read_filter(line), **arguments)
+        expression = _read_filter(line, "an occurrence (@3), a filter (if icmp) or inside FUNCTION may follow")
+        return cls(found.group(1), word, occurrence, expression, inside, **arguments)
 
     @classmethod
     def parse_hold(cls, text: str) -> "Rule":
@@ -98,8 +120,8 @@ class Rule(Arguments):
         return cls.parse(f"{bare.group(1)} = hold {bare.group(2)}" if bare else text)
 
     def __str__(self) -> str:
-        words = [f"{self.function} =", self.action, str(self.occurrence)]
-        return " ".join(filter(None, words)) + (f" if {self.filter}" if self.filter else "")
+        words = [f"{self.function} =", self.action, str(self.occurrence), f"if {self.filter}" if self.filter else ""]
+        return " ".join(filter(None, [*words, str(self.inside or "")]))
 
     @property
     def action(self) -> str:
@@ -107,12 +129,27 @@ class Rule(Arguments):
         return " ".join(filter(None, (self.verdict, *VERDICTS[self.verdict].write(self))))
 
 
-def _read_filter(line: Line) -> str:
+def _read_inside(line: Line) -> Inside | None:
+    """Read the end of a rule, and cut it off."""
+    found = INSIDE.match(line.text)
+    if not found:
+        return None
+    line.text, rest = found.group(1), Line(line.text)
+    rest.at = found.end()
+    outer = OUTER.match(rest.text, rest.at)
+    if not outer:
+        rest.peek()
+        rest.fail("a function is missing after inside", "inside tcp_v4_rcv if tcp port 80")
+    rest.at = outer.end()
+    return Inside(outer.group(1), _read_filter(rest, "a filter (if tcp port 80) may follow"))
+
+
+def _read_filter(line: Line, hint: str) -> str:
     word = line.take()
     if not word:
         return ""
     if word != "if":
-        line.fail(f"not understood here: {word}", "an occurrence (@3) or a filter (if icmp) may follow")
+        line.fail(f"not understood here: {word}", hint)
     rest = line.text[line.at :].strip()
     if not rest:
         line.fail("a filter is missing after if", "see pcap-filter(7)", at=len(line.text))

@@ -96,7 +96,16 @@ class RuleOutcome:
         """Return it for people: the rule with its counts, and what the rule did not ask for."""
         counts = self.named_counts().items()
         shown = [f"{name} {count}" for name, count in counts if name == "arrived" or (count and name != "verdicts")]
-        return [f"{self.rule}: {', '.join(shown)}", *self.counts.caveats, *([] if self.fired else ["never fired"])]
+        why = (
+            f": {inside.function}() was not called"
+            if (inside := self.rule.inside) and not self.counts.surrounded
+            else ""
+        )
+        return [
+            f"{self.rule}: {', '.join(shown)}",
+            *self.counts.caveats,
+            *([] if self.fired else [f"never fired{why}"]),
+        ]
 
 
 def _unedited(rules: Iterable[RuleOutcome]) -> tuple[str, ...]:
@@ -218,7 +227,7 @@ class Session:
             self._deciding.note(hit)
             self._report(hit)
 
-        hold = self.lab.hold(rule.function, rule.filter, occurrence=rule.occurrence, report=report)
+        hold = self.lab.hold(rule.function, rule.filter, occurrence=rule.occurrence, inside=rule.inside, report=report)
         self._deciding.follow(hold)
         return hold
 

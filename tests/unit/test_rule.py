@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from skblab.edit.named import from_escapes
 from skblab.errors import RuleError
 from skblab.filter import INSTRUCTION_BYTES, compile_filter
-from skblab.rule import LEAST_PERCENT, Occurrence, Rule
+from skblab.rule import LEAST_PERCENT, Inside, Occurrence, Rule
 from skblab.verdict import ORDERS
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,20}", fullmatch=True)
@@ -23,7 +23,10 @@ OCCURRENCES = st.one_of(
         st.integers(0, 9),
     ),
 )
-FILTERS = st.sampled_from(["", "icmp", "tcp[tcpflags] & tcp-syn != 0", "host 192.168.10.1 and not port 80"])
+FILTERS = st.sampled_from([
+    "", "icmp", "tcp[tcpflags] & tcp-syn != 0", "host 192.168.10.1 and not port 80", 'skb->dev->name == "inside x"',
+])  # fmt: skip
+CALLS = st.none() | st.builds(Inside, NAMES, FILTERS)
 TIMES = st.integers(1, 10_000_000_000)
 
 
@@ -38,7 +41,7 @@ def rules(draw: st.DrawFn) -> Rule:
         "edit": st.fixed_dictionaries({"changes": st.just((("ip.ttl", "3"), ("icmp.seq", "0x10")))}),
     }
     fields = draw(extra.get(verdict, st.just({})))
-    return Rule(draw(NAMES), verdict, draw(OCCURRENCES), draw(FILTERS), **fields)  # type: ignore[arg-type]
+    return Rule(draw(NAMES), verdict, draw(OCCURRENCES), draw(FILTERS), draw(CALLS), **fields)  # type: ignore[arg-type]
 
 
 @given(rule=rules())
@@ -78,6 +81,11 @@ def test_any_text_is_a_rule_or_a_fault_with_a_place(text: str) -> None:
         ("icmp_rcv = drop @random 1e-10%", "too rare: 1e-10%", 24),
         ("icmp_rcv = drop @3 fi icmp", "not understood here: fi", 19),
         ("icmp_rcv = drop if", "a filter is missing after if", 18),
+        ("icmp_rcv = drop inside", "a function is missing after inside", 22),
+        ("icmp_rcv = drop @2 inside 5", "a function is missing after inside", 26),
+        ("icmp_rcv = drop inside ip_rcv if", "a filter is missing after if", 32),
+        ("icmp_rcv = drop if icmp inside ip_rcv fi udp", "not understood here: fi", 38),
+        ("icmp_rcv = dorp inside ip_rcv", "no such verdict: dorp", 11),
         ("icmp_rcv = edit", "a change is missing", 15),
         ("icmp_rcv = edit ip.ttl=3,ttl", "not a change: ttl", 25),
         ('icmp_rcv = edit raw.load="a, b @2', "a quote is not closed", 25),
@@ -170,6 +178,7 @@ def test_a_filter_is_libpcaps() -> None:
         ("icmp_rcv", Rule("icmp_rcv", "hold")),
         (" ip_output if icmp[0] == 8", Rule("ip_output", "hold", filter="icmp[0] == 8")),
         ("ip_rcv @2-", Rule("ip_rcv", "hold", Occurrence(2, 0))),
+        ("ip_output inside icmp_rcv", Rule("ip_output", "hold", inside=Inside("icmp_rcv"))),
         ("ip_rcv = delay 1s", Rule("ip_rcv", "delay", delay_ns=1_000_000_000)),
     ],
 )

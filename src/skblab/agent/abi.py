@@ -123,9 +123,10 @@ class Counts:
     """struct agent_counts: what became of the packets that one rule's filter took.
 
     ``verdicts`` counts the packets that got the rule's verdict; ``waited`` those at its function, whether the filter
-    takes them or not, that went on behind one that was being changed; ``handed_back`` those that the function did not
-    take when they went on, because its device was down, for one: they were freed. No rule asks for those, and for what
-    is counted from ``no_memory`` to ``given_up``: ``caveats`` has a sentence for each.
+    takes them or not, that went on behind one that was being changed; ``surrounded`` the calls that the rule was
+    inside. ``handed_back`` counts packets that the function did not take when they went on, because its device was
+    down, for one: they were freed. No rule asks for those, for what is counted from ``no_memory`` to ``given_up``, and
+    for ``not_surrounded``: ``caveats`` has a sentence for each.
     """
 
     arrived: int
@@ -145,6 +146,8 @@ class Counts:
     verdicts: int = 0
     waited: int = 0
     handed_back: int = 0
+    surrounded: int = 0
+    not_surrounded: int = 0
 
     @property
     def caveats(self) -> list[str]:
@@ -157,6 +160,7 @@ class Counts:
             (self.expired, "went on by themselves: nobody decided on them within their lease"),
             (self.given_up, "held, then dropped: their device or network namespace went away"),
             (self.handed_back, "freed: the function did not take them when they went on"),
+            (self.not_surrounded, "calls not looked into: too many were running, or too many rules are inside"),
         )
         return [f"{count} {what}" for count, what in sentences if count]
 
@@ -219,7 +223,7 @@ class Condition(NamedTuple):
         return self.field.encode() + rest
 
 
-ARM_LAYOUT = struct.Struct("=IHH10Qq5I4i4B2H4B")
+ARM_LAYOUT = struct.Struct("=IHH10Qq5I4i4B3H5B5x")
 
 
 class Arm(NamedTuple):
@@ -253,6 +257,8 @@ class Arm(NamedTuple):
     at_once: int = 0
     in_order: int = 0
     frees: int = 0
+    inside: int = 0
+    surrounds: int = 0
     conditions: tuple[Condition, ...] = ()
 
     def encode(self, rule: int, cookie: int) -> bytes:
@@ -265,7 +271,8 @@ class Arm(NamedTuple):
             self.chance, self.seed, self.verdict, self.reason, self.captured_bytes,
             self.held_returns, self.dropped_returns, self.taken_from, self.taken_to,
             self.skb_argument, self.device_arguments, self.socket_arguments, self.net_arguments,
-            len(self.filter) // 8, len(self.conditions), self.transmits, self.at_once, self.in_order, self.frees,
+            len(self.filter) // 8, len(self.conditions), self.inside, self.surrounds, self.transmits, self.at_once,
+            self.in_order, self.frees,
         )  # fmt: skip
         return head + self.filter + conditions
 

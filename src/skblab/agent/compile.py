@@ -3,12 +3,19 @@
 from skblab.agent import abi
 from skblab.agent.conditions import compile_whole
 from skblab.agent.contracts import Contract
-from skblab.agent.functions import check_value, contract_for, readable_packet, references, why_no_packet
+from skblab.agent.functions import (
+    check_surrounded,
+    check_value,
+    contract_for,
+    readable_packet,
+    references,
+    why_no_packet,
+)
 from skblab.errors import UnsupportedVerdict
 from skblab.image.image import Image
 from skblab.image.index import Function
 from skblab.image.reasons import drop_reason
-from skblab.rule import Occurrence, Rule
+from skblab.rule import Inside, Occurrence, Rule
 from skblab.verdict import RETURN, VERDICTS
 
 SHOWN_BYTES = 128  # of a packet in a hit whose verdict does not need the whole packet
@@ -33,12 +40,7 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
     packet, needed = readable_packet(function), references(function)
     if verdict.word == RETURN:
         check_value(function, rule.value, owned)
-    if rule.filter and not packet:
-        raise UnsupportedVerdict(
-            f"{function.name}() has no packet to look at, and so none for a filter",
-            found=why_no_packet(function) or function.signature,
-            hint=f"without: if {rule.filter}",
-        )
+    _check_filter(rule.filter, function)
     numbers, occurrence = verdict.numbers(rule), rule.occurrence
     program, conditions = compile_whole(rule.filter, image)
     text_start, text_end = image.functions.text if verdict.stack else NO_STACK if packet else CALLER_ALONE
@@ -71,6 +73,35 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
         frees=int(verdict.word == RETURN and owned is not None),
         conditions=conditions,
     )
+
+
+def compile_surrounding(inside: Inside, function: Function, image: Image) -> abi.Arm:
+    """Return the command that has other rules match inside calls of a function.
+
+    :raises UnsupportedVerdict: the agent cannot call it, or it has no packet for the filter
+    :raises RuleError: libpcap does not understand the filter, or this kernel has no such member
+    """
+    check_surrounded(function)
+    _check_filter(inside.filter, function)
+    packet = readable_packet(function)
+    program, conditions = compile_whole(inside.filter, image)
+    return abi.Arm(
+        address=function.address,
+        verdict=VERDICTS["accept"].number,
+        filter=program,
+        conditions=conditions,
+        skb_argument=packet.number if packet and inside.filter else abi.NO_PACKET,
+        surrounds=1,
+    )
+
+
+def _check_filter(expression: str, function: Function) -> None:
+    if expression and not readable_packet(function):
+        raise UnsupportedVerdict(
+            f"{function.name}() has no packet to look at, and so none for a filter",
+            found=why_no_packet(function) or function.signature,
+            hint=f"without: if {expression}",
+        )
 
 
 def compile_watch(function: Function) -> abi.Arm:

@@ -185,6 +185,32 @@ def _check_probe(function: Function, *, any_function: bool = False) -> None:
         )
 
 
+def check_surrounded(function: Function) -> None:
+    """Check that the agent can call a function with the arguments that it has been called with.
+
+    :raises UnsupportedVerdict: it cannot
+    """
+    _check_probe(function, any_function=True)
+    types = [one.type for one in function.parameters]
+    if len(types) > REGISTERS:
+        wrong = f"it takes {len(types)} arguments, and the agent passes {REGISTERS}"
+    elif any(map(_is_by_value, types)):
+        wrong = "it takes a structure by value"
+    elif _is_by_value(function.return_type):
+        wrong = "it returns a structure"
+    else:
+        return
+    raise UnsupportedVerdict(
+        f"a rule cannot be inside {function.name}()",
+        found=f"{wrong}\n{function.signature}",
+        hint="inside a function that it calls, or that calls it",
+    )
+
+
+def _is_by_value(kind: str) -> bool:
+    return kind.startswith(("struct ", "union ")) and not kind.endswith("*")
+
+
 def _is_forbidden(function: Function) -> bool:
     return function.file.startswith(FORBIDDEN_FILES)
 
@@ -213,7 +239,7 @@ def check_value(function: Function, value: str, contract: Contract | None) -> No
         wrong, hint = "returns a pointer", "NULL, or an error that it may carry: -ENOMEM (include/linux/err.h)"
     elif kind in BOOLEANS and number not in {0, 1}:
         wrong, hint = "returns a bool", "true or false"
-    elif kind.startswith(("struct ", "union ")) and not kind.endswith("*"):
+    elif _is_by_value(kind):
         wrong, hint = f"returns a {kind}, more than a register holds", "a function that it calls"
     elif number is not None and kind in {"int", "unsigned int", "u32"} and not -(1 << 31) <= number < 1 << 32:
         wrong, hint = f"returns {kind}", "a number of 32 bits"

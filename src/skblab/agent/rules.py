@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from skblab.agent import abi
-from skblab.agent.compile import compile_rule, compile_watch
+from skblab.agent.compile import compile_rule, compile_surrounding, compile_watch
 from skblab.agent.link import Link
 from skblab.agent.packets import HeldPacket
 from skblab.errors import CallbackFailed, GuestLost, SkblabError, Timeout, UsageError
@@ -18,7 +18,7 @@ from skblab.image.image import Image
 from skblab.image.index import Function
 from skblab.image.missing import find_function
 from skblab.packet import Packet
-from skblab.rule import Rule
+from skblab.rule import Inside, Rule
 
 Listener = Callable[[abi.Hit, HeldPacket | None], None]
 """Called on the reading thread for each hit of a rule; with the packet where it is held."""
@@ -35,9 +35,10 @@ DISARM_S = 20.0  # of this machine's time, in virtual time: a guest that compute
 class Armed:
     """A rule that is in force, until ``disarm()`` or the end of the ``with``."""
 
-    def __init__(self, rules: "Rules", number: int, rule: Rule) -> None:
+    def __init__(self, rules: "Rules", number: int, rule: Rule, surrounding: "Armed | None" = None) -> None:
         self._rules = rules
         self._last: abi.Counts | None = None
+        self._surrounding = surrounding
         self.number = number
         self.rule = rule
 
@@ -57,7 +58,19 @@ class Armed:
     @property
     def counts(self) -> abi.Counts:
         """What has become of the packets that the rule's filter took."""
-        return self._last or self._rules.counts(self.number)
+        return self._last or self._counts()
+
+    @property
+    def inside(self) -> int:
+        """As abi.Arm has it."""
+        return self._surrounding.number + 1 if self._surrounding else 0
+
+    def _counts(self) -> abi.Counts:
+        counts = self._rules.counts(self.number)
+        if self._surrounding is None:
+            return counts
+        calls = self._surrounding.counts
+        return dataclasses.replace(counts, surrounded=calls.arrived, not_surrounded=calls.too_many)
 
     def disarm(self, *, raising: bool = True) -> None:
         """End the rule; what it holds is released. Safe to call twice.
@@ -70,7 +83,9 @@ class Armed:
             try:
                 with undisturbed(only_once=True):
                     error = self._rules.disarm(self.number)
-                    self._last = self._rules.counts(self.number)
+                    self._last = self._counts()
+                    if self._surrounding:
+                        self._surrounding.disarm()
             except Timeout:
                 if raising:
                     raise
@@ -122,7 +137,20 @@ class Rules:
         :raises RuleError: libpcap does not understand the filter
         """
         arm = self._compile(rule, find_function(self.image, rule.function), lease_s)
-        return self.arm_as(rule, arm._replace(at_once=int(at_once), in_order=int(in_order)), listener)
+        arm = arm._replace(at_once=int(at_once), in_order=int(in_order))
+        if rule.inside is None:
+            return self.arm_as(rule, arm, listener)
+        surrounding = self._arm_surrounding(rule.inside)
+        try:
+            return self.arm_as(rule, arm._replace(inside=surrounding.number + 1), listener, surrounding)
+        except BaseException:
+            surrounding.disarm(raising=False)
+            raise
+
+    def _arm_surrounding(self, inside: Inside) -> Armed:
+        function = find_function(self.image, inside.function)
+        arm = compile_surrounding(inside, function, self.image)
+        return self.arm_as(Rule(inside.function, "accept", filter=inside.filter), arm)
 
     def arm_at(self, rule: Rule, function: Function, listener: Listener = ignore) -> Armed:
         """Put a rule in force at a function that need not be the image's."""
@@ -142,6 +170,7 @@ class Rules:
         """
         rule = dataclasses.replace(armed.rule, filter=expression)
         arm = self._compile(rule, find_function(self.image, rule.function))
+        arm = arm._replace(inside=armed.inside)
         self._send(armed.number, arm, f"another filter at {rule.function}()")
         armed.rule = rule
 
@@ -206,8 +235,8 @@ class Rules:
         """Return a hit's rule and its listener; no rule for a debugger's, and for that of a rule that has ended."""
         return self._in_force.get(hit.rule, NO_RULE)
 
-    def arm_as(self, rule: Rule, arm: abi.Arm, listener: Listener = ignore) -> Armed:
-        """Put a compiled rule in force."""
+    def arm_as(self, rule: Rule, arm: abi.Arm, listener: Listener = ignore, surrounding: Armed | None = None) -> Armed:
+        """Put a compiled rule in force; with the one that surrounds the calls that it is inside."""
         with self._link.changed:
             if not self._free:
                 raise UsageError(f"there are {abi.BY_HAND} rules already")
@@ -222,7 +251,7 @@ class Rules:
                 with undisturbed(), contextlib.suppress(Timeout, GuestLost):
                     self._link.send(abi.encode_decide(abi.Command.DISARM, 0, rule=number))
             raise
-        return Armed(self, number, rule)
+        return Armed(self, number, rule, surrounding)
 
     def _compile(self, rule: Rule, function: Function, lease_s: float | None = None) -> abi.Arm:
         lease_s = self._lease_s if lease_s is None else lease_s

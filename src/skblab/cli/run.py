@@ -32,9 +32,10 @@ examples:
   skblab run --time virtual --save lost.toml -r 'icmp_rcv = drop @2' -- ping -c3 guest; skblab replay lost.toml
   skblab run -f faults.rules --series 6.1 -- ./my-test guest     rules from a file, one a line
 
-a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER]:
+a rule is FUNCTION = VERDICT [@OCCURRENCE] [if FILTER] [inside FUNCTION [if FILTER]]:
   occurrences  @3  @2-5  @3-  @every 10  @random 10% [seed N]
   filters      pcap-filter(7), as in tcpdump; where skb->mark == 7 and skb->dev->name != "vec0"
+  inside       only while a call of that function is running: __alloc_skb = return NULL @1 inside tcp_v4_rcv
 
 verdicts: what happens to the packet
 {table()}

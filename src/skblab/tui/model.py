@@ -79,7 +79,7 @@ class HeldPackets:
         try:
             for rule in rules:  # in order: of several at one function the first that matches wins
                 self._running.append(
-                    self._lab.hold(rule.function, rule.filter, occurrence=rule.occurrence)
+                    self._lab.hold(rule.function, rule.filter, occurrence=rule.occurrence, inside=rule.inside)
                     if is_decided(rule)
                     else self._lab.rule(rule)
                 )

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Rules that match only while a call of another function is running: that function has a rule that surrounds. Where it takes a
+ * packet, the agent calls the function itself, and so knows when it returns; the function's caller gets its return value.
+ */
+#include <linux/module.h>
+
+#include "agent.h"
+
+#define CALLS 64 /* at once: calls that sleep, and calls in calls */
+
+struct surrounded { /* a call that is running */
+	struct list_head list;
+	const struct task_struct *task;
+	unsigned int context; /* a softirq that interrupts the call is not inside it */
+	u8 rules;
+	u16 rule[AGENT_AROUNDS];
+};
+
+static struct surrounded calls[CALLS];
+static LIST_HEAD(running);
+
+static unsigned int context_now(void)
+{
+	return in_serving_softirq() | (!!in_hardirq() << 1);
+}
+
+static struct surrounded *spare_call(void)
+{
+	for (unsigned int i = 0; i < CALLS; i++)
+		if (!calls[i].task)
+			return &calls[i];
+	return NULL;
+}
+
+/* NULL, counted, where there are too many calls, or the agent is being unloaded. */
+static struct surrounded *begin(const struct agent_matched *matched)
+{
+	struct surrounded *call;
+	unsigned long flags;
+
+	local_irq_save(flags);
+	call = spare_call();
+	if (call && try_module_get(THIS_MODULE)) { /* the call returns to the agent's code */
+		call->task = current;
+		call->context = context_now();
+		call->rules = matched->arounds;
+		memcpy(call->rule, matched->around, sizeof(call->rule));
+		list_add(&call->list, &running);
+	} else {
+		call = NULL;
+	}
+	for (unsigned int i = 0; i < matched->arounds; i++) {
+		struct agent_counts *counts = agent_counts(matched->around[i]);
+
+		if (call)
+			counts->arrived++;
+		else
+			counts->too_many++;
+	}
+	local_irq_restore(flags);
+	return call;
+}
+
+static void end(struct surrounded *call)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	list_del(&call->list);
+	call->task = NULL;
+	local_irq_restore(flags);
+	module_put(THIS_MODULE);
+}
+
+/* Call the function that was entered, inside the rules that surround it. Returns as agent_hit(). */
+int agent_surround(const struct agent_matched *matched, struct agent_regs *regs)
+{
+	unsigned long arguments[AGENT_ARGUMENTS];
+	struct surrounded *call = begin(matched);
+
+	if (!call)
+		return 0;
+	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
+		arguments[i] = agent_argument(regs, i);
+	regs->rax = agent_call(regs->ip - AGENT_ENTRY_BYTES, arguments);
+	end(call);
+	return 1;
+}
+
+static bool has(const struct surrounded *call, u16 rule)
+{
+	for (unsigned int i = 0; i < call->rules; i++)
+		if (call->rule[i] == rule)
+			return true;
+	return false;
+}
+
+/* Is a call that this rule surrounds running here? Interrupts are off. */
+bool agent_is_inside(u16 rule)
+{
+	const struct surrounded *call;
+
+	list_for_each_entry(call, &running, list)
+		if (call->task == current && call->context == context_now() && has(call, rule))
+			return true;
+	return false;
+}
+
+/* Another rule may get the number while a call is still running. Interrupts are off. */
+void agent_inside_forget(u16 rule)
+{
+	struct surrounded *call;
+
+	list_for_each_entry(call, &running, list)
+		for (unsigned int i = 0; i < call->rules; i++)
+			if (call->rule[i] == rule)
+				call->rule[i] = AGENT_BY_HAND; /* which surrounds nothing */
+}
