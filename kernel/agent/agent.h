@@ -158,19 +158,13 @@ void agent_filter_free(struct agent_filter *filter);
 bool agent_takes(const struct agent_filter *filter, struct sk_buff *skb);
 
 /* rule.c: does a packet match? */
-#define AGENT_AROUNDS 8 /* of one function */
-struct agent_matched { /* by a call of a probed function */
-	struct agent_rule *rule; /* the first that matches, unless it accepts; or NULL */
-	struct agent_rule *behind; /* behind whose packets this one goes on, if it goes on; or NULL */
-	struct sk_buff *skb; /* for that rule; NULL for a function without a packet */
-	u8 arounds; /* rules that surround the call */
-	u16 around[AGENT_AROUNDS];
-};
-void agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct agent_matched *matched);
+struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb,
+			       struct agent_rule **behind, bool *is_inside);
+bool agent_takes_call(const struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff **skb);
 u32 agent_random(struct agent_rule *rule);
 
 /* inside.c: rules that match inside a call of another function */
-int agent_surround(const struct agent_matched *matched, struct agent_regs *regs);
+int agent_surround(struct agent_regs *regs);
 bool agent_is_inside(u16 rule);
 void agent_inside_forget(u16 rule);
 

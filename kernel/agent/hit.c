@@ -37,26 +37,26 @@ static noinline bool hold_by_hand(struct agent_regs *regs)
 static noinline int apply_rules(struct agent_probe *probe, struct agent_regs *regs, struct agent_place place,
 				unsigned long flags)
 {
-	struct agent_matched matched;
-	struct agent_rule *rule;
+	struct agent_rule *rule, *behind;
+	struct sk_buff *skb;
+	bool is_inside;
 	u32 verdict;
 	int result;
 
-	agent_match(probe, regs, &matched);
-	rule = matched.rule;
-	if (!rule && !matched.behind && !matched.arounds) {
+	rule = agent_match(probe, regs, &skb, &behind, &is_inside);
+	if (!rule && !behind && !is_inside) {
 		busy = false;
 		local_irq_restore(flags);
 		return 0;
 	}
-	if (unlikely(agent_packets) && rule && matched.skb &&
+	if (unlikely(agent_packets) && rule && skb &&
 	    (!place.packet || rule->arm.skb_argument != probe->tracing.skb_argument))
-		place = place_of(regs, matched.skb); /* the trace has no step here, or one of another argument */
-	verdict = agent_verdict_begin(rule, matched.behind, regs, matched.skb, place);
+		place = place_of(regs, skb); /* the trace has no step here, or one of another argument */
+	verdict = agent_verdict_begin(rule, behind, regs, skb, place);
 	busy = false;
 	local_irq_restore(flags);
-	result = agent_verdict_finish(verdict, rule, regs, matched.skb);
-	return !result && matched.arounds ? agent_surround(&matched, regs) : result;
+	result = agent_verdict_finish(verdict, rule, regs, skb);
+	return !result && is_inside ? agent_surround(regs) : result;
 }
 
 /* The trampoline calls this. 0: go on in the function. 1: return to its caller, with regs->rax as the value. */

@@ -5,19 +5,20 @@
  */
 #include <linux/module.h>
 
-#include "agent.h"
+#include "probe.h"
 
 #define CALLS 64 /* at once: calls that sleep, and calls in calls */
+#define MOST_RULES 8 /* of one function */
 
 struct surrounded { /* a call that is running */
 	struct list_head list;
 	const struct task_struct *task;
 	unsigned int context; /* a softirq that interrupts the call is not inside it */
 	u8 rules;
-	u16 rule[AGENT_AROUNDS];
+	u16 rule[MOST_RULES];
 };
 
-static struct surrounded calls[CALLS];
+static struct surrounded calls[CALLS], too_many;
 static LIST_HEAD(running);
 
 static unsigned int context_now(void)
@@ -30,33 +31,46 @@ static struct surrounded *spare_call(void)
 	for (unsigned int i = 0; i < CALLS; i++)
 		if (!calls[i].task)
 			return &calls[i];
-	return NULL;
+	return &too_many;
 }
 
-/* NULL, counted, where there are too many calls, or the agent is being unloaded. */
-static struct surrounded *begin(const struct agent_matched *matched)
+/* Which rules surround the call? Those that are too many are counted. Interrupts are off. */
+static void find_rules(struct surrounded *call, const struct agent_regs *regs)
+{
+	const struct agent_probe *probe = agent_probe_find(regs->ip - AGENT_ENTRY_BYTES);
+	const struct agent_rule *rule;
+	struct sk_buff *skb;
+
+	call->rules = 0;
+	if (!probe)
+		return;
+	list_for_each_entry(rule, &probe->rules, list) {
+		if (!rule->arm.surrounds || !agent_takes_call(rule, regs, &skb))
+			continue;
+		if (call == &too_many || call->rules == MOST_RULES) {
+			agent_counts(rule->number)->too_many++;
+			continue;
+		}
+		agent_counts(rule->number)->arrived++;
+		call->rule[call->rules++] = rule->number;
+	}
+}
+
+/* NULL where no rule surrounds the call, or, counted, where too many calls are running, or the agent is being unloaded. */
+static struct surrounded *begin(const struct agent_regs *regs)
 {
 	struct surrounded *call;
 	unsigned long flags;
 
 	local_irq_save(flags);
 	call = spare_call();
-	if (call && try_module_get(THIS_MODULE)) { /* the call returns to the agent's code */
+	find_rules(call, regs);
+	if (call->rules && try_module_get(THIS_MODULE)) { /* the call returns to the agent's code */
 		call->task = current;
 		call->context = context_now();
-		call->rules = matched->arounds;
-		memcpy(call->rule, matched->around, sizeof(call->rule));
 		list_add(&call->list, &running);
 	} else {
 		call = NULL;
-	}
-	for (unsigned int i = 0; i < matched->arounds; i++) {
-		struct agent_counts *counts = agent_counts(matched->around[i]);
-
-		if (call)
-			counts->arrived++;
-		else
-			counts->too_many++;
 	}
 	local_irq_restore(flags);
 	return call;
@@ -74,10 +88,10 @@ static void end(struct surrounded *call)
 }
 
 /* Call the function that was entered, inside the rules that surround it. Returns as agent_hit(). */
-int agent_surround(const struct agent_matched *matched, struct agent_regs *regs)
+int agent_surround(struct agent_regs *regs)
 {
 	unsigned long arguments[AGENT_ARGUMENTS];
-	struct surrounded *call = begin(matched);
+	struct surrounded *call = begin(regs);
 
 	if (!call)
 		return 0;

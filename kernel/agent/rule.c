@@ -31,44 +31,47 @@ static bool is_wanted_occurrence(struct agent_rule *rule)
 	return !arm->chance || agent_random(rule) < arm->chance;
 }
 
-/* Find the rules of a probe that match a call. */
-void agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct agent_matched *matched)
+/* Is the call one that the rule's filter takes? *skb is the packet, NULL for a function without one. */
+bool agent_takes_call(const struct agent_rule *rule, const struct agent_regs *regs, struct sk_buff **skb)
+{
+	*skb = NULL;
+	if (rule->arm.skb_argument == AGENT_NO_PACKET)
+		return true;
+	*skb = (struct sk_buff *)agent_argument(regs, rule->arm.skb_argument);
+	return agent_is_packet(*skb) && (!rule->filter || agent_takes(rule->filter, *skb));
+}
+
+/*
+ * The first rule of a probe that matches; NULL where none matches, or where it accepts. *skb is its packet. *behind is the rule
+ * behind whose packets this one goes on, if it goes on; or NULL. *is_inside: rules surround calls here (inside.c).
+ */
+struct agent_rule *agent_match(struct agent_probe *probe, const struct agent_regs *regs, struct sk_buff **skb,
+			       struct agent_rule **behind, bool *is_inside)
 {
 	struct agent_rule *rule;
 	bool wanted;
 
-	matched->rule = matched->behind = NULL;
-	matched->arounds = 0;
+	*behind = NULL;
+	*is_inside = false;
 	list_for_each_entry(rule, &probe->rules, list) {
-		matched->skb = NULL;
-		if (rule->arm.skb_argument != AGENT_NO_PACKET) {
-			matched->skb = (struct sk_buff *)agent_argument(regs, rule->arm.skb_argument);
-			if (!agent_is_packet(matched->skb))
-				continue;
-			if (rule->arm.in_order && !matched->behind && agent_is_behind(rule))
-				matched->behind = rule;
-			if (rule->filter && !agent_takes(rule->filter, matched->skb))
-				continue;
-		}
-		if (rule->arm.inside && !agent_is_inside(rule->arm.inside - 1))
-			continue;
-		if (rule->arm.surrounds) {
-			if (matched->arounds < AGENT_AROUNDS)
-				matched->around[matched->arounds++] = rule->number;
-			else
-				agent_counts(rule->number)->too_many++;
+		if (unlikely(rule->arm.surrounds)) {
+			*is_inside = true;
 			continue;
 		}
+		if (rule->arm.in_order && !*behind && agent_is_behind(rule) &&
+		    agent_is_packet((struct sk_buff *)agent_argument(regs, rule->arm.skb_argument)))
+			*behind = rule;
+		if (!agent_takes_call(rule, regs, skb) || (rule->arm.inside && !agent_is_inside(rule->arm.inside - 1)))
+			continue;
 		agent_counts(rule->number)->arrived++;
 		wanted = is_wanted_occurrence(rule);
-		if (wanted && rule->acts) {
-			matched->rule = rule;
-			return;
-		}
+		if (wanted && rule->acts)
+			return rule;
 		agent_counts(rule->number)->passed++;
 		if (wanted) {
 			agent_counts(rule->number)->verdicts++;
-			return; /* later rules do not see what one accepts */
+			break; /* later rules do not see what one accepts */
 		}
 	}
+	return NULL;
 }
