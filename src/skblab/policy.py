@@ -160,7 +160,7 @@ class Policy:
             self._decided += held.decided
             goes_on = verdict is not None and verdict.verdict == "accept"
             self._late += held.cause is abi.Cause.LEASE and not (held.decided or goes_on)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - raised by close()
+        except BaseException as error:  # noqa: BLE001 - raised by close()
             self._failed = self._failed or to_be_raised(error)
             with contextlib.suppress(PacketGone, GuestLost):
                 held.release()

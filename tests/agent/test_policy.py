@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from skblab.agent.packets import HeldPacket
 from skblab.errors import CallbackFailed, GuestLost, UnsupportedVerdict, UsageError
 from skblab.host.clients import parse_ping
 from skblab.lab import Lab
-from skblab.policy import Policy
+from skblab.policy import LEASE_S, Policy
 from skblab.rule import Occurrence
 
 
@@ -112,10 +113,20 @@ def test_the_first_error_is_kept_and_the_packet_goes_on(shared_lab: Lab, returne
     policy.close()
 
 
-def test_one_that_calls_exit_has_failed(shared_lab: Lab) -> None:
-    policy = shared_lab.on("icmp_rcv", "icmp", lambda _: sys.exit(3))
-    assert ping(shared_lab, "-c2", "-i0.1").count("time=") == 2
-    with pytest.raises(CallbackFailed, match=r"SystemExit\(3\)"):
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (lambda: sys.exit(3), r"SystemExit\(3\)"),
+        (lambda: pytest.fail("long"), r"Failed\(long\)"),
+        (pytest.skip, "Skipped"),
+    ],
+)
+def test_one_that_raises_no_exception_has_failed(shared_lab: Lab, ends: Callable[[], None], said: str) -> None:
+    """The second packet is decided about, too."""
+    policy = shared_lab.on("icmp_rcv", "icmp", lambda _: ends())
+    replies = parse_ping(ping(shared_lab, "-c2", "-i0.1"))
+    assert [reply.rtt_ms < LEASE_S * 1000 for reply in replies] == [True, True]
+    with pytest.raises(CallbackFailed, match=said):
         policy.close()
 
 
