@@ -68,6 +68,7 @@ class Policy:
         self._deciding = threading.RLock()  # from a packet's decision until it is counted
         self._decide = decide
         self._failed: Exception | None = None
+        self._is_closed = False
         self._clock = agent.link.clock
         self._held = agent.held
         self._worker: Worker[tuple[HeldPacket, Callable[[], None]]] = Worker(agent.link, "skblab-policy", self._work)
@@ -125,8 +126,9 @@ class Policy:
         finally:
             if not self._worker.end(CLOSE_TIMEOUT_S):
                 log.warning("the policy at %s() has not returned within %g s", self.rule.function, CLOSE_TIMEOUT_S)
-        error, self._failed = self._failed, None
-        if error and raising:
+        is_first, self._is_closed = not self._is_closed, True
+        if (error := self._failed) and is_first and raising:
+            self._failed = None
             raise CallbackFailed(f"the policy at {self.rule.function}()", error) from error
 
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:

@@ -1,5 +1,6 @@
 """A lab in a test: what came of its rules, counters and trace since the test began, and what a failure shows."""
 
+import contextlib
 import dataclasses
 import functools
 from collections import OrderedDict
@@ -263,17 +264,22 @@ class LabInTest(Lab):
         except GuestLost as error:
             return [str(error)]
         except UsageError:  # the test itself has closed it
-            return self._wrong_rules(self._at_close) + self.new_complaints_in_words()
-        policies = [one for one in self._outcomes if isinstance(one, Policy)]
-        wrong = [
-            str(CallbackFailed(f"the policy at {one.rule.function}()", one.error)) for one in policies if one.error
-        ]
-        wrong += [
-            f"the policy at {one.rule.function}() decided too late about {one.late} packets, which went on as they were"
-            for one in policies
-            if one.late
-        ]
-        return wrong + self._wrong_rules(map(_outcome_of, self._outcomes)) + self.new_complaints_in_words()
+            outcomes = self._at_close
+        else:
+            outcomes = [*map(_outcome_of, self._outcomes)]
+        return [*self._wrong_callbacks(), *self._wrong_rules(outcomes), *self.new_complaints_in_words()]
+
+    def _wrong_callbacks(self) -> Iterator[str]:
+        """Yield what callbacks have raised and no close() has, and what was decided too late."""
+        for one in self._outcomes:
+            if isinstance(one, Policy):
+                policy = f"the policy at {one.rule.function}()"
+                if one.error:
+                    yield str(CallbackFailed(policy, one.error))
+                if one.late:
+                    yield f"{policy} decided too late about {one.late} packets, which went on as they were"
+            elif one.error:
+                yield str(CallbackFailed(str(one.armed.rule), one.error))
 
     def _wrong_rules(self, outcomes: Iterable[RuleOutcome]) -> list[str]:
         wrong = []
@@ -301,11 +307,13 @@ class LabInTest(Lab):
     def end_test(self) -> None:
         """End what a test of a shared lab has left in force, and its trace."""
         left, self._in_force = self._in_force, []
-        for one in left:
-            if self.is_alive:
-                one.close()
-        if self._tracer and self.is_alive:
-            self._tracer.end()
+        with contextlib.ExitStack() as stack:  # each ends, also behind one that raises what its callback has raised
+            for end in (*([self._tracer.end] if self._tracer else []), *(one.close for one in reversed(left))):
+                stack.callback(self._while_alive, end)
+
+    def _while_alive(self, end: Callable[[], None]) -> None:
+        if self.is_alive:
+            end()
 
     def evidence(self) -> Iterator[tuple[str, str]]:
         """Yield what a failure shows, each with its title; where the lab cannot say it, why not."""

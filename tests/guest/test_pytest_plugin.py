@@ -128,6 +128,51 @@ def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
     assert "the policy at icmp_rcv() decided too late about 1 packets" in said
 
 
+def test_what_a_callback_raised_fails_the_test(run: Run) -> None:
+    """Also where nobody has heard of it: the rule was not closed, or another error went first."""
+    done = run(
+        """
+        import pytest
+
+        def fails(_):
+            raise ValueError("mine")
+
+        def test_closes_the_lab(lab):
+            lab.rule("icmp_rcv = trace if icmp", fails)
+            lab.rtts_ms()
+            lab.close()
+
+        @pytest.mark.skblab(time="virtual")
+        def test_in_a_branch(lab):
+            with lab.branch() as branch:
+                branch.rule("icmp_rcv = trace if icmp", fails)
+                branch.rtts_ms()
+
+        def test_another_error_goes_first(lab):
+            with pytest.raises(KeyError), lab.rule("icmp_rcv = trace if icmp", fails):
+                raise KeyError(lab.rtts_ms())
+
+        def test_another_goes_before_a_policys(lab):
+            with pytest.raises(KeyError), lab.on("icmp_rcv", "icmp", lambda _: None if lab.seen() else fails(_)):
+                lab.seen = iter((True, False)).__next__
+                raise KeyError(lab.rtts_ms(2))
+
+        def test_leaves_two(shared_lab):
+            shared_lab.rule("icmp_rcv = trace if icmp", fails)
+            shared_lab.rule("ip_rcv = drop @2- if icmp[icmptype] == icmp-echo")
+            shared_lab.run(["ping", "-c2", "-i0.1", "-W1", "guest"])
+
+        def test_finds_none(shared_lab):
+            assert shared_lab.rtts_ms()
+        """
+    )
+    outcomes = done.parseoutcomes()
+    assert (outcomes["passed"], outcomes["failed"]) == (1, 5)
+    said = done.stdout.str()
+    assert said.count("\nthe callback of icmp_rcv = trace if icmp raised ValueError: mine") == 4
+    assert "\nthe callback of the policy at icmp_rcv() raised ValueError: mine" in said
+
+
 def test_what_a_failure_shows(run: Run, pytester: pytest.Pytester) -> None:
     text = f"""
         import pytest
