@@ -312,6 +312,25 @@ def test_a_shared_lab_begins_anew_for_each_test(run: Run) -> None:
     done.assert_outcomes(passed=3)
 
 
+def test_each_image_has_a_shared_lab_of_its_own(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+        from skblab.image.store import find_image
+
+        @pytest.fixture(params=["6.1", "6.12", "6.1"])
+        def skblab_image(request):
+            return find_image(series=request.param)
+
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_it(shared_lab, skblab_image, number, pids={}):
+            assert shared_lab.image.release == skblab_image.release
+            assert pids.setdefault(skblab_image.release, shared_lab.guest.pid) == shared_lab.guest.pid
+        """
+    )
+    done.assert_outcomes(passed=6)
+
+
 @pytest.mark.parametrize(
     ("marker", "said"),
     [
