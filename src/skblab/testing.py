@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from skblab.agent.running import Running
 from skblab.branch import CannotBranch
-from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError
+from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError, check_lists
 from skblab.guest.complaint import in_words
 from skblab.guest.nodes import HOST, OWN
 from skblab.lab import InForce, Lab
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 SPEC_FIELDS = frozenset(field.name for field in dataclasses.fields(LabSpec))
 COUNTER_FILES = ("/proc/net/snmp", "/proc/net/netstat", "/proc/net/snmp6")
+SWITCHES = {"allow_unfired": False, "allow_complaints": False, "counters": True}
 MOST_STEMS = 4  # each has a guest's memory
 SHOWN_JOURNEYS, SHOWN_LINES = 20, 200
 PING_INTERVAL_S, PING_TIMEOUT_S = 0.05, 30
@@ -67,22 +68,36 @@ def settings(node: "pytest.Item") -> Settings:
     :raises UsageError: there is no such field, or it is out of its range
     """
     said: dict[str, Any] = {}
-    for marker in reversed([*node.iter_markers("skblab")]):
+    for marker in _nearest_last(node):
         if marker.args:
             raise UsageError("the marker skblab takes keywords", hint='@pytest.mark.skblab(root="host")')
         said |= marker.kwargs
     serve, trace = said.pop("serve", ()), said.pop("trace", False)
-    allowed = {name: bool(said.pop(name, False)) for name in ("allow_unfired", "allow_complaints")}
-    counters = bool(said.pop("counters", True))
+    switches = {name: said.pop(name, usual) for name, usual in SWITCHES.items()}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} is True or False, not {value!r}")
+    if not isinstance(trace, bool | str | None):
+        raise UsageError(f"no filter: trace={trace!r}", hint='trace="icmp"; True: every packet')
+    if not isinstance(serve, str | list | tuple):
+        raise UsageError(f"no command: serve={serve!r}", hint='serve="python3 -m http.server 80"; or a list')
+    check_lists(commands=said.get("commands", ()))
     if unknown := sorted(said.keys() - SPEC_FIELDS):
         raise UsageError(
             f"the marker skblab knows no {unknown[0]}",
-            found=f"fields: {', '.join(sorted(SPEC_FIELDS | allowed.keys() | {'serve', 'trace', 'counters'}))}",
+            found=f"fields: {', '.join(sorted(SPEC_FIELDS | SWITCHES.keys() | {'serve', 'trace'}))}",
         )
     if serve:
         said["commands"] = (*said.get("commands", ()), *([serve] if isinstance(serve, str) else serve))
-    traced = str(trace) if trace is not False else None
-    return Settings(LabSpec(**said), frozenset(said), "" if trace is True else traced, **allowed, counters=counters)
+    traced = "" if trace is True else None if trace is False else trace
+    return Settings(LabSpec(**said), frozenset(said), traced, **switches)
+
+
+def _nearest_last(node: "pytest.Item") -> "list[pytest.Mark]":
+    """Return a test's markers. pytest has those of a case (``pytest.param(..., marks=)``) behind the function's."""
+    of_case = [one for one in getattr(getattr(node, "callspec", None), "marks", ()) if one.name == "skblab"]
+    others = [one for one in node.iter_markers("skblab") if not any(one is mark for mark in of_case)]
+    return [*reversed(others), *of_case]
 
 
 class Counters(Mapping[str, int]):

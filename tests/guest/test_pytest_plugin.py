@@ -337,12 +337,41 @@ def test_each_image_has_a_shared_lab_of_its_own(run: Run) -> None:
         ('rot="host"', "the marker skblab knows no rot"),
         ('root="/none"', "no such directory: /none"),
         ('"host"', "the marker skblab takes keywords"),
+        ('allow_unfired="no"', "allow_unfired is True or False, not 'no'"),
+        ("counters=0", "counters is True or False, not 0"),
+        ('trace=["icmp"]', "no filter: trace=['icmp']"),
+        ("serve=80", "no command: serve=80"),
+        ('serve="true", commands="true"', "commands is a list, not one string: true"),
     ],
 )
 def test_a_marker_that_is_wrong(run: Run, marker: str, said: str) -> None:
     done = run(f"import pytest\n@pytest.mark.skblab({marker})\ndef test_it(lab):\n    pass\n")
     done.assert_outcomes(errors=1)
     assert said in done.stdout.str()
+
+
+def test_the_nearest_marker_wins(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.skblab(memory_mib=70, trace=True)
+        of_case = pytest.mark.skblab(memory_mib=73)
+
+        @pytest.mark.skblab(memory_mib=71, trace=None)
+        class TestIt:
+            @pytest.mark.skblab(memory_mib=72)
+            @pytest.mark.parametrize("expected", [72, pytest.param(73, marks=of_case)])
+            def test_case(self, lab, expected):
+                assert lab.spec.memory_mib == expected
+
+            def test_class(self, lab):
+                assert lab.spec.memory_mib == 71
+                with pytest.raises(Exception, match="nothing is traced"):
+                    lab.traced
+        """
+    )
+    done.assert_outcomes(passed=3)
 
 
 def test_what_a_lab_without_counters_or_trace_cannot_say(run: Run) -> None:
