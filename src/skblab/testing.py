@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from skblab.branch import CannotBranch
 from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError, check_lists
 from skblab.guest.complaint import in_words
 from skblab.guest.nodes import HOST, OWN
+from skblab.image.reasons import PREFIX
 from skblab.lab import InForce, Lab
 from skblab.policy import Policy
 from skblab.session import RuleOutcome
@@ -237,10 +239,17 @@ class LabInTest(Lab):
 
         Netlink messages, and those of local sockets, are freed with drop reasons, too, in runs that lose nothing.
 
-        :raises UsageError: nothing is traced
+        :raises UsageError: nothing is traced, or the kernel has no such reason
         :raises TraceError: the trace has lost steps
         """
         self._check_whole()
+        known = {*self.traced.about["reasons"].values()}
+        if reason and reason not in known:
+            near = difflib.get_close_matches(reason.upper().removeprefix(PREFIX), known)
+            raise UsageError(
+                f"Linux {self.image.release} has no drop reason {reason}",
+                found=f"near: {', '.join(near)}" if near else "",
+            )
         of_network = {step.packet for step in self.traced.steps if is_readable(step)}
         ours = (step for step in self.traced.steps if step.packet in of_network)
         said = ((step, reason_in_words(self.traced, step)) for step in ours)

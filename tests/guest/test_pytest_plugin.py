@@ -395,6 +395,10 @@ def test_what_a_lab_without_counters_or_trace_cannot_say(run: Run) -> None:
         def test_a_function_that_no_trace_follows(lab):
             with pytest.raises(UsageError, match="no trace follows"):
                 lab.visited("ip_recv")
+            assert not lab.dropped("NO_SOCKET")
+            with pytest.raises(UsageError, match="has no drop reason NO_SOKET") as error:
+                lab.dropped("NO_SOKET")
+            assert "NO_SOCKET" in error.value.found
         """
     )
     done.assert_outcomes(passed=3)
