@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from skblab.agent.running import Running
+from skblab.agent.streams import Hold
 from skblab.branch import CannotBranch
 from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError, check_lists
 from skblab.guest.complaint import in_words
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from skblab.agent.streams import Hold, Probe
+    from skblab.agent.streams import Probe
     from skblab.image.image import Image
     from skblab.trace.model import Step, Trace
     from skblab.trace.tracer import Tracer
@@ -176,13 +177,14 @@ class LabInTest(Lab):
         return lab
 
     def _begun(self, one: InForce) -> InForce:
-        """Note what was put in force: it ends with the test, and a rule or a policy that never fires fails it."""
+        """Note what was put in force: it ends with the test; a rule, a hold or a policy that never fires fails that."""
         self._in_force.append(one)
         return one
 
     @property
-    def _outcomes(self) -> "list[Running | Policy]":
-        return [one for one in self._in_force if isinstance(one, Running | Policy)]
+    def _outcomes(self) -> "list[Running | Hold | Policy]":
+        """What the test put in force to do something to packets; a probe may well see none."""
+        return [one for one in self._in_force if isinstance(one, Running | Hold | Policy)]
 
     @property
     def counters(self) -> Counters:
@@ -302,7 +304,7 @@ class LabInTest(Lab):
                     yield str(CallbackFailed(policy, one.error))
                 if one.late:
                     yield f"{policy} decided too late about {one.late} packets, which went on as they were"
-            elif one.error:
+            elif isinstance(one, Running) and one.error:
                 yield str(CallbackFailed(str(one.armed.rule), one.error))
 
     def _wrong_rules(self, outcomes: Iterable[RuleOutcome]) -> list[str]:
@@ -442,5 +444,5 @@ def _counter_lines(counted: Counters) -> Iterator[str]:
     return (f"{name:28} {value}" for name, value in counted.changed().items())
 
 
-def _outcome_of(one: "Running | Policy") -> RuleOutcome:
+def _outcome_of(one: "Running | Hold | Policy") -> RuleOutcome:
     return RuleOutcome(one.rule, one.counts, one.fired) if isinstance(one, Policy) else RuleOutcome.of(one)

@@ -80,6 +80,7 @@ def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
     done = run(
         f"""
         import pytest
+        from skblab import Session
 
         def test_unfired(lab):
             with lab.rule("icmp_rcv = drop @2000"):
@@ -95,6 +96,20 @@ def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
 
         def test_policy(lab):
             lab.on("icmp_rcv", "udp", lambda packet: "drop")
+
+        def test_hold(lab):
+            with lab.hold("icmp_rcv", "tcp"):
+                lab.run({PING})
+
+        def test_probe(lab):
+            with lab.probe("icmp_rcv", "udp") as probe:
+                lab.run({PING})
+            assert not probe.take_all()
+
+        def test_rule_beside_decisions(lab):
+            rules = ["icmp_rcv = hold @1 if icmp", "tcp_v4_rcv = hold"]
+            with Session(lab, rules, decisions=["0.1s icmp_rcv = release @1"]) as session:
+                session.run({PING})
 
         def test_policy_that_raises(lab):
             with pytest.raises(Exception):
@@ -119,12 +134,13 @@ def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
         """
     )
     outcomes = done.parseoutcomes()
-    assert (outcomes["passed"], outcomes["failed"]) == (1, 6)
+    assert (outcomes["passed"], outcomes["failed"]) == (2, 8)
     said = done.stdout.str()
     assert said.count("icmp_rcv = drop @2000: never fired, so this test has not tested what the rule is for") == 2
     assert "icmp_rcv = drop @2000: arrived 2, passed 2" in said
     assert "the policy at icmp_rcv() raised ZeroDivisionError" in said
-    assert "icmp_rcv = hold if udp: never fired" in said
+    for rule in ("icmp_rcv = hold if udp", "icmp_rcv = hold if tcp", "tcp_v4_rcv = hold"):
+        assert f"{rule}: never fired" in said
     assert "the policy at icmp_rcv() decided too late about 1 packets" in said
 
 
