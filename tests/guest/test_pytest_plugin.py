@@ -10,6 +10,8 @@ import pytest
 
 from skblab.host import process
 from skblab.image.image import Image
+from skblab.saved import SavedRun
+from skblab.spec import LabSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT_MS = 20
@@ -300,6 +302,32 @@ def test_a_complaint_fails_the_test(run: Run, complains: Callable[[Image], str],
     )
     done.assert_outcomes(failed=1, passed=1)
     assert "the guest's kernel complained once" in done.stdout.str()
+
+
+@pytest.mark.complains("warning")
+def test_a_saved_run_as_a_test_allows_only_what_it_had(
+    tmp_path: Path, complains: Callable[[Image], str], image: Image
+) -> None:
+    """In real time, where counts are not compared: another rule that does not fire fails it; another complaint, too."""
+    first = SavedRun(
+        spec=LabSpec(modules=[f"{complains(image)},make=warn"]),
+        client=("ping", "-c2", "-i0.1", "-s0", "guest"),
+        rules=("icmp_rcv = trace @2", "udp_rcv = drop", "icmp_rcv = corrupt 2 @1 if icmp[icmptype] == icmp-echo"),
+    ).run()
+    assert [len(first.outcome[one]) for one in ("unfired", "unedited", "complaints")] == [1, 1, 1]
+    first.write(tmp_path / "test_it.py")
+    said = (tmp_path / "test_it.py").read_text()
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:rerunfailures"]
+    for name, old, new, is_same in (
+        ("same", "", "", True),
+        ("unfired", "trace @2", "trace @2000", False),
+        ("edited", "corrupt 2 @1", "trace @1", False),
+        ("complaint", "make=warn", "make=warn_text", False),
+    ):
+        test = tmp_path / f"test_{name}.py"
+        test.write_text(said.replace(old, new, 1) if old else said)
+        done = process.run([*argv, test], timeout_s=60)
+        assert (done.returncode == 0) == is_same, done.stdout
 
 
 def test_a_shared_lab_begins_anew_for_each_test(run: Run) -> None:
