@@ -109,6 +109,12 @@ def test_what_is_written_is_read(file: Path, tmp_path: Path) -> None:
         (ONE + "expect = { status = 'x' }", "status is a whole number"),
         (ONE + "expect = { end = 'well' }", "no run ends so: well"),
         (ONE + "expect = { duration_s = [2, 1] }", "nothing is at least 2 and at most 1"),
+        (ONE + "expect = { stdout_has = '' }", "an empty text stands in everything"),
+        (ONE + "expect = { end = 'hung', stdout_has = 'x' }", "stdout_has is known of a client that has ended"),
+        (
+            ONE + "expect = { end = 'died', status = 7 }",
+            "status is known of a client that has ended, not of one that died",
+        ),
         (ONE + "expect = { duration_s = [2] }", "duration_s is a number, or"),
         (ONE + "expect = { counters = { x = 'y' } }", "counter x is a number, or"),
         (ONE + "expect = { stdout_sha256 = 'abc' }", "no SHA-256: abc"),
@@ -165,6 +171,6 @@ def test_what_an_outcome_lacks(expected: Expected, said: list[str]) -> None:
 
 def test_an_end_that_was_expected_has_no_status() -> None:
     hung = CellOutcome(end="hung", why="it still ran", status=0)
-    assert unmet(Expected(end="hung", status=7, stdout="x"), hung) == []
+    assert unmet(Expected(end="hung"), hung) == unmet(Expected(end="hung", status=None), hung) == []
     assert unmet(Expected(), hung) == ["hung, not ended: it still ran"]
     assert unmet(Expected(), replace(hung, end="ended", complaints=("WARNING",))) == ["the kernel complained: WARNING"]
