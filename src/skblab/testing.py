@@ -232,8 +232,9 @@ class LabInTest(Lab):
         :raises TraceError: the trace has lost steps
         """
         self._check_whole()
-        followed = {name for name, *_ in self.traced.about["functions"].values()}
-        if function not in followed:
+        assert self._tracer
+        followed = {one.function.name for one in self._tracer.probes if one.command.step}
+        if function not in followed.difference(self._tracer.refused):
             raise UsageError(f"no trace follows {function}()", hint=f"skblab probes {function}")
         return list(_entered(self.traced, function))
 

@@ -437,8 +437,9 @@ def test_what_a_lab_without_counters_or_trace_cannot_say(run: Run) -> None:
 
         @pytest.mark.skblab(trace=True)
         def test_a_function_that_no_trace_follows(lab):
-            with pytest.raises(UsageError, match="no trace follows"):
-                lab.visited("ip_recv")
+            for name in ("ip_recv", "__alloc_skb"):
+                with pytest.raises(UsageError, match="no trace follows"):
+                    lab.visited(name)
             assert not lab.dropped("NO_SOCKET")
             with pytest.raises(UsageError, match="has no drop reason NO_SOKET") as error:
                 lab.dropped("NO_SOKET")
