@@ -16,6 +16,7 @@
 import contextlib
 import dataclasses
 import difflib
+import math
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,12 +128,14 @@ class SavedRun:
             raise UsageError("no command has run in this session", hint="session.run(), then session.save()")
         spec, rules = session.lab.spec, [*session.rules]
         decisions = sorted((*session.decisions, *session.interrupts), key=lambda one: one.at_ns)
+        duration_s = session.outcome.duration_s if session.outcome else 0.0
         return cls(
             spec=spec,
             client=session.command,
             rules=tuple(map(str, rules)),
             decisions=tuple(map(str, decisions)),
             directory=session.directory or (str(Path.cwd()) if spec.time == "real" or spec.root == HOST_ROOT else ""),
+            limit_s=math.ceil(2 * duration_s) if 2 * duration_s > LIMIT_S else 0.0,
             image=session.lab.image.name,
             outcome=_outcome_of(session, end),
         )
