@@ -10,7 +10,7 @@ from typing import Self
 
 from skblab.agent import abi
 from skblab.agent.control import Agent
-from skblab.agent.packets import HeldPacket
+from skblab.agent.packets import MOST_DELAY_S, HeldPacket
 from skblab.agent.worker import Worker
 from skblab.edit import changing
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, UsageError, to_be_raised
@@ -60,8 +60,11 @@ class Policy:
     """
 
     def __init__(self, agent: Agent, rule: Rule, decide: Decide, lease_s: float = LEASE_S) -> None:
-        if not lease_s > 0:
-            raise UsageError(f"a lease of {lease_s:g} s for a policy", hint="more than 0: a policy may hang")
+        if not 0 < lease_s <= MOST_DELAY_S:
+            raise UsageError(
+                f"a lease of {lease_s:g} s for a policy", found=f"at most {MOST_DELAY_S:g} s",
+                hint="more than 0: a policy may hang",
+            )  # fmt: skip
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
         self.rule = rule
         self._decided = self._late = 0
