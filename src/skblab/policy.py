@@ -161,10 +161,12 @@ class Policy:
             with self._deciding:
                 _CARRY_OUT[verdict.verdict](held, verdict)
                 self._decided += held.decided or verdict.verdict == "hold"
-        except (PacketGone, GuestLost):  # by its lease, with its rule, or the function itself has decided
+        except (PacketGone, GuestLost) as error:  # by its lease, with its rule, or the function itself has decided
             self._decided += held.decided
             goes_on = verdict is not None and verdict.verdict == "accept"
             self._late += held.cause is abi.Cause.LEASE and not (held.decided or goes_on)
+            if held.decided and verdict and not goes_on:
+                self._failed = self._failed or error
         except BaseException as error:  # noqa: BLE001 - raised by close()
             self._failed = self._failed or to_be_raised(error)
             with contextlib.suppress(PacketGone, GuestLost):

@@ -59,6 +59,19 @@ def test_as_a_call_and_by_the_packets_own_methods(shared_lab: Lab) -> None:
     assert (policy.decided, policy.counts.dropped, policy.counts.arrived) == (1, 1, 2)
 
 
+def test_one_that_decides_twice_has_failed(shared_lab: Lab) -> None:
+    """What it has returned was not done."""
+
+    def decide(packet: HeldPacket) -> str:
+        packet.release()
+        return "drop"
+
+    policy = shared_lab.on("icmp_rcv", "icmp", decide)
+    assert ping(shared_lab, "-c1").count("time=") == 1
+    with pytest.raises(CallbackFailed, match="cannot drop this packet: it is "):
+        policy.close()
+
+
 @pytest.mark.parametrize(("verdict", "late"), [("drop", 1), (None, 0)])
 def test_what_is_not_decided_in_time_goes_on(shared_lab: Lab, verdict: str | None, late: int) -> None:
     enough = threading.Event()
