@@ -32,6 +32,7 @@ stdout = "a\\u001b b"
 stderr_has = "no"
 duration_s = [0.2, 3]
 counters = { "host Tcp RetransSegs" = 1, "guest Udp InErrors" = [0, 2] }
+listening = ["guest tcp 80"]
 files = { "/tmp/a" = "text", "/tmp/b" = false }
 
 [[scenario]]
@@ -63,6 +64,7 @@ def test_a_file_says_what_python_says(file: Path) -> None:
             stderr_has=("no",),
             duration_s=(0.2, 3),
             counters=(("host Tcp RetransSegs", 1, 1), ("guest Udp InErrors", 0, 2)),
+            listening=("guest tcp 80",),
             files=(("/tmp/a", digest("text")), ("/tmp/b", "")),
         ),
     )
@@ -141,6 +143,7 @@ def test_a_file_that_cannot_be_read(file: Path) -> None:
 OUTCOME = CellOutcome(
     status=1, duration_s=0.5, stdout="yes", stderr="no", digests=(digest("yes"), digest("no")),
     counters={"host Tcp RetransSegs": 1}, fired=(True, False), files=(("/tmp/a", digest("text"), "text"),),
+    listening=("guest tcp 80",),
 )  # fmt: skip
 
 
@@ -154,6 +157,8 @@ OUTCOME = CellOutcome(
         (Expected(fired=False), ["status 1, not 0"]),
         (Expected(status=1), ["rule 2 never fired"]),
         (Expected(end="hung", fired=False), ["ended, not hung"]),
+        (Expected(status=1, fired=False, listening=("guest tcp 80", "guest udp 53")),
+         ["nobody listens there any more: guest udp 53"]),
         (Expected(status=1, fired=False, stdout=""), ["stdout is 'yes', not what was expected"]),
         (Expected(status=1, fired=False, stderr_has=("x",)), ["stderr lacks 'x': 'no'"]),
         (Expected(status=1, fired=False, duration_s=(0.6, 1)), ["0.500000 s, not 0.6 to 1 s"]),

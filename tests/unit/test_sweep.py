@@ -16,7 +16,7 @@ from skblab.packet import Packet
 from skblab.rule import Rule
 from skblab.spec import LabSpec
 from skblab.summary import ETH_P_IP, ETH_P_IPV6
-from skblab.sweep import junit, page, plan
+from skblab.sweep import junit, page, plan, servers
 from skblab.sweep.cell import CellOutcome, Scenario, Seen, parse_counters
 from skblab.sweep.cluster import batch_size
 from skblab.sweep.judge import differences, judge
@@ -47,6 +47,23 @@ def sweep(scenario: Scenario) -> Sweep:
     one.baseline, one.targets = THREE, plan.targets(THREE)
     one.cells = list(plan.singles(THREE, one.verdicts, ""))
     return one
+
+
+LISTENING = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 13 1
+   1: 010AA8C0:0050 FE0AA8C0:C30F 01 00000000:00000000 00:00000000 00000000     0        0 14 1
+  20: 00000000000000000000000000000000:0035 00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000
+  21: 00000000:9C40 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 15 2
+"""
+
+
+def test_where_servers_listen(scenario: Scenario) -> None:
+    """Not a socket to which the kernel gave a port: it is a client's."""
+    assert servers.parse(LISTENING) == {"tcp 80", "udp 53"}
+    two = replace(THREE, listening=("guest tcp 80", "guest udp 53"))
+    assert judge(two, replace(two, listening=("guest udp 53",)), scenario).words == "server gone"
+    assert judge(two, replace(two, listening=(*two.listening, "guest tcp 81")), scenario).words == "same"
 
 
 def test_each_packet_with_each_verdict() -> None:

@@ -10,6 +10,7 @@ from skblab.errors import UsageError
 End = Literal["ended", "hung", "died", "lost"]
 OF_THE_END = (
     "status", "stdout", "stderr", "stdout_sha256", "stderr_sha256", "stdout_has", "stderr_has", "files", "duration_s",
+    "listening",
 )  # fmt: skip
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -26,6 +27,7 @@ class Expected:
     :param files: paths in the guest, and the digest of what is in each; "": there is no such file
     :param duration_s: of the client, in virtual time: at least, at most
     :param counters: names, as ``CellOutcome.counters`` has them, and the least and the highest value
+    :param listening: where servers listen in the guest afterwards, as ``CellOutcome.listening`` has them
     :param complaints: the guest's kernel may complain
     :param fired: each rule has to fire
     """
@@ -41,6 +43,7 @@ class Expected:
     files: tuple[tuple[str, str], ...] = ()
     duration_s: tuple[float, float] = (0.0, math.inf)
     counters: tuple[tuple[str, int, int], ...] = ()
+    listening: tuple[str, ...] = ()
     complaints: bool = False
     fired: bool = True
 
