@@ -199,6 +199,28 @@ def test_a_store_has_what_was_done(scenario: Scenario, tmp_path: Path, monkeypat
     assert not store.path.exists()
 
 
+@pytest.mark.parametrize("changed", ["client.py", "server.py", "other.py"])
+def test_what_a_program_did_before_it_was_changed_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """It may do the same without a fault, and another thing with one."""
+    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path / "cache"))
+    for name in ("client.py", "server.py", "other.py"):
+        (tmp_path / name).write_text("1")
+    scenario = Scenario(
+        spec=LabSpec(time="virtual", commands=[f"exec python3 '{tmp_path}/server.py' 80"]),
+        client=("python3", "client.py", "x" * 5000, "a\nb"),
+        directory=str(tmp_path),
+    )
+    store = Store(scenario, THREE, resume=False)
+    store.add(("ip_rcv = drop @1",), THREE)
+    store.close(forget=False)
+    (tmp_path / changed).write_text("2")
+    store = Store(scenario, THREE, resume=True)
+    assert len(store.done) == (changed == "other.py")
+    store.close(forget=True)
+
+
 def test_a_process_that_dies_loses_no_cell(scenario: Scenario) -> None:
     cells = [Job(scenario, (str(number),)) for number in range(20)]
     cells.insert(3, Job(scenario, ("once",)))
