@@ -50,6 +50,12 @@ NET_RX_DROP = 1  # include/linux/netdevice.h
 NET_XMIT_DROP = 1
 MOST_ERRNO = 4095  # include/linux/err.h MAX_ERRNO
 BOOLEANS = ("bool", "_Bool")
+BITS = {  # of a number by its C type; what has another name may have 64
+    **dict.fromkeys(("char", "signed char", "unsigned char", "u8", "s8", "__u8", "__s8"), 8),
+    **dict.fromkeys(("short", "unsigned short", "u16", "s16", "__u16", "__s16", "__be16", "__le16", "__sum16"), 16),
+    **dict.fromkeys(("int", "unsigned int", "u32", "s32", "__u32", "__s32", "__be32", "__le32", "__wsum"), 32),
+    "umode_t": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -233,7 +239,7 @@ def check_value(function: Function, value: str) -> None:
     :raises UnsupportedVerdict: it returns nothing, something, or what no register holds
     """
     kind = function.return_type
-    number = number_of(value)
+    number, bits = number_of(value), BITS.get(kind, 32 if kind.startswith("enum ") else 64)
     if kind == "void" and value:
         wrong, hint = "returns nothing", f"{function.name} = return"
     elif kind != "void" and not value:
@@ -244,8 +250,8 @@ def check_value(function: Function, value: str) -> None:
         wrong, hint = "returns a bool", "true or false"
     elif kind.startswith(("struct ", "union ")) and not kind.endswith("*"):
         wrong, hint = f"returns a {kind}, more than a register holds", "a function that it calls"
-    elif number is not None and kind in {"int", "unsigned int", "u32"} and not -(1 << 31) <= number < 1 << 32:
-        wrong, hint = f"returns {kind}", "a number of 32 bits"
+    elif number is not None and not -(1 << bits - 1) <= number < 1 << bits:
+        wrong, hint = f"returns {kind}", f"a number of {bits} bits"
     elif number and CONTRACTS.get(function.name, Contract()).hands_back:
         wrong, hint = f"may hand its packet back to its caller by returning {value}", "return 0, or drop"
     else:
