@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MARKER = (
     "skblab(..., serve=COMMAND, trace=FILTER, counters=True, allow_unfired=False, allow_unedited=False, "
-    "allow_complaints=False): "
+    "allow_undecided=False, allow_complaints=False): "
     "the lab of this test: any field of skblab.LabSpec; what runs in its guest; what is traced"
 )
 OWN_IMAGE = {"image", "series", "variant"}  # fields that say which image it is

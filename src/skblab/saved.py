@@ -204,7 +204,7 @@ class SavedRun:
         yield from (*_python("RULES", self.rules), *(_python("DECISIONS", self.decisions) if self.decisions else []))
         marked = lab_table(self.spec) | ({"commands": self.spec.commands} if self.spec.commands else {})
         marked |= {"counters": False} if is_virtual else {}  # to read them takes time
-        marked |= {f"allow_{key}": True for key in ("unfired", "unedited", "complaints") if key in self.outcome}
+        marked |= {f"allow_{key}": True for key in WORSE[1:] if key in self.outcome}
         yield from ("", "", f"@pytest.mark.skblab({', '.join(f'{key}={value!r}' for key, value in marked.items())})")
         decided = ", decisions=DECISIONS" if self.decisions else ""
         limit = f", timeout_s={self.limit_s:g}" if self.limit_s else ""

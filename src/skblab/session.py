@@ -202,6 +202,7 @@ class Session:
                 self.lab.stop_on_rules(self._debugger)
                 self._debugger.resume()
             self._stack = stack.pop_all()
+        self.lab.ask_at_end(lambda: self.undecided)
         return self
 
     def __exit__(

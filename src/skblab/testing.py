@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 SPEC_FIELDS = frozenset(field.name for field in dataclasses.fields(LabSpec))
 COUNTER_FILES = ("/proc/net/snmp", "/proc/net/netstat", "/proc/net/snmp6")
-SWITCHES = {"allow_unfired": False, "allow_unedited": False, "allow_complaints": False, "counters": True}
+SWITCHES = {
+    **dict.fromkeys(("allow_unfired", "allow_unedited", "allow_undecided", "allow_complaints"), False),
+    "counters": True,
+}
 MOST_STEMS = 4  # each has a guest's memory
 SHOWN_JOURNEYS, SHOWN_LINES = 20, 200
 PING_INTERVAL_S, PING_TIMEOUT_S = 0.05, 30
@@ -58,6 +61,7 @@ class Settings:
     trace: str | None = None
     allow_unfired: bool = False
     allow_unedited: bool = False
+    allow_undecided: bool = False
     allow_complaints: bool = False
     counters: bool = True
 
@@ -141,6 +145,7 @@ class LabInTest(Lab):
         self.directory_of: Callable[[], Path] | None = None
         self._in_force: list[Running | Hold | Probe | Policy] = []
         self._at_close: list[RuleOutcome] = []  # if the test itself closes it
+        self._undone: list[Callable[[], Sequence[str]]] = []
         self._counters: dict[str, Counters] = {}  # by node
         self._tracer: Tracer | None = None
         self._settings = Settings(spec, frozenset())
@@ -150,7 +155,7 @@ class LabInTest(Lab):
 
     def begin_test(self, wanted: Settings, trace: str | None) -> None:
         """Begin a test: counters and trace begin here."""
-        self._settings, self._in_force, self._at_close, self._branches = wanted, [], [], []
+        self._settings, self._in_force, self._at_close, self._undone, self._branches = wanted, [], [], [], []
         self.__dict__.pop("traced", None)
         nodes = (OWN, HOST, *self.spec.nodes) if wanted.counters else ()
         self._counters = {node: Counters(functools.partial(self._read_counters, node)) for node in nodes}
@@ -181,6 +186,10 @@ class LabInTest(Lab):
         """Note what was put in force: it ends with the test; a rule, a hold or a policy that never fires fails that."""
         self._in_force.append(one)
         return one
+
+    def ask_at_end(self, undone: Callable[[], Sequence[str]]) -> None:
+        """Ask then what was not done, in words; the test fails where it is anything."""
+        self._undone.append(undone)
 
     @property
     def _outcomes(self) -> "list[Running | Hold | Policy]":
@@ -295,7 +304,13 @@ class LabInTest(Lab):
             outcomes = self._at_close
         else:
             outcomes = [*map(_outcome_of, self._outcomes)]
-        return [*self._wrong_callbacks(), *self._wrong_rules(outcomes), *self.new_complaints_in_words()]
+        undone = [] if self._settings.allow_undecided else [one for undone in self._undone for one in undone()]
+        return [
+            *self._wrong_callbacks(),
+            *self._wrong_rules(outcomes),
+            *(f"not carried out: {one}" for one in undone),
+            *self.new_complaints_in_words(),
+        ]
 
     def _wrong_callbacks(self) -> Iterator[str]:
         """Yield what callbacks have raised and no close() has, and what was decided too late."""

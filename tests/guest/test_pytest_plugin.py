@@ -146,6 +146,33 @@ def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
     assert "the policy at icmp_rcv() decided too late about 1 packets" in said
 
 
+def test_a_decision_that_was_not_carried_out_fails_the_test(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+        from skblab import Session
+
+        def decide(lab, *decisions):
+            with Session(lab, ["icmp_rcv = hold if icmp[icmptype] == icmp-echo"], decisions=decisions) as session:
+                return session.run(["ping", "-c1", "guest"])
+
+        pytestmark = pytest.mark.skblab(time="virtual")
+
+        def test_it(lab):
+            assert decide(lab, "0.1s icmp_rcv = release @1", "0.2s icmp_rcv = drop @7").status == 0
+
+        @pytest.mark.skblab(allow_undecided=True)
+        def test_allowed(lab):
+            assert len(decide(lab, "0.1s icmp_rcv = release @1", "0.2s icmp_rcv = drop @7").undecided) == 1
+
+        def test_carried_out(lab):
+            assert decide(lab, "0.1s icmp_rcv = release @1").status == 0
+        """
+    )
+    done.assert_outcomes(passed=2, failed=1)
+    done.stdout.fnmatch_lines(["not carried out: 0.2s icmp_rcv = drop @7: *"])
+
+
 def test_what_a_callback_raised_fails_the_test(run: Run) -> None:
     """Also where nobody has heard of it: the rule was not closed, or another error went first."""
     done = run(
