@@ -257,8 +257,9 @@ class LabInTest(Lab):
         """
         self._check_whole()
         known = {*self.traced.about["reasons"].values()}
-        if reason and reason not in known:
-            near = difflib.get_close_matches(reason.upper().removeprefix(PREFIX), known)
+        wanted = reason.upper().removeprefix(PREFIX)
+        if wanted and wanted not in known:
+            near = difflib.get_close_matches(wanted, known)
             raise UsageError(
                 f"Linux {self.image.release} has no drop reason {reason}",
                 found=f"near: {', '.join(near)}" if near else "",
@@ -266,7 +267,7 @@ class LabInTest(Lab):
         of_network = {step.packet for step in self.traced.steps if is_readable(step)}
         ours = (step for step in self.traced.steps if step.packet in of_network)
         said = ((step, reason_in_words(self.traced, step)) for step in ours)
-        return [step for step, why in said if why and (not reason or why == reason)]
+        return [step for step, why in said if why and (not wanted or why == wanted)]
 
     def _check_whole(self) -> None:
         """Refuse to say what was not visited where steps are missing."""

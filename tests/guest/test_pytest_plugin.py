@@ -64,6 +64,7 @@ def test_a_test_that_passes_and_what_a_lab_knows(run: Run) -> None:
             assert not lab.visited("udp_rcv")
             assert len(lab.dropped()) == 1 and not lab.dropped("NO_SOCKET")
             assert lab.journeys()
+            assert len(lab.dropped("not_specified")) == len(lab.dropped("SKB_DROP_REASON_NOT_SPECIFIED")) == 1
 
         def test_rtt(lab):
             assert lab.rtts_ms()[0] < 200
