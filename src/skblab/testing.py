@@ -229,7 +229,15 @@ class LabInTest(Lab):
         return self._tracer.trace()
 
     def journeys(self) -> list[Journey]:
-        """Return the journeys of network packets in ``traced``."""
+        """Return the journeys of network packets in ``traced``.
+
+        :raises UsageError: nothing is traced
+        :raises TraceError: the trace has lost steps
+        """
+        self._check_whole()
+        return self._journeys()
+
+    def _journeys(self) -> list[Journey]:
         return [one for one in journeys(self.traced) if one.is_of_network]
 
     def visited(self, function: str) -> "list[Step]":
@@ -388,7 +396,7 @@ class LabInTest(Lab):
         from skblab.view.tree import lines  # noqa: PLC0415
 
         try:
-            found = self.journeys()
+            found = self._journeys()
         except SkblabError as error:
             yield str(error)
             return

@@ -566,7 +566,7 @@ def test_a_trace_that_has_lost_steps_does_not_say_what_was_not_there(run: Run) -
             assert lab.rtts_ms()
             assert lab.visited("icmp_rcv") and not lab.dropped()
             lab.traced.end["lost"] = 3
-            for ask in (lab.dropped, lambda: lab.visited("udp_rcv")):
+            for ask in (lab.dropped, lab.journeys, lambda: lab.visited("udp_rcv")):
                 with pytest.raises(TraceError, match="has lost 3 steps"):
                     ask()
         """
