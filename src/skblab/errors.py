@@ -133,8 +133,15 @@ class CallbackFailed(SkblabError):
 
 
 def to_be_raised(error: BaseException) -> Exception:
-    """Return an error of a callback's, to be raised where that ends: a SystemExit would end more than it."""
-    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+    """Return an error of a callback's, to be raised where that ends: a SystemExit would end more than it.
+
+    pytest's own fail() and skip() raise no Exception, either.
+    """
+    if isinstance(error, Exception):
+        return error
+    wrapped = RuntimeError(f"{type(error).__name__}({error})")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def check_lists(**fields: object) -> None:

@@ -95,6 +95,9 @@ class Lab(LabLife):
         """Note what was put in force; here it is the caller's to end it."""
         return one
 
+    def ask_at_end(self, undone: Callable[[], Sequence[str]]) -> None:
+        """Ask then what was not done, in words. Nobody does here; a lab in a test does."""
+
     @overload
     def on(
         self, function: str, filter: str = ..., *, occurrence: Occurrence | None = ..., lease_s: float = ...

@@ -198,8 +198,12 @@ class LabLife(HostPrograms):
                     self._is_closed = True
 
     def end(self) -> None:
-        """End a joined lab, even while others use it; return when it is gone."""
-        assert isinstance(self.namespaces, JoinedNamespaces)
+        """End a joined lab, even while others use it; return when it is gone.
+
+        :raises UsageError: it was not joined
+        """
+        if not isinstance(self.namespaces, JoinedNamespaces):
+            raise UsageError(f"lab {self.name} was not joined", hint="close() ends a lab of one's own")
         self.namespaces.end()
 
     def check(self) -> None:

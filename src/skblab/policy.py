@@ -10,7 +10,7 @@ from typing import Self
 
 from skblab.agent import abi
 from skblab.agent.control import Agent
-from skblab.agent.packets import HeldPacket
+from skblab.agent.packets import MOST_DELAY_S, HeldPacket
 from skblab.agent.worker import Worker
 from skblab.edit import changing
 from skblab.errors import CallbackFailed, GuestLost, PacketGone, UsageError, to_be_raised
@@ -60,14 +60,18 @@ class Policy:
     """
 
     def __init__(self, agent: Agent, rule: Rule, decide: Decide, lease_s: float = LEASE_S) -> None:
-        if not lease_s > 0:
-            raise UsageError(f"a lease of {lease_s:g} s for a policy", hint="more than 0: a policy may hang")
+        if not 0 < lease_s <= MOST_DELAY_S:
+            raise UsageError(
+                f"a lease of {lease_s:g} s for a policy", found=f"at most {MOST_DELAY_S:g} s",
+                hint="more than 0: a policy may hang",
+            )  # fmt: skip
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
         self.rule = rule
         self._decided = self._late = 0
         self._deciding = threading.RLock()  # from a packet's decision until it is counted
         self._decide = decide
         self._failed: Exception | None = None
+        self._is_closed = False
         self._clock = agent.link.clock
         self._held = agent.held
         self._worker: Worker[tuple[HeldPacket, Callable[[], None]]] = Worker(agent.link, "skblab-policy", self._work)
@@ -125,8 +129,9 @@ class Policy:
         finally:
             if not self._worker.end(CLOSE_TIMEOUT_S):
                 log.warning("the policy at %s() has not returned within %g s", self.rule.function, CLOSE_TIMEOUT_S)
-        error, self._failed = self._failed, None
-        if error and raising:
+        is_first, self._is_closed = not self._is_closed, True
+        if (error := self._failed) and is_first and raising:
+            self._failed = None
             raise CallbackFailed(f"the policy at {self.rule.function}()", error) from error
 
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:
@@ -156,11 +161,13 @@ class Policy:
             with self._deciding:
                 _CARRY_OUT[verdict.verdict](held, verdict)
                 self._decided += held.decided or verdict.verdict == "hold"
-        except (PacketGone, GuestLost):  # by its lease, with its rule, or the function itself has decided
+        except (PacketGone, GuestLost) as error:  # by its lease, with its rule, or the function itself has decided
             self._decided += held.decided
             goes_on = verdict is not None and verdict.verdict == "accept"
             self._late += held.cause is abi.Cause.LEASE and not (held.decided or goes_on)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - raised by close()
+            if held.decided and verdict and not goes_on:
+                self._failed = self._failed or error
+        except BaseException as error:  # noqa: BLE001 - raised by close()
             self._failed = self._failed or to_be_raised(error)
             with contextlib.suppress(PacketGone, GuestLost):
                 held.release()

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from skblab.testing import LabInTest, Stems
 
 MARKER = (
-    "skblab(..., serve=COMMAND, trace=FILTER, counters=True, allow_unfired=False, allow_complaints=False): "
+    "skblab(..., serve=COMMAND, trace=FILTER, counters=True, allow_unfired=False, allow_unedited=False, "
+    "allow_undecided=False, allow_complaints=False): "
     "the lab of this test: any field of skblab.LabSpec; what runs in its guest; what is traced"
 )
 OWN_IMAGE = {"image", "series", "variant"}  # fields that say which image it is
@@ -68,8 +69,8 @@ def lab(
 
 
 @pytest.fixture(scope="module")
-def _module_labs() -> "Iterator[dict[tuple[object, ...], LabInTest]]":
-    labs: dict[tuple[object, ...], LabInTest] = {}
+def _module_labs() -> "Iterator[dict[LabSpec, LabInTest]]":
+    labs: dict[LabSpec, LabInTest] = {}
     yield labs
     for one in labs.values():
         one.close()
@@ -79,17 +80,17 @@ def _module_labs() -> "Iterator[dict[tuple[object, ...], LabInTest]]":
 def shared_lab(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    _module_labs: "dict[tuple[object, ...], LabInTest]",
+    _module_labs: "dict[LabSpec, LabInTest]",
 ) -> "Iterator[LabInTest]":
-    """Share a lab between the tests of a module whose markers say the same; a new one after the guest has died."""
-    from skblab.testing import LabInTest, settings  # noqa: PLC0415
+    """Share a lab between the tests of a module that want the same; a new one after the guest has died."""
+    from skblab.testing import LabInTest  # noqa: PLC0415
 
-    key = (settings(request.node).spec,)
-    lab = _module_labs.get(key)
+    spec = _spec(request)
+    lab = _module_labs.get(spec)
     if lab is None or not lab.is_alive:
         if lab:
             lab.close()
-        lab = _module_labs[key] = LabInTest(_spec(request))
+        lab = _module_labs[spec] = LabInTest(spec)
         lab.__enter__()
     _begin(lab, request, tmp_path_factory)
     yield lab

@@ -16,6 +16,7 @@
 import contextlib
 import dataclasses
 import difflib
+import math
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,15 @@ OF_OUTCOME = {
     "end": "", "status": 0, "duration_s": 0.0, "stdout": "", "stderr": "", "stdout_sha256": "", "stderr_sha256": "",
     "counts": (), "unfired": (), "unedited": (), "went": (), "undecided": (), "complaints": (),
 }  # fmt: skip
+OF_NUMBERS = {"status": "outcome.status", "duration_s": "round(outcome.duration_s, 9)"}  # in a test, as in OF_LISTS
+OF_LISTS = {
+    "counts": "[counted(one) for one in outcome.rules]",
+    "unfired": "[str(one) for one in outcome.unfired]",
+    "unedited": "[*outcome.unedited]",
+    "went": "[*outcome.went]",
+    "undecided": "[*outcome.undecided]",
+    "complaints": "[*complained(lab)]",
+}
 TIMES = re.compile(
     r"\d+(?:\.\d+)?(?=\s?(?:ns|us|\N{MICRO SIGN}s|ms|s|seconds?)\b)"  # 0.3 ms
     r"|\d+\.\d+(?:/\d+\.\d+)+"  # ping's rtt min/avg/max/mdev
@@ -118,12 +128,14 @@ class SavedRun:
             raise UsageError("no command has run in this session", hint="session.run(), then session.save()")
         spec, rules = session.lab.spec, [*session.rules]
         decisions = sorted((*session.decisions, *session.interrupts), key=lambda one: one.at_ns)
+        duration_s = session.outcome.duration_s if session.outcome else 0.0
         return cls(
             spec=spec,
             client=session.command,
             rules=tuple(map(str, rules)),
             decisions=tuple(map(str, decisions)),
             directory=session.directory or (str(Path.cwd()) if spec.time == "real" or spec.root == HOST_ROOT else ""),
+            limit_s=math.ceil(2 * duration_s) if 2 * duration_s > LIMIT_S else 0.0,
             image=session.lab.image.name,
             outcome=_outcome_of(session, end),
         )
@@ -181,15 +193,18 @@ class SavedRun:
         yield from (f"# {line}".rstrip() for line in (*self.note.splitlines(), f"It ran on the image {self.image}."))
         if not is_virtual:
             yield "# It was in real time: here the times are about these; the order of the decisions is kept."
-        uses = ["counted"] if "counts" in self.outcome else [] if is_virtual else ["but_for_times"]
-        uses = [f"from skblab.saved import {one}" for one in uses]
+        uses = [
+            *([] if is_virtual else ["but_for_times"]),
+            *(["complained"] if "complaints" in self.outcome else []),
+            *(["counted"] if "counts" in self.outcome else []),
+        ]
+        uses = [f"from skblab.saved import {', '.join(uses)}"] if uses else []
         yield from (*(["import hashlib", ""] if any("_sha256" in key for key in self.outcome) else []), "import pytest")
         yield from ("", "from skblab import Session", *uses, "")
         yield from (*_python("RULES", self.rules), *(_python("DECISIONS", self.decisions) if self.decisions else []))
         marked = lab_table(self.spec) | ({"commands": self.spec.commands} if self.spec.commands else {})
         marked |= {"counters": False} if is_virtual else {}  # to read them takes time
-        marked |= {"allow_unfired": True} if "unfired" in self.outcome else {}
-        marked |= {"allow_complaints": True} if "complaints" in self.outcome else {}
+        marked |= {f"allow_{key}": True for key in WORSE[1:] if key in self.outcome}
         yield from ("", "", f"@pytest.mark.skblab({', '.join(f'{key}={value!r}' for key, value in marked.items())})")
         decided = ", decisions=DECISIONS" if self.decisions else ""
         limit = f", timeout_s={self.limit_s:g}" if self.limit_s else ""
@@ -213,20 +228,12 @@ class SavedRun:
                     yield f"assert hashlib.sha256({same.format(now)}.encode()).hexdigest() == {value!r}"
                 else:
                     yield from ("assert " + same.format(now) + " == (", *_parts(value, same), ")")
-            elif key == "duration_s":
-                yield f"assert round(outcome.duration_s, 9) == {value!r}"
-            elif key == "counts":
-                yield from ("assert [counted(one) for one in outcome.rules] == [", *_listed(value), "]")
-            elif key == "went":
-                yield from ("assert outcome.went == (", *_listed(value), ")")
-            elif key == "status":
-                yield f"assert outcome.status == {value!r}"
-        undecided = self.outcome.get("undecided", ())
-        yield from (
-            ("assert outcome.undecided == (", *_listed(undecided), ")")
-            if undecided
-            else ("assert outcome.undecided == ()",)
-        )
+            elif key in OF_LISTS:
+                yield from (f"assert {OF_LISTS[key]} == [", *_listed(value), "]")
+            elif key in OF_NUMBERS:
+                yield f"assert {OF_NUMBERS[key]} == {value!r}"
+        if "undecided" not in self.outcome:
+            yield f"assert {OF_LISTS['undecided']} == []"
 
     def found_image(self) -> Image:
         """Return the image to run on: the one that it ran on, if it is there, else the newest of its kind.

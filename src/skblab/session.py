@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     Watched = Debugger | Deciding | socket.socket | int
 TimeLeft = Callable[[], float | None]
 
+ONE_RUN = "with Session(lab, rules) as session: session.run(command)"
 STOP_TIMEOUT_S = 1.0  # gdb has said that there is one
 LAST_STOP_S = 10.0  # from the command's end to gdb's report of a stop that the agent has counted
 
@@ -191,8 +192,11 @@ class Session:
         self.is_captured = False
         self.is_terminal = False  # then standard error is in what is captured of standard output
         self.outcome: Outcome | None = None
+        self._is_open: bool | None = None  # None: not yet
 
     def __enter__(self) -> Self:
+        if self._is_open is not None:
+            raise UsageError("a session is entered once", hint=ONE_RUN)
         stops = [rule for rule in self.rules if VERDICTS[rule.verdict].needs == "gdb"]
         if stops and self.lab.guest.clock.is_virtual:
             raise UsageError(
@@ -211,11 +215,14 @@ class Session:
                 self.lab.stop_on_rules(self._debugger)
                 self._debugger.resume()
             self._stack = stack.pop_all()
+        self._is_open = True
+        self.lab.ask_at_end(lambda: self.undecided)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_open = False
         self._stack.__exit__(kind, error, trace)
 
     def _in_force(self, rule: Rule) -> "Running | Hold":
@@ -251,11 +258,14 @@ class Session:
         :param shown: what is captured goes to this process's own streams, too, at once
         :param terminal: what is captured is written to a terminal, standard error with standard output
         :param directory: the command's; default: this process's
+        :raises UsageError: its rules are not in force: it was not entered, or has run a command
         :raises GuestLost: the kernel has panicked, or ended, before the command
         :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
         :raises CallbackFailed: the watcher raised
         :raises CannotWrite: what is shown could not be written
         """
+        if not self._is_open:
+            raise UsageError("the rules of this session are not in force: it runs one command", hint=ONE_RUN)
         clock = self.lab.guest.clock
         self.command, self.directory = tuple(map(os.fsdecode, command)), directory
         self.is_captured, self.is_terminal = capture, terminal
@@ -278,6 +288,7 @@ class Session:
             status = self._wait(client, timeout_s)
             duration_s = (clock.monotonic_ns - self._began_ns) / 1e9
             self.lab.check()
+            self._is_open = False
             self._stack.close()
             self.outcome = Outcome(
                 process.exit_status(status),

@@ -1,17 +1,21 @@
 """A lab in a test: what came of its rules, counters and trace since the test began, and what a failure shows."""
 
+import contextlib
 import dataclasses
+import difflib
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from skblab.agent.running import Running
+from skblab.agent.streams import Hold
 from skblab.branch import CannotBranch
-from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError
+from skblab.errors import CallbackFailed, GuestLost, SkblabError, TraceError, UsageError, check_lists
 from skblab.guest.complaint import in_words
 from skblab.guest.nodes import HOST, OWN
+from skblab.image.reasons import PREFIX
 from skblab.lab import InForce, Lab
 from skblab.policy import Policy
 from skblab.session import RuleOutcome
@@ -26,13 +30,17 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from skblab.agent.streams import Hold, Probe
+    from skblab.agent.streams import Probe
     from skblab.image.image import Image
     from skblab.trace.model import Step, Trace
     from skblab.trace.tracer import Tracer
 
 SPEC_FIELDS = frozenset(field.name for field in dataclasses.fields(LabSpec))
 COUNTER_FILES = ("/proc/net/snmp", "/proc/net/netstat", "/proc/net/snmp6")
+SWITCHES = {
+    **dict.fromkeys(("allow_unfired", "allow_unedited", "allow_undecided", "allow_complaints"), False),
+    "counters": True,
+}
 MOST_STEMS = 4  # each has a guest's memory
 SHOWN_JOURNEYS, SHOWN_LINES = 20, 200
 PING_INTERVAL_S, PING_TIMEOUT_S = 0.05, 30
@@ -52,6 +60,8 @@ class Settings:
     named: frozenset[str]
     trace: str | None = None
     allow_unfired: bool = False
+    allow_unedited: bool = False
+    allow_undecided: bool = False
     allow_complaints: bool = False
     counters: bool = True
 
@@ -66,22 +76,36 @@ def settings(node: "pytest.Item") -> Settings:
     :raises UsageError: there is no such field, or it is out of its range
     """
     said: dict[str, Any] = {}
-    for marker in reversed([*node.iter_markers("skblab")]):
+    for marker in _nearest_last(node):
         if marker.args:
             raise UsageError("the marker skblab takes keywords", hint='@pytest.mark.skblab(root="host")')
         said |= marker.kwargs
     serve, trace = said.pop("serve", ()), said.pop("trace", False)
-    allowed = {name: bool(said.pop(name, False)) for name in ("allow_unfired", "allow_complaints")}
-    counters = bool(said.pop("counters", True))
+    switches = {name: said.pop(name, usual) for name, usual in SWITCHES.items()}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} is True or False, not {value!r}")
+    if not isinstance(trace, bool | str | None):
+        raise UsageError(f"no filter: trace={trace!r}", hint='trace="icmp"; True: every packet')
+    if not isinstance(serve, str | list | tuple):
+        raise UsageError(f"no command: serve={serve!r}", hint='serve="python3 -m http.server 80"; or a list')
+    check_lists(commands=said.get("commands", ()))
     if unknown := sorted(said.keys() - SPEC_FIELDS):
         raise UsageError(
             f"the marker skblab knows no {unknown[0]}",
-            found=f"fields: {', '.join(sorted(SPEC_FIELDS | allowed.keys() | {'serve', 'trace', 'counters'}))}",
+            found=f"fields: {', '.join(sorted(SPEC_FIELDS | SWITCHES.keys() | {'serve', 'trace'}))}",
         )
     if serve:
         said["commands"] = (*said.get("commands", ()), *([serve] if isinstance(serve, str) else serve))
-    traced = str(trace) if trace is not False else None
-    return Settings(LabSpec(**said), frozenset(said), "" if trace is True else traced, **allowed, counters=counters)
+    traced = "" if trace is True else None if trace is False else trace
+    return Settings(LabSpec(**said), frozenset(said), traced, **switches)
+
+
+def _nearest_last(node: "pytest.Item") -> "list[pytest.Mark]":
+    """Return a test's markers. pytest has those of a case (``pytest.param(..., marks=)``) behind the function's."""
+    of_case = [one for one in getattr(getattr(node, "callspec", None), "marks", ()) if one.name == "skblab"]
+    others = [one for one in node.iter_markers("skblab") if not any(one is mark for mark in of_case)]
+    return [*reversed(others), *of_case]
 
 
 class Counters(Mapping[str, int]):
@@ -121,6 +145,7 @@ class LabInTest(Lab):
         self.directory_of: Callable[[], Path] | None = None
         self._in_force: list[Running | Hold | Probe | Policy] = []
         self._at_close: list[RuleOutcome] = []  # if the test itself closes it
+        self._undone: list[Callable[[], Sequence[str]]] = []
         self._counters: dict[str, Counters] = {}  # by node
         self._tracer: Tracer | None = None
         self._settings = Settings(spec, frozenset())
@@ -130,7 +155,7 @@ class LabInTest(Lab):
 
     def begin_test(self, wanted: Settings, trace: str | None) -> None:
         """Begin a test: counters and trace begin here."""
-        self._settings, self._in_force, self._at_close, self._branches = wanted, [], [], []
+        self._settings, self._in_force, self._at_close, self._undone, self._branches = wanted, [], [], [], []
         self.__dict__.pop("traced", None)
         nodes = (OWN, HOST, *self.spec.nodes) if wanted.counters else ()
         self._counters = {node: Counters(functools.partial(self._read_counters, node)) for node in nodes}
@@ -158,13 +183,18 @@ class LabInTest(Lab):
         return lab
 
     def _begun(self, one: InForce) -> InForce:
-        """Note what was put in force: it ends with the test, and a rule or a policy that never fires fails it."""
+        """Note what was put in force: it ends with the test; a rule, a hold or a policy that never fires fails that."""
         self._in_force.append(one)
         return one
 
+    def ask_at_end(self, undone: Callable[[], Sequence[str]]) -> None:
+        """Ask then what was not done, in words; the test fails where it is anything."""
+        self._undone.append(undone)
+
     @property
-    def _outcomes(self) -> "list[Running | Policy]":
-        return [one for one in self._in_force if isinstance(one, Running | Policy)]
+    def _outcomes(self) -> "list[Running | Hold | Policy]":
+        """What the test put in force to do something to packets; a probe may well see none."""
+        return [one for one in self._in_force if isinstance(one, Running | Hold | Policy)]
 
     @property
     def counters(self) -> Counters:
@@ -199,7 +229,15 @@ class LabInTest(Lab):
         return self._tracer.trace()
 
     def journeys(self) -> list[Journey]:
-        """Return the journeys of network packets in ``traced``."""
+        """Return the journeys of network packets in ``traced``.
+
+        :raises UsageError: nothing is traced
+        :raises TraceError: the trace has lost steps
+        """
+        self._check_whole()
+        return self._journeys()
+
+    def _journeys(self) -> list[Journey]:
         return [one for one in journeys(self.traced) if one.is_of_network]
 
     def visited(self, function: str) -> "list[Step]":
@@ -211,8 +249,9 @@ class LabInTest(Lab):
         :raises TraceError: the trace has lost steps
         """
         self._check_whole()
-        followed = {name for name, *_ in self.traced.about["functions"].values()}
-        if function not in followed:
+        assert self._tracer
+        followed = {one.function.name for one in self._tracer.probes if one.command.step}
+        if function not in followed.difference(self._tracer.refused):
             raise UsageError(f"no trace follows {function}()", hint=f"skblab probes {function}")
         return list(_entered(self.traced, function))
 
@@ -221,14 +260,22 @@ class LabInTest(Lab):
 
         Netlink messages, and those of local sockets, are freed with drop reasons, too, in runs that lose nothing.
 
-        :raises UsageError: nothing is traced
+        :raises UsageError: nothing is traced, or the kernel has no such reason
         :raises TraceError: the trace has lost steps
         """
         self._check_whole()
+        known = {*self.traced.about["reasons"].values()}
+        wanted = reason.upper().removeprefix(PREFIX)
+        if wanted and wanted not in known:
+            near = difflib.get_close_matches(wanted, known)
+            raise UsageError(
+                f"Linux {self.image.release} has no drop reason {reason}",
+                found=f"near: {', '.join(near)}" if near else "",
+            )
         of_network = {step.packet for step in self.traced.steps if is_readable(step)}
         ours = (step for step in self.traced.steps if step.packet in of_network)
         said = ((step, reason_in_words(self.traced, step)) for step in ours)
-        return [step for step, why in said if why and (not reason or why == reason)]
+        return [step for step, why in said if why and (not wanted or why == wanted)]
 
     def _check_whole(self) -> None:
         """Refuse to say what was not visited where steps are missing."""
@@ -263,23 +310,35 @@ class LabInTest(Lab):
         except GuestLost as error:
             return [str(error)]
         except UsageError:  # the test itself has closed it
-            return self._wrong_rules(self._at_close) + self.new_complaints_in_words()
-        policies = [one for one in self._outcomes if isinstance(one, Policy)]
-        wrong = [
-            str(CallbackFailed(f"the policy at {one.rule.function}()", one.error)) for one in policies if one.error
+            outcomes = self._at_close
+        else:
+            outcomes = [*map(_outcome_of, self._outcomes)]
+        undone = [] if self._settings.allow_undecided else [one for undone in self._undone for one in undone()]
+        return [
+            *self._wrong_callbacks(),
+            *self._wrong_rules(outcomes),
+            *(f"not carried out: {one}" for one in undone),
+            *self.new_complaints_in_words(),
         ]
-        wrong += [
-            f"the policy at {one.rule.function}() decided too late about {one.late} packets, which went on as they were"
-            for one in policies
-            if one.late
-        ]
-        return wrong + self._wrong_rules(map(_outcome_of, self._outcomes)) + self.new_complaints_in_words()
+
+    def _wrong_callbacks(self) -> Iterator[str]:
+        """Yield what callbacks have raised and no close() has, and what was decided too late."""
+        for one in self._outcomes:
+            if isinstance(one, Policy):
+                policy = f"the policy at {one.rule.function}()"
+                if one.error:
+                    yield str(CallbackFailed(policy, one.error))
+                if one.late:
+                    yield f"{policy} decided too late about {one.late} packets, which went on as they were"
+            elif isinstance(one, Running) and one.error:
+                yield str(CallbackFailed(str(one.armed.rule), one.error))
 
     def _wrong_rules(self, outcomes: Iterable[RuleOutcome]) -> list[str]:
         wrong = []
         for one in outcomes:
             if one.unedited:
-                wrong.append(f"{one.rule}: {one.unedited} unedited; {one.why_unedited}")
+                if not self._settings.allow_unedited:
+                    wrong.append(f"{one.rule}: {one.unedited} unedited; {one.why_unedited}")
             elif not one.fired and not self._settings.allow_unfired:
                 wrong.append(f"{one.rule}: never fired, so this test has not tested what the rule is for")
             if one.unheard:
@@ -301,11 +360,13 @@ class LabInTest(Lab):
     def end_test(self) -> None:
         """End what a test of a shared lab has left in force, and its trace."""
         left, self._in_force = self._in_force, []
-        for one in left:
-            if self.is_alive:
-                one.close()
-        if self._tracer and self.is_alive:
-            self._tracer.end()
+        with contextlib.ExitStack() as stack:  # each ends, also behind one that raises what its callback has raised
+            for end in (*([self._tracer.end] if self._tracer else []), *(one.close for one in reversed(left))):
+                stack.callback(self._while_alive, end)
+
+    def _while_alive(self, end: Callable[[], None]) -> None:
+        if self.is_alive:
+            end()
 
     def evidence(self) -> Iterator[tuple[str, str]]:
         """Yield what a failure shows, each with its title; where the lab cannot say it, why not."""
@@ -335,7 +396,7 @@ class LabInTest(Lab):
         from skblab.view.tree import lines  # noqa: PLC0415
 
         try:
-            found = self.journeys()
+            found = self._journeys()
         except SkblabError as error:
             yield str(error)
             return
@@ -410,5 +471,5 @@ def _counter_lines(counted: Counters) -> Iterator[str]:
     return (f"{name:28} {value}" for name, value in counted.changed().items())
 
 
-def _outcome_of(one: "Running | Policy") -> RuleOutcome:
+def _outcome_of(one: "Running | Hold | Policy") -> RuleOutcome:
     return RuleOutcome(one.rule, one.counts, one.fired) if isinstance(one, Policy) else RuleOutcome.of(one)

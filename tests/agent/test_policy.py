@@ -1,5 +1,6 @@
 """A policy: a Python function decides about each packet, and no packet waits for ever because of it."""
 
+import math
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from skblab.agent.packets import HeldPacket
 from skblab.errors import CallbackFailed, GuestLost, UnsupportedVerdict, UsageError
 from skblab.host.clients import parse_ping
 from skblab.lab import Lab
-from skblab.policy import Policy
+from skblab.policy import LEASE_S, Policy
 from skblab.rule import Occurrence
 
 
@@ -55,6 +57,19 @@ def test_as_a_call_and_by_the_packets_own_methods(shared_lab: Lab) -> None:
     with shared_lab.on("icmp_rcv", "icmp", HeldPacket.drop, occurrence=Occurrence(2, 2)) as policy:
         assert ping(shared_lab, "-c2", "-i0.1").count("time=") == 1
     assert (policy.decided, policy.counts.dropped, policy.counts.arrived) == (1, 1, 2)
+
+
+def test_one_that_decides_twice_has_failed(shared_lab: Lab) -> None:
+    """What it has returned was not done."""
+
+    def decide(packet: HeldPacket) -> str:
+        packet.release()
+        return "drop"
+
+    policy = shared_lab.on("icmp_rcv", "icmp", decide)
+    assert ping(shared_lab, "-c1").count("time=") == 1
+    with pytest.raises(CallbackFailed, match="cannot drop this packet: it is "):
+        policy.close()
 
 
 @pytest.mark.parametrize(("verdict", "late"), [("drop", 1), (None, 0)])
@@ -112,10 +127,20 @@ def test_the_first_error_is_kept_and_the_packet_goes_on(shared_lab: Lab, returne
     policy.close()
 
 
-def test_one_that_calls_exit_has_failed(shared_lab: Lab) -> None:
-    policy = shared_lab.on("icmp_rcv", "icmp", lambda _: sys.exit(3))
-    assert ping(shared_lab, "-c2", "-i0.1").count("time=") == 2
-    with pytest.raises(CallbackFailed, match=r"SystemExit\(3\)"):
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (lambda: sys.exit(3), r"SystemExit\(3\)"),
+        (lambda: pytest.fail("long"), r"Failed\(long\)"),
+        (pytest.skip, "Skipped"),
+    ],
+)
+def test_one_that_raises_no_exception_has_failed(shared_lab: Lab, ends: Callable[[], None], said: str) -> None:
+    """The second packet is decided about, too."""
+    policy = shared_lab.on("icmp_rcv", "icmp", lambda _: ends())
+    replies = parse_ping(ping(shared_lab, "-c2", "-i0.1"))
+    assert [reply.rtt_ms < LEASE_S * 1000 for reply in replies] == [True, True]
+    with pytest.raises(CallbackFailed, match=said):
         policy.close()
 
 
@@ -198,7 +223,8 @@ def test_of_a_guest_that_is_gone() -> None:
 def test_where_a_packet_cannot_be_held(shared_lab: Lab) -> None:
     with pytest.raises(UnsupportedVerdict):
         shared_lab.on("icmp_echo", "", lambda _: None)
-    with pytest.raises(UsageError, match="a lease of 0 s"):
-        shared_lab.on("icmp_rcv", "", lambda _: None, lease_s=0)
+    for lease_s in (0, 1e30, math.inf, math.nan):
+        with pytest.raises(UsageError, match=re.escape(f"a lease of {lease_s:g} s")):
+            shared_lab.on("icmp_rcv", "", lambda _: None, lease_s=lease_s)
     assert shared_lab.agent.channel.probes == 0
     assert isinstance(shared_lab.on("icmp_rcv")(lambda _: None), Policy)

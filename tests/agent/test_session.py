@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from skblab import LabSpec, Session, Watcher
-from skblab.errors import CallbackFailed, GuestLost, RuleError
+from skblab.errors import CallbackFailed, GuestLost, RuleError, UsageError
 from skblab.event import Hit, Stop
 from skblab.image.image import Image
 from skblab.lab import Lab
+from skblab.spec import Time
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,22 @@ def test_how_a_command_ends(lab: Lab) -> None:
         assert session.run(["sh", "-c", "exit 3"]).status == 3
     with Session(lab) as session, pytest.raises(subprocess.TimeoutExpired):
         session.run(["sleep", "1000"], timeout_s=0.1)
+
+
+@pytest.mark.parametrize("time", ["real", "virtual"])
+def test_a_session_runs_one_command(image: Image, time: Time) -> None:
+    """Its rules are not in force any more; and the lab stays as it was."""
+    with LabSpec(image=image, time=time).start() as lab:
+        session = Session(lab, ["icmp_rcv = drop @1"])
+        with pytest.raises(UsageError, match="not in force"):
+            session.run(["true"])
+        with session:
+            assert session.run(["ping", "-c1", "-W1", "guest"]).status == 1
+            with pytest.raises(UsageError, match="it runs one command"):
+                session.run(["ping", "-c1", "-W1", "guest"])
+        with pytest.raises(UsageError, match="entered once"), session:
+            pass
+        assert lab.run(["ping", "-c1", "guest"]).returncode == 0
 
 
 def test_what_is_wrong_is_raised(lab: Lab) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from skblab.host import process
 from skblab.image.image import Image
+from skblab.saved import SavedRun
+from skblab.spec import LabSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT_MS = 20
@@ -62,6 +64,7 @@ def test_a_test_that_passes_and_what_a_lab_knows(run: Run) -> None:
             assert not lab.visited("udp_rcv")
             assert len(lab.dropped()) == 1 and not lab.dropped("NO_SOCKET")
             assert lab.journeys()
+            assert len(lab.dropped("not_specified")) == len(lab.dropped("SKB_DROP_REASON_NOT_SPECIFIED")) == 1
 
         def test_rtt(lab):
             assert lab.rtts_ms()[0] < 200
@@ -80,6 +83,7 @@ def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
     done = run(
         f"""
         import pytest
+        from skblab import Session
 
         def test_unfired(lab):
             with lab.rule("icmp_rcv = drop @2000"):
@@ -95,6 +99,20 @@ def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
 
         def test_policy(lab):
             lab.on("icmp_rcv", "udp", lambda packet: "drop")
+
+        def test_hold(lab):
+            with lab.hold("icmp_rcv", "tcp"):
+                lab.run({PING})
+
+        def test_probe(lab):
+            with lab.probe("icmp_rcv", "udp") as probe:
+                lab.run({PING})
+            assert not probe.take_all()
+
+        def test_rule_beside_decisions(lab):
+            rules = ["icmp_rcv = hold @1 if icmp", "tcp_v4_rcv = hold"]
+            with Session(lab, rules, decisions=["0.1s icmp_rcv = release @1"]) as session:
+                session.run({PING})
 
         def test_policy_that_raises(lab):
             with pytest.raises(Exception):
@@ -119,13 +137,86 @@ def test_a_rule_that_never_fired_fails_the_test(run: Run) -> None:
         """
     )
     outcomes = done.parseoutcomes()
-    assert (outcomes["passed"], outcomes["failed"]) == (1, 6)
+    assert (outcomes["passed"], outcomes["failed"]) == (2, 8)
     said = done.stdout.str()
     assert said.count("icmp_rcv = drop @2000: never fired, so this test has not tested what the rule is for") == 2
     assert "icmp_rcv = drop @2000: arrived 2, passed 2" in said
     assert "the policy at icmp_rcv() raised ZeroDivisionError" in said
-    assert "icmp_rcv = hold if udp: never fired" in said
+    for rule in ("icmp_rcv = hold if udp", "icmp_rcv = hold if tcp", "tcp_v4_rcv = hold"):
+        assert f"{rule}: never fired" in said
     assert "the policy at icmp_rcv() decided too late about 1 packets" in said
+
+
+def test_a_decision_that_was_not_carried_out_fails_the_test(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+        from skblab import Session
+
+        def decide(lab, *decisions):
+            with Session(lab, ["icmp_rcv = hold if icmp[icmptype] == icmp-echo"], decisions=decisions) as session:
+                return session.run(["ping", "-c1", "guest"])
+
+        pytestmark = pytest.mark.skblab(time="virtual")
+
+        def test_it(lab):
+            assert decide(lab, "0.1s icmp_rcv = release @1", "0.2s icmp_rcv = drop @7").status == 0
+
+        @pytest.mark.skblab(allow_undecided=True)
+        def test_allowed(lab):
+            assert len(decide(lab, "0.1s icmp_rcv = release @1", "0.2s icmp_rcv = drop @7").undecided) == 1
+
+        def test_carried_out(lab):
+            assert decide(lab, "0.1s icmp_rcv = release @1").status == 0
+        """
+    )
+    done.assert_outcomes(passed=2, failed=1)
+    done.stdout.fnmatch_lines(["not carried out: 0.2s icmp_rcv = drop @7: *"])
+
+
+def test_what_a_callback_raised_fails_the_test(run: Run) -> None:
+    """Also where nobody has heard of it: the rule was not closed, or another error went first."""
+    done = run(
+        """
+        import pytest
+
+        def fails(_):
+            raise ValueError("mine")
+
+        def test_closes_the_lab(lab):
+            lab.rule("icmp_rcv = trace if icmp", fails)
+            lab.rtts_ms()
+            lab.close()
+
+        @pytest.mark.skblab(time="virtual")
+        def test_in_a_branch(lab):
+            with lab.branch() as branch:
+                branch.rule("icmp_rcv = trace if icmp", fails)
+                branch.rtts_ms()
+
+        def test_another_error_goes_first(lab):
+            with pytest.raises(KeyError), lab.rule("icmp_rcv = trace if icmp", fails):
+                raise KeyError(lab.rtts_ms())
+
+        def test_another_goes_before_a_policys(lab):
+            with pytest.raises(KeyError), lab.on("icmp_rcv", "icmp", lambda _: None if lab.seen() else fails(_)):
+                lab.seen = iter((True, False)).__next__
+                raise KeyError(lab.rtts_ms(2))
+
+        def test_leaves_two(shared_lab):
+            shared_lab.rule("icmp_rcv = trace if icmp", fails)
+            shared_lab.rule("ip_rcv = drop @2- if icmp[icmptype] == icmp-echo")
+            shared_lab.run(["ping", "-c2", "-i0.1", "-W1", "guest"])
+
+        def test_finds_none(shared_lab):
+            assert shared_lab.rtts_ms()
+        """
+    )
+    outcomes = done.parseoutcomes()
+    assert (outcomes["passed"], outcomes["failed"]) == (1, 5)
+    said = done.stdout.str()
+    assert said.count("\nthe callback of icmp_rcv = trace if icmp raised ValueError: mine") == 4
+    assert "\nthe callback of the policy at icmp_rcv() raised ValueError: mine" in said
 
 
 def test_what_a_failure_shows(run: Run, pytester: pytest.Pytester) -> None:
@@ -241,6 +332,32 @@ def test_a_complaint_fails_the_test(run: Run, complains: Callable[[Image], str],
     assert "the guest's kernel complained once" in done.stdout.str()
 
 
+@pytest.mark.complains("warning")
+def test_a_saved_run_as_a_test_allows_only_what_it_had(
+    tmp_path: Path, complains: Callable[[Image], str], image: Image
+) -> None:
+    """In real time, where counts are not compared: another rule that does not fire fails it; another complaint, too."""
+    first = SavedRun(
+        spec=LabSpec(modules=[f"{complains(image)},make=warn"]),
+        client=("ping", "-c2", "-i0.1", "-s0", "guest"),
+        rules=("icmp_rcv = trace @2", "udp_rcv = drop", "icmp_rcv = corrupt 2 @1 if icmp[icmptype] == icmp-echo"),
+    ).run()
+    assert [len(first.outcome[one]) for one in ("unfired", "unedited", "complaints")] == [1, 1, 1]
+    first.write(tmp_path / "test_it.py")
+    said = (tmp_path / "test_it.py").read_text()
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:rerunfailures"]
+    for name, old, new, is_same in (
+        ("same", "", "", True),
+        ("unfired", "trace @2", "trace @2000", False),
+        ("edited", "corrupt 2 @1", "trace @1", False),
+        ("complaint", "make=warn", "make=warn_text", False),
+    ):
+        test = tmp_path / f"test_{name}.py"
+        test.write_text(said.replace(old, new, 1) if old else said)
+        done = process.run([*argv, test], timeout_s=60)
+        assert (done.returncode == 0) == is_same, done.stdout
+
+
 def test_a_shared_lab_begins_anew_for_each_test(run: Run) -> None:
     done = run(
         f"""
@@ -267,18 +384,66 @@ def test_a_shared_lab_begins_anew_for_each_test(run: Run) -> None:
     done.assert_outcomes(passed=3)
 
 
+def test_each_image_has_a_shared_lab_of_its_own(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+        from skblab.image.store import find_image
+
+        @pytest.fixture(params=["6.1", "6.12", "6.1"])
+        def skblab_image(request):
+            return find_image(series=request.param)
+
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_it(shared_lab, skblab_image, number, pids={}):
+            assert shared_lab.image.release == skblab_image.release
+            assert pids.setdefault(skblab_image.release, shared_lab.guest.pid) == shared_lab.guest.pid
+        """
+    )
+    done.assert_outcomes(passed=6)
+
+
 @pytest.mark.parametrize(
     ("marker", "said"),
     [
         ('rot="host"', "the marker skblab knows no rot"),
         ('root="/none"', "no such directory: /none"),
         ('"host"', "the marker skblab takes keywords"),
+        ('allow_unfired="no"', "allow_unfired is True or False, not 'no'"),
+        ("counters=0", "counters is True or False, not 0"),
+        ('trace=["icmp"]', "no filter: trace=['icmp']"),
+        ("serve=80", "no command: serve=80"),
+        ('serve="true", commands="true"', "commands is a list, not one string: true"),
     ],
 )
 def test_a_marker_that_is_wrong(run: Run, marker: str, said: str) -> None:
     done = run(f"import pytest\n@pytest.mark.skblab({marker})\ndef test_it(lab):\n    pass\n")
     done.assert_outcomes(errors=1)
     assert said in done.stdout.str()
+
+
+def test_the_nearest_marker_wins(run: Run) -> None:
+    done = run(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.skblab(memory_mib=70, trace=True)
+        of_case = pytest.mark.skblab(memory_mib=73)
+
+        @pytest.mark.skblab(memory_mib=71, trace=None)
+        class TestIt:
+            @pytest.mark.skblab(memory_mib=72)
+            @pytest.mark.parametrize("expected", [72, pytest.param(73, marks=of_case)])
+            def test_case(self, lab, expected):
+                assert lab.spec.memory_mib == expected
+
+            def test_class(self, lab):
+                assert lab.spec.memory_mib == 71
+                with pytest.raises(Exception, match="nothing is traced"):
+                    lab.traced
+        """
+    )
+    done.assert_outcomes(passed=3)
 
 
 def test_what_a_lab_without_counters_or_trace_cannot_say(run: Run) -> None:
@@ -300,8 +465,13 @@ def test_what_a_lab_without_counters_or_trace_cannot_say(run: Run) -> None:
 
         @pytest.mark.skblab(trace=True)
         def test_a_function_that_no_trace_follows(lab):
-            with pytest.raises(UsageError, match="no trace follows"):
-                lab.visited("ip_recv")
+            for name in ("ip_recv", "__alloc_skb"):
+                with pytest.raises(UsageError, match="no trace follows"):
+                    lab.visited(name)
+            assert not lab.dropped("NO_SOCKET")
+            with pytest.raises(UsageError, match="has no drop reason NO_SOKET") as error:
+                lab.dropped("NO_SOKET")
+            assert "NO_SOCKET" in error.value.found
         """
     )
     done.assert_outcomes(passed=3)
@@ -396,7 +566,7 @@ def test_a_trace_that_has_lost_steps_does_not_say_what_was_not_there(run: Run) -
             assert lab.rtts_ms()
             assert lab.visited("icmp_rcv") and not lab.dropped()
             lab.traced.end["lost"] = 3
-            for ask in (lab.dropped, lambda: lab.visited("udp_rcv")):
+            for ask in (lab.dropped, lab.journeys, lambda: lab.visited("udp_rcv")):
                 with pytest.raises(TraceError, match="has lost 3 steps"):
                     ask()
         """

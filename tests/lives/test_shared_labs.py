@@ -132,6 +132,11 @@ def test_one_controller_after_another(name: str) -> None:
         assert lab.agent.channel.probes == 0
 
 
+def test_who_has_booted_a_lab_closes_it() -> None:
+    with Lab() as lab, pytest.raises(UsageError, match=f"lab {lab.name} was not joined"):
+        lab.end()
+
+
 def test_the_second_controller_is_told_who_has_it(name: str) -> None:
     with Lab.join(name) as first, Lab.join(name) as second, first.probe("icmp_rcv"):
         with pytest.raises(LabBusy) as caught:

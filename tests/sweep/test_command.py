@@ -60,6 +60,40 @@ def test_a_reset_makes_the_client_pay_twice(tmp_path: Path) -> None:
     assert bad(tmp_path / "a.json") == [(5, "edit tcp.flags=R"), (6, "edit tcp.flags=R")]
 
 
+DIES = """
+import os, socket
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+one.bind(("", 99))
+seen = set()
+while True:
+    asked, sender = one.recvfrom(9)
+    one.sendto(asked, sender)
+    asked in seen and os.abort()
+    seen.add(asked)
+"""
+ASKS = """
+import socket
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for asked in b"ab":
+    one.sendto(bytes([asked]), ("192.168.10.1", 99))
+    one.recv(9)
+"""
+
+
+def test_a_server_that_dies_behind_its_answer(tmp_path: Path) -> None:
+    """The client does not hear of it."""
+    (tmp_path / "dies.py").write_text(DIES)
+    done = skblab(
+        "sweep", "--verdicts", "duplicate", "-g", f"udp:exec python3 {tmp_path / 'dies.py'}", "--",
+        "python3", "-c", ASKS, timeout_s=100,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert re.findall(r"^#(\d) duplicate: (.*)", done.stdout, re.MULTILINE) == [
+        ("1", "server gone"),
+        ("3", "server gone"),
+    ]
+
+
 def test_two_faults_at_once(tmp_path: Path) -> None:
     """ping -c1 sends one request: what is lost fails it, and what comes twice does not."""
     options = ["--verdicts", "drop,duplicate", "--pairs", "3", "--judge", "status", "--json", str(tmp_path / "a.json")]

@@ -49,6 +49,8 @@ FUNCTIONS: tuple[tuple[str, int, int, str, int, str, list[tuple[str, str]]], ...
     ("alloc", 0x1C40, 64, "net/core/skbuff.c", 3, "struct sk_buff *", [NUMBER]),
     ("whether", 0x1C80, 64, "net/core/dev.c", 5, "bool", []),
     ("whole", 0x1CC0, 64, "net/core/dev.c", 6, "struct timespec64", []),
+    ("protocol", 0x1CD0, 16, "net/core/dev.c", 7, "__be16", []),
+    ("level", 0x1CE0, 16, "net/core/dev.c", 8, "u8", []),
     ("pskb_expand_head", 0x1D00, 64, "net/core/skbuff.c", 2, "int", [SKB, NUMBER]),
     ("mine_xmit", 0x1D40, 64, "mine/mine.c", 1, "netdev_tx_t", [SKB, DEVICE]),
     ("mine_rcv", 0x1D80, 64, "mine/mine.c", 2, "int", [SKB]),
@@ -215,6 +217,8 @@ def test_what_is_refused_says_where_it_works(small: Image) -> None:
         ("tcp_sendmsg = return -ERESTARTSYS", -512, 0),
         ("icmp_echo = return 3 @2 if icmp", 3, 0),
         ("list_sort = return", 0, 0),
+        ("level = return 255", 255, 0),
+        ("protocol = return -0x8000", -0x8000, 0),
     ],
 )
 def test_a_function_that_does_not_run(small: Image, text: str, argument: int, frees: int) -> None:
@@ -235,6 +239,10 @@ def test_a_function_that_does_not_run(small: Image, text: str, argument: int, fr
         ("um_timer = return 0", "nothing can be probed in um_timer()"),
         ("alloc = return 1", "alloc() returns a pointer"),
         ("alloc = return -4096", "alloc() returns a pointer"),
+        ("level = return 256", "level() returns u8"),
+        ("protocol = return 0x10000", "protocol() returns __be16"),
+        ("protocol = return -0x8001", "protocol() returns __be16"),
+        ("icmp_echo = return 0x100000000", "icmp_echo() returns enum skb_drop_reason"),
         ("whether = return 2", "whether() returns a bool"),
         ("whole = return 0", "whole() returns a struct timespec64, more than a register holds"),
     ],

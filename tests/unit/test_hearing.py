@@ -40,18 +40,21 @@ def test_each_is_told_once(console: Console) -> None:
     assert heard.empty()
 
 
-def test_a_callback_that_raises_ends_nothing(console: Console) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"), [(ValueError("mine"), "ValueError: mine"), (pytest.fail.Exception("mine"), "Failed\\(mine\\)")]
+)
+def test_a_callback_that_raises_ends_nothing(console: Console, error: BaseException, said: str) -> None:
     heard: queue.Queue[Complaint] = queue.Queue()
 
     def told(complaint: Complaint) -> None:
         heard.put(complaint)
-        raise ValueError("mine")
+        raise error
 
     watch = ComplaintWatch(console, told)
     for number in (1, 2):
         os.write(console.writer, LEAK % number)
         heard.get(timeout=10)
-    with pytest.raises(CallbackFailed, match="the callback of a complaint raised ValueError: mine"):
+    with pytest.raises(CallbackFailed, match=f"the callback of a complaint raised .*{said}"):
         watch.close()
 
 

@@ -16,7 +16,7 @@ from skblab.packet import Packet
 from skblab.rule import Rule
 from skblab.spec import LabSpec
 from skblab.summary import ETH_P_IP, ETH_P_IPV6
-from skblab.sweep import junit, page, plan
+from skblab.sweep import junit, page, plan, servers
 from skblab.sweep.cell import CellOutcome, Scenario, Seen, parse_counters
 from skblab.sweep.cluster import batch_size
 from skblab.sweep.judge import differences, judge
@@ -47,6 +47,23 @@ def sweep(scenario: Scenario) -> Sweep:
     one.baseline, one.targets = THREE, plan.targets(THREE)
     one.cells = list(plan.singles(THREE, one.verdicts, ""))
     return one
+
+
+LISTENING = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 13 1
+   1: 010AA8C0:0050 FE0AA8C0:C30F 01 00000000:00000000 00:00000000 00000000     0        0 14 1
+  20: 00000000000000000000000000000000:0035 00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000
+  21: 00000000:9C40 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 15 2
+"""
+
+
+def test_where_servers_listen(scenario: Scenario) -> None:
+    """Not a socket to which the kernel gave a port: it is a client's."""
+    assert servers.parse(LISTENING) == {"tcp 80", "udp 53"}
+    two = replace(THREE, listening=("guest tcp 80", "guest udp 53"))
+    assert judge(two, replace(two, listening=("guest udp 53",)), scenario).words == "server gone"
+    assert judge(two, replace(two, listening=(*two.listening, "guest tcp 81")), scenario).words == "same"
 
 
 def test_each_packet_with_each_verdict() -> None:
@@ -180,6 +197,28 @@ def test_a_store_has_what_was_done(scenario: Scenario, tmp_path: Path, monkeypat
     assert not store.done
     store.close(forget=True)
     assert not store.path.exists()
+
+
+@pytest.mark.parametrize("changed", ["client.py", "server.py", "other.py"])
+def test_what_a_program_did_before_it_was_changed_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """It may do the same without a fault, and another thing with one."""
+    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path / "cache"))
+    for name in ("client.py", "server.py", "other.py"):
+        (tmp_path / name).write_text("1")
+    scenario = Scenario(
+        spec=LabSpec(time="virtual", commands=[f"exec python3 '{tmp_path}/server.py' 80"]),
+        client=("python3", "client.py", "x" * 5000, "a\nb"),
+        directory=str(tmp_path),
+    )
+    store = Store(scenario, THREE, resume=False)
+    store.add(("ip_rcv = drop @1",), THREE)
+    store.close(forget=False)
+    (tmp_path / changed).write_text("2")
+    store = Store(scenario, THREE, resume=True)
+    assert len(store.done) == (changed == "other.py")
+    store.close(forget=True)
 
 
 def test_a_process_that_dies_loses_no_cell(scenario: Scenario) -> None:

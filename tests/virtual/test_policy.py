@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from skblab.agent.packets import HeldPacket
-from skblab.errors import UsageError
+from skblab.errors import CallbackFailed, UsageError
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.spec import LabSpec
@@ -54,6 +54,17 @@ def test_ctrl_c_ends_a_command_while_a_policy_hangs(every_image: Image) -> None:
             enough.set()
             assert "time=0.0" in lab.run(["ping", "-c1", "guest"]).stdout
         assert policy.decided == 3
+
+
+def test_a_policy_that_fails_its_test_stops_no_clock(image: Image) -> None:
+    """pytest.fail() raises no Exception; every packet behind that goes on."""
+    with LabSpec(image=image, time="virtual").start() as lab:
+        with (
+            pytest.raises(CallbackFailed, match="this one"),
+            lab.on("icmp_rcv", "icmp", lambda _: pytest.fail("this one")),
+        ):
+            said = lab.run(["ping", "-c3", "guest"], timeout_s=60).stdout
+        assert "3 received" in said
 
 
 def test_an_edit_takes_no_time(every_image: Image) -> None:

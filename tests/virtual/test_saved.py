@@ -151,6 +151,15 @@ def test_a_run_that_hangs_is_ended() -> None:
     assert run.run().outcome == {"end": "it still ran after 2.5 s"}
 
 
+def test_a_long_run_has_the_time_that_it_takes(tmp_path: Path) -> None:
+    with LabSpec(time="virtual").start() as lab:
+        with Session(lab) as session:
+            session.run(["sleep", "1000"], capture=True)
+        session.save(tmp_path / "a.toml")
+    saved = SavedRun.read(tmp_path / "a.toml")
+    assert saved.differences(saved.run()) == []
+
+
 def test_only_a_run_that_has_been_is_saved(tmp_path: Path) -> None:
     with (
         LabSpec(time="virtual").start() as lab,

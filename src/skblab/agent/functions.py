@@ -50,6 +50,12 @@ NO_PACKETS = {
 
 MOST_ERRNO = 4095  # include/linux/err.h MAX_ERRNO
 BOOLEANS = ("bool", "_Bool")
+BITS = {  # of a number by its C type; what has another name may have 64
+    **dict.fromkeys(("char", "signed char", "unsigned char", "u8", "s8", "__u8", "__s8"), 8),
+    **dict.fromkeys(("short", "unsigned short", "u16", "s16", "__u16", "__s16", "__be16", "__le16", "__sum16"), 16),
+    **dict.fromkeys(("int", "unsigned int", "u32", "s32", "__u32", "__s32", "__be32", "__le32", "__wsum"), 32),
+    "umode_t": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -230,7 +236,7 @@ def check_value(function: Function, value: str, contract: Contract | None) -> No
     :raises UnsupportedVerdict: it returns nothing, something, or what no register holds
     """
     kind = function.return_type
-    number = number_of(value)
+    number, bits = number_of(value), BITS.get(kind, 32 if kind.startswith("enum ") else 64)
     if kind == "void" and value:
         wrong, hint = "returns nothing", f"{function.name} = return"
     elif kind != "void" and not value:
@@ -241,8 +247,8 @@ def check_value(function: Function, value: str, contract: Contract | None) -> No
         wrong, hint = "returns a bool", "true or false"
     elif _is_by_value(kind):
         wrong, hint = f"returns a {kind}, more than a register holds", "a function that it calls"
-    elif number is not None and kind in {"int", "unsigned int", "u32"} and not -(1 << 31) <= number < 1 << 32:
-        wrong, hint = f"returns {kind}", "a number of 32 bits"
+    elif number is not None and not -(1 << bits - 1) <= number < 1 << bits:
+        wrong, hint = f"returns {kind}", f"a number of {bits} bits"
     elif number is not None and contract and not contract.taken[0] <= _as_int(number) <= contract.taken[1]:
         wrong, hint = f"hands its packet back to its caller by returning {value}", "return 0, or drop"
     else:

@@ -170,6 +170,7 @@ class Running:
         self._rules = agent.rules
         self._report = _Reports(report)
         self._reports = report is not ignore
+        self._is_closed = False
         self._link = agent.link
         self._hits, self._lost_before = 0, agent.rules.lost
         self._groups = _Groups(rule, agent.link.clock) if rule.hold_count else None
@@ -203,6 +204,11 @@ class Running:
         if self._groups:
             return self._groups.complete > 0
         return self.counts.verdicts > 0
+
+    @property
+    def error(self) -> Exception | None:
+        """The first error that *report* has raised, until ``close()`` raises it."""
+        return self._report.failed
 
     def wait(self, count: int = 1, *, timeout_s: float = 10.0) -> None:
         """Wait until the rule has given its verdict to *count* packets.
@@ -262,8 +268,9 @@ class Running:
             self.armed.disarm(raising=raising)
             if self._edits:
                 self._edits.close()
-        error, self._report.failed = self._report.failed, None
-        if error and raising:
+        is_first, self._is_closed = not self._is_closed, True
+        if (error := self._report.failed) and is_first and raising:
+            self._report.failed = None
             raise CallbackFailed(str(self._rule), error) from error
 
     def _heard(self, hit: abi.Hit, held: HeldPacket | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from skblab.errors import CallbackFailed
+from skblab.errors import CallbackFailed, to_be_raised
 from skblab.guest.complaint import Complaint
 from skblab.guest.console import Console
 from skblab.host.process import undisturbed
@@ -51,8 +51,8 @@ class ComplaintWatch:
             self.reported += 1
             try:
                 self._callback(complaint)
-            except Exception as error:  # noqa: BLE001 - raised by close()
-                self._failed = self._failed or error
+            except BaseException as error:  # noqa: BLE001 - raised by close()
+                self._failed = self._failed or to_be_raised(error)
             if self._enough < 0:
                 break
         return pending

@@ -23,7 +23,7 @@ from skblab.scenario import digest
 from skblab.session import Session, Watcher
 from skblab.snmp import counters
 from skblab.spec import HOST_ROOT, LabSpec
-from skblab.sweep import stem
+from skblab.sweep import servers, stem
 from skblab.sweep.expect import End, Expected
 
 AT = ("ip_rcv", "ipv6_rcv")  # every packet that a device receives, in both directions
@@ -156,6 +156,7 @@ class CellOutcome:
     :param stdout: its beginning, like *stderr*
     :param digests: of the whole of both
     :param counters: of the kernel's network, of both nodes, those that are not 0: ``host Tcp RetransSegs``
+    :param listening: where servers listen in the guest when the client has ended: ``guest tcp 80``
     :param complaints: first lines of what the guest's kernel complained of
     :param packets: at the functions of the scenario
     :param fired: for each rule, the cell's and then the scenario's, whether it did its verdict
@@ -172,6 +173,7 @@ class CellOutcome:
     stderr: str = ""
     digests: tuple[str, str] = ("", "")
     counters: dict[str, int] = dataclasses.field(default_factory=dict)
+    listening: tuple[str, ...] = ()
     complaints: tuple[str, ...] = ()
     packets: tuple[Seen, ...] = ()
     fired: tuple[bool, ...] = ()
@@ -191,7 +193,8 @@ class CellOutcome:
         """Return an outcome as ``fields()`` wrote it."""
         packets = [Seen(at_s, function, Packet(bytes.fromhex(data), protocol), verdict, caller)
                    for at_s, function, data, protocol, verdict, caller in fields["packets"]]  # fmt: skip
-        tuples = {name: tuple(fields[name]) for name in ("digests", "complaints", "fired", "unedited", "functions")}
+        names = ("digests", "listening", "complaints", "fired", "unedited", "functions")
+        tuples = {name: tuple(fields[name]) for name in names}
         files = tuple((path, digest, text) for path, digest, text in fields["files"])
         return cls(**{**fields, **tuples, "packets": tuple(packets), "files": files})
 
@@ -239,6 +242,7 @@ def _run_in(scenario: Scenario, faults: Sequence[Rule], of_cell: int, lab: Lab) 
                 stderr=stderr[:MOST_KEPT],
                 digests=(digest(stdout), digest(stderr)),
                 counters=_counters(lab, scenario),
+                listening=_listening(lab),
                 files=tuple(_file(lab, path) for path in scenario.files),
             )
         except subprocess.TimeoutExpired:
@@ -304,6 +308,13 @@ def _counters(lab: Lab, scenario: Scenario) -> dict[str, int]:
     except (GuestCommandFailed, subprocess.TimeoutExpired):  # a disk without /proc
         return {}
     return parse_counters(said.decode(errors="replace"), {name for name, *_ in scenario.expected.counters})
+
+
+def _listening(lab: Lab) -> tuple[str, ...]:
+    try:
+        return servers.listening(lab)
+    except subprocess.TimeoutExpired:
+        return ()
 
 
 def parse_counters(text: str, named: Container[str] = ()) -> dict[str, int]:

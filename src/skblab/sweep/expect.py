@@ -2,12 +2,16 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from skblab.errors import UsageError
 
 End = Literal["ended", "hung", "died", "lost"]
+OF_THE_END = (
+    "status", "stdout", "stderr", "stdout_sha256", "stderr_sha256", "stdout_has", "stderr_has", "files", "duration_s",
+    "listening",
+)  # fmt: skip
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -15,7 +19,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 class Expected:
     """What has to be true of an outcome. What is None, or empty, is not looked at.
 
-    :param end: how the run ends; only of one that ended, the status counts
+    :param end: how the run ends; of one that has not ended, nothing of OF_THE_END is known
     :param status: the client's
     :param stdout: all that the client writes there, like *stderr*
     :param stdout_sha256: the digest of that, for long texts
@@ -23,6 +27,7 @@ class Expected:
     :param files: paths in the guest, and the digest of what is in each; "": there is no such file
     :param duration_s: of the client, in virtual time: at least, at most
     :param counters: names, as ``CellOutcome.counters`` has them, and the least and the highest value
+    :param listening: where servers listen in the guest afterwards, as ``CellOutcome.listening`` has them
     :param complaints: the guest's kernel may complain
     :param fired: each rule has to fire
     """
@@ -38,6 +43,7 @@ class Expected:
     files: tuple[tuple[str, str], ...] = ()
     duration_s: tuple[float, float] = (0.0, math.inf)
     counters: tuple[tuple[str, int, int], ...] = ()
+    listening: tuple[str, ...] = ()
     complaints: bool = False
     fired: bool = True
 
@@ -49,6 +55,13 @@ class Expected:
         ]:  # fmt: skip
             if digest and not SHA256.fullmatch(digest):
                 raise UsageError(f"{what}: no SHA-256: {digest}", hint="64 digits: sha256sum FILE")
+        if "" in (*self.stdout_has, *self.stderr_has):
+            raise UsageError("stdout_has, stderr_has: an empty text stands in everything")
+        usual = {field.name: field.default for field in fields(self)}
+        if self.end != "ended" and (
+            unknown := [name for name in OF_THE_END if getattr(self, name) not in {None, usual[name]}]
+        ):
+            raise UsageError(f"{unknown[0]} is known of a client that has ended, not of one that {self.end}")
         for path, _ in self.files:
             if not path.startswith("/"):
                 raise UsageError(f"a file of the guest has its whole path: {path}", hint="/root/result")

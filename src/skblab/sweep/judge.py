@@ -40,6 +40,8 @@ def judge(baseline: CellOutcome, outcome: CellOutcome, scenario: Scenario) -> Ju
             return Judgement("output", "other output")
     if "files" in scenario.judged and outcome.files != baseline.files:
         return Judgement("output", "other files")
+    if not {*baseline.listening} <= {*outcome.listening}:
+        return Judgement("failed", "server gone")
     if not all(outcome.fired):
         return Judgement("unfired", _why_unfired(outcome))
     longer_s = outcome.duration_s - baseline.duration_s
@@ -65,6 +67,7 @@ def unmet(expected: Expected, outcome: CellOutcome) -> list[str]:
     lines += list(_counted(expected, outcome))
     if outcome.end != "ended":
         return lines
+    lines += [f"nobody listens there any more: {one}" for one in expected.listening if one not in outcome.listening]
     if expected.status is not None and outcome.status != expected.status:
         lines.append(f"status {outcome.status}, not {expected.status}")
     least_s, most_s = expected.duration_s

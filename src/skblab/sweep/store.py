@@ -4,27 +4,31 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from skblab import files
 from skblab.image.store import ANOTHER_CACHE, cache_dir
+from skblab.scenario import digest
 from skblab.sweep.cell import CellOutcome, Scenario
 
 
 class Store:
     """The outcomes of one scenario, by their rules. They are written as they come.
 
-    :param resume: keep what an interrupted sweep has done, if its run without a fault was the same
+    :param resume: keep what an interrupted sweep has done, if its run without a fault, and its programs, were the same
 
     :raises CannotWrite: another sweep of this scenario runs
     """
 
     def __init__(self, scenario: Scenario, baseline: CellOutcome, *, resume: bool) -> None:
         self.path = directory() / f"{_key(scenario)}.jsonl"
-        self.done: dict[tuple[str, ...], CellOutcome] = _read(self.path, baseline) if resume else {}
+        before = {"programs": _programs(scenario)}
+        self.done: dict[tuple[str, ...], CellOutcome] = _read(self.path, baseline, before) if resume else {}
         self._fd = files.to_write(self.path, os.O_WRONLY)
-        self._write([], baseline)
+        self._write([], baseline, **before)
         for rules, outcome in self.done.items():
             self._write(list(rules), outcome)
 
@@ -33,8 +37,8 @@ class Store:
         self.done[rules] = outcome
         self._write(list(rules), outcome)
 
-    def _write(self, rules: list[str], outcome: CellOutcome) -> None:
-        left = memoryview(json.dumps({"rules": rules, "outcome": outcome.fields()}).encode() + b"\n")
+    def _write(self, rules: list[str], outcome: CellOutcome, **more: object) -> None:
+        left = memoryview(json.dumps({"rules": rules, "outcome": outcome.fields(), **more}).encode() + b"\n")
         try:
             while left:
                 left = left[os.write(self._fd, left) :]
@@ -59,13 +63,33 @@ def _key(scenario: Scenario) -> str:
     return hashlib.sha256(repr(scenario).encode()).hexdigest()[:16]
 
 
-def _read(path: Path, baseline: CellOutcome) -> dict[tuple[str, ...], CellOutcome]:
-    """Return what a file has; the last line may be cut short. Nothing, if another baseline stands in it."""
+def _programs(scenario: Scenario) -> dict[str, str]:
+    """Return the digests of the files that the client's words and the servers' name, as this machine has them."""
+    named = {*scenario.client}
+    for line in scenario.spec.commands:
+        with contextlib.suppress(ValueError):  # no closing quotation: as the guest's shell sees it
+            named.update(shlex.split(line))
+    found = {}
+    for word in sorted(named):
+        path = Path(scenario.directory, word)
+        with contextlib.suppress(OSError, ValueError):  # a directory, an option, a text that is too long
+            if path.is_file():
+                found[word] = digest(path.read_bytes())
+    return found
+
+
+def _read(path: Path, baseline: CellOutcome, before: Mapping[str, object]) -> dict[tuple[str, ...], CellOutcome]:
+    """Return what a file has; the last line may be cut short. Nothing, if it began with another baseline.
+
+    :param before: what stands beside the baseline
+    """
     done: dict[tuple[str, ...], CellOutcome] = {}
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text().splitlines():
             try:
                 said: dict[str, Any] = json.loads(line)
+                if not said["rules"] and {key: said[key] for key in before} != before:
+                    return {}
                 done[tuple(said["rules"])] = CellOutcome.read(said["outcome"])
             except (ValueError, KeyError, TypeError):
                 break

@@ -160,6 +160,7 @@ class Sweep:
             stdout_sha256=of_stdout if "stdout" in judged else "",
             stderr_sha256=of_stderr if "stderr" in judged else "",
             files=tuple((path, of_file) for path, of_file, _ in baseline.files) if "files" in judged else (),
+            listening=baseline.listening,
             complaints=bool(baseline.complaints),
             fired=len(done.faults) == 1,
         )
