@@ -14,7 +14,7 @@ from skblab.errors import GuestLost, SkblabError, Timeout, UsageError
 from skblab.guest import initramfs, nodes, receive
 from skblab.guest.boot import UBD, Boot, Guest
 from skblab.guest.console import Console
-from skblab.guest.diagnosis import too_little_memory
+from skblab.guest.diagnosis import too_little_memory, too_much_memory
 from skblab.guest.modules import Module, append, check_parameters
 from skblab.guest.stopped import StoppedClock
 from skblab.guest.terminal import Terminal
@@ -222,7 +222,10 @@ class Parts:
             disk.ready()
         for disk in disks[:1]:
             disk.check_root()
-        if refused := too_little_memory(spec.memory_mib, self.image.config_text):
+        refused = too_little_memory(spec.memory_mib, self.image.config_text) or too_much_memory(
+            spec.memory_mib, Path("/proc/meminfo").read_text()
+        )
+        if refused:
             raise refused
         modules = spec.parsed_modules()
         for module in modules:
