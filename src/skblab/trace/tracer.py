@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -156,9 +156,10 @@ class Tracer:
             if error is None:
                 raise
 
-    def trace(self) -> Trace:
+    def trace(self, progress: Callable[[float], None] = lambda _: None) -> Trace:
         """Return the trace. A file without a name is gone afterwards.
 
+        :param progress: called with the part that has been read, up to 1
         :raises CannotWrite: the file is not whole, and ``end()`` was not called before
         :raises TraceError: the file is gone
         """
@@ -166,7 +167,7 @@ class Tracer:
         if self._spec.to is None and not self._forget.alive:
             raise TraceError("a trace that is not kept can be had once", hint="to=FILE keeps it")
         try:
-            return load(self.path)
+            return load(self.path, progress)
         finally:
             self._forget()
 
