@@ -262,7 +262,7 @@ def test_what_is_asked_wrongly(shared_lab: Lab) -> None:
     with pytest.raises(UnknownFunction):
         shared_lab.hold("icmp_rvc")
     with pytest.raises(RuleError, match="libpcap"):
-        shared_lab.hold("icmp_rcv", "nonsense 3")
+        shared_lab.hold("icmp_rcv", "icmp 3")
     with pytest.raises(RuleError, match="no drop reason NO_SUCH"):
         shared_lab.rule("icmp_rcv = drop NO_SUCH")
     assert shared_lab.agent.channel.probes == 0

@@ -88,6 +88,19 @@ def test_from_up_to_down() -> None:
     assert "terminals" not in skblab("ls").stdout
 
 
+def test_a_filter_names_the_machines_of_a_lab_that_is_up(image: Image) -> None:
+    with Lab(f"named-{os.getpid()}", image=image, time="virtual", nodes=["a"]) as lab:
+        lab.keep()
+    try:
+        rule = "icmp_rcv = trace @1 if src a and dst host"
+        done = skblab("run", "--lab", lab.name, "-r", rule, "--", "ping", "-c1", "a")
+        assert done.returncode == 0, done.stderr
+        refused = skblab("trace", "--lab", lab.name, "host localhost", "--", "true")
+        assert (refused.returncode, "no machine of this lab" in refused.stderr) == (2, True)
+    finally:
+        assert skblab("down", lab.name).returncode == 0
+
+
 def test_down_ends_all_or_those_that_it_is_told(name: str) -> None:
     """Else a mistyped --all would end every lab, and a mistyped name beside it would be no error."""
     done = skblab("down", "--all", "nosuch")

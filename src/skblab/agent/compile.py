@@ -1,5 +1,7 @@
 """From a rule to the agent's command. Pure: a rule, a function of an image, and out comes struct agent_arm."""
 
+from collections.abc import Mapping, Sequence
+
 from skblab.agent import abi
 from skblab.agent.functions import Contract, check_value, contract_for, readable_packet, references, why_no_packet
 from skblab.errors import UnsupportedVerdict
@@ -18,11 +20,19 @@ NO_STACK = (0, 0)
 CALLER_ALONE = (1, 1)  # no text to find other return addresses in
 
 
-def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, seed: int) -> abi.Arm:
+def compile_rule(
+    rule: Rule,
+    function: Function,
+    image: Image,
+    lease_s: float,
+    seed: int,
+    machines: Mapping[str, Sequence[str]] | None = None,
+) -> abi.Arm:
     """Return the command that puts a rule in force at a function.
 
     :param lease_s: a held packet goes on by itself if nothing decides on it within that time; 0: never
     :param seed: of the agent's random numbers, where the rule has none of its own
+    :param machines: those that a filter may name, and their addresses
     :raises UnsupportedVerdict: the verdict, or a filter, is not sound there
     :raises RuleError: libpcap does not understand the filter, or this kernel has no such drop reason
     """
@@ -43,7 +53,7 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
     return abi.Arm(
         address=function.address,
         verdict=verdict.number,
-        filter=compile_filter(rule.filter),
+        filter=compile_filter(rule.filter, machines),
         first=occurrence.first,
         last=occurrence.last,
         every=occurrence.every,

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from skblab.agent import abi
 from skblab.agent.channel import Channel
@@ -29,6 +29,7 @@ class Agent:
     :param lost: returns the error that says how the guest's kernel ended
     :param lease_s: how long a held packet waits for a decision; 0: for ever
     :param clock: the guest's
+    :param machines: those that a filter may name, and their addresses
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class Agent:
         lost: Callable[[], SkblabError],
         lease_s: float = DEFAULT_LEASE_S,
         clock: Clock = REAL,
+        machines: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.channel = channel
         self.link = Link(channel, lost, clock)
-        self.rules = Rules(self.link, image, lease_s)
+        self.rules = Rules(self.link, image, lease_s, machines or {})
         self.held = Holdings(self.link, lambda: self._unwinder)
         self._follower = Follower(self.link)
         self.link.start(self._hear, self._follower.take, self.held.lose)

@@ -65,7 +65,7 @@ class Tracer:
         self._check_fields(self.fields)
         text_start, text_end = image.functions.text
         self._follow = abi.Follow(
-            compile_filter(spec.filter),
+            compile_filter(spec.filter, agent.rules.machines),
             tuple(abi.Field(one.offsets, one.size_bytes) for one in self.fields),
             text_start,
             text_end,
