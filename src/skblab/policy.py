@@ -10,10 +10,10 @@ from typing import Self
 
 from skblab.agent import abi
 from skblab.agent.control import Agent
-from skblab.agent.packets import HeldPacket
+from skblab.agent.packets import MOST_DELAY_S, HeldPacket
 from skblab.agent.worker import Worker
 from skblab.edit import changing
-from skblab.errors import CallbackFailed, GuestLost, PacketGone, UsageError, to_be_raised
+from skblab.errors import CallbackFailed, GuestLost, PacketGone, UsageError, check_times, to_be_raised
 from skblab.packet import Packet
 from skblab.rule import Occurrence, Rule
 from skblab.summary import ETH_P_IP
@@ -60,8 +60,7 @@ class Policy:
     """
 
     def __init__(self, agent: Agent, rule: Rule, decide: Decide, lease_s: float = LEASE_S) -> None:
-        if not lease_s > 0:
-            raise UsageError(f"a lease of {lease_s:g} s for a policy", hint="more than 0: a policy may hang")
+        check_times(lease_s=lease_s, longest_s=MOST_DELAY_S, positive=True)  # a policy may hang
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
         self.rule = rule
         self._decided = self._late = 0

@@ -14,7 +14,7 @@ from skblab.agent.abi import Counts
 from skblab.agent.rules import ignore
 from skblab.agent.streams import Hold
 from skblab.decision import INTERRUPT, Deciding, Decision, by_hand, is_decided
-from skblab.errors import DebuggerError, UsageError, check_lists
+from skblab.errors import DebuggerError, UsageError, check_lists, check_times
 from skblab.event import Hit, Stop
 from skblab.guest.boot import LAST_WORDS_S
 from skblab.guest.complaint import Complaint
@@ -247,6 +247,7 @@ class Session:
         :raises CallbackFailed: the watcher raised
         :raises CannotWrite: what is shown could not be written
         """
+        check_times(timeout_s=timeout_s)
         clock = self.lab.guest.clock
         self.command, self.directory = tuple(map(os.fsdecode, command)), directory
         self.is_captured, self.is_terminal = capture, terminal

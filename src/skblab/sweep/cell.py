@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skblab.errors import GuestCommandFailed, GuestLost, Timeout, UsageError, check_lists
+from skblab.errors import GuestCommandFailed, GuestLost, Timeout, UsageError, check_lists, check_times
 from skblab.event import Hit
 from skblab.guest.nodes import HOST
 from skblab.image.store import image_of
@@ -80,8 +80,7 @@ class Scenario:
             raise UsageError("no function at which packets meet faults", hint=f"for example {AT[0]}")
         if relative := [path for path in self.files if not path.startswith("/")]:
             raise UsageError(f"a file of the guest has its whole path: {relative[0]}", hint="/root/result")
-        if not self.limit_s > 0:
-            raise UsageError(f"no limit: {self.limit_s:g} s", hint="more than 0")
+        check_times(limit_s=self.limit_s, positive=True)
         if not self.directory and self.spec.root == HOST_ROOT:
             object.__setattr__(self, "directory", str(Path.cwd()))
 
