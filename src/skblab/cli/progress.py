@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from skblab.errors import SkblabError
+
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
@@ -90,17 +92,20 @@ class Progress:
         return Group(Text(f"{self.summary()}; {pace}" if done else "begins"), self.table())
 
 
-def ran(runs: Generator[object, None, None], progress: Progress) -> bool:
-    """Run cells to their end while the table shows them; return False if a Ctrl-C has ended that."""
+def ran(runs: Generator[object, None, None], progress: Progress) -> SkblabError | KeyboardInterrupt | None:
+    """Run cells to their end while the table shows them; return what has ended that before, a Ctrl-C or an error.
+
+    The caller has the results that are there, and reports them first.
+    """
     with _shown(progress):
         try:
             for _ in runs:
                 pass
-        except KeyboardInterrupt:
-            return False
+        except (KeyboardInterrupt, SkblabError) as ended:
+            return ended
         finally:
             runs.close()
-    return True
+    return None
 
 
 @contextmanager
