@@ -71,7 +71,7 @@ class Policy:
         self._held = agent.held
         self._worker: Worker[tuple[HeldPacket, Callable[[], None]]] = Worker(agent.link, "skblab-policy", self._work)
         try:
-            self._armed = agent.arm(rule, self._heard, lease_s=lease_s, at_once=True)
+            self._armed = agent.rules.arm(rule, self._heard, lease_s=lease_s, at_once=True)
         except BaseException:
             self._worker.end(CLOSE_TIMEOUT_S)
             raise

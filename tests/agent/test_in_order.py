@@ -132,7 +132,7 @@ class First:
         self._lab = lab
         self._heard = threading.Event()
         rule = Rule.parse(f"{function} = hold @1 if icmp[icmptype] == icmp-echo")
-        self.armed: Armed = lab.agent.arm(rule, self._hear, lease_s=lease_s, in_order=True)
+        self.armed: Armed = lab.agent.rules.arm(rule, self._hear, lease_s=lease_s, in_order=True)
         self.client = lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         self.client.settimeout(5)
         for sequence in range(1, 5):
@@ -220,7 +220,7 @@ def test_all_go_with_their_device(every: Lab) -> None:
     every.guest.run(["sh", "-ec", "ip -n z addr add 10.9.0.2/24 dev v1; ip -n z link set v1 up"])
     held: list[HeldPacket | None] = []
     rule = Rule.parse("ip_rcv = hold @1 if icmp[icmptype] == icmp-echo")
-    with every.agent.arm(rule, lambda _, one: held.append(one), lease_s=60, in_order=True) as armed:
+    with every.agent.rules.arm(rule, lambda _, one: held.append(one), lease_s=60, in_order=True) as armed:
         every.guest.run(["ip", "netns", "exec", "z", "ping", "-c4", "-i0.1", "-W1", "10.9.0.1"], timeout_s=30)
         assert (armed.counts.held, armed.counts.waited) == (1, 3)
         every.guest.run(["sh", "-ec", "ip link del v0; ip netns del z"])

@@ -67,7 +67,7 @@ def test_a_seed_makes_a_jitter_repeat_itself(shared_lab: Lab) -> None:
     def held_ms(seed: int) -> list[float]:
         rule = Rule.parse(f"icmp_rcv = delay 100ms +-90ms @random 100% seed {seed} if icmp[icmptype] == icmp-echo")
         packets: list[HeldPacket] = []
-        with shared_lab.agent.arm(rule, lambda _, held: packets.append(held) if held else None):
+        with shared_lab.agent.rules.arm(rule, lambda _, held: packets.append(held) if held else None):
             shared_lab.run(["ping", "-n", "-c4", "-i0.3", "-W2", "guest"], timeout_s=20)
             assert all(one.wait(5) for one in packets)
         return [one.age_s * 1e3 for one in packets]

@@ -176,7 +176,7 @@ class Running:
         changes = VERDICTS[rule.verdict].changes_bytes
         self._edits = _Edits(rule, agent, self._report) if changes else None
         try:
-            self.armed = agent.arm(rule, self._heard, at_once=changes, in_order=changes)
+            self.armed = agent.rules.arm(rule, self._heard, at_once=changes, in_order=changes)
         except BaseException:
             if self._edits:
                 self._edits.close()

@@ -29,7 +29,7 @@ class Stream(Generic[Item]):
         self._rules, self._link, self._held = agent.rules, agent.link, agent.held
         self._rule = rule
         self._link.when_gone(self._wake)
-        self.armed = agent.arm(rule, self._heard)
+        self.armed = agent.rules.arm(rule, self._heard)
 
     def __enter__(self) -> Self:
         return self

@@ -94,7 +94,8 @@ class Tracer:
         try:
             commands = [one.command for one in self.probes]
             refused = {
-                probe.number for probe in self._agent.follow(self._follow, commands, self._writer.steps, self._witness)
+                probe.number
+                for probe in self._agent.follower.follow(self._follow, commands, self._writer.steps, self._witness)
             }
         except BaseException:
             self._forget()
@@ -134,7 +135,7 @@ class Tracer:
         if self._ended:
             return
         self._ended = True
-        self._agent.unfollow()
+        self._agent.follower.unfollow()
         self._writer.write(END, {**self.losses(), **fields})
         self._writer.end()
         if self._writer.failed:
