@@ -33,11 +33,11 @@ def step_cost(lab: Lab) -> Iterator[Number]:
     bare = statistics.median(calls_ns(lab))
     for what, returns, target in (("a followed call", False, 40), ("the same, with its return", True, 0)):
         probe = abi.TraceProbe(0, lab.agent.channel.measured_address, 0, returns=returns)
-        lab.agent.follow(abi.Follow(), [probe], len)
+        lab.agent.follower.follow(abi.Follow(), [probe], len)
         try:
             yield summary(what, [one - bare for one in calls_ns(lab)], "ns", target)
         finally:
-            lab.agent.unfollow()
+            lab.agent.follower.unfollow()
 
 
 def measure(image: Image) -> Iterator[Number]:

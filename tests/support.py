@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orphans import descendants
+from skblab.guest.boot import Guest
 from skblab.guest.complaint import Complains, kind_of, when_left
 from skblab.host import process, registry
 from skblab.lab import Lab
+from skblab.testing import parse_counters
 
 SKBLAB = (sys.executable, "-m", "skblab")
 
@@ -200,6 +202,11 @@ def read_until(stream_fd: int, enough: Callable[[str], bool], *, within_s: float
         said += data
     complaints.read(said.decode(errors="replace"))
     return said.decode(errors="replace")
+
+
+def counters(side: Lab | Guest) -> dict[str, int]:
+    """Return the counters of a side's kernel, of IPv4, by nstat's names."""
+    return parse_counters(side.run(["cat", "/proc/net/snmp", "/proc/net/netstat"]).stdout)
 
 
 def kill(pid: int) -> None:

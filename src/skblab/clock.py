@@ -21,7 +21,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from skblab.errors import RuleError, Timeout, UsageError
+from skblab.errors import RuleError, Timeout, UsageError, check_times
 from skblab.host.process import undisturbed
 from skblab.host.signals import wakeup
 from skblab.host.waiting import wait
@@ -148,6 +148,7 @@ def seconds(length: str | float) -> float:
     :raises UsageError: it is no time
     """
     if not isinstance(length, str):
+        check_times(length=length)
         return length
     try:
         return Line(length).time_ns(MOST_NS) / 1e9
@@ -416,6 +417,7 @@ class VirtualClock(Clock):
 
         :param timeout_s: of virtual time, for a function; return whether it has returned true
         """
+        check_times(timeout_s=timeout_s)
         if callable(when):
             return self.wait_until(when, timeout_s)
         return not self.wait_until(lambda: False, max(seconds(when) - self.now, 0))

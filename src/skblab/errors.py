@@ -4,6 +4,7 @@ An error carries those as data; its text is composed here only, so that the comm
 see the same facts.
 """
 
+LONGEST_S = 1e9  # 31 years: no wait and no limit is longer
 UNFIRED = 118  # the exit status where a rule never fired; below 128, as cli/complaints.py STATUS
 
 
@@ -152,6 +153,18 @@ def check_lists(**fields: object) -> None:
     for name, given in fields.items():
         if isinstance(given, str):
             raise UsageError(f"{name} is a list, not one string: {given}", hint=f"{name}=[{given!r}]")
+
+
+def check_times(*, longest_s: float = LONGEST_S, positive: bool = False, **times: float | None) -> None:
+    """Refuse times that are negative, not a number, or too long for a clock; None is no limit.
+
+    :param positive: 0 is refused, too
+    :raises UsageError: one is so
+    """
+    for name, given in times.items():
+        if given is not None and not (0 <= given <= longest_s and (given or not positive)):
+            least = "more than 0, at most" if positive else "0 to"
+            raise UsageError(f"no such time: {name}={given:g}", found=f"{least} {longest_s:g} s")
 
 
 class GuestLost(SkblabError):

@@ -14,7 +14,7 @@ from skblab.errors import GuestLost, SkblabError, Timeout, UsageError
 from skblab.guest import initramfs, nodes, receive
 from skblab.guest.boot import UBD, Boot, Guest
 from skblab.guest.console import Console
-from skblab.guest.diagnosis import too_little_memory
+from skblab.guest.diagnosis import too_little_memory, too_much_memory
 from skblab.guest.modules import Module, append, check_parameters
 from skblab.guest.stopped import StoppedClock
 from skblab.guest.terminal import Terminal
@@ -56,6 +56,7 @@ class Parts:
         self._clock_file: File = (0, 0)  # of the guest's end, which is closed here
         self._socket_file: File = (0, 0)
         self._order: tuple[Kernel, bytes, int] | None = None
+        self._nodes = spec.nodes
 
     def boot(self, stack: ExitStack, image: Image | None) -> None:
         """Boot a guest; *image* is the spec's, where it is open already.
@@ -80,7 +81,7 @@ class Parts:
             self._clock_file, self._socket_file = file_of(clock_fds[0]), file_of(guest_socket.fileno())
         if isinstance(self.clock, VirtualClock):
             channel.keep_clock(self.clock)
-        self.agent = Agent(channel, self.image, self._lost, spec.lease_s, self.clock)
+        self.agent = Agent(channel, self.image, self._lost, spec.lease_s, self.clock, self._machines())
         stack.callback(self.agent.close)
         stack.enter_context(guest_socket)
         consoles = spec.consoles or 0 if spec.root or spec.disks else 0
@@ -140,7 +141,7 @@ class Parts:
         namespaces = self.namespaces = stack.enter_context(BranchedNamespaces(stem.namespaces))
         channel, guest_socket = stems_channel.like()
         channel.keep_clock(self.clock)
-        self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s, self.clock)
+        self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s, self.clock, self._machines())
         stack.callback(self.agent.close)
         stack.enter_context(guest_socket)
         memory, requests, mconsole = namespaces.branch(size)
@@ -213,7 +214,14 @@ class Parts:
 
     def _virtual_words(self) -> tuple[str, ...]:
         addresses = self.namespaces.addresses
-        return nodes.words(nodes.nodes(self._spec.nodes, addresses), addresses, self._spec.seed)
+        return nodes.words(nodes.nodes(self._nodes, addresses), addresses, self._spec.seed)
+
+    def _machines(self) -> dict[str, list[str]]:
+        """Return the addresses of the lab's machines, by their names."""
+        addresses, links = self.namespaces.addresses, self.namespaces.guest_links
+        there = {nodes.OWN: links[0].addresses if links else addresses.guest}
+        there |= {node.name: node.addresses for node in nodes.nodes(self._nodes, addresses)}
+        return {name: [one.partition("/")[0] for one in of_it] for name, of_it in there.items()}
 
     def _check(self) -> tuple[tuple[Module, ...], Path]:
         """Check what the guest is to have; return its modules and its first files."""
@@ -222,7 +230,10 @@ class Parts:
             disk.ready()
         for disk in disks[:1]:
             disk.check_root()
-        if refused := too_little_memory(spec.memory_mib, self.image.config_text):
+        refused = too_little_memory(spec.memory_mib, self.image.config_text) or too_much_memory(
+            spec.memory_mib, Path("/proc/meminfo").read_text()
+        )
+        if refused:
             raise refused
         modules = spec.parsed_modules()
         for module in modules:
@@ -296,7 +307,7 @@ class Parts:
         stack.callback(self.guest.close)
         self._learn_modules(about.get("modules", {}))
         self.guest.frozen = about["frozen"]
-        self.root = about["root"]
+        self.root, self._nodes = about["root"], about.get("nodes", ())
 
     def _join_clock(self, stack: ExitStack) -> Clock:
         """Return the guest's clock; in virtual time it comes with the agent, to one controller at a time.
@@ -321,7 +332,7 @@ class Parts:
         memory_fd, socket_fd, farewells = self._given or self.namespaces.agent()[0]
         channel = Channel.take_over(memory_fd, socket_fd, farewells, self.clock)
         self._freeze(channel, frozen=self.guest.frozen)
-        self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s, self.clock)
+        self.agent = Agent(channel, self.image, self._lost, self._spec.lease_s, self.clock, self._machines())
         stack.callback(self.agent.close)
         return self.agent
 
@@ -355,6 +366,7 @@ class Parts:
             "frozen": self.guest.frozen,
             "virtual": self.clock.is_virtual,
             "root": self._spec.root,
+            "nodes": self._nodes,
         }
         self.namespaces.keep((*descriptors, self.clock.fileno()) if self.clock.is_virtual else descriptors, about)
         channel.kept = True

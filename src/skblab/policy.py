@@ -13,7 +13,7 @@ from skblab.agent.control import Agent
 from skblab.agent.packets import MOST_DELAY_S, HeldPacket
 from skblab.agent.worker import Worker
 from skblab.edit import changing
-from skblab.errors import CallbackFailed, GuestLost, PacketGone, UsageError, to_be_raised
+from skblab.errors import CallbackFailed, GuestLost, PacketGone, UsageError, check_times, to_be_raised
 from skblab.packet import Packet
 from skblab.rule import Occurrence, Rule
 from skblab.summary import ETH_P_IP
@@ -60,11 +60,7 @@ class Policy:
     """
 
     def __init__(self, agent: Agent, rule: Rule, decide: Decide, lease_s: float = LEASE_S) -> None:
-        if not 0 < lease_s <= MOST_DELAY_S:
-            raise UsageError(
-                f"a lease of {lease_s:g} s for a policy", found=f"at most {MOST_DELAY_S:g} s",
-                hint="more than 0: a policy may hang",
-            )  # fmt: skip
+        check_times(lease_s=lease_s, longest_s=MOST_DELAY_S, positive=True)  # a policy may hang
         assert Packet(bytes(20), ETH_P_IP).layers is not None  # scapy takes 0.4 s to import: not while a packet waits
         self.rule = rule
         self._decided = self._late = 0
@@ -76,7 +72,7 @@ class Policy:
         self._held = agent.held
         self._worker: Worker[tuple[HeldPacket, Callable[[], None]]] = Worker(agent.link, "skblab-policy", self._work)
         try:
-            self._armed = agent.arm(rule, self._heard, lease_s=lease_s, at_once=True)
+            self._armed = agent.rules.arm(rule, self._heard, lease_s=lease_s, at_once=True)
         except BaseException:
             self._worker.end(CLOSE_TIMEOUT_S)
             raise

@@ -26,7 +26,7 @@ from typing import IO, Any, Self
 
 from skblab import files, toml
 from skblab.decision import Decision
-from skblab.errors import CannotWrite, GuestLost, ImageMissing, UsageError, check_lists
+from skblab.errors import CannotWrite, GuestLost, ImageMissing, UsageError, check_lists, check_times
 from skblab.image.image import Image
 from skblab.image.store import find_image, open_named
 from skblab.lab import Lab
@@ -107,8 +107,7 @@ class SavedRun:
         check_lists(client=self.client, rules=self.rules, decisions=self.decisions)
         if not self.client:
             raise UsageError("a run needs a command", hint='client = ["ping", "-c1", "guest"]')
-        if self.limit_s < 0:
-            raise UsageError(f"no limit: {self.limit_s:g} s", hint="more than 0")
+        check_times(limit_s=self.limit_s)
         if zero := [one for one in (*self.client, *self.spec.commands, self.directory) if "\0" in one]:
             raise UsageError(f"a word with a NUL byte: {zero[0]!r}")
         for rule in self.rules:

@@ -8,7 +8,7 @@ from typing import cast, get_args
 from skblab import toml
 from skblab.errors import UsageError
 from skblab.image.image import Image
-from skblab.image.store import images_dir, open_named
+from skblab.image.store import is_of_store, open_named
 from skblab.spec import CONSOLES, LabFields, LabSpec, Stops, Time
 
 LAB = "lab"
@@ -72,7 +72,7 @@ def lab_table(spec: LabSpec) -> toml.Table:
         image = Image.open(path)
         variant = {"variant": image.variant} if image.variant != OF_LAB["variant"] else {}
         fields = {"series": image.series} | variant | fields
-        if path.parent != images_dir():
+        if not is_of_store(path):
             fields["image"] = str(path)
     elif "series" not in fields:
         fields = {"series": spec.series} | fields

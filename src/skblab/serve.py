@@ -48,7 +48,7 @@ def start_commands(guest: Guest, agent: Agent, lines: Sequence[str], nodes: Sequ
             # bind(2) has returned from it.
             for function, listener in (heard.of_udp if of_udp else heard.of_tcp).items():
                 if agent.rules.image.functions.lookup(function):
-                    stack.enter_context(agent.watch(function, listener))
+                    stack.enter_context(agent.rules.watch(function, listener))
             _wait(guest, heard, [stack.enter_context(_start(guest, node, line)) for node, line in chosen])
 
 

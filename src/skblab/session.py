@@ -14,7 +14,7 @@ from skblab.agent.abi import Counts
 from skblab.agent.rules import ignore
 from skblab.agent.streams import Hold
 from skblab.decision import INTERRUPT, Deciding, Decision, by_hand, is_decided
-from skblab.errors import DebuggerError, UsageError, check_lists
+from skblab.errors import DebuggerError, UsageError, check_lists, check_times
 from skblab.event import Hit, Stop
 from skblab.guest.boot import LAST_WORDS_S
 from skblab.guest.complaint import Complaint
@@ -266,6 +266,7 @@ class Session:
         """
         if not self._is_open:
             raise UsageError("the rules of this session are not in force: it runs one command", hint=ONE_RUN)
+        check_times(timeout_s=timeout_s)
         clock = self.lab.guest.clock
         self.command, self.directory = tuple(map(os.fsdecode, command)), directory
         self.is_captured, self.is_terminal = capture, terminal

@@ -74,6 +74,6 @@ def test_a_packet_that_goes_on_from_a_hold_is_called_by_the_agent(lab: Lab) -> N
 
 def test_only_a_hold_takes_the_stack(lab: Lab) -> None:
     hits: list[Hit] = []
-    with lab.agent.arm(Rule("icmp_rcv", "trace"), lambda hit, _: hits.append(hit)):
+    with lab.agent.rules.arm(Rule("icmp_rcv", "trace"), lambda hit, _: hits.append(hit)):
         assert process.finish(ping(lab), timeout_s=20).returncode == 0
     assert [hit.stack for hit in hits] == [()]

@@ -49,7 +49,7 @@ def test_the_callers_own_error_goes_first(shared_lab: Lab) -> None:
     with pytest.raises(KeyError):
         under(shared_lab, shared_lab.rule("icmp_rcv = trace", fail))
     with pytest.raises(KeyError):
-        under(shared_lab, shared_lab.agent.arm(Rule("icmp_rcv", "trace"), broken))
+        under(shared_lab, shared_lab.agent.rules.arm(Rule("icmp_rcv", "trace"), broken))
 
 
 def broken(hit: Hit, held: HeldPacket | None) -> None:
@@ -58,7 +58,7 @@ def broken(hit: Hit, held: HeldPacket | None) -> None:
 
 def test_a_listener_that_fails_harms_no_other(shared_lab: Lab) -> None:
     heard: list[str] = []
-    armed = shared_lab.agent.watch("icmp_echo", broken)
+    armed = shared_lab.agent.rules.watch("icmp_echo", broken)
     with shared_lab.rule("icmp_rcv = trace", lambda hit: heard.append(hit.packet.summary())):
         assert pinged(shared_lab)
     assert len(heard) == 1
@@ -100,7 +100,7 @@ def test_a_callback_that_waits_for_the_agent_is_refused_at_once(shared_lab: Lab)
             refused.append(error.value)
         held.release()
 
-    with shared_lab.hold("arp_rcv") as hold, shared_lab.agent.arm(Rule("icmp_rcv", "hold"), ask):
+    with shared_lab.hold("arp_rcv") as hold, shared_lab.agent.rules.arm(Rule("icmp_rcv", "hold"), ask):
         client = shared_lab.popen(["ping", "-c1", "-W5", "guest"], stdout=subprocess.DEVNULL)
         assert client.wait(8) == 0
     assert len(refused) == 5

@@ -19,7 +19,7 @@ from skblab.errors import PacketError, UnsupportedVerdict
 from skblab.image.image import Image
 from skblab.image.store import find_image
 from skblab.lab import Lab
-from support import skblab
+from support import counters, skblab
 
 GUEST4, HOST4, GUEST6, HOST6 = "192.168.10.1", "192.168.10.254", "fd00:10::1", "fd00:10::254"
 ECHO, REPLY = "icmp[icmptype] == icmp-echo", "icmp[icmptype] == icmp-echoreply"
@@ -313,21 +313,15 @@ def test_a_rule_without_fixes_breaks_checksums(serving: Lab, *, fix: bool) -> No
     with serving.rule(f"ip_rcv = edit raw.load=abcdefgh{word} @1 if {ECHO}"):
         done = serving.run(["ping", "-n", "-c", "1", "-W", "1", "-s", "8", GUEST4], timeout_s=20)
     assert done.returncode == (0 if fix else 1)
-    wrong = checksums_that_were_wrong(serving, "Icmp")
+    wrong = counters(serving)["IcmpInCsumErrors"]  # of the client's kernel: ping itself looks at none
     with serving.rule(f"ip_output = edit raw.load=abcdefgh{word} @1 if {REPLY}"):
         serving.run(["ping", "-n", "-c", "1", "-W", "1", "-s", "8", GUEST4], timeout_s=20)
-    assert checksums_that_were_wrong(serving, "Icmp") == wrong + (not fix)
-    wrong = checksums_that_were_wrong(serving, "Tcp")
+    assert counters(serving)["IcmpInCsumErrors"] == wrong + (not fix)
+    wrong = counters(serving)["TcpInCsumErrors"]
     with serving.rule(f"__dev_queue_xmit = edit tcp.window=9999{word} @1 if tcp src port 80") as running:
         assert serving.run(["curl", "-s", "-o", "/dev/null", f"http://{GUEST4}/true"], timeout_s=20).returncode == 0
     assert running.unedited == 0
-    assert checksums_that_were_wrong(serving, "Tcp") == wrong + (not fix)
-
-
-def checksums_that_were_wrong(lab: Lab, protocol: str) -> int:
-    """Ask the client's kernel: ping itself looks at none."""
-    names, numbers = re.findall(rf"^{protocol}: (.*)$", lab.run(["cat", "/proc/net/snmp"]).stdout, re.MULTILINE)
-    return int(dict(zip(names.split(), numbers.split(), strict=True))["InCsumErrors"])
+    assert counters(serving)["TcpInCsumErrors"] == wrong + (not fix)
 
 
 @pytest.mark.parametrize(

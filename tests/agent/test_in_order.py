@@ -16,8 +16,7 @@ from skblab.image.store import find_image
 from skblab.lab import Lab
 from skblab.packet import echo_request
 from skblab.rule import Rule
-from skblab.testing import parse_counters
-from support import eventually
+from support import counters, eventually
 
 if TYPE_CHECKING:
     from skblab.agent.rules import Armed
@@ -63,16 +62,12 @@ def upload(lab: Lab, address: str) -> str:
         return client.recv(100).decode()
 
 
-def counters(lab: Lab) -> dict[str, int]:
-    return parse_counters(lab.guest.run(["cat", "/proc/net/snmp", "/proc/net/netstat"]).stdout)
-
-
 @pytest.mark.parametrize("function", ["tcp_v4_rcv", "ipv6_rcv"])
 def test_a_burst_does_not_overtake_an_edit(sink: Lab, function: str) -> None:
-    before = counters(sink)
+    before = counters(sink.guest)
     with sink.rule(f"{function} = edit tcp.urgptr=7 @20 if {SEGMENT}") as rule:
         assert upload(sink, ADDRESSES[function]) == hashlib.sha256(SENT).hexdigest()
-    after = counters(sink)
+    after = counters(sink.guest)
     assert (rule.fired, rule.unedited, rule.counts.held) == (True, 0, 1)
     assert rule.counts.waited > 0
     assert rule.counts.passed == rule.counts.arrived - 1
@@ -103,18 +98,18 @@ def test_other_bytes_in_a_burst_are_those_that_arrive(sink: Lab, function: str) 
 
 @pytest.mark.parametrize("function", ["tcp_v4_rcv", "tcp_v6_rcv"])
 def test_a_reset_in_a_burst_ends_the_connection(sink: Lab, function: str) -> None:
-    before = counters(sink)
+    before = counters(sink.guest)
     with sink.rule(f"{function} = reset @20 if {SEGMENT}") as rule, pytest.raises(ConnectionResetError):
         upload(sink, ADDRESSES[function])
     assert rule.fired
-    assert counters(sink)["TcpEstabResets"] == before["TcpEstabResets"] + 1
+    assert counters(sink.guest)["TcpEstabResets"] == before["TcpEstabResets"] + 1
 
 
 def test_corrupt_in_a_burst_costs_one_segment(sink: Lab) -> None:
-    before = counters(sink)
+    before = counters(sink.guest)
     with sink.rule(f"tcp_v4_rcv = corrupt 2 @20 if {SEGMENT}"):
         assert upload(sink, GUEST) == hashlib.sha256(SENT).hexdigest()
-    assert counters(sink)["TcpInCsumErrors"] == before["TcpInCsumErrors"] + 1
+    assert counters(sink.guest)["TcpInCsumErrors"] == before["TcpInCsumErrors"] + 1
 
 
 def test_later_rules_see_what_waits(sink: Lab) -> None:
@@ -137,7 +132,7 @@ class First:
         self._lab = lab
         self._heard = threading.Event()
         rule = Rule.parse(f"{function} = hold @1 if icmp[icmptype] == icmp-echo")
-        self.armed: Armed = lab.agent.arm(rule, self._hear, lease_s=lease_s, in_order=True)
+        self.armed: Armed = lab.agent.rules.arm(rule, self._hear, lease_s=lease_s, in_order=True)
         self.client = lab.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         self.client.settimeout(5)
         for sequence in range(1, 5):
@@ -225,7 +220,7 @@ def test_all_go_with_their_device(every: Lab) -> None:
     every.guest.run(["sh", "-ec", "ip -n z addr add 10.9.0.2/24 dev v1; ip -n z link set v1 up"])
     held: list[HeldPacket | None] = []
     rule = Rule.parse("ip_rcv = hold @1 if icmp[icmptype] == icmp-echo")
-    with every.agent.arm(rule, lambda _, one: held.append(one), lease_s=60, in_order=True) as armed:
+    with every.agent.rules.arm(rule, lambda _, one: held.append(one), lease_s=60, in_order=True) as armed:
         every.guest.run(["ip", "netns", "exec", "z", "ping", "-c4", "-i0.1", "-W1", "10.9.0.1"], timeout_s=30)
         assert (armed.counts.held, armed.counts.waited) == (1, 3)
         every.guest.run(["sh", "-ec", "ip link del v0; ip netns del z"])

@@ -1,6 +1,5 @@
 """A policy: a Python function decides about each packet, and no packet waits for ever because of it."""
 
-import math
 import os
 import re
 import signal
@@ -223,8 +222,7 @@ def test_of_a_guest_that_is_gone() -> None:
 def test_where_a_packet_cannot_be_held(shared_lab: Lab) -> None:
     with pytest.raises(UnsupportedVerdict):
         shared_lab.on("icmp_echo", "", lambda _: None)
-    for lease_s in (0, 1e30, math.inf, math.nan):
-        with pytest.raises(UsageError, match=re.escape(f"a lease of {lease_s:g} s")):
-            shared_lab.on("icmp_rcv", "", lambda _: None, lease_s=lease_s)
+    with pytest.raises(UsageError, match="no such time: lease_s=0"):
+        shared_lab.on("icmp_rcv", "", lambda _: None, lease_s=0)
     assert shared_lab.agent.channel.probes == 0
     assert isinstance(shared_lab.on("icmp_rcv")(lambda _: None), Policy)

@@ -229,7 +229,7 @@ def test_a_result_file_has_one_writer(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["-r", "icmp_rcv = dorp"], "no such verdict: dorp"),
-        (["-r", "icmp_rcv = drop if foo 3"], "libpcap does not understand"),
+        (["-r", "icmp_rcv = drop if foo 3"], "foo is no word of a filter"),
         (["-r", "icmp_rvc = drop"], 'no function "icmp_rvc"'),
         (["-r", "icmp_echo = drop"], "drop is not sound at icmp_echo()"),
         (["-g", "true"], "needs a root file system"),

@@ -246,7 +246,7 @@ def test_it_says_where_the_verdict_works_instead(shared_lab: Lab, function: str,
 
 def test_elsewhere_a_packet_can_be_traced(shared_lab: Lab) -> None:
     hits: list[Hit] = []
-    with shared_lab.agent.arm(Rule("icmp_echo", "trace"), lambda hit, _: hits.append(hit)):
+    with shared_lab.agent.rules.arm(Rule("icmp_echo", "trace"), lambda hit, _: hits.append(hit)):
         assert ping(shared_lab, GUEST4, 2)
     assert Packet(hits[0].data, hits[0].protocol).echo
     assert hits[0].data_offset == 28  # behind the ICMP header too

@@ -30,7 +30,7 @@ def test_it_is_though_the_reading_thread_is_busy(shared_lab: Lab) -> None:
     def is_slow(*_: object) -> None:
         threading.Event().wait(0.3)
 
-    before = shared_lab.agent.arm(Rule("ip_rcv", "trace", filter="icmp"), is_slow)
+    before = shared_lab.agent.rules.arm(Rule("ip_rcv", "trace", filter="icmp"), is_slow)
     with shared_lab.probe("icmp_rcv", "icmp") as probe:
         ping(shared_lab)
         assert len(probe.take_all()) == 1
@@ -41,7 +41,7 @@ def test_in_a_callback_nobody_waits(shared_lab: Lab) -> None:
     """It is the reading thread's: what came before was handed on, what comes behind it was not."""
     seen: list[int] = []
     with shared_lab.probe("ip_rcv", "icmp") as probe:
-        after = shared_lab.agent.arm(
+        after = shared_lab.agent.rules.arm(
             Rule("icmp_rcv", "trace", filter="icmp"), lambda *_: seen.append(len(probe.take_all()))
         )
         ping(shared_lab)

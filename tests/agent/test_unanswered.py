@@ -28,7 +28,7 @@ def stopped(lab: Lab) -> Iterator[None]:
 def test_a_rule_that_was_not_taken_away_keeps_its_number(shared_lab: Lab) -> None:
     agent = shared_lab.agent
     agent.wait_ready()
-    armed = agent.arm(Rule.parse("icmp_rcv = trace"))
+    armed = agent.rules.arm(Rule.parse("icmp_rcv = trace"))
     with stopped(shared_lab), pytest.raises(Timeout):
         armed.disarm()
     assert armed.number not in agent.rules._free
@@ -43,10 +43,10 @@ def test_a_rule_that_may_come_into_force_yet_is_taken_away(shared_lab: Lab) -> N
     agent.wait_ready()
     free = len(agent.rules._free)
     with stopped(shared_lab), pytest.raises(Timeout):
-        agent.arm(Rule.parse("icmp_rcv = drop"))
+        agent.rules.arm(Rule.parse("icmp_rcv = drop"))
     assert len(agent.rules._free) == free - 1
     assert shared_lab.run(["ping", "-c", "1", "-W", "5", "guest"]).returncode == 0
-    with agent.arm(Rule.parse("ip_rcv = trace")):
+    with agent.rules.arm(Rule.parse("ip_rcv = trace")):
         assert agent.channel.probes == 1
 
 
@@ -56,5 +56,5 @@ def test_a_ring_that_the_guest_has_damaged_ends_the_conversation(lab: Lab) -> No
     tail = agent.channel._read("events_tail")
     agent.channel._write("events_tail", tail + 4)
     with pytest.raises(AgentDamaged) as caught:
-        agent.arm(Rule.parse("icmp_rcv = trace"))
+        agent.rules.arm(Rule.parse("icmp_rcv = trace"))
     assert "in the ring of events" in caught.value.found

@@ -68,7 +68,7 @@ def test_a_seed_makes_a_jitter_repeat_itself(shared_lab: Lab) -> None:
     def held_ms(seed: int) -> list[float]:
         rule = Rule.parse(f"icmp_rcv = delay 100ms +-90ms @random 100% seed {seed} if icmp[icmptype] == icmp-echo")
         packets: list[HeldPacket] = []
-        with shared_lab.agent.arm(rule, lambda _, held: packets.append(held) if held else None):
+        with shared_lab.agent.rules.arm(rule, lambda _, held: packets.append(held) if held else None):
             shared_lab.run(["ping", "-n", "-c4", "-i0.3", "-W2", "guest"], timeout_s=20)
             assert all(one.wait(5) for one in packets)
         return [one.age_s * 1e3 for one in packets]
@@ -282,7 +282,7 @@ def test_what_is_asked_wrongly(shared_lab: Lab) -> None:
     with pytest.raises(UnknownFunction):
         shared_lab.hold("icmp_rvc")
     with pytest.raises(RuleError, match="libpcap"):
-        shared_lab.hold("icmp_rcv", "nonsense 3")
+        shared_lab.hold("icmp_rcv", "icmp 3")
     with pytest.raises(RuleError, match="no drop reason NO_SUCH"):
         shared_lab.rule("icmp_rcv = drop NO_SUCH")
     assert shared_lab.agent.channel.probes == 0

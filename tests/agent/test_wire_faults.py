@@ -16,7 +16,7 @@ from skblab.host.clients import parse_ping
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.rule import Rule
-from skblab.testing import parse_counters
+from support import counters
 
 if TYPE_CHECKING:
     from skblab.event import Hit
@@ -31,12 +31,8 @@ def served(image: Image) -> Iterator[Lab]:
         yield lab
 
 
-def counters(lab: Lab) -> dict[str, int]:
-    return parse_counters(lab.guest.run(["cat", "/proc/net/snmp", "/proc/net/netstat"]).stdout)
-
-
 def test_a_corrupted_segment_is_found_by_its_checksum_and_sent_again(served: Lab) -> None:
-    before = counters(served)
+    before = counters(served.guest)
     hits: list[Hit] = []
     request = "tcp dst port 80 and len > 100"
     with served.rule(f"tcp_v4_rcv = corrupt 3 @1 if {request}", hits.append) as rule:
@@ -45,7 +41,7 @@ def test_a_corrupted_segment_is_found_by_its_checksum_and_sent_again(served: Lab
         assert got.stdout == there.read()
     assert (rule.fired, rule.unedited, rule.counts.arrived) == (True, 0, 2)
     assert [hit.verdict.split()[0] for hit in hits] == ["corrupt"]
-    assert counters(served)["TcpInCsumErrors"] - before["TcpInCsumErrors"] == 1
+    assert counters(served.guest)["TcpInCsumErrors"] - before["TcpInCsumErrors"] == 1
 
 
 def test_no_checksum_is_right_by_chance() -> None:
@@ -57,18 +53,18 @@ def test_no_checksum_is_right_by_chance() -> None:
 
 
 def test_a_corrupted_ping_is_lost(served: Lab) -> None:
-    before = counters(served)
+    before = counters(served.guest)
     with served.rule("icmp_rcv = corrupt @1 if icmp"):
         assert [reply.icmp_seq for reply in parse_ping(served.run(PING).stdout)] == [2]
-    assert counters(served)["IcmpInCsumErrors"] - before["IcmpInCsumErrors"] == 1
+    assert counters(served.guest)["IcmpInCsumErrors"] - before["IcmpInCsumErrors"] == 1
 
 
 @pytest.mark.parametrize(("address", "function"), [("192.168.10.1", "tcp_v4_rcv"), ("[fd00:10::1]", "tcp_v6_rcv")])
 def test_a_reset_reaches_both_ends(served: Lab, address: str, function: str) -> None:
-    before = counters(served)
+    before = counters(served.guest)
     with served.rule(f"{function} = reset @3 if tcp") as rule:  # SYN, ACK, request
         done = served.run(["curl", "-s", "-S", f"http://{address}/etc/services"], timeout_s=20)
-    after = counters(served)
+    after = counters(served.guest)
     assert "Connection reset by peer" in done.stderr
     assert (rule.fired, rule.unedited, rule.counts.arrived) == (True, 0, 4)  # the request comes again
     assert after["TcpEstabResets"] - before["TcpEstabResets"] == 1

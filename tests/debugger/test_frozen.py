@@ -9,6 +9,7 @@ from skblab.host.waiting import wait
 from skblab.image.image import Image
 from skblab.lab import Lab
 from skblab.spec import LabSpec
+from support import counters
 
 STOP_S = 5.0
 PORT = 7000
@@ -25,12 +26,6 @@ def uptime_s(lab: Lab) -> float:
     return float(lab.guest.run(["cat", "/proc/uptime"]).stdout.split()[0])
 
 
-def retransmitted(lab: Lab) -> int:
-    lines = lab.guest.run(["cat", "/proc/net/snmp"]).stdout.splitlines()
-    names, numbers = (line.split() for line in lines if line[:4] == "Tcp:")
-    return int(numbers[names.index("RetransSegs")])
-
-
 def test_a_stop_of_five_seconds(lab: Lab) -> None:
     """A guest that waits for an ACK retransmits at once after the stop, or as if there had been none."""
     server = lab.socket()
@@ -41,11 +36,12 @@ def test_a_stop_of_five_seconds(lab: Lab) -> None:
         server.listen()
         with lab.guest.popen(["bash", "-c", SAYS_SOMETHING]), server.accept()[0]:
             retransmissions.take(4, timeout_s=30)  # the fifth is some three seconds away
-            before, before_s, began_s = retransmitted(lab), uptime_s(lab), time.monotonic()
+            before, before_s, began_s = counters(lab.guest)["TcpRetransSegs"], uptime_s(lab), time.monotonic()
             gdb.interrupt()
             wait([lab.guest.pidfd], STOP_S)
             gdb.resume()
-            after, passed_s, real_s = retransmitted(lab), uptime_s(lab) - before_s, time.monotonic() - began_s
+            after = counters(lab.guest)["TcpRetransSegs"]
+            passed_s, real_s = uptime_s(lab) - before_s, time.monotonic() - began_s
     if lab.spec.clock == "running":
         assert passed_s >= STOP_S
         assert after == before + 1

@@ -1,5 +1,6 @@
 """gdb on the guest's kernel: what it sees, what it can do, and that the guest works afterwards."""
 
+import math
 import os
 import signal
 import socket
@@ -112,6 +113,9 @@ def test_a_condition_on_the_packet(shared_lab: Lab) -> None:
         finish(client)
         with pytest.raises(Timeout):
             debugger.wait_stop(0.2)
+        for wait in (debugger.wait_stop, lambda given: debugger.interrupt(timeout_s=given)):
+            with pytest.raises(UsageError, match="no such time: timeout_s=nan"):
+                wait(math.nan)
     assert_well(shared_lab)
 
 

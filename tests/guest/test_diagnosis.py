@@ -188,6 +188,19 @@ def test_too_little_memory(every_image: Image, memory_mib: int) -> None:
     assert "memory is too small" in why(every_image, memory_mib=memory_mib or 1).what
 
 
+@pytest.mark.parametrize("of_the_machines", [16, 1 << 20, 1 << 70])
+def test_more_memory_than_the_machine_has(image: Image, of_the_machines: int) -> None:
+    """Else one size boots and ends once its memory is used, and another panics without a word of its size."""
+    there_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    with (
+        pytest.raises(MissingPrerequisite, match="no room for a guest") as caught,
+        Lab(image=image, memory_mib=there_mib * of_the_machines),
+    ):
+        pass
+    assert "this machine has" in caught.value.found
+    assert "a smaller --memory" in caught.value.hint
+
+
 def test_the_least_memory_is_enough(every_image: Image) -> None:
     replies = "icmp[icmptype] == icmp-echoreply"
     with (

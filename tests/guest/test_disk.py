@@ -196,6 +196,15 @@ def test_a_backing_file_that_was_changed_since(cow_file: Path, image_file: Path)
     assert "1 now" in caught.value.found
 
 
+@pytest.mark.parametrize("size", ["", "0", "-1", "plenty", "1.5G", "255M", "17T", "1E", "9" * 5000])
+def test_a_size_that_no_debian_has(tmp_path: Path, size: str) -> None:
+    """Else mmdebstrap works for half a minute, and mke2fs refuses it then."""
+    done = skblab("disk", "build", f"--size={size}", str(tmp_path / "disk"), timeout_s=10)
+    assert done.returncode == 2
+    assert "256M to 16T" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_backing_file_of_another_size(cow_file: Path, image_file: Path) -> None:
     os.truncate(image_file, 1 << 20)
     with pytest.raises(DiskError, match="another size"):

@@ -15,7 +15,7 @@ import pytest
 from skblab.guest.losses import Losses
 from skblab.image.image import Image
 from skblab.lab import Lab
-from support import skblab
+from support import counters, skblab
 
 LARGEST = (("192.168.10.1", 8972), ("fd00:10::1", 8952), ("192.168.11.1", 8972), ("fd00:11::1", 8952))
 
@@ -134,7 +134,7 @@ def test_a_frame_that_the_host_refuses_is_counted(lab: Lab, request: pytest.Fixt
 def test_a_frame_that_finds_the_queue_full_is_counted(lab: Lab) -> None:
     """A stopped kernel receives none: every frame sent has arrived or is counted."""
     assert "2 received" in ping(lab, "192.168.10.1", 56)  # who has that address is known then
-    before, came = lab.link_losses, datagrams_without_port(lab)
+    before, came = lab.link_losses, counters(lab.guest)["UdpNoPorts"]
     os.kill(lab.guest.pid, signal.SIGSTOP)
     sent = 3000
     try:
@@ -147,13 +147,7 @@ def test_a_frame_that_finds_the_queue_full_is_counted(lab: Lab) -> None:
     lost = lab.link_losses - before
     assert lost == Losses(for_guest=lost.for_guest)
     assert lost.for_guest > 0
-    assert lost.for_guest + datagrams_without_port(lab) - came == sent
-
-
-def datagrams_without_port(lab: Lab) -> int:
-    names, values = [line.split() for line in lab.guest.run(["cat", "/proc/net/snmp"]).stdout.splitlines()
-                     if line.startswith("Udp:")]  # fmt: skip
-    return int(values[names.index("NoPorts")])
+    assert lost.for_guest + counters(lab.guest)["UdpNoPorts"] - came == sent
 
 
 def test_it_is_told_at_the_end(tmp_path: Path) -> None:

@@ -76,6 +76,21 @@ def test_the_whole_experiment(every_image: Image, tun: str, enobufs: bool) -> No
     assert eventually_nothing(before) == []
 
 
+def test_a_sweep_with_the_images_of_another_user(image: Image) -> None:
+    """It reads the cache; what it would write there is for one who goes on with it."""
+    sweep = ("sweep", "--verdicts", "drop", "--judge", "status", "--", "ping", "-c1", "guest")
+    cache = image.path.parents[1]
+    done = as_ordinary_user(image, OPEN_TUN, *sweep, cache=cache)
+    assert done.returncode == 1, done.stderr
+    assert "2 cells: failed 2" in done.stdout
+    if not os.geteuid():
+        assert "skblab: this sweep cannot be resumed if it is interrupted\n" in done.stderr
+        assert "hint: SKBLAB_CACHE=DIR" in done.stderr
+        refused = as_ordinary_user(image, OPEN_TUN, "sweep", "--resume", *sweep[1:], cache=cache)
+        assert refused.returncode == MissingPrerequisite.exit_status
+        assert "cannot use the directory of interrupted sweeps" in refused.stderr
+
+
 @pytest.mark.complains("panic")  # a kernel that may start no process of its guest's
 @pytest.mark.parametrize("processes", range(1, 7))
 def test_a_user_who_may_have_no_more_processes_is_told_so(every_image: Image, processes: int) -> None:

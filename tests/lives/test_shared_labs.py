@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,33 @@ def test_from_up_to_down() -> None:
     assert "terminals is down" in skblab("down", "terminals").stdout
     assert eventually_nothing(before) == []
     assert "terminals" not in skblab("ls").stdout
+
+
+def test_a_filter_names_the_machines_of_a_lab_that_is_up(image: Image) -> None:
+    with Lab(f"named-{os.getpid()}", image=image, time="virtual", nodes=["a"]) as lab:
+        lab.keep()
+    try:
+        rule = "icmp_rcv = trace @1 if src a and dst host"
+        done = skblab("run", "--lab", lab.name, "-r", rule, "--", "ping", "-c1", "a")
+        assert done.returncode == 0, done.stderr
+        refused = skblab("trace", "--lab", lab.name, "host localhost", "--", "true")
+        assert (refused.returncode, "no machine of this lab" in refused.stderr) == (2, True)
+    finally:
+        assert skblab("down", lab.name).returncode == 0
+
+
+def test_down_ends_all_or_those_that_it_is_told(name: str) -> None:
+    """Else a mistyped --all would end every lab, and a mistyped name beside it would be no error."""
+    done = skblab("down", "--all", "nosuch")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--all ends every lab; it takes no name: nosuch" in done.stderr
+    with Lab.join(name) as lab:
+        assert lab.run(["ping", "-c", "1", "guest"], timeout_s=10).returncode == 0
+
+
+def test_down_says_that_nothing_is_up(tmp_path: Path) -> None:
+    done = skblab("down", "--all", XDG_RUNTIME_DIR=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no lab is up\n")
 
 
 def test_it_serves_in_the_guest() -> None:

@@ -119,6 +119,11 @@ STREAMS = (
           "skblab run -r 'icmp_rcv = trace' -- ping -c3 -i0.2 guest 2>&1 >/dev/null | head -1", 1, ("icmp_rcv",)),
     Place("run-save-full", "skblab run --save a.toml -- echo hi >/dev/full", 1,
           ("cannot write what the command says", "No space left on device")),
+    Place("run-save-temporary-full", "lite t; export TMPDIR=$PWD/t;"
+          "skblab run --save a.toml -- sh -c 'head -c 9000000 /dev/zero' >/dev/null; echo status $?; ls a.toml;"
+          "skblab sweep --verdicts drop -- sh -c 'ping -c1 guest; head -c 9000000 /dev/zero; true'", 1,
+          ("t/(what the command says)\n  No space left on device", "make room there: df -h", "status 1",
+           "cannot access"), ("saved: ", "cells: ")),
     Place("replay-full", "skblab run --save a.toml -- echo hi && skblab replay a.toml >/dev/full", 1,
           ("cannot write what the command says", "No space left on device"), ("the outcome is the same",)),
     Place("ls-full", "skblab ls --json >/dev/full; skblab image ls >/dev/full", 1, NO_OUTPUT),

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from skblab.errors import ImageMissing, UsageError
+from skblab.errors import GuestCommandFailed, ImageMissing, UsageError
 from skblab.image.image import Image
 from skblab.spec import LabSpec
 from skblab.sweep.cell import Scenario
@@ -144,6 +144,25 @@ def test_a_directory_is_not_a_missing_file(tmp_path: Path) -> None:
     done = skblab("matrix", str(path))
     assert done.returncode == 1
     assert "cannot read /root/a in the guest\n  Is a directory" in done.stderr
+
+
+def test_a_run_that_cannot_start_takes_no_other_with_it(tmp_path: Path) -> None:
+    """The results that are there are reported, and the error comes last."""
+    path, html, junit = tmp_path / "a.toml", tmp_path / "out.html", tmp_path / "out.xml"
+    path.write_text(
+        """[[scenario]]\nname = "good"\nclient = "true"
+        [[scenario]]\nname = "bad"\nclient = "true"\nservers = ["false"]"""
+    )
+    files = ["--json", "-", "--html", str(html), "--junit", str(junit)]
+    done = skblab("matrix", str(path), "--workers", "1", "--seed", "1..3", *files)
+    assert done.returncode == GuestCommandFailed.exit_status
+    assert "good on 6.12" not in done.stdout
+    assert "3 of 6 runs of 2 cases: passed 1, not run 1" in done.stdout
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [one["seed"] for one in lines if one["event"] == "run"] == [1, 2, 3]
+    assert done.stderr.startswith("skblab: bad, seed 1: ")
+    assert "good" in html.read_text()
+    assert ET.parse(junit).getroot().get("skipped") == "1"
 
 
 def test_a_rule_that_never_fires_fails_a_run(image: Image) -> None:

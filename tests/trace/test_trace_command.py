@@ -1,6 +1,7 @@
 """``skblab trace``, ``show`` and ``probes``, as a person types them."""
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from skblab.cli.show import SHOWN
 from skblab.host import process
-from support import read_until, skblab, start_skblab
+from support import Person, read_until, skblab, start_skblab
 
 PING = ("--", "ping", "-n", "-c", "1", "guest")
 
@@ -26,6 +27,22 @@ def test_the_tree(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "events lost: 0"
     shown = skblab("show", str(tmp_path / "run.skblab"))
     assert shown.stdout in done.stdout
+
+
+@pytest.mark.wall_clock
+def test_a_long_trace_says_how_far_it_is(tmp_path: Path) -> None:
+    """On a terminal; of a trace that is read at once, nothing is said."""
+    short, long = tmp_path / "short.skblab", tmp_path / "long.skblab"
+    assert skblab("trace", "-q", "-o", str(short), "icmp", *PING).returncode == 0
+    flood = ("--", "ping", "-q", "-f", "-c", "2000", "guest")
+    assert skblab("trace", "-q", "-o", str(long), *flood).returncode == 0
+    person = Person("show", str(long))
+    said = person.reads("events lost: 0")
+    assert re.search(r"  \d+ s  \d+%  reading /", said)
+    assert person.program.wait(10) == 0
+    person = Person("diff", str(short), str(short))
+    assert "reading" not in person.reads("the journeys are the same")
+    assert person.program.wait(10) == 0
 
 
 def test_a_packet_that_is_not_there(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from skblab.lab import Lab
 with Lab() as lab, lab.trace(filter="icmp", to=Path(sys.argv[1])):
     lab.run(["ping", "-c", "3", "-i", "0.1", "192.168.10.1"])
-    lab.agent.channel.steps(lab.agent._follower.take)
+    lab.agent.channel.steps(lab.agent.follower.take)
     print("now", flush=True)
     sys.stdin.read()
 """

@@ -102,8 +102,8 @@ def test_other_bytes_are_the_same_packet(writing: Lab, returns: bool) -> None:
     hits: list[abi.Hit] = []
     with (
         writing.trace(["ip_rcv"], filter="icmp", returns=returns) as tracer,
-        writing.agent.arm(Rule.parse("ip_rcv = trace if icmp"), lambda hit, _: hits.append(hit)),
-        writing.agent.arm(Rule.parse("icmp_rcv = trace"), lambda hit, _: hits.append(hit)),
+        writing.agent.rules.arm(Rule.parse("ip_rcv = trace if icmp"), lambda hit, _: hits.append(hit)),
+        writing.agent.rules.arm(Rule.parse("icmp_rcv = trace"), lambda hit, _: hits.append(hit)),
     ):
         ping(writing)
     trace = tracer.trace()

@@ -176,7 +176,7 @@ def test_another_filter(shared_lab: Lab) -> None:
     async def test(person: Person) -> None:
         await person.holds(1)
         await person.presses("f")
-        await person.types("nonsense 3")
+        await person.types("icmp 3")
         trouble = person.app.screen.query_one(".trouble")
         await person.until(lambda: "libpcap does not understand" in str(trouble.render()), "the error in the dialog")
         await person.types("icmp[6:2] >= 8")

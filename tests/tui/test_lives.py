@@ -121,7 +121,7 @@ def test_a_model_has_no_screen(shared_lab: Lab) -> None:
         assert held.refresh() == [second]
         assert held.in_hand() == [first, third]
         with pytest.raises(RuleError, match="libpcap"):
-            held.refilter("nonsense 3")
+            held.refilter("icmp 3")
         assert first.held.state.value == "held"
         held.refilter("icmp[6:2] == 3")
         assert held.rules == [Rule("icmp_rcv", "hold", filter="icmp[6:2] == 3")]

@@ -162,7 +162,7 @@ def test_a_filter_is_libpcaps() -> None:
     assert code
     assert len(code) % INSTRUCTION_BYTES == 0
     with pytest.raises(RuleError, match="libpcap does not understand the filter") as caught:
-        compile_filter("icmp and nonsense 3")
+        compile_filter("icmp and 3 icmp")
     assert "syntax error" in caught.value.found
     with pytest.raises(RuleError, match="the filter is too long"):  # libpcap would take minutes
         compile_filter(" or ".join(f"port {port}" for port in range(1, 3000, 2)))
@@ -170,6 +170,56 @@ def test_a_filter_is_libpcaps() -> None:
         compile_filter("icmp\0 nonsense")
     with pytest.raises(RuleError, match="does not understand"):
         compile_filter("icmp \udc80")
+
+
+MACHINES = {"guest": ["10.0.0.1", "fd00::1"], "host": ["10.0.0.2", "fd00::2"], "a-b": ["10.0.0.3"]}
+
+
+@pytest.mark.parametrize(
+    ("named", "numbered"),
+    [
+        ("host guest", "host 10.0.0.1 or host fd00::1"),
+        ("src host", "src host 10.0.0.2 or src host fd00::2"),
+        ("host host and tcp", "(host 10.0.0.2 or host fd00::2) and tcp"),
+        ("icmp and not host guest", "icmp and not (host 10.0.0.1 or host fd00::1)"),
+        ("ip host guest", "ip host 10.0.0.1"),
+        ("ip6 src guest", "ip6 src host fd00::1"),
+        ("arp host host", "arp host 10.0.0.2"),
+        ("host a-b or 10.0.0.9", "host 10.0.0.3 or host 10.0.0.9"),
+        ("host (guest or a-b) and port http", "(host 10.0.0.1 or host fd00::1 or host 10.0.0.3) and port http"),
+        ("port http or ssh and dst a-b", "(port http or port ssh) and dst host 10.0.0.3"),
+        ("src or dst \\guest", "src or dst host (10.0.0.1 or fd00::1)"),
+        ("ip proto \\icmp", "ip proto 1"),
+    ],
+)
+def test_a_filter_names_the_labs_machines(named: str, numbered: str) -> None:
+    assert compile_filter(named, MACHINES) == compile_filter(numbered)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("host localhost", "localhost is no word of a filter, and no machine of this lab"),
+        ("icmp and nonsense 3", "nonsense is no word of a filter"),
+        ("host example.com", "example.com is no word"),
+        ("host 10.0.0.1.5", "10.0.0.1.5 is no word"),
+        ("host \\localhost", "localhost is no word"),
+        ("host dead:80", "dead is no word"),
+        ("host a:b:c:d:e:localhost", "no address: a:b:c:d:e:"),
+        ("port 80 and tcp and localhost", "localhost is no word"),
+        ("ip6 host a-b", "a-b has no IPv6 address"),
+        ("net guest", "net wants an address, not the name guest"),
+        ("ether host guest", "ether wants an address, not the name guest"),
+        ("gateway localhost", "gateway wants an address, not the name localhost"),
+        ("port localhost", "libpcap does not understand"),
+    ],
+)
+def test_a_filters_other_names_are_refused(text: str, words: str) -> None:
+    """Else this machine's resolver would be asked, of what has nothing to do with the lab."""
+    with pytest.raises(RuleError) as caught:
+        compile_filter(text, MACHINES)
+    assert caught.value.what.startswith(words)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ GOOD = 'client = ["ping", "-c1", "guest"]\n'
         (GOOD + "rules = ['icmp_rcv = dorp']", "no such verdict: dorp"),
         (GOOD + "decisions = ['2s icmp_rcv = release']", "which packet?"),
         (GOOD + "decision = []", "is it decisions?"),
-        (GOOD + "limit_s = -1", "no limit: -1 s"),
+        (GOOD + "limit_s = -1", "no such time: limit_s=-1"),
         (GOOD.replace("guest", "a\\u0000b"), "a word with a NUL byte"),
         (GOOD + "servers = ['a', 'b']", "a command in the guest needs a root file system"),
         (GOOD + "limit_s = nan", "limit_s is a number"),

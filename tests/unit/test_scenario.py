@@ -95,7 +95,7 @@ def test_what_is_written_is_read(file: Path, tmp_path: Path) -> None:
         ("[[scenario]]\nclient = [1]", "client is a list of texts"),
         (ONE + "rules = 'ip_rcv = drop'", "rules is a list of texts"),
         (ONE + "rules = ['ip_rcv = drip']", "scenario #1: "),
-        (ONE + "limit_s = 0", "no limit"),
+        (ONE + "limit_s = 0", "no such time: limit_s=0"),
         (ONE + "limit_s = nan", "limit_s is a number"),
         (ONE + "at = []", "no function"),
         (ONE + "lab = { sede = 1 }", "no key is called 'sede'(.|\n)*hint: is it seed"),

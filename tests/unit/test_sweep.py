@@ -181,6 +181,15 @@ def test_counters_of_both_nodes() -> None:
     }  # fmt: skip
 
 
+def test_a_command_names_an_image_where_the_cache_cannot_be_used(
+    scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path / "cache"))
+    image = tmp_path / "6.12-own"
+    assert f"--image {image} " in replace(scenario, spec=replace(scenario.spec, image=image)).command(())
+
+
 def test_a_store_has_what_was_done(scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKBLAB_CACHE", str(tmp_path))
     store = Store(scenario, THREE, resume=False)

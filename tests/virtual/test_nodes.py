@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from skblab.errors import GuestCommandFailed, UsageError
+from skblab.errors import GuestCommandFailed, RuleError, UsageError
 from skblab.host import registry
 from skblab.image.image import Image
 from skblab.lab import Lab
@@ -40,6 +40,18 @@ def test_a_frame_between_two_nodes_passes_the_hosts_bridge(lab: Lab) -> None:
         with lab.guest.popen(["ping", "-c1", "b"], node="a") as client:
             assert client.wait() == 0
         assert len(passed.take_all()) == 2
+
+
+def test_a_filter_names_the_nodes(lab: Lab) -> None:
+    with lab.probe("br_handle_frame_finish", "icmp and src b") as sent, lab.probe("icmp_rcv", "dst a") as received:
+        with lab.guest.popen(["ping", "-c1", "b"], node="a") as client:
+            assert client.wait() == 0
+        for hits in (sent.take_all(), received.take_all()):
+            assert ["192.168.10.3 > 192.168.10.2" in hit.packet.summary() for hit in hits] == [True]
+        sent.refilter("icmp and src a")
+        with pytest.raises(RuleError, match="no machine of this lab") as caught:
+            sent.refilter("icmp and src c")
+        assert caught.value.hint.startswith("guest or host or a or b or an address")
 
 
 def test_a_node_that_is_not_there(lab: Lab) -> None:

@@ -1,5 +1,7 @@
 """From a rule to the agent's command. Pure: a rule, a function of an image, and out comes struct agent_arm."""
 
+from collections.abc import Mapping, Sequence
+
 from skblab.agent import abi
 from skblab.agent.conditions import compile_whole
 from skblab.agent.contracts import Contract
@@ -26,11 +28,19 @@ NO_STACK = (0, 0)
 CALLER_ALONE = (1, 1)  # no text to find other return addresses in
 
 
-def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, seed: int) -> abi.Arm:
+def compile_rule(
+    rule: Rule,
+    function: Function,
+    image: Image,
+    lease_s: float,
+    seed: int,
+    machines: Mapping[str, Sequence[str]] | None = None,
+) -> abi.Arm:
     """Return the command that puts a rule in force at a function.
 
     :param lease_s: a held packet goes on by itself if nothing decides on it within that time; 0: never
     :param seed: of the agent's random numbers, where the rule has none of its own
+    :param machines: those that a filter may name, and their addresses
     :raises UnsupportedVerdict: the verdict, or a filter, is not sound there
     :raises RuleError: libpcap does not understand the filter, or this kernel has no such member or drop reason
     """
@@ -42,7 +52,7 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
         check_value(function, rule.value, owned)
     _check_filter(rule.filter, function)
     numbers, occurrence = verdict.numbers(rule), rule.occurrence
-    program, conditions = compile_whole(rule.filter, image)
+    program, conditions = compile_whole(rule.filter, image, machines)
     text_start, text_end = image.functions.text if verdict.stack else NO_STACK if packet else CALLER_ALONE
     return abi.Arm(
         address=function.address,
@@ -75,7 +85,9 @@ def compile_rule(rule: Rule, function: Function, image: Image, lease_s: float, s
     )
 
 
-def compile_surrounding(inside: Inside, function: Function, image: Image) -> abi.Arm:
+def compile_surrounding(
+    inside: Inside, function: Function, image: Image, machines: Mapping[str, Sequence[str]] | None = None
+) -> abi.Arm:
     """Return the command that has other rules match inside calls of a function.
 
     :raises UnsupportedVerdict: the agent cannot call it, or it has no packet for the filter
@@ -84,7 +96,7 @@ def compile_surrounding(inside: Inside, function: Function, image: Image) -> abi
     check_surrounded(function)
     _check_filter(inside.filter, function)
     packet = readable_packet(function)
-    program, conditions = compile_whole(inside.filter, image)
+    program, conditions = compile_whole(inside.filter, image, machines)
     return abi.Arm(
         address=function.address,
         verdict=VERDICTS["accept"].number,

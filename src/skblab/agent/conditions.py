@@ -1,6 +1,7 @@
 """From a filter to what the agent runs: libpcap's program, and where this kernel has the members of the conditions."""
 
 import ipaddress
+from collections.abc import Mapping, Sequence
 
 from skblab.agent import abi
 from skblab.agent.abi import ConditionFlag, Operation
@@ -23,9 +24,14 @@ MOST_BYTES = 8  # of a number
 IN_NETWORK_ORDER = ("network", "port", "address")
 
 
-def compile_whole(filter: str, image: Image) -> tuple[bytes, tuple[abi.Condition, ...]]:  # noqa: A002
+def compile_whole(
+    filter: str,  # noqa: A002
+    image: Image,
+    machines: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[bytes, tuple[abi.Condition, ...]]:
     """Return a filter's program and its conditions.
 
+    :param machines: those that it may name, and their addresses
     :raises RuleError: libpcap does not understand it, or this kernel's struct sk_buff has no such member
     """
     pcap, _ = split(filter)
@@ -34,7 +40,7 @@ def compile_whole(filter: str, image: Image) -> tuple[bytes, tuple[abi.Condition
         fields = resolve_fields(image, [one.field for one in wanted])
     except TraceError as error:
         raise RuleError(error.what, found=error.found, hint=error.hint) from None
-    return compile_filter(pcap), tuple(_compiled(*one) for one in zip(wanted, fields, strict=True))
+    return compile_filter(pcap, machines), tuple(_compiled(*one) for one in zip(wanted, fields, strict=True))
 
 
 def _compiled(condition: Condition, field: Field) -> abi.Condition:

@@ -2,14 +2,14 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from skblab.agent import abi
 from skblab.agent.channel import Channel
-from skblab.agent.follow import Follower, TakeSteps, Witness
+from skblab.agent.follow import Follower
 from skblab.agent.link import Link
 from skblab.agent.packets import Holdings
-from skblab.agent.rules import Armed, Listener, Rules, ignore
+from skblab.agent.rules import Armed, Rules
 from skblab.clock import REAL, Clock
 from skblab.errors import SkblabError
 from skblab.image.image import Image
@@ -29,6 +29,7 @@ class Agent:
     :param lost: returns the error that says how the guest's kernel ended
     :param lease_s: how long a held packet waits for a decision; 0: for ever
     :param clock: the guest's
+    :param machines: those that a filter may name, and their addresses
     """
 
     def __init__(
@@ -38,13 +39,14 @@ class Agent:
         lost: Callable[[], SkblabError],
         lease_s: float = DEFAULT_LEASE_S,
         clock: Clock = REAL,
+        machines: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.channel = channel
         self.link = Link(channel, lost, clock)
-        self.rules = Rules(self.link, image, lease_s)
+        self.rules = Rules(self.link, image, lease_s, machines or {})
         self.held = Holdings(self.link, lambda: self._unwinder, lambda: self.rules.image)
-        self._follower = Follower(self.link)
-        self.link.start(self._hear, self._follower.take, self.held.lose)
+        self.follower = Follower(self.link)
+        self.link.start(self._hear, self.follower.take, self.held.lose)
 
     def close(self) -> None:
         """Hang up; the agent releases what it holds and disarms everything."""
@@ -61,49 +63,6 @@ class Agent:
         :raises GuestLost: the guest kernel is gone
         """
         self.link.wait_ready()
-
-    def arm(
-        self,
-        rule: Rule,
-        listener: Listener = ignore,
-        *,
-        lease_s: float | None = None,
-        at_once: bool = False,
-        in_order: bool = False,
-    ) -> Armed:
-        """Put a rule in force.
-
-        :param lease_s: how long a held packet waits for a decision, if not as long as for other rules
-        :param at_once: in virtual time, the guest's kernel stands still until a packet is decided on, or
-            ``HeldPacket.later()``
-        :param in_order: what the function gets while a packet is held waits behind it, and goes on after it
-
-        :raises UnknownFunction: there is no such function
-        :raises UnsupportedVerdict: the verdict is not sound there
-        :raises RuleError: libpcap does not understand the filter
-        """
-        return self.rules.arm(rule, listener, lease_s=lease_s, at_once=at_once, in_order=in_order)
-
-    def watch(self, function: str, listener: Listener) -> Armed:
-        """Have *listener* called whenever a function is entered, whether it has a packet or not.
-
-        :raises UnknownFunction: there is no such function
-        """
-        return self.rules.watch(function, listener)
-
-    def follow(
-        self, follow: abi.Follow, probes: Sequence[abi.TraceProbe], take: TakeSteps, witness: Witness = ignore
-    ) -> list[abi.TraceProbe]:
-        """Follow packets through functions, until ``unfollow()``; return the probes that the agent could not arm.
-
-        :param witness: called, after the step in question, with what rules do meanwhile
-        :raises UsageError: packets are followed already
-        """
-        return self._follower.follow(follow, probes, take, witness)
-
-    def unfollow(self) -> None:
-        """Follow packets no more; all steps have been handed on when this returns."""
-        self._follower.unfollow()
 
     def release_by_hand(self, packet: int = 0) -> None:
         """Release a packet that a debugger had the agent hold, or all of them (0)."""
@@ -146,14 +105,14 @@ class Agent:
         """Hand an event on; the reading thread."""
         if isinstance(event, abi.End):
             ended = self.held.end(event)
-            for held in ended if self._follower.following else ():
-                self._follower.saw(held.hit, held.function, held.state.value, held.ended_at_ns)
+            for held in ended if self.follower.following else ():
+                self.follower.saw(held.hit, held.function, held.state.value, held.ended_at_ns)
             return
         rule, listener = self.rules.of(event)
         function = rule.function if rule else self._function_of(event)
         packet = self.held.add(event, function) if event.packet else None
-        if rule and event.skb and self._follower.following:
-            self._follower.saw(event, function, rule.action, self.channel.host_ns(event.at_ns))
+        if rule and event.skb and self.follower.following:
+            self.follower.saw(event, function, rule.action, self.channel.host_ns(event.at_ns))
         self.link.callbacks.call(event.rule, listener, event, packet)
 
     def _function_of(self, hit: abi.Hit) -> str:

@@ -14,7 +14,7 @@ from skblab.agent.abi import Cause, Command, Hit
 from skblab.agent.contracts import CONTRACTS, Contract, contract_of
 from skblab.agent.link import Link, refusal
 from skblab.edit import Checksum, Edited, difference, edited
-from skblab.errors import GuestLost, PacketError, PacketGone, UsageError
+from skblab.errors import GuestLost, PacketError, PacketGone, UsageError, check_times
 from skblab.image.image import Image
 from skblab.image.unwind import Frame, Unwinder
 from skblab.packet import Packet
@@ -250,8 +250,7 @@ class HeldPacket:
         :raises PacketGone: that has been decided already
         :raises UsageError: no such time
         """
-        if not 0 <= after_s <= MOST_DELAY_S:
-            raise UsageError(f"release after {after_s:g} s", found=f"0 to {MOST_DELAY_S:g} s")
+        check_times(after_s=after_s, longest_s=MOST_DELAY_S)
         self._decide("release")
         self._holdings.decide(Command.RELEASE, self.hit.packet, after_ns=round(after_s * 1e9), number=self._how)
 
@@ -303,6 +302,7 @@ class HeldPacket:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it is released, dropped or lost; return whether it is."""
+        check_times(timeout_s=timeout_s)
         return self._holdings.link.wait_until(lambda: not LIFE[self.state], timeout_s)
 
     def _write(self, edited: Edited) -> str:

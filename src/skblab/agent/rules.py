@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -99,10 +99,12 @@ class Rules:
 
     :param image: whose functions they are at
     :param lease_s: how long a held packet waits for a decision; 0: for ever
+    :param machines: those that a filter may name, and their addresses
     """
 
-    def __init__(self, link: Link, image: Image, lease_s: float) -> None:
+    def __init__(self, link: Link, image: Image, lease_s: float, machines: Mapping[str, Sequence[str]]) -> None:
         self.image = image
+        self.machines = machines
         self._link = link
         self._free = list(range(abi.BY_HAND - 1, -1, -1))
         self._lease_s = lease_s
@@ -149,7 +151,7 @@ class Rules:
 
     def _arm_surrounding(self, inside: Inside) -> Armed:
         function = find_function(self.image, inside.function)
-        arm = compile_surrounding(inside, function, self.image)
+        arm = compile_surrounding(inside, function, self.image, self.machines)
         return self.arm_as(Rule(inside.function, "accept", filter=inside.filter), arm)
 
     def arm_at(self, rule: Rule, function: Function, listener: Listener = ignore) -> Armed:
@@ -255,7 +257,7 @@ class Rules:
 
     def _compile(self, rule: Rule, function: Function, lease_s: float | None = None) -> abi.Arm:
         lease_s = self._lease_s if lease_s is None else lease_s
-        return compile_rule(rule, function, self.image, lease_s, self._link.clock.seed())
+        return compile_rule(rule, function, self.image, lease_s, self._link.clock.seed(), self.machines)
 
     def _send(self, number: int, arm: abi.Arm, what: str) -> None:
         self._link.ask(lambda cookie: arm.encode(number, cookie), what)

@@ -15,7 +15,7 @@ from skblab.agent.packets import HeldPacket, State
 from skblab.agent.rules import ignore
 from skblab.clock import Clock
 from skblab.edit import changing, corrupting
-from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout, UsageError, to_be_raised
+from skblab.errors import CallbackFailed, GuestLost, PacketGone, Timeout, UsageError, check_times, to_be_raised
 from skblab.event import Hit
 from skblab.host.process import interruptible
 from skblab.packet import Packet
@@ -177,7 +177,7 @@ class Running:
         changes = VERDICTS[rule.verdict].changes_bytes
         self._edits = _Edits(rule, agent, self._report) if changes else None
         try:
-            self.armed = agent.arm(rule, self._heard, at_once=changes, in_order=changes)
+            self.armed = agent.rules.arm(rule, self._heard, at_once=changes, in_order=changes)
         except BaseException:
             if self._edits:
                 self._edits.close()
@@ -216,6 +216,7 @@ class Running:
         :raises Timeout: it has not
         :raises UsageError: the verdict is ``accept``, of which nobody hears; or this is a callback
         """
+        check_times(timeout_s=timeout_s)
         if self._rule.verdict == "accept":
             raise UsageError("nobody hears of a packet that is accepted", hint=f"{self._rule.function} = trace")
         if not self._link.wait_until(lambda: self._given >= count, timeout_s):

@@ -10,7 +10,7 @@ from skblab.agent import abi
 from skblab.agent.control import Agent
 from skblab.agent.packets import COLUMNS, HeldPacket
 from skblab.agent.rules import ignore
-from skblab.errors import EventsLost, Timeout
+from skblab.errors import EventsLost, Timeout, check_times
 from skblab.event import Hit
 from skblab.host.process import interruptible
 from skblab.html import shown, table
@@ -29,7 +29,7 @@ class Stream(Generic[Item]):
         self._rules, self._link, self._held = agent.rules, agent.link, agent.held
         self._rule = rule
         self._link.when_gone(self._wake)
-        self.armed = agent.arm(rule, self._heard)
+        self.armed = agent.rules.arm(rule, self._heard)
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +66,7 @@ class Stream(Generic[Item]):
         :raises Timeout: there are fewer; they stay
         :raises GuestLost: the guest's kernel is gone
         """
+        check_times(timeout_s=timeout_s)
         self._link.refuse_to_wait()
         with self._news:
             enough = self._link.clock.wait_for

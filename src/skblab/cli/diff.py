@@ -6,11 +6,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from skblab.cli.show import losses
+from skblab.cli.show import find, losses, read
 from skblab.errors import UsageError
-from skblab.trace.journey import Journey, journeys
+from skblab.trace.journey import Journey
 from skblab.trace.model import Trace
-from skblab.trace.reader import load
 from skblab.view.diff import Line, alike, compare, differ, hunks, kind
 
 EXAMPLES = """\
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "--packet is given more than twice", found=f"{len(arguments.packets)} packets", hint="--packet N --packet M"
         )
-    first, second = load(arguments.first), load(arguments.second)
+    first, second = read(arguments.first), read(arguments.second)
     ours = _chosen(first, arguments.first, arguments.packets[:1])
     theirs = _chosen(second, arguments.second, arguments.packets[1:], like=ours)
     for path, trace in ((arguments.first, first), (arguments.second, second)):
@@ -66,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _chosen(trace: Trace, path: Path, packets: list[int], like: Journey | None = None) -> Journey:
-    found = [one for one in journeys(trace) if one.is_of_network]
+    found = [one for one in find(trace) if one.is_of_network]
     if packets:
         chosen = next((one for one in found if packets[0] in one.packets), None)
         problem = f"there is no packet {packets[0]} in {path}"

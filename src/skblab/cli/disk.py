@@ -30,7 +30,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     build = verbs.add_parser("build", help="make a disk image with a small Debian (mmdebstrap)")
     build.add_argument("file", type=Path, metavar="FILE")
     build.add_argument(
-        "--size", default="1G", help="size of the disk; unused space takes no room (default: %(default)s)"
+        "--size", default="1G", help="size of the disk, 256M to 16T; unused space takes no room (default: %(default)s)"
     )
     build.add_argument(
         "--suite", default="bookworm", help="Debian suite, from this machine's apt mirrors (default: %(default)s)"

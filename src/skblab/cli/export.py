@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from skblab.cli.progress import working
+from skblab.cli.show import read
 from skblab.errors import UsageError
-from skblab.trace.reader import load
 
 EXAMPLES = """\
 examples:
@@ -42,20 +43,23 @@ def run(arguments: argparse.Namespace) -> int:
     """Write each requested format."""
     if not (arguments.pcapng or arguments.perfetto or arguments.html):
         raise UsageError("no format to export to", hint="--pcapng F, --perfetto F or --html F")
-    trace = load(arguments.file)
+    trace = read(arguments.file)
     if arguments.pcapng:
         from skblab.view.pcapng import write_pcapng  # noqa: PLC0415
 
-        count = write_pcapng(trace, arguments.pcapng)
+        with working(f"writing {arguments.pcapng}"):
+            count = write_pcapng(trace, arguments.pcapng)
         print(f"{arguments.pcapng}: {count} steps", file=sys.stderr)
     if arguments.perfetto:
         from skblab.view.perfetto import write_perfetto  # noqa: PLC0415
 
-        count = write_perfetto(trace, arguments.perfetto)
+        with working(f"writing {arguments.perfetto}"):
+            count = write_perfetto(trace, arguments.perfetto)
         print(f"{arguments.perfetto}: {count} slices", file=sys.stderr)
     if arguments.html:
         from skblab.view.page import write_page  # noqa: PLC0415
 
-        write_page(trace, arguments.html)
+        with working(f"writing {arguments.html}"):
+            write_page(trace, arguments.html)
         print(f"{arguments.html}: {arguments.html.stat().st_size >> 10} KiB", file=sys.stderr)
     return 0

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import termios
 import time
@@ -163,7 +164,16 @@ def _ls(arguments: argparse.Namespace) -> int:
 def _down(arguments: argparse.Namespace) -> int:
     from skblab.guest.console import Console  # noqa: PLC0415
 
-    for name in lab_names() if arguments.all else arguments.names or [DEFAULT_NAME]:
+    if arguments.all and arguments.names:
+        raise UsageError(
+            f"--all ends every lab; it takes no name: {shlex.join(arguments.names)}",
+            found="no lab was ended",
+            hint="without --all, or without a name",
+        )
+    names = lab_names() if arguments.all else arguments.names or [DEFAULT_NAME]
+    if not names:
+        print("no lab is up", file=sys.stderr)
+    for name in names:
         with _to_end(name) as namespaces:
             console = Console(namespaces.fds[CONSOLE]) if namespaces.is_of_this_version else None
             namespaces.end()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from skblab.cli.progress import Progress, print_table, ran
 from skblab.cli.results import JsonLines, add_json_option
 from skblab.cli.sweep import add_pool_options, pool_from, words
-from skblab.errors import UsageError
+from skblab.errors import SkblabError, UsageError
 from skblab.files import check_new
 from skblab.image.recipe import VARIANTS
 
@@ -81,9 +81,11 @@ def run(arguments: argparse.Namespace) -> int:
     progress = Progress(
         lambda: matrix_table(matrix), lambda: matrix_summary(matrix), lambda: (matrix.done, matrix.count)
     )
-    is_whole = ran(matrix.run(pool), progress)
+    ended = ran(matrix.run(pool), progress)
     _report(matrix, arguments, json_lines)
-    if not is_whole:
+    if isinstance(ended, SkblabError):
+        raise ended
+    if ended:
         print("skblab: interrupted", file=sys.stderr)
         return 130
     return int(bool(matrix.bad))

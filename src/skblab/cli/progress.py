@@ -1,18 +1,70 @@
-"""A table that fills while cells run, with the pace and the time left; and the whole of it at the end."""
+"""What a person sees while a command works: a line that says at what; a table that fills while cells run."""
 
+import contextlib
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from skblab.errors import SkblabError
+
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
 MINUTE_S = 60
+QUIET_S = 1.0  # a command that is faster says nothing
+EVERY_S = 0.25
+
+
+class _Line:
+    """One line on a terminal: for how long something has gone on, at what it is, and how much of it is done."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+        self._began_s = time.monotonic()
+        self._done = ""
+        self.ended = threading.Event()
+
+    def done(self, share: float) -> None:
+        """Note which part is done, up to 1."""
+        self._done = f"{share:.0%}  "
+
+    def show(self) -> None:
+        """Show the line, after the first second, until it has ended."""
+        with contextlib.suppress(OSError):  # the terminal has gone
+            wait_s = QUIET_S
+            while not self.ended.wait(wait_s):
+                text = f"{time.monotonic() - self._began_s:4.0f} s  {self._done}{self._at}"
+                self._write(text[: shutil.get_terminal_size().columns - 1])
+                wait_s = EVERY_S
+            if wait_s == EVERY_S:
+                self._write("")
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+@contextmanager
+def working(at: str) -> Iterator[Callable[[float], None]]:
+    """Say on a terminal what the block is at; yield a function that takes the part that is done, up to 1."""
+    line = _Line(at)
+    if not sys.stderr.isatty():
+        yield line.done
+        return
+    thread = threading.Thread(target=line.show, name="skblab-working")
+    thread.start()
+    try:
+        yield line.done
+    finally:
+        line.ended.set()
+        thread.join()
 
 
 @dataclass(frozen=True)
@@ -40,17 +92,20 @@ class Progress:
         return Group(Text(f"{self.summary()}; {pace}" if done else "begins"), self.table())
 
 
-def ran(runs: Generator[object, None, None], progress: Progress) -> bool:
-    """Run cells to their end while the table shows them; return False if a Ctrl-C has ended that."""
+def ran(runs: Generator[object, None, None], progress: Progress) -> SkblabError | KeyboardInterrupt | None:
+    """Run cells to their end while the table shows them; return what has ended that before, a Ctrl-C or an error.
+
+    The caller has the results that are there, and reports them first.
+    """
     with _shown(progress):
         try:
             for _ in runs:
                 pass
-        except KeyboardInterrupt:
-            return False
+        except (KeyboardInterrupt, SkblabError) as ended:
+            return ended
         finally:
             runs.close()
-    return True
+    return None
 
 
 @contextmanager

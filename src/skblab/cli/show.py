@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from skblab.cli.progress import working
 from skblab.errors import UsageError
 from skblab.trace.journey import Journey, journeys
 from skblab.trace.model import Trace
@@ -53,23 +54,40 @@ def add_output_options(parser: argparse.ArgumentParser) -> "argparse._MutuallyEx
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the file."""
-    trace = load(arguments.file)
-    if missing := _missing(trace, arguments.packets):
+    trace = read(arguments.file)
+    found = find(trace) if arguments.packets or arguments.how != "json" else []
+    if missing := _missing(found, arguments.packets):
         raise UsageError(f"{missing} in {arguments.file}", hint=f"skblab show {arguments.file}")
-    show(trace, arguments)
+    show(trace, found, arguments)
     return 0
 
 
-def _missing(trace: Trace, wanted: list[int]) -> str:
-    """Return which of the wanted packets are in no journey of a trace, in words; "" if all are."""
-    there = {number for one in journeys(trace) for number in one.packets} if wanted else set()
+def read(path: Path) -> Trace:
+    """Read a trace file, and say so where that takes long.
+
+    :raises TraceError: the file cannot be read, is no trace, or is damaged
+    """
+    with working(f"reading {path}") as done:
+        return load(path, done)
+
+
+def find(trace: Trace) -> list[Journey]:
+    """Return the journeys of a trace, and say so where that takes long."""
+    with working("putting calls into one another"):
+        return journeys(trace)
+
+
+def _missing(found: list[Journey], wanted: list[int]) -> str:
+    """Return which of the wanted packets are in none of the journeys, in words; "" if all are."""
+    there = {number for one in found for number in one.packets}
     absent = [str(one) for one in wanted if one not in there]
     return f"there is no packet {', '.join(absent)}" if absent else ""
 
 
-def show(trace: Trace, arguments: argparse.Namespace, printer: "Printer | None" = None) -> None:
+def show(trace: Trace, found: list[Journey], arguments: argparse.Namespace, printer: "Printer | None" = None) -> None:
     """Print a trace as the options say; print what is left out and what was lost to standard error.
 
+    :param found: its journeys
     :param printer: has printed some of its journeys already
     """
     if arguments.how == "json":
@@ -79,9 +97,8 @@ def show(trace: Trace, arguments: argparse.Namespace, printer: "Printer | None" 
             print(json.dumps(one))
         return
     printer = printer or Printer(arguments)
-    found = journeys(trace)
     printer.print(trace, found)
-    for line in filter(None, (*printer.left_out(found), _missing(trace, arguments.packets))):
+    for line in filter(None, (*printer.left_out(found), _missing(found, arguments.packets))):
         print(line, file=sys.stderr)
     print(losses(trace), file=sys.stderr)
 

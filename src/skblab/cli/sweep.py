@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from skblab.cli.options import add_guest_options, add_lab_options, spec_from
 from skblab.cli.progress import Progress, print_table, ran
 from skblab.cli.results import JsonLines, add_json_option
-from skblab.errors import UsageError
+from skblab.errors import SkblabError, UsageError
 from skblab.files import check_new
 
 if TYPE_CHECKING:
@@ -132,9 +132,11 @@ def run(arguments: argparse.Namespace) -> int:
     check_new(arguments.html, arguments.junit)
     sweep.begin()
     progress = Progress(lambda: table(sweep), lambda: summary(sweep), lambda: (len(sweep.done), len(sweep.cells)))
-    is_whole = ran(sweep.run(pool, resume=arguments.resume), progress)
+    ended = ran(sweep.run(pool, resume=arguments.resume), progress)
     _report(sweep, arguments, json_lines)
-    if not is_whole:
+    if isinstance(ended, SkblabError):
+        raise ended
+    if ended:
         print("skblab: interrupted; --resume goes on with it", file=sys.stderr)
         return 130
     return int(bool(sweep.bad))

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from skblab.cli.live import shown_live
 from skblab.cli.options import OfNewLab, add_guest_options, add_lab_options, complete, function_names, lab_from
+from skblab.cli.progress import working
 from skblab.cli.results import HERE, JsonLines, add_json_option
 from skblab.cli.rules import add_allow_unfired, add_rule_options, rules_from, status_of
-from skblab.cli.show import Printer, add_output_options, losses, show
+from skblab.cli.show import Printer, add_output_options, find, losses, show
 from skblab.cli.stops import StopsShown
 from skblab.errors import UNFIRED, CannotWrite, TraceError, UsageError
 from skblab.session import Outcome, Session
@@ -125,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _write(json_lines, trace, lab.new_complaints)
     if live:
-        show(trace, arguments, printer)
+        show(trace, find(trace), arguments, printer)
     else:
         print(losses(trace), file=sys.stderr)
     if failed:
@@ -175,6 +176,7 @@ def _end(tracer: "Tracer", **fields: object) -> CannotWrite | None:
 
 def _written(tracer: "Tracer", failed: CannotWrite | None) -> "Trace":
     try:
-        return tracer.trace()
+        with working("reading the trace") as done:
+            return tracer.trace(done)
     except TraceError as nothing:  # not even the first chunk is there
         raise failed or nothing from None

@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 from skblab.agent.functions import plain_packet
 from skblab.debugger import attach
 from skblab.debugger.inside import wire
-from skblab.errors import DebuggerError, Timeout, UsageError
+from skblab.errors import DebuggerError, Timeout, UsageError, check_times
 from skblab.guest.boot import Guest
 from skblab.host import process
 from skblab.host.gdb import directory as gdb_directory
@@ -149,6 +149,7 @@ class Debugger:
         :raises Timeout: the kernel runs on
         :raises GuestLost: the kernel ended instead
         """
+        check_times(timeout_s=timeout_s)
         if not self.running:
             raise UsageError("the kernel is not running: nothing to wait for", hint="resume() first")
         deadline = time.monotonic() + timeout_s
@@ -167,6 +168,7 @@ class Debugger:
         gdb stops the kernel for a signal sent to the kernel's process; a signal to gdb itself would end gdb while it is
         not waiting. The signal is SIGCONT, because it is harmless if the kernel has stopped already.
         """
+        check_times(timeout_s=timeout_s)
         if self.running:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._guest.pidfd, signal.SIGCONT)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from skblab.errors import BuildFailed, DiskError, MissingPrerequisite, Timeout
+from skblab.errors import BuildFailed, DiskError, MissingPrerequisite, Timeout, UsageError
 from skblab.host import process
 from skblab.host.waiting import wait
 
@@ -18,6 +18,9 @@ PACKAGES = ("systemd-sysv", "udev", "dbus", "login", "iproute2", "iputils-ping",
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 DEFAULT_SUITE = "bookworm"
 DEFAULT_SIZE = "1G"
+SIZE = re.compile(r"(\d{1,15})([KMGT]?)", re.ASCII | re.IGNORECASE)  # as mke2fs(8) reads it: without a letter, in KiB
+KIB = {"": 1, "K": 1, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}
+LEAST_KIB, MOST_KIB = 256 << 10, 16 << 30  # the packages take 190 MiB; ext4 without the feature 64bit ends at 16 TiB
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 TIMEOUT_S = 1800.0
 TROUBLE_LINES = 12
@@ -34,10 +37,14 @@ def build(path: Path, *, size: str = DEFAULT_SIZE, suite: str = DEFAULT_SUITE,
 
     :param size: as mke2fs(8) reads it; the file is sparse
     :param progress: called with each step
+    :raises UsageError: no such size
     :raises MissingPrerequisite: mmdebstrap, or a source of packages, is missing
     :raises BuildFailed: mmdebstrap failed: its own lines
     :raises DiskError: the image cannot be written there
     """
+    found = SIZE.fullmatch(size)
+    if not (found and LEAST_KIB <= int(found[1]) * KIB[found[2].upper()] <= MOST_KIB):
+        raise UsageError(f"a disk of {size!r}", found="256M to 16T, in K, M, G or T", hint="--size 1G")
     if path.exists():
         raise DiskError(f"{path} is there already", hint="another name, or remove it first")
     if not os.access(path.absolute().parent, os.W_OK):

@@ -276,3 +276,21 @@ def too_little_memory(memory_mib: int, config: str) -> SkblabError | None:
         found=f"it needs {least} MiB at least",
         hint=f"--memory {256 if kasan else 64}, or memory_mib={256 if kasan else 64}",
     )
+
+
+def too_much_memory(memory_mib: int, meminfo: str) -> SkblabError | None:
+    """Return the error if a machine has less memory than a guest is to have, or None.
+
+    UML panics without a word of it where so much does not fit into its address space (arch/um/kernel/um_arch.c); where
+    it fits, the guest ends once it uses more than there is.
+
+    :param meminfo: the machine's /proc/meminfo
+    """
+    there_mib = sum(int(kib) for kib in re.findall(r"^(?:MemTotal|SwapTotal): +(\d+) kB", meminfo, re.MULTILINE)) >> 10
+    if memory_mib <= there_mib:
+        return None
+    return MissingPrerequisite(
+        f"no room for a guest with {memory_mib} MiB of memory",
+        found=f"this machine has {there_mib} MiB, with its swap",
+        hint="a smaller --memory, or memory_mib: 64 is the default",
+    )

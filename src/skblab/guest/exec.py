@@ -19,7 +19,7 @@ from enum import IntEnum
 from typing import IO, Self
 
 from skblab.clock import REAL, Clock
-from skblab.errors import GuestCommandFailed, GuestLost, NoSuchProgram, SkblabError, Timeout, UsageError
+from skblab.errors import GuestCommandFailed, GuestLost, NoSuchProgram, SkblabError, Timeout, UsageError, check_times
 from skblab.guest.streams import AT_ONCE_BYTES, Drain, Streams
 from skblab.host.process import Argument, Stream, undisturbed, words_of
 
@@ -144,6 +144,7 @@ class Command:
         :raises subprocess.TimeoutExpired: it is still running
         :raises GuestLost: the guest kernel is gone
         """
+        check_times(timeout=timeout)
         if self.returncode is None:
             self._wait_ended(timeout)
         assert self.returncode is not None
@@ -208,6 +209,7 @@ class Command:
 
         :raises subprocess.TimeoutExpired: it is still running
         """
+        check_times(timeout=timeout)
         left_s = self._clock.countdown(timeout)
         self._left = left = memoryview(input or b"") if self._left is None else self._left
         said = self._said = self._said or {pipe: bytearray() for pipe in (self.stdout, self.stderr) if pipe}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skblab.clock import REAL, Clock
-from skblab.errors import MconsoleRefused, SkblabError, Timeout, UsageError
+from skblab.errors import MconsoleRefused, SkblabError, Timeout, UsageError, check_times
 from skblab.host.waiting import wait
 
 MAGIC = 0xCAFEBABE
@@ -103,6 +103,7 @@ class Mconsole:
 
         :raises UsageError: it is too long; or cannot be in virtual time
         """
+        check_times(timeout_s=timeout_s)
         self._check_possible(text)
         data = text.encode()
         if len(data) > LONGEST_BYTES:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, overload
 
 from skblab.clock import Clock
-from skblab.errors import GuestCommandFailed, GuestLost, SkblabError, UsageError
+from skblab.errors import GuestCommandFailed, GuestLost, SkblabError, UsageError, check_times
 from skblab.files import ROOM, cannot_write
 from skblab.guest.exec import Command, Kind, Program, start
 from skblab.guest.streams import AT_ONCE_BYTES
@@ -92,6 +92,7 @@ class Programs:
         :raises NoSuchProgram: the guest has no such program
         :raises GuestLost: the guest kernel is gone
         """
+        check_times(timeout_s=timeout_s)
         given = input.encode() if isinstance(input, str) else input
         pipe = subprocess.PIPE
         with self.popen(
@@ -116,6 +117,7 @@ class Programs:
         :raises subprocess.TimeoutExpired: it took longer than *timeout_s*, of the guest's time
         :raises GuestLost: the guest kernel is gone
         """
+        check_times(timeout_s=timeout_s)
         if not paths:
             raise UsageError("no file to read")
         failed = f"cannot read {' '.join(paths)} in the guest"

@@ -10,6 +10,7 @@ import struct
 import tempfile
 import termios
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -63,6 +64,7 @@ class Kept:
         self._terminal = terminal
         self._shown_bytes = 0
         self._refused: OSError | None = None
+        self._lost: OSError | None = None  # why something that a terminal has passed on is not kept
         self._stack = contextlib.ExitStack()
         self._thread: threading.Thread | None = None
 
@@ -99,14 +101,30 @@ class Kept:
     def text(self) -> str:
         """Return what has been written, after the writer's end; what others write later is not kept.
 
-        :raises CannotWrite: it could not be shown
+        :raises CannotWrite: it could not be shown, or kept whole
         """
         self._finish()
         if self._refused:
             raise cannot_write("what the command says", self._refused)
+        self._check_room()
         self._file.seek(0)
         text = self._file.read().decode(errors="backslashreplace")  # else other bytes may be the same text
         return CONTROL.sub("", text).replace("\r\n", "\n") if self._terminal else text
+
+    def _check_room(self) -> None:
+        """Refuse what may lack its end: where there is no room for more, a write of the command's may have failed.
+
+        :raises CannotWrite: there is not
+        """
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._lost:
+                raise self._lost
+            os.posix_fallocate(self._file.fileno(), end, os.fstat(self._file.fileno()).st_blksize)
+        except OSError as error:
+            raise cannot_write(Path(tempfile.gettempdir(), "(what the command says)"), error) from error
+        finally:
+            os.ftruncate(self._file.fileno(), end)
 
     def _finish(self) -> None:
         if self._thread:
@@ -138,9 +156,17 @@ class Kept:
             if error.errno != errno.EIO:  # of a terminal without a writer
                 raise
             return False
-        self._file.write(data)
+        self._keep(data)
         self._show(data)
         return True
+
+    def _keep(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left and not self._lost:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._lost = error
 
     def _show(self, data: bytes) -> None:
         self._shown_bytes += len(data)

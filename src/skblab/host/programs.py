@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from skblab.errors import UsageError
+from skblab.errors import UsageError, check_times
 from skblab.host import process
 from skblab.host.namespace import JoinedNamespaces, Namespaces
 
@@ -105,6 +105,7 @@ class HostPrograms:
         :raises subprocess.TimeoutExpired: it ran longer than *timeout_s*; it was killed
         :raises GuestLost: another thread has closed the lab meanwhile
         """
+        check_times(timeout_s=timeout_s)
         words = process.words_of(argv)
         client = self.popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:

@@ -13,6 +13,7 @@ from skblab.host import process, registry
 from skblab.image.image import KERNEL, MANIFEST, Image
 from skblab.image.recipe import DEFAULT_SERIES, recipe_for
 
+IMAGES = "images"  # in the cache
 REMOVED = ".removed-"
 ANOTHER_CACHE = "SKBLAB_CACHE=DIR, a directory of your own"
 
@@ -36,7 +37,15 @@ def images_dir() -> Path:
 
     :raises MissingPrerequisite: it cannot be made or read
     """
-    return files.directory(cache_dir() / "images", 0o755, what="the directory of images", hint=ANOTHER_CACHE)
+    return files.directory(cache_dir() / IMAGES, 0o755, what="the directory of images", hint=ANOTHER_CACHE)
+
+
+def is_of_store(path: Path) -> bool:
+    """Whether a path is that of an image in the store, which need not be there: its name says which one."""
+    try:
+        return path.parent == cache_dir() / IMAGES
+    except MissingPrerequisite:
+        return False
 
 
 def builds_dir() -> Path:

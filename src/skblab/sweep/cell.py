@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skblab.errors import GuestCommandFailed, GuestLost, Timeout, UsageError, check_lists
+from skblab.errors import GuestCommandFailed, GuestLost, Timeout, UsageError, check_lists, check_times
 from skblab.event import Hit
 from skblab.guest.nodes import HOST
-from skblab.image.store import image_of
+from skblab.image.store import image_of, is_of_store
 from skblab.lab import Lab
 from skblab.packet import Packet
 from skblab.rule import Rule
@@ -80,8 +80,7 @@ class Scenario:
             raise UsageError("no function at which packets meet faults", hint=f"for example {AT[0]}")
         if relative := [path for path in self.files if not path.startswith("/")]:
             raise UsageError(f"a file of the guest has its whole path: {relative[0]}", hint="/root/result")
-        if not self.limit_s > 0:
-            raise UsageError(f"no limit: {self.limit_s:g} s", hint="more than 0")
+        check_times(limit_s=self.limit_s, positive=True)
         if not self.directory and self.spec.root == HOST_ROOT:
             object.__setattr__(self, "directory", str(Path.cwd()))
 
@@ -89,7 +88,7 @@ class Scenario:
         """Return the line for a shell that runs the scenario once under some rules."""
         spec, words = self.spec, ["skblab", "run", "--time", "virtual"]
         if spec.image_path:
-            words += ["--image", spec.image_path.name if _is_in_store(spec.image_path) else str(spec.image_path)]
+            words += ["--image", spec.image_path.name if is_of_store(spec.image_path) else str(spec.image_path)]
         else:
             words += ["--series", spec.series, "--variant", spec.variant]
         words += ["--seed", str(spec.seed)] if spec.seed else []
@@ -112,12 +111,6 @@ class Scenario:
         ):
             words += [word for value in values for word in (option, value)]
         return shlex.join([*words, "--", *self.client])
-
-
-def _is_in_store(path: Path) -> bool:
-    from skblab.image.store import images_dir  # noqa: PLC0415 - it makes the directory
-
-    return path.parent == images_dir()
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,14 @@ def read_chunks(path: Path) -> Iterator[tuple[bytes, memoryview]]:
 
     :raises TraceError: there is no such file, or it is no trace
     """
+    yield from chunks_of(read_content(path))
+
+
+def read_content(path: Path) -> memoryview:
+    """Return the chunks of a trace file, one after another.
+
+    :raises TraceError: there is no such file, or it is no trace
+    """
     try:
         with path.open("rb") as file:
             start = file.read(len(MAGIC))
@@ -157,6 +165,11 @@ def read_chunks(path: Path) -> Iterator[tuple[bytes, memoryview]]:
     if start != MAGIC:
         found = "a trace of another version of skblab" if start[:6] == MAGIC[:6] else "it does not begin as one"
         raise TraceError(f"{path} is no trace of skblab", found=found, hint="skblab trace -o FILE writes one")
+    return content
+
+
+def chunks_of(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield the kind and payload of each chunk; the last payload may be cut off."""
     place = 0
     while place + CHUNK.size <= len(content):
         kind, size = CHUNK.unpack_from(content, place)

@@ -3,13 +3,14 @@
 import json
 import struct
 from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from skblab.agent import abi
 from skblab.errors import TraceError
 from skblab.trace import shape
-from skblab.trace.file import END, META, RULE, STEP, VERSION, read_chunks
+from skblab.trace.file import END, META, RULE, STEP, VERSION, chunks_of, read_content
 from skblab.trace.model import Kin, Step, Trace, TracedFunction
 from skblab.trace.shape import fits, fits_if_there
 from skblab.verdict import RETURN
@@ -197,15 +198,19 @@ def _step_of(steps: list[Step], packet: int, call: int) -> Step | None:
     return step if (step.packet, step.call) == (packet, call) else None
 
 
-def load(path: Path) -> Trace:
+def load(path: Path, progress: Callable[[float], None] = lambda _: None) -> Trace:
     """Read a trace file.
 
+    :param progress: called with the part that has been read, up to 1
     :raises TraceError: the file cannot be read, is no trace, or is damaged
     """
     loader = Loader()
-    for kind, payload in read_chunks(path):
+    content, done = read_content(path), 0
+    for kind, payload in chunks_of(content):
         if not loader.take(kind, payload):
             break
+        done += len(payload)
+        progress(done / len(content))
     if loader.trace is None:
         raise TraceError(f"{path} is empty", found="it was cut off before its first chunk ended")
     return loader.trace

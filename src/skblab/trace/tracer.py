@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +64,7 @@ class Tracer:
         self.fields = resolve_fields(image, spec.fields)
         self._check_fields(self.fields)
         text_start, text_end = image.functions.text
-        program, conditions = compile_whole(spec.filter, image)
+        program, conditions = compile_whole(spec.filter, image, agent.rules.machines)
         self._follow = abi.Follow(
             program,
             tuple(abi.Field(one.offsets, one.size_bytes) for one in self.fields),
@@ -96,7 +96,8 @@ class Tracer:
         try:
             commands = [one.command for one in self.probes]
             refused = {
-                probe.number for probe in self._agent.follow(self._follow, commands, self._writer.steps, self._witness)
+                probe.number
+                for probe in self._agent.follower.follow(self._follow, commands, self._writer.steps, self._witness)
             }
         except BaseException:
             self._forget()
@@ -136,7 +137,7 @@ class Tracer:
         if self._ended:
             return
         self._ended = True
-        self._agent.unfollow()
+        self._agent.follower.unfollow()
         self._writer.write(END, {**self.losses(), **fields})
         self._writer.end()
         if self._writer.failed:
@@ -158,9 +159,10 @@ class Tracer:
             if error is None:
                 raise
 
-    def trace(self) -> Trace:
+    def trace(self, progress: Callable[[float], None] = lambda _: None) -> Trace:
         """Return the trace. A file without a name is gone afterwards.
 
+        :param progress: called with the part that has been read, up to 1
         :raises CannotWrite: the file is not whole, and ``end()`` was not called before
         :raises TraceError: the file is gone
         """
@@ -168,7 +170,7 @@ class Tracer:
         if self._spec.to is None and not self._forget.alive:
             raise TraceError("a trace that is not kept can be had once", hint="to=FILE keeps it")
         try:
-            return load(self.path)
+            return load(self.path, progress)
         finally:
             self._forget()
 
