@@ -62,6 +62,14 @@ class Inside:
     function: str
     filter: str = ""
 
+    @classmethod
+    def parse(cls, text: str) -> "Inside | None":
+        """Read what may stand behind ``inside``; None of nothing.
+
+        :raises RuleError: with a caret under the fault
+        """
+        return _read_inside(Line(f" inside {text}")) if text.strip() else None
+
     def __str__(self) -> str:
         return f"inside {self.function}" + (f" if {self.filter}" if self.filter else "")
 

@@ -35,6 +35,9 @@ THREE = CellOutcome(
 )  # fmt: skip
 
 
+ONE = Scenario(spec=LabSpec(time="virtual"), client=("client",), directory="/")
+
+
 @pytest.fixture
 def scenario(tmp_path: Path) -> Scenario:
     return Scenario(spec=LabSpec(time="virtual"), client=("client",), directory=str(tmp_path))
@@ -45,7 +48,7 @@ def sweep(scenario: Scenario) -> Sweep:
     """Return a sweep that has begun with THREE."""
     one = Sweep(scenario, ("drop", "reorder", "corrupt"))
     one.baseline, one.targets = THREE, plan.targets(THREE)
-    one.cells = list(plan.singles(THREE, one.verdicts, ""))
+    one.cells = list(plan.singles(THREE, one.verdicts, scenario))
     return one
 
 
@@ -67,7 +70,7 @@ def test_where_servers_listen(scenario: Scenario) -> None:
 
 
 def test_each_packet_with_each_verdict() -> None:
-    rules = [str(fault.rule) for (fault,) in plan.singles(THREE, ("drop", "reorder", "corrupt", "delay 3s"), "")]
+    rules = [str(fault.rule) for (fault,) in plan.singles(THREE, ("drop", "reorder", "corrupt", "delay 3s"), ONE)]
     assert rules == [
         "ip_rcv = drop @1", "ip_rcv = hold 2 release reverse @1-2", "ip_rcv = corrupt @1", "ip_rcv = delay 3s @1",
         "ipv6_rcv = drop @1", "ipv6_rcv = corrupt @1", "ipv6_rcv = delay 3s @1",
@@ -78,7 +81,7 @@ def test_each_packet_with_each_verdict() -> None:
 
 def test_a_packet_without_the_field_has_no_such_fault() -> None:
     verdicts = ("reset", "edit udp.sport=7", "edit ipv6.hlim=1,tcp.window=0")
-    rules = [str(fault.rule) for (fault,) in plan.singles(THREE, verdicts, "")]
+    rules = [str(fault.rule) for (fault,) in plan.singles(THREE, verdicts, ONE)]
     assert rules == [
         "ip_rcv = reset @1", "ipv6_rcv = reset @1", "ipv6_rcv = edit ipv6.hlim=1,tcp.window=0 @1",
         "ip_rcv = edit udp.sport=7 @2",
@@ -110,13 +113,24 @@ def test_the_error_of_a_cell_names_its_scenario(scenario: Scenario) -> None:
         assert (failed.value.what, failed.value.found, failed.value.hint) == (what, "anywhere", "build one")
 
 
-def test_a_filter_stands_in_each_rule() -> None:
-    for (fault,) in plan.singles(THREE, plan.VERDICTS, "tcp or udp"):
-        assert str(fault.rule).endswith(" if tcp or udp")
+@pytest.mark.parametrize(
+    ("filtered", "inside", "end"),
+    [
+        ("tcp or udp", "", " if tcp or udp"),
+        ("", "ip_rcv if udp", " inside ip_rcv if udp"),
+        ("tcp", "ip_rcv", " if tcp inside ip_rcv"),
+    ],
+)
+def test_a_filter_and_a_call_stand_in_each_rule(filtered: str, inside: str, end: str) -> None:
+    faults = list(plan.singles(THREE, plan.VERDICTS, replace(ONE, filter=filtered, inside=inside)))
+    assert len(faults) == 12
+    assert all(str(fault.rule).endswith(end) for (fault,) in faults)
+    with pytest.raises(RuleError, match="a function is missing after inside"):
+        replace(ONE, inside="5")
 
 
 def test_pairs_are_of_two_packets_and_chosen_by_the_seed() -> None:
-    alone = list(plan.singles(THREE, ("drop", "duplicate"), ""))
+    alone = list(plan.singles(THREE, ("drop", "duplicate"), ONE))
     pairs = plan.pairs(alone, 5, seed=1)
     assert len(set(pairs)) == 5
     assert all(a.row < b.row for a, b in pairs)
@@ -126,7 +140,7 @@ def test_pairs_are_of_two_packets_and_chosen_by_the_seed() -> None:
 
 
 def test_the_rule_of_a_later_packet_stands_first() -> None:
-    first, _, last = plan.singles(THREE, ("drop",), "")
+    first, _, last = plan.singles(THREE, ("drop",), ONE)
     assert plan.rules((*first, *last)) == ("ip_rcv = drop @2", "ip_rcv = drop @1")
 
 

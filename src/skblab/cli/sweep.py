@@ -66,6 +66,8 @@ def add_sweep_options(parser: argparse.ArgumentParser, *, pairs: bool = True) ->
     parser.add_argument(
         "--filter", default="", metavar="FILTER", help="only these packets: pcap-filter(7), and conditions"
     )
+    parser.add_argument("--inside", default="", metavar="FUNCTION [if FILTER]",
+                        help="only inside calls of this function: tcp_v4_rcv if tcp port 80")  # fmt: skip
     if pairs:
         parser.add_argument(
             "--pairs", type=int, default=0, metavar="N", help="also so many cells with two faults at once"
@@ -112,6 +114,7 @@ def sweep_from(arguments: argparse.Namespace) -> "Sweep":
         limit_s=arguments.limit,
         at=words(arguments.at) or cell.AT,
         filter=arguments.filter,
+        inside=arguments.inside,
         judged=words(arguments.judge) or cell.PARTS,
     )
     return Sweep(scenario, words(arguments.verdicts) or plan.VERDICTS, arguments.pairs)

@@ -18,7 +18,7 @@ from skblab.guest.nodes import HOST
 from skblab.image.store import image_of, is_of_store
 from skblab.lab import Lab
 from skblab.packet import Packet
-from skblab.rule import Rule
+from skblab.rule import Inside, Rule
 from skblab.scenario import digest
 from skblab.session import Session, Watcher
 from skblab.snmp import counters
@@ -45,6 +45,7 @@ class Scenario:
     :param limit_s: of virtual time; a client that runs longer hangs
     :param at: functions at which packets are counted and meet faults
     :param filter: which packets: pcap-filter(7), and conditions
+    :param inside: only inside these calls of another function: ``tcp_v4_rcv if tcp port 80``
     :param judged: what has to be as without a fault: ``"status"``, ``"stdout"``, ``"stderr"``, ``"files"``
     :param name: for people
     :param rules: in force in each cell, behind the cell's own
@@ -61,6 +62,7 @@ class Scenario:
     limit_s: float = LIMIT_S
     at: tuple[str, ...] = AT
     filter: str = ""
+    inside: str = ""
     judged: tuple[str, ...] = PARTS
     name: str = ""
     rules: tuple[str, ...] = ()
@@ -81,6 +83,7 @@ class Scenario:
         if relative := [path for path in self.files if not path.startswith("/")]:
             raise UsageError(f"a file of the guest has its whole path: {relative[0]}", hint="/root/result")
         check_times(limit_s=self.limit_s, positive=True)
+        Inside.parse(self.inside)
         if not self.directory and self.spec.root == HOST_ROOT:
             object.__setattr__(self, "directory", str(Path.cwd()))
 
@@ -216,7 +219,8 @@ def run_cell(scenario: Scenario, rules: Sequence[str] = ()) -> CellOutcome:
 
 
 def _run_in(scenario: Scenario, faults: Sequence[Rule], of_cell: int, lab: Lab) -> CellOutcome:
-    seen = [Rule(function, "trace", filter=scenario.filter) for function in scenario.at]
+    inside = Inside.parse(scenario.inside)
+    seen = [Rule(function, "trace", filter=scenario.filter, inside=inside) for function in scenario.at]
     watcher = _Watcher()
     with lab.trace(returns=False) if scenario.traced else nullcontext() as tracer:
         began_ns, found, runs = lab.guest.clock.monotonic_ns, CellOutcome(), False

@@ -37,7 +37,7 @@ def explore(
         from hypothesis.errors import NoSuchExample  # noqa: PLC0415
     except ImportError:
         raise MissingPrerequisite("hypothesis is not installed", hint="pip install 'skblab[test]'") from None
-    single = [fault for (fault,) in plan.singles(sweep.baseline, sweep.verdicts, sweep.scenario.filter)]
+    single = [fault for (fault,) in plan.singles(sweep.baseline, sweep.verdicts, sweep.scenario)]
     done: dict[Faults, Done] = {}
 
     def outcome(chosen: Sequence[plan.Fault]) -> Done:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from skblab.edit import changing, corrupting
 from skblab.errors import PacketError, RuleError, check_lists
 from skblab.packet import Packet
-from skblab.rule import Occurrence, Rule
-from skblab.sweep.cell import CellOutcome, Seen
+from skblab.rule import Inside, Occurrence, Rule
+from skblab.sweep.cell import CellOutcome, Scenario, Seen
 from skblab.verdict import VERDICTS as KNOWN
 
 REORDER = "reorder"  # a packet behind the one that follows it at the same function
@@ -73,15 +73,18 @@ def check(verdicts: Sequence[str]) -> None:
             raise RuleError(f"a sweep is in virtual time, and gdb stops a kernel in real time: {verdict}", hint="trace")
 
 
-def fault_of(target: Target, verdict: str, filter: str) -> Fault | None:  # noqa: A002
+def fault_of(target: Target, verdict: str, scenario: Scenario) -> Fault | None:
     """Return the fault that a verdict is for a packet; None: it has no meaning for this one."""
     at = Occurrence(target.number, target.number)
     if verdict == REORDER:
         if target.is_last:
             return None
         both = Occurrence(target.number, target.number + 1)
-        return Fault(target.row, verdict, Rule(target.function, "hold", both, filter, hold_count=2, order="reverse"))
-    behind = f" if {filter}" if filter else ""
+        inside = Inside.parse(scenario.inside)
+        rule = Rule(target.function, "hold", both, scenario.filter, inside, hold_count=2, order="reverse")
+        return Fault(target.row, verdict, rule)
+    behind = f" if {scenario.filter}" if scenario.filter else ""
+    behind += f" inside {scenario.inside}" if scenario.inside else ""
     rule = Rule.parse(f"{target.function} = {verdict} {at}{behind}")
     return Fault(target.row, verdict, rule) if _has_what_changes(target.seen.packet, rule) else None
 
@@ -98,11 +101,11 @@ def _has_what_changes(packet: Packet, rule: Rule) -> bool:
     return True
 
 
-def singles(baseline: CellOutcome, verdicts: Sequence[str], filter: str) -> Iterator[Faults]:  # noqa: A002
+def singles(baseline: CellOutcome, verdicts: Sequence[str], scenario: Scenario) -> Iterator[Faults]:
     """Yield each packet with each verdict."""
     for target in targets(baseline):
         for verdict in verdicts:
-            if fault := fault_of(target, verdict, filter):
+            if fault := fault_of(target, verdict, scenario):
                 yield (fault,)
 
 

@@ -17,7 +17,8 @@ SCENARIO, EXPECT = "scenario", "expect"
 ANY = "any"  # a status that is not looked at
 FORM = "[[scenario]], and below it name = ... and client = ... (docs/how-to/matrix.md)"
 OF_SCENARIO: Table = {
-    "name": "", "rules": (), "directory": "", "limit_s": 1.0, "at": (), "filter": "", "judged": (), "files": (),
+    "name": "", "rules": (), "directory": "", "limit_s": 1.0, "at": (), "filter": "", "inside": "", "judged": (),
+    "files": (),
 }  # fmt: skip
 KEYS = (*OF_SCENARIO, "servers", "client", LAB, EXPECT)
 OF_EXPECTED = {field.name: field.default for field in dataclasses.fields(Expected)}

@@ -88,7 +88,7 @@ class Sweep:
             )
         self._check(first)
         self.baseline, self.targets = first, plan.targets(first)
-        alone = list(plan.singles(first, self.verdicts, self.scenario.filter))
+        alone = list(plan.singles(first, self.verdicts, self.scenario))
         if not alone:
             raise NothingToTest(
                 "no fault has a meaning for any packet, so nothing would be tested",
@@ -108,6 +108,7 @@ class Sweep:
         if not baseline.packets:
             where = ", ".join(self.scenario.at)
             filtered = f" that {self.scenario.filter!r} takes" if self.scenario.filter else ""
+            where += f" inside {self.scenario.inside}" if self.scenario.inside else ""
             raise SkblabError(
                 f"no packet{filtered} enters {where}", hint="--at FUNCTION; skblab trace shows where they go"
             )
