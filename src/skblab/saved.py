@@ -50,7 +50,7 @@ OF_NUMBERS = {"status": "outcome.status", "duration_s": "round(outcome.duration_
 OF_LISTS = {
     "counts": "[counted(one) for one in outcome.rules]",
     "unfired": "[str(one) for one in outcome.unfired]",
-    "unedited": "[*outcome.unedited]",
+    "unedited": "[without_bytes(one) for one in outcome.unedited]",
     "went": "[*outcome.went]",
     "undecided": "[*outcome.undecided]",
     "complaints": "[*complained(lab)]",
@@ -65,6 +65,11 @@ FORM = 'client = ["ping", "-c1", "guest"], rules = ["..."], [lab] (docs/how-to/r
 def but_for_times(text: str) -> str:
     """Return a text without its times, which differ each time in real time: ``time=0.3 ms`` becomes ``time=# ms``."""
     return TIMES.sub("#", text)
+
+
+def without_bytes(unedited: str) -> str:
+    """Return a rule whose edit failed, and why, without the packet's bytes: those of a ping differ each time."""
+    return unedited.partition("; ")[0]
 
 
 def counted(rule: RuleOutcome) -> str:
@@ -196,6 +201,7 @@ class SavedRun:
             *([] if is_virtual else ["but_for_times"]),
             *(["complained"] if "complaints" in self.outcome else []),
             *(["counted"] if "counts" in self.outcome else []),
+            *(["without_bytes"] if "unedited" in self.outcome else []),
         ]
         uses = [f"from skblab.saved import {', '.join(uses)}"] if uses else []
         yield from (*(["import hashlib", ""] if any("_sha256" in key for key in self.outcome) else []), "import pytest")
@@ -361,7 +367,7 @@ def _outcome_of(session: Session, end: str = "") -> dict[str, Any]:
             found["counts"] = tuple(map(counted, outcome.rules))
     some = {
         "unfired": tuple(map(str, outcome.unfired)) if outcome else (),
-        "unedited": outcome.unedited if outcome else (),
+        "unedited": tuple(map(without_bytes, outcome.unedited)) if outcome else (),
         "went": outcome.went if outcome else (),
         "undecided": outcome.undecided if outcome else session.undecided,
         "complaints": complained(session.lab),
