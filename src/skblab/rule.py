@@ -93,6 +93,9 @@ class Rule(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for one, kind in ((self.occurrence, Occurrence), (self.inside or Inside(""), Inside)):
+            if not isinstance(one, kind):
+                raise RuleError(f"no {kind.__name__}: {one!r}", hint="Occurrence(2, 2) is @2; or Rule.parse()")
         if self.verdict not in VERDICTS:
             raise RuleError(f"no such verdict: {self.verdict}", hint=f"one of: {', '.join(VERDICTS)}")
 

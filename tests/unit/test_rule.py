@@ -1,5 +1,7 @@
 """A rule, from text and back; and a caret under every fault."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -142,6 +144,12 @@ def test_a_value_in_quotes(typed: str, value: str, load: bytes) -> None:
 def test_a_number_that_the_agent_cannot_take(fields: dict[str, int]) -> None:
     with pytest.raises(RuleError):
         Rule("icmp_rcv", "trace", **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fields", [{"occurrence": "@2"}, {"occurrence": 2}, {"inside": "ip_rcv"}])
+def test_text_where_a_part_of_a_rule_is_wanted(fields: dict[str, Any]) -> None:
+    with pytest.raises(RuleError, match=r"^no (Occurrence|Inside): "):
+        Rule("icmp_rcv", "hold", **fields)
 
 
 def test_a_verdict_that_there_is_not() -> None:
