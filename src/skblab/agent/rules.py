@@ -17,6 +17,7 @@ from skblab.host.process import undisturbed
 from skblab.image.image import Image
 from skblab.image.index import Function
 from skblab.image.missing import find_function
+from skblab.image.split import name_at
 from skblab.packet import Packet
 from skblab.rule import Inside, Rule
 
@@ -222,8 +223,8 @@ class Rules:
         """Return the function that called, or the return address where the index has no function there."""
         for _, address in hit.stack[:1]:
             if address not in self._callers:
-                found = self.image.functions.at(address - 1)  # a call may be its function's last instruction
-                self._callers[address] = f"{found.name}()" if found else f"{address:#x}"
+                found = name_at(self.image, address - 1)  # a call may be its function's last instruction
+                self._callers[address] = f"{found}()" if found else f"{address:#x}"
             return self._callers[address]
         return ""
 

@@ -1,0 +1,38 @@
+"""The code that the compiler has split off a function: it is no function of the index, but an address may lie in it."""
+
+import bisect
+import functools
+from pathlib import Path
+
+from skblab.errors import SkblabError
+from skblab.image.debuginfo import PARTS, run_tool
+from skblab.image.image import Image
+
+Part = tuple[int, int, str]
+"""First and end address, and the name of the function that it was split off."""
+
+
+def name_at(image: Image, address: int) -> str:
+    """Return the name of the function whose code has an address, also where that was split off.
+
+    "" where there is none, or no nm to ask.
+    """
+    if found := image.functions.at(address):
+        return found.name
+    try:
+        parts = _parts(image.kernel)
+    except SkblabError:
+        return ""
+    place = bisect.bisect_right(parts, address, key=lambda part: part[0]) - 1
+    return parts[place][2] if place >= 0 and address < parts[place][1] else ""
+
+
+@functools.lru_cache(maxsize=8)
+def _parts(kernel: Path) -> list[Part]:
+    found = []
+    for line in run_tool(["nm", "--format=posix", "--defined-only", kernel]).splitlines():
+        name, kind, address, *size = line.split()
+        if kind in "tT" and size and PARTS.search(name):
+            first = int(address, 16)
+            found.append((first, first + int(size[0], 16), name.partition(".")[0]))
+    return sorted(found)
