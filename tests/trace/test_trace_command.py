@@ -186,7 +186,7 @@ def test_bad_input(words: list[str], error: str, hint: str) -> None:
 def test_probes() -> None:
     done = skblab("probes", "icmp_rcv", "ip_route_input_noref")
     assert "int icmp_rcv(struct sk_buff *skb)" in done.stdout
-    assert "every verdict" in done.stdout
+    assert "every verdict: net_protocol.handler" in done.stdout
     assert "accept, trace, return, stop" in done.stdout
     refused = skblab("run", "-r", "__netif_receive_skb_core.constprop.0 = stop", "--", "true")
     assert "takes no struct sk_buff *" in refused.stderr

@@ -96,6 +96,10 @@ def contract_of(function: Function, image: Image) -> Contract | None:
     """Return a function's contract; None where it is not known to take over its packet."""
     if known := CONTRACTS.get(function.name):
         return known
-    members = members_of(image).get(function.address, ())
-    contracts = {BY_MEMBER[member] for member in members}
+    contracts = {BY_MEMBER[member] for member in pointed_to(function, image)}
     return contracts.pop() if len(contracts) == 1 else None
+
+
+def pointed_to(function: Function, image: Image) -> tuple[str, ...]:
+    """Return the members of structures that point to a function: ``net_device_ops.ndo_start_xmit``."""
+    return members_of(image).get(function.address, ())

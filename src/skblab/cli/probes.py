@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from skblab.agent.contracts import pointed_to
 from skblab.agent.functions import packet_argument, sound_verdicts
 from skblab.agent.probes import choose
 from skblab.cli.options import add_image_options, chosen_image, complete, function_names
@@ -40,12 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     """List the functions."""
     image = chosen_image(arguments)
     for function in sorted(choose(image, arguments.patterns, arguments.calls), key=lambda one: (one.file, one.line)):
-        verdicts = sound_verdicts(function, image)
+        verdicts, members = sound_verdicts(function, image), pointed_to(function, image)
         if arguments.json:
             print(json.dumps({"name": function.name, "file": function.file, "line": function.line,
-                              "signature": function.signature, "verdicts": verdicts}))  # fmt: skip
+                              "signature": function.signature, "verdicts": verdicts, "members": members}))  # fmt: skip
         else:
-            print(f"{function.signature}\n    {function.file}:{function.line}  {_what(function, verdicts)}")
+            what = ": ".join(filter(None, (_what(function, verdicts), ", ".join(members))))
+            print(f"{function.signature}\n    {function.file}:{function.line}  {what}")
     return 0
 
 
