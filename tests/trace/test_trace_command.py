@@ -108,6 +108,19 @@ def test_a_flood_is_shown_as_far_as_wanted() -> None:
     ]
 
 
+def test_json_lines_of_one_packet(tmp_path: Path) -> None:
+    path = str(tmp_path / "run.skblab")
+    assert skblab("trace", "-q", "-o", path, "icmp", "--", "ping", "-n", "-c3", "-i0.1", "guest").returncode == 0
+    said = [json.loads(line) for line in skblab("show", "--json", path).stdout.splitlines()]
+    packet = said[-2]["packet"]
+    ours = [json.loads(line) for line in skblab("show", "--json", "--packet", str(packet), path).stdout.splitlines()]
+    packets = {one["packet"] for one in ours if one["type"] == "step"}
+    assert packet in packets
+    assert [ours[0], ours[-1]] == [said[0], said[-1]]
+    assert ours[1:-1] == [one for one in said[1:-1] if one["packet"] in packets]
+    assert len(ours) < len(said) / 2
+
+
 @pytest.mark.wall_clock
 def test_what_rules_do_is_told(tmp_path: Path) -> None:
     path = str(tmp_path / "run.skblab")

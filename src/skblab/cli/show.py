@@ -93,7 +93,9 @@ def show(trace: Trace, found: list[Journey], arguments: argparse.Namespace, prin
     if arguments.how == "json":
         from skblab.view.lines import objects  # noqa: PLC0415
 
-        for one in objects(trace):
+        wanted = {*arguments.packets}
+        chosen = [one for one in found if one.packets.keys() & wanted]
+        for one in objects(trace, chosen if wanted else None):
             print(json.dumps(one))
         return
     printer = printer or Printer(arguments)

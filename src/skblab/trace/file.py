@@ -4,8 +4,8 @@ A file is ``skblab\\0\\1`` and then chunks: four letters, the payload's size in 
 the payload, and zeros up to a multiple of 8 bytes. ``META`` is a JSON object, the first chunk: the kernel, the
 functions by their numbers, the clock. The payloads of ``STEP`` are records as the agent wrote them, one after another
 (kernel/agent/agent_abi.h: struct agent_step, agent_return, agent_kin). ``RULE`` is a JSON object: a rule's verdict on a
-packet. ``END `` is a JSON object, the last chunk: the counts of what was lost, and the command's exit status. A reader
-skips others.
+packet. ``END `` is a JSON object, the last chunk: the counts of what was lost, and the command's exit status. Behind
+each of them is ``SUM ``: zlib's CRC-32 of all bytes of that chunk, as 8 bytes. A reader skips others.
 """
 
 import errno
@@ -16,6 +16,7 @@ import stat
 import struct
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ MAGIC = b"skblab\0\1"
 VERSION = 2  # of the chunks' contents
 CHUNK = struct.Struct("<4sI")
 META, STEP, RULE, END = b"META", b"STEP", b"RULE", b"END "
+SUM = struct.Struct("<8sQ")  # a whole chunk
+OF_SUM = CHUNK.pack(b"SUM ", 8)
 ALIGNMENT = 8
 READ_BYTES = 1 << 20
 
@@ -70,7 +73,10 @@ class TraceWriter:
         os.close(self._fd)
 
     def _chunk(self, kind: bytes, payload: bytes | memoryview) -> None:
-        self._append(CHUNK.pack(kind, len(payload)), payload, bytes(-len(payload) % ALIGNMENT))
+        head = CHUNK.pack(kind, len(payload))
+        zeros = bytes(-len(payload) % ALIGNMENT)
+        sums = zlib.crc32(zeros, zlib.crc32(payload, zlib.crc32(head)))
+        self._append(head, payload, zeros, SUM.pack(OF_SUM, sums))
 
     def _append(self, *pieces: bytes | memoryview) -> None:
         with self._lock:
@@ -146,7 +152,7 @@ class Tail:
 def read_chunks(path: Path) -> Iterator[tuple[bytes, memoryview]]:
     """Yield the kind and payload of each chunk of a trace file; the last payload may be cut off.
 
-    :raises TraceError: there is no such file, or it is no trace
+    :raises TraceError: there is no such file, it is no trace, or it is damaged
     """
     yield from chunks_of(read_content(path))
 
@@ -169,10 +175,23 @@ def read_content(path: Path) -> memoryview:
 
 
 def chunks_of(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Yield the kind and payload of each chunk; the last payload may be cut off."""
-    place = 0
+    """Yield the kind and payload of each chunk; the last payload may be cut off.
+
+    Older files have no checksums. Where one chunk has, all have, but for the last one of a file that was cut off.
+
+    :raises TraceError: a chunk is not as its checksum says
+    """
+    place, has_sums = 0, False
     while place + CHUNK.size <= len(content):
         kind, size = CHUNK.unpack_from(content, place)
-        place += CHUNK.size
-        yield kind, content[place : place + size]
-        place += size + -size % ALIGNMENT
+        payload = content[place + CHUNK.size :][:size]
+        begin, place = place, place + CHUNK.size + size + -size % ALIGNMENT
+        if place + SUM.size <= len(content):
+            letters, number = SUM.unpack_from(content, place)
+            has_sums |= letters == OF_SUM
+            if has_sums:
+                if (letters, number) != (OF_SUM, zlib.crc32(content[begin:place])):
+                    found = f"the chunk at byte {len(MAGIC) + begin} is not as its checksum says"
+                    raise TraceError("the trace is damaged", found=found)
+                place += SUM.size
+        yield kind, payload

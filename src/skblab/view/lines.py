@@ -1,23 +1,33 @@
 """A trace as JSON lines: docs/reference/trace-files.md has the schema."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from skblab.agent.abi import Role
+from skblab.trace.journey import Journey
 from skblab.trace.model import Kin, Step, Trace
 from skblab.trace.words import fields_of, reason_in_words, value_in_words
 
 
-def objects(trace: Trace) -> Iterator[dict[str, Any]]:
-    """Return everything as JSON objects, one a line: docs/reference/trace-files.md has the schema."""
+def objects(trace: Trace, chosen: Sequence[Journey] | None = None) -> Iterator[dict[str, Any]]:
+    """Return everything as JSON objects, one a line: docs/reference/trace-files.md has the schema.
+
+    :param chosen: leave out what is of none of these journeys
+    """
     about: dict[str, Any] = {
         name: trace.about[name] for name in ("version", "release", "filter", "command") if name in trace.about
     }
     yield {"type": "trace", **about}
-    said: list[Step | Kin] = sorted([*trace.steps, *trace.kin], key=lambda one: one.at_ns)
+    steps, kin, verdicts = trace.steps, trace.kin, trace.verdicts
+    if chosen is not None:
+        steps = [call.step for journey in chosen for _, call in journey.walk()]
+        packets = {number for journey in chosen for number in journey.packets}
+        kin = [one for one in kin if one.packet in packets]
+        verdicts = [one for one in verdicts if one["packet"] in packets]
+    said: list[Step | Kin] = sorted([*steps, *kin], key=lambda one: one.at_ns)
     for one in said:
         yield _step(trace, one) if isinstance(one, Step) else _kin(one)
-    for verdict in trace.verdicts:
+    for verdict in verdicts:
         yield {"type": "verdict", **verdict}
     yield {"type": "end", "whole": trace.whole, **trace.end}
 
