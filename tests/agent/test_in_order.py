@@ -62,6 +62,7 @@ def upload(lab: Lab, address: str) -> str:
         return client.recv(100).decode()
 
 
+@pytest.mark.wall_clock  # a sender that waits for long sends again
 @pytest.mark.parametrize("function", ["tcp_v4_rcv", "ipv6_rcv"])
 def test_a_burst_does_not_overtake_an_edit(sink: Lab, function: str) -> None:
     before = counters(sink.guest)
