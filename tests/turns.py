@@ -16,16 +16,21 @@ from xdist.scheduler import LoadScopeScheduling
 
 # The files that take more than a quarter of a minute, by pytest --durations=0; one that is not here takes less.
 LONGEST = (
-    "test_documents", "image/test_build", "debugger/test_prompt", "guest/test_jumbo", "agent/test_soundness",
-    "places/test_places", "sweep/test_cluster", "guest/test_pytest_plugin", "sweep/test_command",
-    "debugger/test_frozen", "trace/test_journeys", "guest/test_modules", "test_examples", "test_contributing",
-    "guest/test_disk", "guest/test_links", "tui/test_terminals", "agent/test_run", "trace/test_protocols",
-    "experiments/test_ping", "trace/test_trace_command", "debugger/test_traps", "image/test_store",
-    "guest/test_diagnosis", "view/test_exports", "debugger/test_session", "virtual/test_same",
-    "guest/test_complaints_reported", "view/test_readers", "tui/test_saved", "agent/test_keeps", "virtual/test_clock",
-    "host/test_security", "tui/test_terminal", "trace/test_verdicts", "view/test_page", "lives/test_deaths",
-    "guest/test_complaints", "agent/test_malformed", "guest/test_consoles", "guest/test_link_orders",
-    "virtual/test_kept", "agent/test_torture", "agent/test_soak", "test_side_by_side",
+    "test_documents", "image/test_build", "guest/test_pytest_plugin", "sweep/test_cluster", "debugger/test_prompt",
+    "places/test_places", "sweep/test_stems", "guest/test_jumbo", "guest/test_disk", "agent/test_soundness",
+    "sweep/test_command", "trace/test_trace_command", "trace/test_journeys", "trace/test_protocols",
+    "virtual/test_branch", "image/test_store", "experiments/test_ping", "guest/test_modules", "agent/test_run",
+    "test_contributing", "debugger/test_frozen", "host/test_ordinary_user", "tui/test_terminals", "guest/test_links",
+    "test_examples", "agent/test_malformed", "debugger/test_traps", "view/test_page", "lives/test_shared_labs",
+    "guest/test_complaints_reported", "virtual/test_clock", "agent/test_conditions", "tui/test_keys",
+    "debugger/test_session", "tui/test_saved", "agent/test_keeps", "sweep/test_matrix", "guest/test_diagnosis",
+    "lives/test_deaths", "trace/test_verdicts", "guest/test_exec_command_line", "tui/test_terminal",
+    "view/test_readers", "virtual/test_kept", "agent/test_own_driver", "virtual/test_same", "view/test_exports",
+    "guest/test_consoles", "agent/test_torture", "unit/test_summary", "guest/test_complaints", "agent/test_backtrace",
+    "view/test_perfetto", "agent/test_filters", "guest/test_mconsole", "agent/test_verdicts", "unit/test_sweep",
+    "unit/test_edit", "virtual/test_saved", "experiments/test_walk", "image/test_debian_source",
+    "guest/test_link_orders", "agent/test_inside", "guest/test_panic", "agent/test_edits", "agent/test_soak",
+    "lives/test_interrupts", "tui/test_ping_on_the_screen", "sweep/test_cells", "agent/test_return",
 )  # fmt: skip
 SLOTS = 3
 

@@ -264,9 +264,9 @@ class Session:
         :raises CallbackFailed: the watcher raised
         :raises CannotWrite: what is shown could not be written
         """
+        check_times(timeout_s=timeout_s)
         if not self._is_open:
             raise UsageError("the rules of this session are not in force: it runs one command", hint=ONE_RUN)
-        check_times(timeout_s=timeout_s)
         clock = self.lab.guest.clock
         self.command, self.directory = tuple(map(os.fsdecode, command)), directory
         self.is_captured, self.is_terminal = capture, terminal
