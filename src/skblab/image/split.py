@@ -15,7 +15,7 @@ Part = tuple[int, int, str]
 def name_at(image: Image, address: int) -> str:
     """Return the name of the function whose code has an address, also where that was split off.
 
-    "" where there is none, or no nm to ask.
+    "" if there is no such function, or no nm to ask.
     """
     if found := image.functions.at(address):
         return found.name
