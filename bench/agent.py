@@ -106,6 +106,7 @@ def probe_cost(lab: Lab) -> Iterator[Number]:
     for what, verdict, target in (
         ("a call that a rule counts (accept)", "accept", 0),
         ("a call with a filter that does not match", f"trace if {NEVER}", 150),
+        ("a call with a condition that does not hold", "trace if skb->mark == 7", 0),
         (f"a traced call, {len(PING)} bytes of its packet copied", "trace", 40),
     ):
         yield summary(what, [one - bare for one in calls_ns(lab, verdict)], "ns", target)
