@@ -125,6 +125,19 @@ def test_calls_that_sleep(every_image: Image) -> None:
         assert lab.agent.channel.probes == 0
 
 
+def test_tasks_that_die_inside_a_call(lab: Lab) -> None:
+    """More than may be running at once; another task gets their memory."""
+    with lab.rule("ip_output = trace if icmp inside do_exit") as rule:
+        assert lab.guest.run(["sh", "-c", "for i in $(seq 99); do /bin/true; done"]).returncode == 0
+        for _ in range(3):
+            assert lab.run(PING).returncode == 0
+        assert (rule.counts.arrived, rule.counts.not_surrounded) == (0, 0)
+        assert rule.counts.surrounded > 99
+    with lab.rule("ip_output = trace inside icmp_rcv") as rule:
+        assert lab.run(PING).returncode == 0
+        assert rule.counts.arrived == 1
+
+
 def test_a_rule_inside_a_function_that_is_not_called_has_not_fired(lab: Lab) -> None:
     with Session(lab, ["ip_output = trace inside tcp_fragment"]) as session:
         outcome = session.run(PING, capture=True)
