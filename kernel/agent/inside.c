@@ -10,6 +10,10 @@
 
 #define CALLS 64 /* at once: calls that sleep, and calls in calls */
 #define MOST_RULES 8 /* of one function */
+#define WORDS 32ul
+
+/* Call the probed function again, with as many words of the stack behind its caller's address (trampoline.S). */
+unsigned long agent_call_as(const struct agent_regs *regs, unsigned long words);
 
 struct surrounded { /* a call that is running */
 	struct list_head list;
@@ -101,17 +105,22 @@ static struct surrounded *begin(const struct agent_regs *regs)
 	return call;
 }
 
+/* How many words of the caller's stack are passed, too: of its arguments beyond the sixth its type need not tell (printk()). */
+static unsigned long words_behind(const struct agent_regs *regs)
+{
+	const unsigned long stack = (unsigned long)(regs + 1);
+
+	return min((ALIGN(stack, THREAD_SIZE) - stack) / sizeof(long), WORDS);
+}
+
 /* Call the function that was entered, inside the rules that surround it. Returns as agent_hit(). */
 int agent_surround(struct agent_regs *regs)
 {
-	unsigned long arguments[AGENT_ARGUMENTS];
 	struct surrounded *call = begin(regs);
 
 	if (!call)
 		return 0;
-	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
-		arguments[i] = agent_argument(regs, i);
-	regs->rax = agent_call(regs->ip - AGENT_ENTRY_BYTES, arguments);
+	regs->rax = agent_call_as(regs, words_behind(regs));
 	end(call);
 	return 1;
 }
