@@ -152,7 +152,9 @@ def test_tasks_that_die_inside_a_call(lab: Lab) -> None:
         ("ip_append_data", ("bash", "-c", "exec 3>/dev/udp/127.0.0.1/9; echo x >&3; cat <&3")),  # ten
     ],
 )
-def test_arguments_on_the_stack(lab: Lab, function: str, command: tuple[str, ...]) -> None:
+def test_arguments_on_the_stack(lab: Lab, every_image: Image, function: str, command: tuple[str, ...]) -> None:
+    if not every_image.functions.lookup(function):
+        pytest.skip(f"this series has no {function}()")
     without = lab.guest.run(command)
     with lab.rule(f"__alloc_skb = trace inside {function}") as rule:
         inside = lab.guest.run(command)
