@@ -4,15 +4,20 @@
  * packet, the agent calls the function itself, and so knows when it returns; the function's caller gets its return value.
  */
 #include <linux/module.h>
+#include <linux/sched/task.h>
 
 #include "probe.h"
 
 #define CALLS 64 /* at once: calls that sleep, and calls in calls */
 #define MOST_RULES 8 /* of one function */
+#define WORDS 32ul
+
+/* Call the probed function again, with as many words of the stack behind its caller's address (trampoline.S). */
+unsigned long agent_call_as(const struct agent_regs *regs, unsigned long words);
 
 struct surrounded { /* a call that is running */
 	struct list_head list;
-	const struct task_struct *task;
+	struct task_struct *task; /* with a reference: no other task is mistaken for one that has died inside the call */
 	unsigned int context; /* a softirq that interrupts the call is not inside it */
 	u8 rules;
 	u16 rule[MOST_RULES];
@@ -24,6 +29,29 @@ static LIST_HEAD(running);
 static unsigned int context_now(void)
 {
 	return in_serving_softirq() | (!!in_hardirq() << 1);
+}
+
+static void end(struct surrounded *call)
+{
+	struct task_struct *task = call->task;
+	unsigned long flags;
+
+	local_irq_save(flags);
+	list_del(&call->list);
+	call->task = NULL;
+	local_irq_restore(flags);
+	put_task_struct(task);
+	module_put(THIS_MODULE);
+}
+
+/* A task that dies, by exit(2) or a signal, leaves calls without a return, such as do_exit(). Interrupts are off. */
+static void end_dead(void)
+{
+	struct surrounded *call, *next;
+
+	list_for_each_entry_safe(call, next, &running, list)
+		if (call->task != current && READ_ONCE(call->task->__state) == TASK_DEAD)
+			end(call);
 }
 
 static struct surrounded *spare_call(void)
@@ -63,10 +91,11 @@ static struct surrounded *begin(const struct agent_regs *regs)
 	unsigned long flags;
 
 	local_irq_save(flags);
+	end_dead();
 	call = spare_call();
 	find_rules(call, regs);
 	if (call->rules && try_module_get(THIS_MODULE)) { /* the call returns to the agent's code */
-		call->task = current;
+		call->task = get_task_struct(current);
 		call->context = context_now();
 		list_add(&call->list, &running);
 	} else {
@@ -76,28 +105,22 @@ static struct surrounded *begin(const struct agent_regs *regs)
 	return call;
 }
 
-static void end(struct surrounded *call)
+/* How many words of the caller's stack are passed, too: of its arguments beyond the sixth its type need not tell (printk()). */
+static unsigned long words_behind(const struct agent_regs *regs)
 {
-	unsigned long flags;
+	const unsigned long stack = (unsigned long)(regs + 1);
 
-	local_irq_save(flags);
-	list_del(&call->list);
-	call->task = NULL;
-	local_irq_restore(flags);
-	module_put(THIS_MODULE);
+	return min((ALIGN(stack, THREAD_SIZE) - stack) / sizeof(long), WORDS);
 }
 
 /* Call the function that was entered, inside the rules that surround it. Returns as agent_hit(). */
 int agent_surround(struct agent_regs *regs)
 {
-	unsigned long arguments[AGENT_ARGUMENTS];
 	struct surrounded *call = begin(regs);
 
 	if (!call)
 		return 0;
-	for (unsigned int i = 0; i < AGENT_ARGUMENTS; i++)
-		arguments[i] = agent_argument(regs, i);
-	regs->rax = agent_call(regs->ip - AGENT_ENTRY_BYTES, arguments);
+	regs->rax = agent_call_as(regs, words_behind(regs));
 	end(call);
 	return 1;
 }
@@ -126,6 +149,7 @@ void agent_inside_forget(u16 rule)
 {
 	struct surrounded *call;
 
+	end_dead();
 	list_for_each_entry(call, &running, list)
 		for (unsigned int i = 0; i < call->rules; i++)
 			if (call->rule[i] == rule)

@@ -97,15 +97,21 @@ static bool is_memory(const char *at, unsigned int bytes)
 	return virt_addr_valid(at) && virt_addr_valid(at + bytes - 1);
 }
 
+/* As sk_fullsock() (include/net/sock.h), which KASAN checks. A packet that is being freed may still point to its freed socket. */
+static __no_kasan_or_inline bool is_whole_socket(const struct sock *sk)
+{
+	return BIT(READ_ONCE(sk->sk_state)) & ~(TCPF_TIME_WAIT | TCPF_NEW_SYN_RECV);
+}
+
 /* Where a pointer in the sk_buff leads, if so many bytes there are of its type; else NULL. */
-static const char *followed_from(const struct sk_buff *skb, u16 offset, unsigned int bytes)
+static __no_kasan_or_inline const char *followed_from(const struct sk_buff *skb, u16 offset, unsigned int bytes)
 {
 	const struct sock *sk = skb->sk;
 
 	if (offset == offsetof(struct sk_buff, dev))
 		return (const char *)agent_device_of(skb);
 	if (offset == offsetof(struct sk_buff, sk) && is_memory((const char *)sk, sizeof(struct sock_common)) &&
-	    bytes > sizeof(struct sock_common) && !sk_fullsock(sk))
+	    bytes > sizeof(struct sock_common) && !is_whole_socket(sk))
 		return NULL; /* a request or time-wait socket: nothing more of a struct sock is there */
 	return *(const char *const *)((const char *)skb + offset);
 }

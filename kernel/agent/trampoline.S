@@ -102,4 +102,40 @@ agent_return:
 	.cfi_endproc
 	.size agent_return, . - agent_return
 
+/*
+ * unsigned long agent_call_as(regs, words): call a probed function behind its NOPs as its caller has called it. So many words
+ * of the stack behind the return address are copied: there the caller has put the arguments that no register holds.
+ */
+	.globl agent_call_as
+	.type agent_call_as, @function
+agent_call_as:
+	.cfi_startproc
+	pushq %rbp
+	.cfi_adjust_cfa_offset 8
+	.cfi_rel_offset %rbp, 0
+	movq %rsp, %rbp
+	.cfi_def_cfa_register %rbp
+	movq %rdi, %r10
+	movq %rsi, %rcx
+	negq %rsi
+	leaq (%rsp,%rsi,8), %rsp
+	andq $-16, %rsp
+	leaq 80(%r10), %rsi
+	movq %rsp, %rdi
+	rep movsq
+	movq (%r10), %rax /* of a variadic function: how many vector registers */
+	movq 8(%r10), %r9
+	movq 16(%r10), %r8
+	movq 24(%r10), %rcx
+	movq 32(%r10), %rdx
+	movq 40(%r10), %rsi
+	movq 48(%r10), %rdi
+	call *64(%r10)
+	leave
+	.cfi_def_cfa %rsp, 8
+	.cfi_same_value %rbp
+	ret
+	.cfi_endproc
+	.size agent_call_as, . - agent_call_as
+
 	.section .note.GNU-stack, "", @progbits

@@ -8,6 +8,7 @@ import pytest
 
 from skblab.errors import RuleError
 from skblab.image.image import Image
+from skblab.image.store import find_image
 from skblab.lab import Lab
 from skblab.spec import LabSpec
 
@@ -72,6 +73,19 @@ def test_a_null_pointer_fulfils_no_condition(lab: Lab) -> None:
     for comparison in ("== 2", "!= 2", ">= 0"):
         assert took(lab, "icmp_rcv", f"skb->sk->__sk_common.skc_family {comparison}") == 0
     assert took(lab, "icmp_rcv", "skb->sk == 0") == 2
+
+
+def test_a_packet_whose_socket_has_been_freed() -> None:
+    """KASAN finds no fault with the agent: a packet's last call may come after its socket's."""
+    kasan = LabSpec(
+        image=find_image("6.12", "kasan"), time="virtual", root="host", memory_mib=384,
+        commands=["cd /; python3 -m http.server 80"],
+    )  # fmt: skip
+    with kasan.start() as lab, lab.rule("skb_release_data = trace if skb->sk->sk_mark == 0") as rule:
+        for _ in range(3):
+            assert lab.run(["curl", "-4", "-s", "-o", "/dev/null", "http://guest/etc/hostname"]).returncode == 0
+        assert rule.fired
+        assert not lab.new_complaints
 
 
 def test_a_mark_and_a_signed_member(lab: Lab) -> None:

@@ -17,6 +17,12 @@ SYN = "tcp dst port 80 and tcp[tcpflags] & tcp-syn != 0"
 GET = ("curl", "-4", "-s", "-o", "/dev/null", "-w", "%{time_connect}", "http://guest/etc/hostname")
 RECEIVE = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 7)); s.recv(9)"
 UNLOAD = "import ctypes; raise SystemExit(ctypes.CDLL(None).syscall(176, b'skblab_agent', 0o4000))"  # delete_module(2)
+# SO_ATTACH_FILTER (26) wants the very length of what it gets: net/core/sock.c.
+ATTACH = """
+import ctypes, socket, struct
+program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+socket.socket().setsockopt(socket.SOL_SOCKET, 26, struct.pack("H6xQ", 1, ctypes.addressof(program)))
+"""
 PING = ("ping", "-q", "-c", "1", "-W", "1", "guest")
 
 
@@ -125,6 +131,37 @@ def test_calls_that_sleep(every_image: Image) -> None:
         assert lab.agent.channel.probes == 0
 
 
+def test_tasks_that_die_inside_a_call(lab: Lab) -> None:
+    """More than may be running at once; another task gets their memory."""
+    with lab.rule("ip_output = trace if icmp inside do_exit") as rule:
+        assert lab.guest.run(["sh", "-c", "for i in $(seq 99); do /bin/true; done"]).returncode == 0
+        for _ in range(3):
+            assert lab.run(PING).returncode == 0
+        assert (rule.counts.arrived, rule.counts.not_surrounded) == (0, 0)
+        assert rule.counts.surrounded > 99
+    with lab.rule("ip_output = trace inside icmp_rcv") as rule:
+        assert lab.run(PING).returncode == 0
+        assert rule.counts.arrived == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "command"),
+    [
+        ("seq_printf", ("cat", "/proc/net/dev")),  # any number of arguments
+        ("do_sock_setsockopt", ("python3", "-c", ATTACH)),  # six, one of which takes the place of two
+        ("ip_append_data", ("bash", "-c", "exec 3>/dev/udp/127.0.0.1/9; echo x >&3; cat <&3")),  # ten
+    ],
+)
+def test_arguments_on_the_stack(lab: Lab, every_image: Image, function: str, command: tuple[str, ...]) -> None:
+    if not every_image.functions.lookup(function):
+        pytest.skip(f"this series has no {function}()")
+    without = lab.guest.run(command)
+    with lab.rule(f"__alloc_skb = trace inside {function}") as rule:
+        inside = lab.guest.run(command)
+        assert rule.counts.surrounded > 0
+    assert (inside.stdout, inside.stderr, inside.returncode) == (without.stdout, without.stderr, without.returncode)
+
+
 def test_a_rule_inside_a_function_that_is_not_called_has_not_fired(lab: Lab) -> None:
     with Session(lab, ["ip_output = trace inside tcp_fragment"]) as session:
         outcome = session.run(PING, capture=True)
@@ -138,7 +175,7 @@ def test_a_rule_inside_a_function_that_is_not_called_has_not_fired(lab: Lab) -> 
     [
         ("do_idle if icmp", "do_idle() has no packet to look at"),
         ("um_timer", "nothing can be probed in um_timer()"),
-        ("ip_append_data", "a rule cannot be inside ip_append_data()"),
+        ("current_time", "a rule cannot be inside current_time()"),
     ],
 )
 def test_functions_that_no_rule_can_be_inside(lab: Lab, inside: str, what: str) -> None:

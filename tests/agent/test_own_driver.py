@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from skblab.errors import UnsupportedVerdict
+from skblab.image.members import members_of_module
 from skblab.image.module import build_own
 from skblab.image.store import find_image
 from skblab.lab import Lab
@@ -17,6 +18,21 @@ from skblab.spec import LabSpec
 
 OWN = Path(__file__).with_name("driver.c")
 ADDRESS = "echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6 && ip addr add 10.8.0.1/24 dev eth0"
+RECEIVER = """
+#include <linux/module.h>
+#include <linux/netdevice.h>
+static int receive(struct sk_buff *skb, struct net_device *dev, struct packet_type *type, struct net_device *orig)
+{ consume_skb(skb); return 0; }
+struct packet_type only = { .func = receive };
+static struct packet_type shared __used = { .func = receive };
+MODULE_LICENSE("GPL");
+"""
+LOOKER = """
+#include <linux/netdevice.h>
+static int look(struct sk_buff *skb) { return skb->len; }
+static struct { char before[offsetof(struct packet_type, func)]; int (*look)(struct sk_buff *skb);
+	char behind[sizeof(struct packet_type) - offsetofend(struct packet_type, func)]; } shared __used = { .look = look };
+"""
 UP = "ip link set eth0 up && ip neigh replace 10.8.0.2 lladdr 02:00:00:00:00:09 dev eth0"
 SEND = "import socket; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(('skb0', 0)); s.send(bytes.fromhex("
 FRAME = f"'ffffffffffff02000000000788b5{bytes(100).hex()}'))"
@@ -110,6 +126,14 @@ def test_where_copies_fill_a_drivers_queue_the_packet_waits_for_room(lab: Lab) -
         parameter(lab, "places", "1000")
         assert (rule.counts.arrived, rule.counts.passed) == (2, 1)
     assert parameter(lab, "sent") - before == 4
+
+
+def test_variables_of_one_name_and_size_but_of_two_structures(tmp_path: Path) -> None:
+    (tmp_path / "receiver.c").write_text(RECEIVER)
+    (tmp_path / "looker.c").write_text(LOOKER)
+    (tmp_path / "Kbuild").write_text("obj-m := two.o\ntwo-y := receiver.o looker.o\n")
+    (file,) = build_own(find_image("6.12").path, tmp_path)
+    assert list(members_of_module(file, {".text": 0x1000}).values()) == [("packet_type.func",)]
 
 
 def test_a_function_that_no_member_points_to_has_no_contract(lab: Lab) -> None:

@@ -192,25 +192,17 @@ def _check_probe(function: Function, *, any_function: bool = False) -> None:
 
 
 def check_surrounded(function: Function) -> None:
-    """Check that the agent can call a function with the arguments that it has been called with.
+    """Check that the agent can call a function in its caller's place.
 
     :raises UnsupportedVerdict: it cannot
     """
     _check_probe(function, any_function=True)
-    types = [one.type for one in function.parameters]
-    if len(types) > REGISTERS:
-        wrong = f"it takes {len(types)} arguments, and the agent passes {REGISTERS}"
-    elif any(map(_is_by_value, types)):
-        wrong = "it takes a structure by value"
-    elif _is_by_value(function.return_type):
-        wrong = "it returns a structure"
-    else:
-        return
-    raise UnsupportedVerdict(
-        f"a rule cannot be inside {function.name}()",
-        found=f"{wrong}\n{function.signature}",
-        hint="inside a function that it calls, or that calls it",
-    )
+    if _is_by_value(function.return_type):
+        raise UnsupportedVerdict(
+            f"a rule cannot be inside {function.name}()",
+            found=f"it returns a structure\n{function.signature}",
+            hint="inside a function that it calls, or that calls it",
+        )
 
 
 def _is_by_value(kind: str) -> bool:

@@ -25,11 +25,12 @@ def structures(wanted: dict[str, list[str]]) -> dict[str, tuple[int, Offsets]]:
     return found
 
 
-def structures_of(variable: str) -> set[str]:
-    """Return which structures the variables of a name are: static ones may share it."""
+def structure_of(variable: str, size: int) -> str:
+    """Return which structure the variables of a name and a size are; "" where static ones differ in that."""
     symbols = [*gdb.lookup_static_symbols(variable), gdb.lookup_global_symbol(variable)]
     kinds = [one.type.strip_typedefs().unqualified() for one in symbols if one is not None and one.type is not None]
-    return {kind.tag for kind in kinds if kind.code == gdb.TYPE_CODE_STRUCT and kind.tag}
+    found = {kind.tag if kind.code == gdb.TYPE_CODE_STRUCT else None for kind in kinds if kind.sizeof == size}
+    return (len(found) == 1 and found.pop()) or ""
 
 
 def main() -> None:
@@ -38,8 +39,9 @@ def main() -> None:
         request = json.load(file)
     known = structures(request["members"])
     sizes = {size for size, _ in known.values()}
-    names = sorted({name for name, size in request["variables"] if size in sizes})  # gdb takes a while for each
-    found = [(name, known[one][0], one, known[one][1]) for name in names for one in structures_of(name) & known.keys()]
+    variables = sorted({(name, size) for name, size in request["variables"] if size in sizes})  # each takes gdb a while
+    kinds = [(name, size, structure_of(name, size)) for name, size in variables]
+    found = [(name, size, one, known[one][1]) for name, size, one in kinds if known.get(one, (0,))[0] == size]
     with open(os.environ["SKBLAB_MEMBERS_ANSWER"], "w") as file:  # noqa: PTH123
         file.write(json.dumps(found))
 
