@@ -128,6 +128,7 @@ def test_another_condition_of_a_rule_in_force(lab: Lab) -> None:
         ("skb->marc == 7", "skb->marc: struct sk_buff has no member marc"),
         ('skb->mark == "7"', "skb->mark is a number"),
         ("skb->dev->name == 7", "skb->dev->name is text"),
+        ('skb->dev->name == "12345678901234567"', 'skb->dev->name is never "12345678901234567"'),
         ("skb->dev->nd_net == 7", "skb->dev->nd_net is no number"),
         ("skb->mark == -1", "skb->mark is never -1"),
         ("skb->cloned == 2", "skb->cloned is never 2"),

@@ -51,6 +51,8 @@ def _compiled(condition: Condition, field: Field) -> abi.Condition:
     if field.kind == "text":
         if not isinstance(value, str) or field.size_bytes > abi.FIELD_BYTES:
             raise RuleError(f"{condition.field} is text", found=f"{value!r}", hint=f'{condition.field} == "vec0"')
+        if len(value.encode()) > field.size_bytes:
+            raise RuleError(f'{condition.field} is never "{value}"', found=f"{field.size_bytes} bytes at most")
         return abi.Condition(place, operation, flags=ConditionFlag.TEXT, text=value.encode())
     if field.kind == "bytes" or field.size_bytes > MOST_BYTES:
         raise RuleError(f"{condition.field} is no number", found=f"{field.size_bytes} bytes", hint="a member of it")
