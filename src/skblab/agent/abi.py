@@ -180,7 +180,8 @@ class Field(NamedTuple):
         return FIELD_LAYOUT.pack(*padded, len(self.offsets), self.size_bytes)
 
 
-CONDITION_LAYOUT = struct.Struct(f"{FIELD_LAYOUT.format}Q4B4x32s")
+CONDITION_REST = struct.Struct("=Q4B4x32s")
+CONDITION_LAYOUT = struct.Struct(FIELD_LAYOUT.format + CONDITION_REST.format.removeprefix("="))
 CONDITIONS = 16  # of a filter, at most
 
 
@@ -217,9 +218,8 @@ class Condition(NamedTuple):
 
     def encode(self) -> bytes:
         """Return its bytes."""
-        rest = struct.pack(
-            "=Q4B4x32s", self.value % (1 << 64), self.operation, self.shift, self.bits, self.flags, self.text
-        )
+        value = self.value % (1 << 64)
+        rest = CONDITION_REST.pack(value, self.operation, self.shift, self.bits, self.flags, self.text)
         return self.field.encode() + rest
 
 

@@ -6,6 +6,7 @@ from skblab.agent import abi
 from skblab.agent.conditions import compile_whole
 from skblab.agent.contracts import Contract
 from skblab.agent.functions import (
+    PacketArgument,
     check_surrounded,
     check_value,
     contract_for,
@@ -50,7 +51,7 @@ def compile_rule(
     packet, needed = readable_packet(function), references(function)
     if verdict.word == RETURN:
         check_value(function, rule.value, owned)
-    _check_filter(rule.filter, function)
+    _check_filter(rule.filter, function, packet)
     numbers, occurrence = verdict.numbers(rule), rule.occurrence
     program, conditions = compile_whole(rule.filter, image, machines)
     text_start, text_end = image.functions.text if verdict.stack else NO_STACK if packet else CALLER_ALONE
@@ -94,8 +95,8 @@ def compile_surrounding(
     :raises RuleError: libpcap does not understand the filter, or this kernel has no such member
     """
     check_surrounded(function)
-    _check_filter(inside.filter, function)
     packet = readable_packet(function)
+    _check_filter(inside.filter, function, packet)
     program, conditions = compile_whole(inside.filter, image, machines)
     return abi.Arm(
         address=function.address,
@@ -107,8 +108,8 @@ def compile_surrounding(
     )
 
 
-def _check_filter(expression: str, function: Function) -> None:
-    if expression and not readable_packet(function):
+def _check_filter(expression: str, function: Function, packet: PacketArgument | None) -> None:
+    if expression and not packet:
         raise UnsupportedVerdict(
             f"{function.name}() has no packet to look at, and so none for a filter",
             found=why_no_packet(function) or function.signature,

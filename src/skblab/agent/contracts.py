@@ -94,8 +94,18 @@ BY_MEMBER: dict[str, Contract] = {
 
 def contract_of(function: Function, image: Image) -> Contract | None:
     """Return a function's contract; None where it is not known to take over its packet."""
-    if known := CONTRACTS.get(function.name):
+    return CONTRACTS.get(function.name) or _contract_by_member(function, image)
+
+
+def contract_named(name: str, image: Image) -> Contract | None:
+    """Return the contract of the function of a name, as contract_of(); most are known without the index."""
+    if known := CONTRACTS.get(name):
         return known
+    found = image.functions.lookup(name)
+    return _contract_by_member(found, image) if found else None
+
+
+def _contract_by_member(function: Function, image: Image) -> Contract | None:
     contracts = {BY_MEMBER[member] for member in pointed_to(function, image)}
     return contracts.pop() if len(contracts) == 1 else None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from skblab.agent import abi
 from skblab.agent.abi import Cause, Command, Hit
-from skblab.agent.contracts import CONTRACTS, Contract, contract_of
+from skblab.agent.contracts import CONTRACTS, Contract, contract_named
 from skblab.agent.link import Link, refusal
 from skblab.edit import Checksum, Edited, difference, edited
 from skblab.errors import GuestLost, PacketError, PacketGone, UsageError, check_times
@@ -75,9 +75,7 @@ class Holdings:
 
     def contract(self, function: str) -> Contract:
         """Return the contract of a function."""
-        image = self._image()
-        found = image.functions.lookup(function)
-        return (found and contract_of(found, image)) or Contract()
+        return contract_named(function, self._image()) or Contract()
 
     def of_rule(self, number: int) -> "list[HeldPacket]":
         """Return the packets that a rule holds, oldest first."""

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,7 @@ def build_index(kernel: Path, index: Path, described: Described) -> None:
 
     :raises BuildFailed: nm or gdb refused
     """
-    listed = run_tool(["nm", "--format=posix", "--defined-only", kernel])
-    symbols: list[Symbol] = []
-    for line in listed.splitlines():
-        name, kind, address, *size = line.split()
-        if kind in "tTwW" and size and not PARTS.search(name):
-            symbols.append((name, int(address, 16), int(size[0], 16)))
+    symbols = [symbol for symbol in code_symbols(kernel) if not PARTS.search(symbol[0])]
     known = described.recall(symbols)
     unknown = sorted((one for one in symbols if one not in known), key=lambda one: one[1])
     share = max(WORTH_A_GDB, len(unknown) // PROCESSORS + 1)
@@ -71,13 +67,34 @@ def describe_module(module: Path, sections: dict[str, int]) -> list[Function]:
     :raises BuildFailed: nm or gdb refused
     """
     symbols: list[Symbol] = []
-    for line in run_tool(["nm", "--format=sysv", "--defined-only", module]).splitlines():
-        name, value, _, kind, size, _, section = ([*(cell.strip() for cell in line.split("|")), *7 * [""]])[:7]
-        if kind == "FUNC" and section in sections and not PARTS.search(name):
-            symbols.append((name, sections[section] + int(value, 16), int(size, 16)))
+    for (name, address, size), section in symbols_in_sections(module, "FUNC"):
+        if section in sections and not PARTS.search(name):
+            symbols.append((name, sections[section] + address, size))
     places = " ".join(f"-s {name} {address:#x}" for name, address in sections.items())
     answered, _ = _describe(symbols, ["-ex", f"add-symbol-file {module} {places}"])
     return [function_of(*row) for row in _rows(answered)]
+
+
+def code_symbols(kernel: Path) -> Iterator[Symbol]:
+    """Yield the symbols of a kernel's code, as nm lists them.
+
+    :raises BuildFailed: nm refused
+    """
+    for line in run_tool(["nm", "--format=posix", "--defined-only", kernel]).splitlines():
+        name, kind, address, *size = line.split()
+        if kind in "tTwW" and size:
+            yield name, int(address, 16), int(size[0], 16)
+
+
+def symbols_in_sections(program: Path, kind: str) -> Iterator[tuple[Symbol, str]]:
+    """Yield the symbols of a kind, FUNC or OBJECT, each with its section.
+
+    :raises BuildFailed: nm refused
+    """
+    for line in run_tool(["nm", "--format=sysv", "--defined-only", program]).splitlines():
+        name, value, _, its_kind, size, _, section = ([*(cell.strip() for cell in line.split("|")), *7 * [""]])[:7]
+        if its_kind == kind and size:
+            yield (name, int(value, 16), int(size, 16)), section
 
 
 def _rows(descriptions: dict[Symbol, Description]) -> list[tuple[Any, ...]]:

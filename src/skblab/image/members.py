@@ -8,12 +8,12 @@ import functools
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from skblab.errors import CannotWrite, ImageDamaged
-from skblab.image.debuginfo import run_gdb, run_tool
+from skblab.image.debuginfo import run_gdb, symbols_in_sections
 from skblab.image.image import Image, digest_file
 from skblab.image.module import keep
 
@@ -94,7 +94,10 @@ def _of_kernel(directory: Path, kernel: Path) -> Members:
 
 def _of_program(program: Path, read: Read) -> Members:
     """Return the members that point somewhere in the variables of a kernel or a module."""
-    variables = list(_variables(program))
+    variables = [
+        Variable(name, section, address, size)
+        for (name, address, size), section in symbols_in_sections(program, "OBJECT")
+    ]
     found: defaultdict[int, set[str]] = defaultdict(set)
     for name, size_bytes, structure, offsets in _ask_gdb(program, variables):
         for one in variables:
@@ -106,13 +109,6 @@ def _of_program(program: Path, read: Read) -> Members:
             function = read(one.section, one.address + offsets[member], POINTER_BYTES)
             found[function].add(f"{structure}.{member}")
     return {function: tuple(sorted(members)) for function, members in found.items() if function}
-
-
-def _variables(program: Path) -> Iterator[Variable]:
-    for line in run_tool(["nm", "--format=sysv", "--defined-only", program]).splitlines():
-        name, value, _, kind, size, _, section = ([*(cell.strip() for cell in line.split("|")), *7 * [""]])[:7]
-        if kind == "OBJECT" and size:
-            yield Variable(name, section, int(value, 16), int(size, 16))
 
 
 def _ask_gdb(program: Path, variables: list[Variable]) -> list[tuple[str, int, str, dict[str, int]]]:

@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 
 from skblab.errors import SkblabError
-from skblab.image.debuginfo import PARTS, run_tool
+from skblab.image.debuginfo import PARTS, code_symbols
 from skblab.image.image import Image
 
 Part = tuple[int, int, str]
@@ -29,10 +29,5 @@ def name_at(image: Image, address: int) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _parts(kernel: Path) -> list[Part]:
-    found = []
-    for line in run_tool(["nm", "--format=posix", "--defined-only", kernel]).splitlines():
-        name, kind, address, *size = line.split()
-        if kind in "tT" and size and PARTS.search(name):
-            first = int(address, 16)
-            found.append((first, first + int(size[0], 16), name.partition(".")[0]))
-    return sorted(found)
+    symbols = (symbol for symbol in code_symbols(kernel) if PARTS.search(symbol[0]))
+    return sorted((first, first + size, name.partition(".")[0]) for name, first, size in symbols)
